@@ -1,0 +1,185 @@
+"""Affine nodes: linear layers, sums, and every operation that only moves or scales numbers.
+
+A shape operation is linear, so its backward rule is the transpose, which autograd knows.
+
+B: batch, K: bounded rows, F: features in, O: features out.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.graph import Frame, Node, Root, Tape, dot, pad_frames
+from popqorn_train.perturbation import Bounds
+
+
+class Linear(Node):
+    """``x @ weight.T + bias`` on the last axis.
+
+    Args:
+        x: node of shape ``(*, F)``.
+        weight: ``(O, F)``.
+        bias: ``(O,)`` or None.
+    """
+
+    def __init__(self, x: Node, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__([x], (*x.shape[:-1], weight.shape[0]), x.batch_axis)
+        self.weight, self.bias = weight, bias
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Centre and radius through the weight."""
+        (x,) = inputs
+        center = torch.nn.functional.linear((x.lower + x.upper) / 2, self.weight, self.bias)
+        radius = (x.upper - x.lower) / 2 @ self.weight.abs().T
+        return Bounds(center - radius, center + radius)
+
+    def range_from_ball(self) -> Bounds | None:
+        """Quick where this layer reads the perturbed input."""
+        (x,) = self.inputs
+        if not isinstance(x, Root):
+            return None
+        lower, upper = x.region.linear_bounds(self.weight)
+        return Bounds(lower, upper) if self.bias is None else Bounds(lower + self.bias, upper + self.bias)
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
+        """The chain rule."""
+        tape.add(self.inputs[0], slope @ self.weight)
+        return None if self.bias is None else (slope @ self.bias).reshape(*slope.shape[:2], -1).sum(-1)
+
+
+class Sum(Node):
+    """Sum of nodes of one shape and a constant.
+
+    Args:
+        terms: nodes, all of one shape.
+        constant: ``(B or 1, *shape)`` or None.
+    """
+
+    def __init__(self, terms: Sequence[Node], constant: Tensor | None = None) -> None:
+        super().__init__(terms, terms[0].shape, terms[0].batch_axis)
+        self.exact = len(terms) == 1
+        self.constant = constant
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Sum of the ends."""
+        lower, upper = (torch.stack(ends).sum(0) for ends in zip(*inputs, strict=True))
+        if self.constant is None:
+            return Bounds(lower, upper)
+        return Bounds(lower + self.constant, upper + self.constant)
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
+        """Every term gets the slope."""
+        for term in self.inputs:
+            tape.add(term, slope)
+        if self.constant is None:
+            return None
+        return dot(_full(slope, self.shape), self.constant.expand(-1, *self.shape))
+
+
+class Negative(Node):
+    """``-x``."""
+
+    exact = True
+    mirrors = True
+
+    def __init__(self, x: Node) -> None:
+        super().__init__([x], x.shape, x.batch_axis)
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Swap the ends."""
+        return Bounds(-inputs[0].upper, -inputs[0].lower)
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
+        """Swap the sign."""
+        tape.add(self.inputs[0], -slope)
+
+
+class Affine(Node):
+    """Any affine operation in which the coefficients of one output share a sign.
+
+    That covers moving, selecting, joining, adding, averaging and scaling, for which the ends of
+    the range are the images of the ends.
+
+    Args:
+        function: maps the values of ``inputs``, in the user's layout, to the result.
+        inputs: the nodes it reads.
+        shape: of the result, without the batch.
+        batch_axis: of the result.
+        exact: whether every output reads one coordinate only.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[Node],
+        shape: Sequence[int],
+        batch_axis: int,
+        *,
+        exact: bool,
+    ) -> None:
+        super().__init__(inputs, shape, batch_axis)
+        self.function, self.exact = function, exact
+
+    def _run(self, *values: Tensor) -> Tensor:
+        """The function on values with the batch first."""
+        pairs = zip(values, self.inputs, strict=True)
+        theirs = [value.movedim(0, node.batch_axis) for value, node in pairs]
+        return self.function(*theirs).movedim(self.batch_axis, 0)
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Images of the ends, in order."""
+        one = self._run(*[bounds.lower for bounds in inputs])
+        two = self._run(*[bounds.upper for bounds in inputs])
+        return Bounds(torch.minimum(one, two), torch.maximum(one, two))
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor:
+        """Transpose of the linear part; the constant part is the image of 0."""
+        batch = tape.batch
+        zeros = [slope.new_zeros(batch, *node.shape) for node in self.inputs]
+        constant, transpose = torch.func.vjp(self._run, *zeros)
+        slope = _full(slope, self.shape).expand(batch, -1, *self.shape)
+        parts = torch.vmap(transpose, in_dims=1, out_dims=1)(slope)
+        for node, part in zip(self.inputs, parts, strict=True):
+            tape.add(node, part)
+        return dot(slope, constant)
+
+
+def _full(slope: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A slope that covers every frame."""
+    return pad_frames(slope, shape[0]) if len(shape) > 1 else slope
+
+
+class Stack(Node):
+    """Frames put together to a sequence ``(T, F)``.
+
+    Args:
+        frames: nodes of one shape, first to last.
+        batch_axis: 0 or 1, where the user's code has the batch.
+    """
+
+    exact = True
+
+    def __init__(self, frames: Sequence[Node], batch_axis: int = 0) -> None:
+        super().__init__(frames, (len(frames), *frames[0].shape), batch_axis)
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Stack the ends."""
+        lower, upper = (torch.stack(ends, 1) for ends in zip(*inputs, strict=True))
+        return Bounds(lower, upper)
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
+        """Every frame gets its part."""
+        for t in range(slope.shape[2]):
+            tape.add(self.inputs[t], slope[:, :, t])
+
+
+def frame(node: Node, position: int) -> Node:
+    """One frame of a sequence, without building the sequence where its frames are known."""
+    return node.inputs[position] if isinstance(node, Stack) else Frame(node, position)
+
+
+def frames(node: Node) -> list[Node]:
+    """All frames of a sequence."""
+    return [frame(node, t) for t in range(node.shape[0])]

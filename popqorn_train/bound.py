@@ -1,0 +1,281 @@
+"""The traced model: what every bound, radius and loss works on.
+
+B: batch, T: frames, N: features of a frame, C: classes.
+"""
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train import operations  # noqa: F401  (fills the tables of lift.py)
+from popqorn_train.affine import Affine
+from popqorn_train.graph import Node, Root
+from popqorn_train.lift import Lifter
+from popqorn_train.moved import Plan, center_and_scale, plan
+from popqorn_train.perturbation import LpBall
+from popqorn_train.trace import UnsupportedModelError, record
+
+Inputs = Tensor | tuple[Any, ...]
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, full precision, no autocast and no inference mode; everything restored after."""
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    precision = torch.get_float32_matmul_precision()
+    try:
+        for module in modes:
+            module.training = False
+        torch.set_float32_matmul_precision("highest")
+        with torch.inference_mode(False), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class Case(NamedTuple):
+    """A batch of inputs, ready to be bounded or attacked.
+
+    Attributes:
+        lifter: holds the value of every step that does not move.
+        plan: which step moves.
+        center: ``(B, T, N)`` clean value of what moves, in its own units.
+        value: ``(B, T, N)`` what the network reads there.
+        scale: ``(B, T, N)`` from the one to the other, or None.
+    """
+
+    lifter: Lifter
+    plan: Plan
+    center: Tensor
+    value: Tensor
+    scale: Tensor | None
+
+    def pick(self, chosen: Tensor) -> "Case":
+        """Some samples of the batch."""
+        parts = (self.center, self.value, self.scale)
+        picked = [part if part is None else part[chosen] for part in parts]
+        return Case(self.lifter.pick(chosen, self.plan.batch_axis), self.plan, *picked)  # type: ignore[arg-type]
+
+    def graph(self, ball: LpBall) -> Node:
+        """The logits ``(B, C)`` as a node over the ball around the inputs."""
+        root = Root(ball.around(self.center, self.value, self.scale), self._axis)
+        output = self._run(root if self._shape == root.shape else self._reshaped(root))
+        if not isinstance(output, Node) or len(output.shape) != 1 or output.batch_axis != 0:
+            shape = tuple(getattr(output, "shape", ()))
+            raise UnsupportedModelError(
+                f"The model returns {('B', *shape)}, expected logits (B, C). Classify the whole "
+                "sequence: select a frame, or average over frames, before the output."
+            )
+        return output
+
+    def logits(self, moved: Tensor) -> Tensor:
+        """Logits ``(B, C)`` for another value ``(B, T, N)`` of what moves."""
+        change = moved - self.center
+        value = self.value + (change if self.scale is None else change * self.scale)
+        return self._run(value.reshape(len(value), *self._shape).movedim(0, self._axis))
+
+    @property
+    def _axis(self) -> int:
+        return self.plan.root.batch_axis or 0
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Shape of a sample of the root in the user's code."""
+        shape = self.plan.root.shape or ()
+        return tuple(size for axis, size in enumerate(shape) if axis != self._axis)
+
+    def _reshaped(self, root: Root) -> Node:
+        def to_users(x: Tensor) -> Tensor:
+            return x.movedim(root.batch_axis, 0).reshape(-1, *self._shape).movedim(0, self._axis)
+
+        return Affine(to_users, [root], self._shape, self._axis, exact=True)
+
+    def _run(self, root: Any) -> Any:
+        fork = self.lifter.fork()
+        fork.values[self.plan.root.name] = root
+        return fork.value(self.plan.output)
+
+
+_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Plan]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class BoundModel(nn.Module):
+    """A model that can be bounded: the differentiable bound layer.
+
+    Args:
+        model: a classifier whose forward returns logits ``(B, C)``.
+        perturb: what moves: the name of an argument of forward, of a sub-module or of a traced
+            step; None takes the first floating input, for tokens the output of the embedding.
+
+    Raises:
+        UnsupportedModelError: at the first call, for a model that cannot be bounded.
+    """
+
+    def __init__(self, model: nn.Module, perturb: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.perturb = perturb
+
+    def case(self, inputs: Inputs, dtype: torch.dtype | None = None) -> Case:
+        """Trace if need be, and work out everything that does not move.
+
+        Args:
+            inputs: what the model's forward takes: a tensor or a tuple.
+            dtype: precision of the bounds; None takes the weights', at least float32.
+
+        Raises:
+            ValueError: inputs that the model cannot read.
+            UnsupportedModelError: see the class.
+        """
+        named = self._named(inputs)
+        with undisturbed(self.model):
+            named = {name: _usable(value) for name, value in named.items()}
+            found = self._plan(named)
+            source = named[next(iter(_tensors(named)))]
+            batch = source.shape[min(found.batch_axis, source.ndim - 1)]
+            dtype = dtype or self._precision()
+            lifter = Lifter(found.trace, self.model, named, batch, dtype)
+            value = lifter.value(found.root.name)
+            center, scale = center_and_scale(found, lifter)
+            axis = found.root.batch_axis or 0
+            parts = [None if part is None else _frames(part, axis) for part in (value, scale)]
+            return Case(lifter, found, _frames(center, axis), parts[0], parts[1])  # type: ignore[arg-type]
+
+    def _precision(self) -> torch.dtype:
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        return torch.float64 if torch.float64 in kinds else torch.float32
+
+    def _named(self, inputs: Inputs) -> dict[str, Any]:
+        values = inputs if isinstance(inputs, tuple) else (inputs,)
+        names = list(inspect.signature(type(self.model).forward).parameters)[1:]
+        names += [f"argument_{index}" for index in range(len(names), len(values))]
+        named = dict(zip(names, values, strict=False))
+        tensors = _tensors(named)
+        if not tensors:
+            raise TypeError(
+                f"`inputs` must be a tensor or a tuple with one, got {type(inputs).__name__}."
+            )
+        for name, tensor in tensors.items():
+            if 0 in tensor.shape or tensor.ndim == 0:
+                raise ValueError(
+                    f"`inputs` must hold at least one sample and one frame, got {name} of shape "
+                    f"{tuple(tensor.shape)}."
+                )
+            self._check_dtype(name, tensor)
+        return named
+
+    def _check_dtype(self, name: str, tensor: Tensor) -> None:
+        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+        if tensor.is_floating_point() and own is not None and tensor.dtype != own:
+            raise TypeError(
+                f"`inputs` ({name}) must be {own} as the model's weights are, got {tensor.dtype}. "
+                f"Convert it with .to({own}), or the model."
+            )
+
+    def _plan(self, named: dict[str, Any]) -> Plan:
+        shapes = tuple(
+            (value.shape, value.dtype) if isinstance(value, Tensor) else value
+            for value in named.values()
+        )
+        known = _traces.setdefault(self.model, {})
+        structure = _structure(self.model)
+        for axis in (0, 1):
+            hit = known.get((self.perturb, axis, _without(shapes, axis)))
+            if hit is not None and hit[0] == structure:
+                return hit[1]
+        found = self._make_plan(named)
+        known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (structure, found)
+        return found
+
+    def _make_plan(self, named: dict[str, Any]) -> Plan:
+        """Trace with the batch on axis 0; if the logits then have no batch, on axis 1."""
+        failures: list[Exception] = []
+        for axis in (0, 1):
+            try:
+                with torch.random.fork_rng(), torch.no_grad():
+                    trace = record(self.model, named, axis)
+                if trace.output_step.batch_axis == 0:
+                    return plan(trace, self.model, axis, self.perturb)
+            except UnsupportedModelError as error:
+                failures.append(error)
+        self._check_forward(named)
+        if failures:
+            raise failures[0]
+        raise UnsupportedModelError(
+            f"{type(self.model).__name__} returns logits without a batch axis, expected (B, C). "
+            "Return one row of logits a sample."
+        )
+
+    def _check_forward(self, named: dict[str, Any]) -> None:
+        try:
+            with torch.random.fork_rng(), torch.no_grad():
+                self.model(*named.values())
+        except Exception as error:
+            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in _tensors(named).items())
+            raise ValueError(
+                f"`inputs` must be what {type(self.model).__name__}.forward takes, got {shapes}, "
+                f"which it refuses: {error}"
+            ) from error
+
+
+def _tensors(named: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def _usable(value: Any) -> Any:
+    """Autograd cannot save an inference tensor: take a normal copy."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _frames(x: Tensor, batch_axis: int) -> Tensor:
+    """``(B, T, N)`` from the user's layout; numbers are frames of one feature."""
+    x = x.movedim(batch_axis, 0)
+    return x[..., None] if x.ndim == 2 else x.flatten(2)
+
+
+def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+    """Shapes with the size of the batch left out."""
+
+    def cut(entry: Any) -> Any:
+        if not (isinstance(entry, tuple) and entry and isinstance(entry[0], torch.Size)):
+            return entry
+        at = min(axis, len(entry[0]) - 1)
+        return (*entry[0][:at], None, *entry[0][at + 1 :], entry[1])
+
+    return tuple(cut(entry) for entry in shapes)
+
+
+def _structure(model: nn.Module) -> tuple[Any, ...]:
+    """Changes when a layer is replaced or a setting is changed, not when weights are."""
+    plain = (int, float, str, bool, type(None))
+    return tuple(
+        (name, weakref.ref(module), *sorted(
+            (key, value) for key, value in vars(module).items()
+            if isinstance(value, plain) and not key.startswith("_") and key != "training"
+        ))
+        for name, module in model.named_modules()
+    )  # fmt: skip
+
+
+def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
+    """Prepare a model once, to reuse its trace or to say which tensor moves.
+
+    Everything that takes a model also takes the result.
+
+    Args:
+        model: a classifier that returns logits ``(B, C)``; itself returned if already bound.
+        perturb: see ``BoundModel``.
+    """
+    if isinstance(model, BoundModel):
+        return model if perturb is None else BoundModel(model.model, perturb)
+    return BoundModel(model, perturb)

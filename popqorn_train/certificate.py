@@ -1,0 +1,196 @@
+"""Bounds on logits, and certificates: proofs that no input of a ball changes the class.
+
+    margin_j = lower bound of f_y - f_j over the ball, bounded as one linear function
+    certified  if  min over j of margin_j > 0          (false for NaN)
+
+B: batch, C: classes.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.bound import BoundModel, Case, Inputs, bound, undisturbed
+from popqorn_train.graph import Node
+from popqorn_train.methods import Method, method_named
+from popqorn_train.perturbation import Bounds, LpBall
+
+Confirm = Literal["float64"] | None
+
+
+class Certificate(NamedTuple):
+    """What was proved.
+
+    Attributes:
+        margins: ``(B, C)`` lower bounds of the label's logit minus each other one; ``+inf`` at
+            the label itself.
+        margin: ``(B,)`` the least of them.
+        certified: ``(B,)`` whether ``margin > 0``; a wrong prediction or a NaN never is.
+        numerics: precision of what is certified: ``"float64"`` or that of the weights. Sound for
+            the network over the real numbers up to the rounding of that precision; tested
+            against, but not proved for, the deployed kernel.
+    """
+
+    margins: Tensor
+    margin: Tensor
+    certified: Tensor
+    numerics: str
+
+
+def check_target(target: Tensor, batch: int, classes: int) -> None:
+    """Refuse labels that do not fit.
+
+    Raises:
+        TypeError: not an integer tensor.
+        ValueError: wrong shape, or a label outside 0 .. classes - 1.
+    """
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
+        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"`target` must be a tensor of integer labels, got {kind}.")
+    if target.shape != (batch,):
+        shape = tuple(target.shape)
+        raise ValueError(f"`target` must hold one label a sample, ({batch},), got shape {shape}.")
+    if classes < 2:
+        raise ValueError(f"the model must return at least 2 logits, got {classes}.")
+    if int(target.min()) < 0 or int(target.max()) >= classes:
+        found = sorted({int(target.min()), int(target.max())})
+        raise ValueError(
+            f"`target` must lie in 0..{classes - 1} for {classes} logits, got labels up to {found}."
+        )
+
+
+def margin_rows(target: Tensor, classes: int, like: Tensor) -> Tensor:
+    """Rows that take every logit from the label's: ``(B, C, C)``."""
+    unit = torch.eye(classes, dtype=like.dtype, device=like.device)
+    return unit[target][:, None] - unit
+
+
+def margins_of(output: Node, target: Tensor, method: Method, like: Tensor) -> Tensor:
+    """Lower bounds of the margins ``(B, C)``, ``+inf`` at the label."""
+    classes = output.shape[0]
+    check_target(target, len(like), classes)
+    target = target.long().to(like.device)
+    margins = method.lower(output, margin_rows(target, classes, like))
+    own = nn.functional.one_hot(target, classes).bool()
+    return margins.masked_fill(own, math.inf)
+
+
+def least(margins: Tensor) -> Tensor:
+    """The margin ``(B,)`` that decides; NaN if any is NaN."""
+    return margins.amin(1)
+
+
+def proved(margin: Tensor) -> Tensor:
+    """Whether a margin proves the class; NaN and overflow never do."""
+    return (margin > 0) & margin.isfinite()
+
+
+def logit_bounds(
+    model: nn.Module, inputs: Inputs, ball: LpBall, *, method: str | Method = "popqorn"
+) -> Bounds:
+    """Bound every logit over the ball; differentiable in the weights.
+
+    Args:
+        model: a classifier, or ``bound(model)``.
+        inputs: what its forward takes.
+        ball: what may move.
+        method: a name, see methods.py, or an object.
+
+    Returns:
+        ``Bounds(lower, upper)``, ``(B, C)`` each, in the precision of the weights (at least
+        float32).
+
+    Raises:
+        ValueError, TypeError: see ``LpBall``, ``BoundModel.case`` and ``method_named``.
+        UnsupportedModelError: the model cannot be bounded.
+    """
+    method = method_named(method)
+    layer = bound(model)
+    case = layer.case(inputs)
+    with undisturbed(layer.model):
+        output = case.graph(ball)
+        unit = torch.eye(output.shape[0], dtype=case.value.dtype, device=case.value.device)
+        rows = torch.cat([unit, -unit])[None]
+        lower, negative = method.lower(output, rows).chunk(2, dim=1)
+    return Bounds(lower, -negative)
+
+
+def certified_margins(
+    model: nn.Module, inputs: Inputs, target: Tensor, ball: LpBall, method: str | Method
+) -> Tensor:
+    """Margins ``(B, C)`` with gradients to every weight: what losses are made of."""
+    method = method_named(method)
+    layer = bound(model)
+    case = layer.case(inputs)
+    with undisturbed(layer.model):
+        return margins_of(case.graph(ball), target, method, case.value)
+
+
+def certify(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    ball: LpBall,
+    *,
+    method: str | Method = "popqorn",
+    confirm: Confirm = "float64",
+) -> Certificate:
+    """Try to prove that no input of the ball changes the class.
+
+    Args:
+        model: a classifier, or ``bound(model)``.
+        inputs: what its forward takes.
+        target: ``(B,)`` integer labels.
+        ball: what may move.
+        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
+        confirm: ``"float64"`` bounds every sample that would be certified again in float64, and
+            reports that; None leaves the precision of the weights (at least float32).
+
+    Raises:
+        ValueError, TypeError: see ``LpBall``, ``BoundModel.case``, ``method_named``,
+            ``check_target``.
+        UnsupportedModelError: the model cannot be bounded.
+
+    Source:
+        Ko et al., "POPQORN", ICML 2019, section 3; Wong and Kolter, ICML 2018, for the folded
+        margin.
+    """
+    check_confirm(confirm)
+    method = method_named(method)
+    layer = bound(model)
+    with torch.no_grad(), undisturbed(layer.model):
+        case = layer.case(inputs)
+        margins = margins_of(case.graph(ball), target, method, case.value)
+        if confirm == "float64" and case.value.dtype != torch.float64:
+            margins = _confirmed(layer, inputs, target, ball, method, margins)
+    margin = least(margins)
+    return Certificate(margins, margin, proved(margin), str(margins.dtype).removeprefix("torch."))
+
+
+def check_confirm(confirm: str | None) -> None:
+    """Refuse an unknown way of confirming."""
+    if confirm not in ("float64", None):
+        raise ValueError(f"`confirm` must be 'float64' or None, got {confirm!r}.")
+
+
+def _confirmed(
+    layer: BoundModel,
+    inputs: Inputs,
+    target: Tensor,
+    ball: LpBall,
+    method: Method,
+    margins: Tensor,
+) -> Tensor:
+    """Replace the margins of samples that look certified by float64 ones."""
+    chosen = proved(least(margins)).nonzero()[:, 0]
+    margins = margins.double()
+    if len(chosen):
+        case = layer.case(inputs, torch.float64).pick(chosen)
+        output = case.graph(ball.pick(chosen, len(margins)))
+        margins[chosen] = margins_of(output, target.to(chosen.device)[chosen], method, case.value)
+    return margins
+
+
+__all__ = ["Case", "Certificate", "certify", "logit_bounds"]

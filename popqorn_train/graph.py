@@ -1,0 +1,329 @@
+"""The graph that is bounded: nodes, interval ranges forward, linear bounds backward.
+
+A lower bound on ``sum(slope * node)`` is carried from a node to the input:
+
+    intercept = 0
+    for node from last to first:    slope on node -> slopes on its inputs, intercept += constant
+    bound = intercept + minimum over the ball of (slope on the input . x)
+
+Only lower bounds exist: ``upper(f) = -lower(-f)``, in the same batch.
+Zhang et al., "CROWN", NeurIPS 2018, for the walk; Ko et al., "POPQORN", ICML 2019, for the
+recurrent case.
+
+B: batch, K: bounded rows. Values of a node are ``(B, *shape)``, slopes on it ``(B, K, *shape)`` or
+``(1, K, *shape)``; on a sequence ``(T, F)`` a slope may cover the first frames only, the rest
+being 0.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.perturbation import Bounds, Region
+
+_created = itertools.count()
+_ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
+
+
+class Node:
+    """A quantity that depends on the perturbed input.
+
+    Attributes:
+        inputs: the nodes it is computed from.
+        shape: of one sample, without the batch axis.
+        batch_axis: where the user's code has the batch; all values here have it first.
+        affine: whether it is an affine function of the perturbed input.
+        exact: whether ranges of coordinates carry over without loss (it only moves or scales
+            single coordinates).
+        mirrors: whether it is minus its input.
+    """
+
+    exact = False
+    mirrors = False
+
+    def __init__(self, inputs: Iterable["Node"], shape: Iterable[int], batch_axis: int = 0) -> None:
+        self.inputs = tuple(inputs)
+        self.shape = tuple(shape)
+        self.batch_axis = batch_axis
+        self.affine = all(node.affine for node in self.inputs)
+        self.index = next(_created)  # nodes are created in topological order
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Interval bound from the ranges of the inputs."""
+        raise NotImplementedError
+
+    def range_from_ball(self) -> Bounds | None:
+        """Range straight from the perturbation, if this node knows a quick way."""
+        return None
+
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor | None:
+        """Turn ``slope . self`` into slopes on the inputs, added to the tape.
+
+        Returns:
+            The constant it leaves, ``(B, K)``; None for 0.
+        """
+        raise NotImplementedError
+
+
+class Nonlinear(Node):
+    """A node that needs a relaxation, made from the ranges of its inputs."""
+
+    def __init__(self, inputs: Iterable[Node], shape: Iterable[int], batch_axis: int = 0) -> None:
+        super().__init__(inputs, shape, batch_axis)
+        self.affine = False
+
+    def relax(self, *inputs: Bounds) -> Any:
+        """Enclose the function between linear ones on these ranges."""
+        raise NotImplementedError
+
+
+class Root(Node):
+    """The perturbed tensor as the network first reads it, ``(T, N)`` a sample."""
+
+    exact = True
+
+    def __init__(self, region: Region, batch_axis: int = 0) -> None:
+        super().__init__((), region.value.shape[1:], batch_axis)
+        self.region = region
+
+    def range(self) -> Bounds:
+        """Range of every coordinate."""
+        return self.region.coordinate_bounds()
+
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor:
+        """Concretise: the least value over the perturbation."""
+        return self.region.minimum(slope)
+
+
+class Piece(Node):
+    """A part of another node; slopes on pieces are joined before the whole is visited."""
+
+    exact = True
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Take the piece out of a value ``(B, *shape)`` of the whole."""
+        raise NotImplementedError
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """The piece of the range."""
+        return Bounds(self.cut(inputs[0].lower), self.cut(inputs[0].upper))
+
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> None:
+        """Hand the slope to the whole."""
+        tape.add_piece(self, slope)
+
+
+class Frame(Piece):
+    """Frame ``t`` of a sequence ``(T, F)``."""
+
+    def __init__(self, node: Node, t: int) -> None:
+        super().__init__([node], node.shape[1:])
+        self.t = t
+
+    def cut(self, x: Tensor) -> Tensor:
+        """``(B, T, F)`` to ``(B, F)``."""
+        return x[:, self.t]
+
+
+class Span(Piece):
+    """Entries ``start`` to ``stop`` of the last axis."""
+
+    def __init__(self, node: Node, start: int, stop: int) -> None:
+        super().__init__([node], (*node.shape[:-1], stop - start), node.batch_axis)
+        self.start, self.stop = start, stop
+
+    def cut(self, x: Tensor) -> Tensor:
+        """``(B, F)`` to ``(B, stop - start)``."""
+        return x[..., self.start : self.stop]
+
+
+def split(node: Node, *sizes: int) -> list[Node]:
+    """Neighbouring spans of the last axis."""
+    stops = list(itertools.accumulate(sizes))
+    return [Span(node, stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+
+
+class Tape:
+    """Slopes on the nodes still to be visited.
+
+    Attributes:
+        batch: number of samples.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._slopes: dict[Node, Tensor] = {}
+        self._pieces: dict[Node, dict[Piece, Tensor]] = {}
+
+    def add(self, node: Node, slope: Tensor) -> None:
+        """Add to the slope on a node."""
+        known = self._slopes.get(node)
+        self._slopes[node] = slope if known is None else _sum_of_prefixes(known, slope)
+
+    def add_piece(self, piece: Piece, slope: Tensor) -> None:
+        """Add to the slope on a piece of a node."""
+        self._pieces.setdefault(piece.inputs[0], {})[piece] = slope
+
+    def drain(self) -> Iterator[tuple[Node, Tensor]]:
+        """Yield nodes from last to first, each with its whole slope."""
+        while self._slopes or self._pieces:
+            node = max([*self._slopes, *self._pieces], key=lambda node: node.index)
+            pieces = self._pieces.pop(node, {})
+            frames = {piece.t: slope for piece, slope in pieces.items() if isinstance(piece, Frame)}
+            spans = [(piece, slope) for piece, slope in pieces.items() if isinstance(piece, Span)]
+            if frames:
+                self.add(node, _join_frames(frames))
+            if spans:
+                self.add(node, _join_spans(spans, node.shape[-1]))
+            yield node, self._slopes.pop(node)
+
+
+def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
+    """Stack slopes on frames, zeros where there is none, up to the last one present."""
+    batch = max(len(slope) for slope in slopes.values())
+    some = next(iter(slopes.values()))
+    empty = some.new_zeros(()).expand_as(some)
+    parts = [slopes.get(t, empty) for t in range(max(slopes) + 1)]
+    return torch.stack([part.expand(batch, *part.shape[1:]) for part in parts], 2)
+
+
+def _join_spans(slopes: list[tuple[Span, Tensor]], size: int) -> Tensor:
+    """Put slopes on spans side by side, zeros in the gaps."""
+    batch = max(len(slope) for _, slope in slopes)
+    parts, at = [], 0
+    for span, slope in sorted(slopes, key=lambda pair: pair[0].start):
+        if span.start > at:
+            parts.append(slope.new_zeros(batch, *slope.shape[1:-1], span.start - at))
+        parts.append(slope.expand(batch, *slope.shape[1:]))
+        at = span.stop
+    if at < size:
+        parts.append(parts[-1].new_zeros(*parts[-1].shape[:-1], size - at))
+    return torch.cat(parts, -1)
+
+
+def _sum_of_prefixes(one: Tensor, two: Tensor) -> Tensor:
+    """Add slopes that may cover a different number of first frames."""
+    if one.shape[2:] != two.shape[2:]:
+        time = max(one.shape[2], two.shape[2])
+        one, two = pad_frames(one, time), pad_frames(two, time)
+    return one + two
+
+
+def pad_frames(slope: Tensor, time: int) -> Tensor:
+    """Extend a slope over the first frames by zeros on the others."""
+    if slope.shape[2] == time:
+        return slope
+    rest = slope.new_zeros(*slope.shape[:2], time - slope.shape[2], *slope.shape[3:])
+    return torch.cat([slope, rest], 2)
+
+
+def dot(slope: Tensor, value: Tensor) -> Tensor:
+    """Inner product of ``(B, K, ...)`` with ``(B, ...)``: ``(B, K)``."""
+    return (slope.flatten(2) @ value.flatten(1)[..., None]).squeeze(-1)
+
+
+class Enclosure(NamedTuple):
+    """Ranges of nodes, and the relaxation of every nonlinear one."""
+
+    ranges: dict[Node, Bounds]
+    relaxations: dict[Node, Any]
+
+
+def ancestors(node: Node) -> list[Node]:
+    """A node and everything it is computed from, first to last."""
+    found, todo = {node}, [node]
+    while todo:
+        for parent in todo.pop().inputs:
+            if parent not in found:
+                found.add(parent)
+                todo.append(parent)
+    return sorted(found, key=lambda node: node.index)
+
+
+def enclose(output: Node, *, backward: bool) -> Enclosure:
+    """Bound every quantity that a nonlinearity reads, first to last.
+
+    Args:
+        output: the node to be bounded in the end.
+        backward: refine the intervals by a backward bound each (POPQORN); else intervals alone.
+    """
+    # The range of an affine node comes from the ball itself: a box around an l2 ball, or around
+    # an earlier layer, would be looser.
+    nodes = ancestors(output)
+    wanted = {_whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs}
+    found = Enclosure({}, {})
+    for node in nodes:
+        parents = [found.ranges[parent] for parent in node.inputs]
+        if node.affine and not node.exact:
+            found.ranges[node] = node.range_from_ball() or backward_range(node, found)
+        else:
+            found.ranges[node] = node.range(*parents)
+        if isinstance(node, Nonlinear):
+            found.relaxations[node] = node.relax(*parents)
+        if backward and node in wanted and not node.affine:
+            tighter = backward_range(node, found)
+            found.ranges[node] = intersect(found.ranges[node], tighter)
+    return found
+
+
+def _whole(node: Node) -> Node:
+    """The node that a piece or a mirror image is taken from."""
+    while isinstance(node, Piece) or node.mirrors:
+        node = node.inputs[0]
+    return node
+
+
+def intersect(one: Bounds, two: Bounds) -> Bounds:
+    """Intersection of two ranges; where rounding makes them cross, the gap between them."""
+    lower, upper = torch.maximum(one.lower, two.lower), torch.minimum(one.upper, two.upper)
+    return Bounds(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
+def backward_range(node: Node, found: Enclosure) -> Bounds:
+    """Range of every coordinate of a node by backward bounds."""
+    like = next(iter(found.ranges.values())).lower
+    unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
+    lower = [
+        minimum(node, torch.cat([rows, -rows])[None].unflatten(-1, node.shape), found)
+        for rows in unit.split(_ROWS_AT_ONCE)
+    ]
+    pairs = [block.chunk(2, dim=1) for block in lower]
+    batch = (-1, *node.shape)
+    return Bounds(
+        torch.cat([low for low, _ in pairs], 1).reshape(batch),
+        -torch.cat([high for _, high in pairs], 1).reshape(batch),
+    )
+
+
+def minimum(node: Node, slope: Tensor, found: Enclosure, *, intervals: bool = False) -> Tensor:
+    """Lower bound on ``sum(slope * node)`` over the perturbation.
+
+    Args:
+        node: what is bounded.
+        slope: ``(B, K, *node.shape)`` or ``(1, K, *node.shape)``.
+        found: ranges and relaxations of everything before it.
+        intervals: stop at nonlinear nodes and use their ranges (the last step of IBP).
+
+    Returns:
+        ``(B, K)``.
+    """
+    batch = max(len(bounds.lower) for bounds in found.ranges.values())
+    tape, total = Tape(batch), slope.new_zeros(())
+    tape.add(node, slope)
+    for current, weight in tape.drain():
+        if intervals and isinstance(current, Nonlinear):
+            extra: Tensor | None = _box_minimum(weight, found.ranges[current])
+        else:
+            extra = current.backward(weight, tape, found.relaxations.get(current))
+        total = total if extra is None else total + extra
+    return total
+
+
+def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
+    time = slope.shape[2]
+    lower, upper = (part if part.ndim < 3 else part[:, :time] for part in box)
+    return dot(slope.clamp(min=0), lower) + dot(slope.clamp(max=0), upper)

@@ -1,0 +1,183 @@
+"""Run a recorded forward on nodes: from a trace to the graph that is bounded.
+
+Steps that do not depend on the perturbed tensor run as they are; every other step is looked up
+in a table by the name of its operation or the type of its module.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.graph import Node
+from popqorn_train.trace import Baked, Multiple, Ref, Step, Trace, UnsupportedModelError, walk
+
+Handler = Callable[..., Any]
+OPERATIONS: dict[str, Handler] = {}
+MODULES: dict[type[nn.Module], Handler] = {}
+
+
+def operation(*names: str) -> Callable[[Handler], Handler]:
+    """Register how an operation, called by any of these names, acts on nodes."""
+
+    def register(handler: Handler) -> Handler:
+        OPERATIONS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def module(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
+    """Register how a module acts on nodes."""
+
+    def register(handler: Handler) -> Handler:
+        MODULES.update(dict.fromkeys(kinds, handler))
+        return handler
+
+    return register
+
+
+def has_node(value: Any) -> bool:
+    """Whether nested arguments hold a node."""
+    found: list[Node] = []
+    walk(value, Node, found.append)
+    return bool(found)
+
+
+def operation_name(step: Step) -> str:
+    """``add`` for ``torch.add``, ``operator.add`` and ``Tensor.add``."""
+    return step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
+
+
+class Lifter:
+    """Executes a trace step by step, each when it is first needed.
+
+    Args:
+        trace: what to run.
+        model: where weights and modules are.
+        inputs: arguments by name.
+        batch: number of samples.
+        dtype: weights and floating inputs are cast to it; None leaves them.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        batch: int,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.model, self.batch, self.dtype = model, batch, dtype
+        self.steps = {step.name: step for step in trace.steps}
+        self.inputs = inputs
+        self.values: dict[str, Any] = {}
+
+    def value(self, name: str) -> Any:
+        """Result of a step: a tensor, a node, or a tuple of these."""
+        todo = [name]
+        while todo:
+            step = self.steps[todo[-1]]
+            missing = [ref for ref in step.refs() if ref not in self.values]
+            todo.extend(missing)
+            if not missing:
+                todo.pop()
+                if step.name not in self.values:
+                    self.values[step.name] = self.run(step)
+        return self.values[name]
+
+    def fork(self) -> "Lifter":
+        """A copy that shares what is known and can be told other values."""
+        fork = copy.copy(self)
+        fork.values = {**self.values}
+        return fork
+
+    def pick(self, chosen: Tensor, batch_axis: int) -> "Lifter":
+        """The same for some samples."""
+        pick = copy.copy(self)
+        pick.values, pick.batch = {}, len(chosen)
+        pick.inputs = {
+            name: value.index_select(min(batch_axis, value.ndim - 1), chosen)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in self.inputs.items()
+        }
+        return pick
+
+    def cast(self, value: Any) -> Any:
+        """Bring a floating tensor to the precision of the bounds."""
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if floating and self.dtype is not None else value
+
+    def weight(self, path: str, name: str) -> Tensor | None:
+        """A weight of a sub-module, with its gradient; None where there is none."""
+        return self.cast(getattr(self.model.get_submodule(path), name, None))
+
+    def _resolve(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return self.values[value.name]
+        return value.per_sample * self.batch + value.rest
+
+    def run(self, step: Step) -> Any:
+        """Execute one step, all of whose arguments are known."""
+        if step.kind == "input":
+            return self.cast(self.inputs[step.target])
+        if step.kind == "weight":
+            return self.cast(operator.attrgetter(step.target)(self.model))
+        if step.kind == "baked":
+            return self.cast(self._expanded(step.target))
+        args = walk(step.args, (Ref, Multiple), self._resolve)
+        kwargs = walk(step.kwargs, (Ref, Multiple), self._resolve)
+        if has_node((args, kwargs)):
+            return self._lift(step, args, kwargs)
+        if step.kind == "module":
+            return self._call_module(step.target, args, kwargs)
+        if step.kind == "method":
+            return getattr(args[0], step.target)(*args[1:], **kwargs)
+        if operation_name(step) == "dropout":
+            kwargs = {**kwargs, "training": self.model.training}
+        return step.target(*args, **kwargs)
+
+    def _expanded(self, baked: Baked) -> Tensor:
+        if baked.batch_axis is None:
+            return baked.value
+        shape = [-1] * baked.value.ndim
+        shape[baked.batch_axis] = self.batch
+        return baked.value.expand(shape)
+
+    def _call_module(self, path: str, args: Any, kwargs: Any) -> Any:
+        called = self.model.get_submodule(path)
+        if self.dtype is None:
+            return called.forward(*args, **kwargs)
+        tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
+        cast = {name: self.cast(tensor) for name, tensor in tensors.items()}
+        return torch.func.functional_call(called, cast, args, kwargs)
+
+    def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
+        if step.kind == "module":
+            called = self.model.get_submodule(step.target)
+            handler = next((MODULES[kind] for kind in type(called).__mro__ if kind in MODULES), None)
+            if handler is None:
+                raise unsupported(step, f"a {type(called).__name__} module")
+            return handler(self, step, called, *args, **kwargs)
+        name = operation_name(step)
+        if name not in OPERATIONS:
+            raise unsupported(step, f"the operation {name!r}")
+        try:
+            return OPERATIONS[name](self, step, *args, **kwargs)
+        except TypeError as error:
+            raise unsupported(step, f"{name!r} with these arguments ({error})") from error
+
+
+def unsupported(step: Step, what: str, way_out: str = "") -> UnsupportedModelError:
+    """The error for a step that cannot be bounded."""
+    where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
+    way_out = way_out or (
+        "Use recurrent layers, nn.Linear, ReLU, Tanh, Sigmoid, Dropout and shape operations on "
+        "what moves; compute the rest outside forward, or certify the part of the model after it "
+        "with bound(model, perturb=...)."
+    )
+    return UnsupportedModelError(f"{where} is {what}, which has no bound ({step.source}). {way_out}")

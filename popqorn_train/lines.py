@@ -1,0 +1,121 @@
+"""Straight lines that enclose an activation f on an interval.
+
+For every x in [lower, upper]:
+    lower_slope * x + lower_intercept <= f(x) <= upper_slope * x + upper_intercept
+
+tanh and sigmoid take the line of least area, relu the triangle of Zhang et al., "CROWN",
+NeurIPS 2018, with the lower line of least area. The area under a line over an interval is its
+value at the middle, so the best line supports the concave envelope there (planes.md 0 and 2).
+
+B: batch, H: units.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.extremum import (
+    argmax_sigmoid,
+    argmax_tanh,
+    largest,
+    line_intercept,
+    slack,
+)
+
+
+class Lines(NamedTuple):
+    """One line below and one above each unit; every field is ``(B, H)``."""
+
+    lower_slope: Tensor
+    lower_intercept: Tensor
+    upper_slope: Tensor
+    upper_intercept: Tensor
+
+
+def _tanh_over(d: Tensor) -> Tensor:
+    """``tanh(d) / d`` for d >= 0, smooth at 0."""
+    near = d < 1e-2
+    safe, square = torch.where(near, torch.ones_like(d), d), d * d
+    return torch.where(near, 1 - square / 3 + 2 * square * square / 15, safe.tanh() / safe)
+
+
+def tanh_secant(lower: Tensor, upper: Tensor) -> Tensor:
+    """Slope of the chord of tanh; without cancellation, so lower = upper gives the tangent."""
+    return _tanh_over(upper - lower) * (1 - lower.tanh() * upper.tanh())
+
+
+def sigmoid_secant(lower: Tensor, upper: Tensor) -> Tensor:
+    """Slope of the chord of sigmoid."""
+    return tanh_secant(lower / 2, upper / 2) / 4
+
+
+def tanh_slope(x: Tensor) -> Tensor:
+    """Derivative of tanh."""
+    return 1 - x.tanh().square()
+
+
+def sigmoid_slope(x: Tensor) -> Tensor:
+    """Derivative of sigmoid."""
+    return x.sigmoid() * (-x).sigmoid()
+
+
+class _Curve(NamedTuple):
+    """An S-shaped function with what the search for its best line needs."""
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    secant: Callable[[Tensor, Tensor], Tensor]
+    argmax: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+_TANH = _Curve(torch.tanh, tanh_slope, tanh_secant, argmax_tanh)
+_SIGMOID = _Curve(torch.sigmoid, sigmoid_slope, sigmoid_secant, argmax_sigmoid)
+
+
+def _upper(curve: _Curve, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-area line above an S-shaped curve: slope and intercept.
+
+    The concave envelope is the chord from the left end to its tangent point d, then the curve.
+    d maximises the slope of that chord; Dinkelbach's iteration finds it to machine precision.
+    """
+    with torch.no_grad():
+        one, slope, d = torch.ones_like(lower), curve.secant(lower, upper), upper
+        for _ in range(4):
+            d = curve.argmax(one, slope, lower, upper)
+            slope = torch.maximum(slope, curve.secant(lower, d))
+    middle = (lower + upper) / 2
+    chord = curve.secant(lower, torch.where(d >= upper, upper, d))
+    slope = torch.where((d > middle).detach(), chord, curve.slope(middle))
+    return slope, line_intercept(curve.value, curve.argmax, slope, lower, upper)
+
+
+def _both(curve: _Curve, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Lines above f on [lower, upper] and on [-upper, -lower], stacked."""
+    return _upper(curve, torch.stack([lower, -upper]), torch.stack([upper, -lower]))
+
+
+def tanh_lines(lower: Tensor, upper: Tensor) -> Lines:
+    """Enclose tanh, which is odd: the line below is the mirrored line above the mirror."""
+    slope, intercept = _both(_TANH, lower, upper)
+    return Lines(slope[1], -intercept[1], slope[0], intercept[0])
+
+
+def sigmoid_lines(lower: Tensor, upper: Tensor) -> Lines:
+    """Enclose sigmoid, where sigmoid(-x) = 1 - sigmoid(x)."""
+    slope, intercept = _both(_SIGMOID, lower, upper)
+    return Lines(slope[1], 1 - intercept[1] - slack(intercept[1]), slope[0], intercept[0])
+
+
+def relu_lines(lower: Tensor, upper: Tensor) -> Lines:
+    """Enclose relu: the chord above; below, the identity or 0, whichever leaves less area."""
+    width = upper - lower
+    flat = width <= 0
+    chord = (upper.relu() - lower.relu()) / torch.where(flat, torch.ones_like(width), width)
+    upper_slope = torch.where(flat, (upper > 0).to(upper), chord)
+    allowance = slack(largest(lower, upper))
+    ends = torch.stack([lower.relu() - upper_slope * lower, upper.relu() - upper_slope * upper])
+    lower_slope = (lower + upper > 0).to(lower)
+    # With slope 0 or 1 the line through the origin lies below relu everywhere.
+    return Lines(lower_slope, -allowance, upper_slope, ends.amax(0) + allowance)

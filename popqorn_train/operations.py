@@ -1,0 +1,231 @@
+"""How operations and modules act on nodes: the tables that lift.py looks things up in.
+
+Shape operations are told apart by whether every output reads a single coordinate ("exact").
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.activation import Activation, Constant
+from popqorn_train.affine import Affine, Linear, Negative, Stack, Sum, frame, frames
+from popqorn_train.graph import Node, Root
+from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.recurrent import State, Weights, unroll
+from popqorn_train.trace import Ref, Step, walk
+
+MOVES = (
+    "contiguous", "clone", "detach", "expand", "expand_as", "flatten", "movedim", "narrow",
+    "permute", "reshape", "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze",
+    "view", "getitem",
+)  # fmt: skip
+SCALES = ("add", "sub", "rsub", "mul", "div", "truediv", "neg")
+_SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
+
+
+def lifted(lifter: Lifter, step: Step, function: Callable[..., Tensor], args: Any, kwargs: Any, *, exact: bool) -> Node:
+    """An affine node that applies ``function`` with the nodes among its arguments replaced."""
+    if step.shape is None or step.batch_axis is None:
+        raise unsupported(
+            step,
+            "an operation that mixes samples or merges the batch with another axis",
+            "Keep the batch as an axis of its own.",
+        )
+    nodes: list[Node] = []
+    walk((args, kwargs), Node, nodes.append)
+
+    def run(*values: Tensor) -> Tensor:
+        queue = iter(values)
+        args_now, kwargs_now = walk((args, kwargs), Node, lambda _: next(queue))
+        return function(*args_now, **kwargs_now)
+
+    shape = (*step.shape[: step.batch_axis], *step.shape[step.batch_axis + 1 :])
+    return Affine(run, nodes, shape, step.batch_axis, exact=exact)
+
+
+def _function_of(step: Step) -> Callable[..., Tensor]:
+    if isinstance(step.target, str):
+        return lambda x, *args, **kwargs: getattr(x, str(step.target))(*args, **kwargs)
+    return step.target
+
+
+@operation(*MOVES)
+def _move(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Any:
+    """Move coordinates; picking a known frame of a sequence picks the node."""
+    picked = _pick(step, args)
+    if picked is not None:
+        return picked
+    return lifted(lifter, step, _function_of(step), args, kwargs, exact=True)
+
+
+def _pick(step: Step, args: Any) -> Any:
+    """An item of a tuple, or a frame of a node, if that is what ``x[index]`` asks for."""
+    whole, *index = args
+    if isinstance(whole, tuple | list):
+        return whole[index[0]]
+    if getattr(step.target, "__name__", "") != "getitem" or not isinstance(whole, Node):
+        return None
+    position = index[0] if isinstance(index[0], tuple) else (index[0],)
+    if has_node(position) or len(whole.shape) < 2:
+        return None
+    time_axis = 1 if whole.batch_axis == 0 else 0
+    rest = [part for axis, part in enumerate(position) if axis != time_axis]
+    if len(position) <= time_axis or any(part != slice(None) for part in rest):
+        return None
+    t = position[time_axis]
+    return frame(whole, t % whole.shape[0]) if isinstance(t, int) else None
+
+
+@operation("unbind")
+def _unbind(lifter: Lifter, step: Step, x: Node, dim: int = 0) -> Any:
+    if dim != (1 if x.batch_axis == 0 else 0) or len(x.shape) < 2:
+        raise unsupported(step, "an unbind of an axis that is not time")
+    return tuple(frames(x))
+
+
+@operation("sum", "mean")
+def _reduce(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
+    return lifted(lifter, step, _function_of(step), args, kwargs, exact=False)
+
+
+@operation("cat", "concat", "concatenate", "stack")
+def _join(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
+    return lifted(lifter, step, step.target, args, kwargs, exact=True)
+
+
+@operation("add")
+def _add(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
+    if isinstance(x, Node) and isinstance(y, Node):
+        if kwargs:
+            raise unsupported(step, f"an addition with {sorted(kwargs)}")
+        if (x.shape, x.batch_axis) == (y.shape, y.batch_axis):
+            return Sum([x, y])
+        return lifted(lifter, step, torch.add, (x, y), {}, exact=False)
+    return lifted(lifter, step, _function_of(step), (x, y), kwargs, exact=True)
+
+
+@operation("sub")
+def _subtract(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
+    if isinstance(x, Node) and isinstance(y, Node):
+        return _add(lifter, step, x, Negative(y), **kwargs)
+    return lifted(lifter, step, torch.sub, (x, y), kwargs, exact=True)
+
+
+@operation("mul", "div", "truediv", "rsub")
+def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
+    both = isinstance(x, Node) and isinstance(y, Node)
+    if both or ("div" in str(step.target) and isinstance(y, Node)):
+        raise unsupported(step, "a product or quotient of two things that move")
+    return lifted(lifter, step, _function_of(step), (x, y), kwargs, exact=True)
+
+
+@operation("neg")
+def _negate(lifter: Lifter, step: Step, x: Node) -> Node:
+    return Negative(x)
+
+
+@operation("dropout", "float", "double", "to", "type_as")
+def _same(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+    """Nothing in eval mode, and nothing to real numbers."""
+    return x
+
+
+def _activate(name: str, lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+    return Activation(name, x)
+
+
+for _name, _kind in {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}.items():
+    operation(_name)(partial(_activate, _name))
+
+
+@module(nn.Tanh, nn.Sigmoid, nn.ReLU)
+def _activation_module(lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
+    return Activation(type(layer).__name__.lower(), x)
+
+
+@module(nn.Dropout, nn.Identity)
+def _identity_module(lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
+    return x
+
+
+@module(nn.Flatten)
+def _flatten_module(lifter: Lifter, step: Step, layer: nn.Flatten, x: Node) -> Node:
+    ends = (x, layer.start_dim, layer.end_dim)
+    return lifted(lifter, step, torch.flatten, ends, {}, exact=True)
+
+
+@operation("linear")
+def _linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) -> Node:
+    if has_node((weight, bias)):
+        raise unsupported(step, "a linear map whose weight moves")
+    if x.batch_axis > len(x.shape) - 1:
+        raise unsupported(step, "a linear layer across samples", "Keep the features last.")
+    return Linear(x, weight, bias)
+
+
+@module(nn.Linear)
+def _linear_module(lifter: Lifter, step: Step, layer: nn.Linear, x: Node) -> Node:
+    weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
+    return _linear(lifter, step, x, weight, bias)
+
+
+@module(nn.RNN, nn.LSTM, nn.GRU)
+def _recurrent_module(
+    lifter: Lifter, step: Step, layer: nn.RNNBase, x: Node, state: Any = None
+) -> tuple[Node, Any]:
+    """Unroll every layer; the outputs are those of torch: ``out, h_n`` or ``out, (h_n, c_n)``."""
+    _check_recurrent(step, layer, x)
+    kind = layer.nonlinearity if isinstance(layer, nn.RNN) else layer.mode.lower()
+    lstm = kind == "lstm"
+    h0, c0 = state if lstm and state is not None else (state, None)
+    below, last_h, last_c = frames(x) if not isinstance(x, Root) else [x], [], []
+    for index in range(layer.num_layers):
+        w_ih, w_hh, b_ih, b_hh = (
+            lifter.weight(step.target, f"{name}_l{index}")
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        assert w_ih is not None and w_hh is not None
+        projected: Sequence[Node] = [Linear(node, w_ih, b_ih) for node in below]
+        if len(below[0].shape) > 1:  # the perturbed sequence, projected in one go
+            projected = frames(projected[0])
+        start = State(_initial(lifter, step, h0, index), _initial(lifter, step, c0, index))
+        if kind == "gru" and start.h is None:
+            start = State(Constant(w_hh.new_zeros(lifter.batch, layer.hidden_size)))
+        below, c = unroll(kind, projected, start, Weights(w_hh, b_hh))
+        last_h.append(below[-1])
+        last_c.append(c)
+    out, h_n = Stack(below, x.batch_axis), Stack(last_h, 1)
+    return (out, (h_n, Stack(last_c, 1))) if lstm else (out, h_n)  # type: ignore[arg-type]
+
+
+def _check_recurrent(step: Step, layer: nn.RNNBase, x: Node) -> None:
+    if layer.proj_size:
+        raise unsupported(step, "an LSTM with proj_size", "Use proj_size=0 and a Linear after it.")
+    if layer.bidirectional:
+        raise unsupported(step, "a bidirectional layer", "Use one direction.")
+    if len(x.shape) != 2:
+        raise unsupported(step, "a recurrent layer on a single sequence", "Feed it (B, T, N).")
+    if x.batch_axis != (0 if layer.batch_first else 1):
+        raise unsupported(
+            step,
+            f"a recurrent layer with batch_first={layer.batch_first} that reads the batch, axis "
+            f"{x.batch_axis}, as time",
+            _SEQUENCE,
+        )
+
+
+def _initial(lifter: Lifter, step: Step, state: Any, layer: int) -> Node | None:
+    """Initial state of one layer; zeros are left out."""
+    if state is None:
+        return None
+    if isinstance(state, Node):
+        return frame(state, layer)
+    value: Tensor = state[layer].expand(lifter.batch, -1)
+    zero = not value.requires_grad and not bool(value.any())
+    return None if zero else Constant(value)
+
+
+__all__ = ["MOVES", "SCALES", "Ref"]

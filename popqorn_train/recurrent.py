@@ -1,0 +1,107 @@
+"""Recurrent layers, unrolled through time into nodes.
+
+One step of each cell, as in ``torch.nn`` (pre-activations z = W_ih x[t] + b_ih + W_hh h + b_hh):
+
+    RNN   h' = f(z)                                                  f = tanh or relu
+    LSTM  i, f, g, o = z;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
+    GRU   r, z, n = z;     q = W_hn h + b_hn;  n = W_in x[t] + b_in + sigmoid(r) q;
+          h' = (1 - sigmoid(z)) tanh(n) + sigmoid(z) h
+
+Ko et al., "POPQORN", ICML 2019, appendices A.1, A.3 and A.7 bound the same products.
+T: frames, F: features, H: hidden units.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, cast
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+from popqorn_train.activation import Activation, Blend, Constant, SigmoidIdentity, SigmoidTanh
+from popqorn_train.affine import Linear, Sum
+from popqorn_train.graph import Node, split
+
+
+class Weights(NamedTuple):
+    """Recurrent half of a layer: ``w_hh (G H, H)`` for G gates, ``b_hh (G H,)`` or None."""
+
+    w_hh: Tensor
+    b_hh: Tensor | None
+
+
+class State(NamedTuple):
+    """Hidden and cell state; None stands for zeros."""
+
+    h: Node | None
+    c: Node | None = None
+
+
+def _linear(h: Node, weight: Tensor, bias: Tensor | None) -> Node:
+    """``W h + b``, worked out at once where h does not move."""
+    if isinstance(h, Constant):
+        return Constant(linear(h.value, weight, bias))
+    return Linear(h, weight, bias)
+
+
+def _add(x: Node, h: Node | None, weight: Tensor, bias: Tensor | None) -> Node:
+    """``x + W h + b``, where x is the projected input."""
+    if h is None:
+        return Sum([x], None if bias is None else bias[None])
+    projected = _linear(h, weight, bias)
+    if isinstance(projected, Constant):
+        return Sum([x], projected.value)
+    return Sum([x, projected])
+
+
+def rnn_step(kind: str, x: Node, state: State, weights: Weights) -> State:
+    """One step of a vanilla RNN; ``kind`` is ``"tanh"`` or ``"relu"``."""
+    return State(Activation(kind, _add(x, state.h, *weights)))
+
+
+def lstm_step(x: Node, state: State, weights: Weights) -> State:
+    """One step of an LSTM."""
+    hidden = weights.w_hh.shape[1]
+    i, f, g, o = split(_add(x, state.h, *weights), hidden, hidden, hidden, hidden)
+    c: Node = SigmoidTanh(i, g)
+    if state.c is not None:
+        c = Sum([SigmoidIdentity(f, state.c), c])
+    return State(SigmoidTanh(o, c), c)
+
+
+def gru_step(x: Node, state: State, weights: Weights) -> State:
+    """One step of a GRU; ``state.h`` is given, zeros as a ``Constant``."""
+    h = state.h
+    if h is None:
+        raise TypeError("gru_step needs a state; pass Constant(zeros).")
+    hidden = weights.w_hh.shape[1]
+    w_rz, w_n = weights.w_hh.split([2 * hidden, hidden])
+    b_rz, b_n = (None, None) if weights.b_hh is None else weights.b_hh.split([2 * hidden, hidden])
+    x_rz, x_n = split(x, 2 * hidden, hidden)
+    r, z = split(_add(x_rz, h, w_rz, b_rz), hidden, hidden)
+    q = _linear(h, w_n, b_n)
+    n = Sum([x_n, SigmoidIdentity(r, q)])
+    return State(Blend(z, n, h))
+
+
+def unroll(
+    kind: str, inputs: Sequence[Node], state: State, weights: Weights
+) -> tuple[list[Node], Node | None]:
+    """Walk a layer through its projected inputs.
+
+    Args:
+        kind: ``"tanh"``, ``"relu"``, ``"lstm"`` or ``"gru"``.
+        inputs: ``W_ih x[t] + b_ih`` for every frame.
+        state: before the first frame.
+        weights: of the layer.
+
+    Returns:
+        The hidden state of every frame, and the last cell state of an LSTM.
+    """
+    gated = {"lstm": lstm_step, "gru": gru_step}
+    step = gated.get(kind) or partial(rnn_step, kind)
+    hidden: list[Node] = []
+    for x in inputs:
+        state = step(x, state, weights)
+        hidden.append(cast(Node, state.h))
+    return hidden, state.c
