@@ -2,8 +2,10 @@
 
 from popqorn_train.bound import BoundModel, bound
 from popqorn_train.certificate import Certificate, certify, logit_bounds
+from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.perturbation import Bounds, LpBall
+from popqorn_train.radius import certified_radius
 from popqorn_train.trace import UnsupportedModelError
 
 __all__ = [
@@ -11,11 +13,13 @@ __all__ = [
     "BoundModel",
     "Bounds",
     "Certificate",
+    "CertifiedLoss",
     "CrownIBP",
     "LpBall",
     "Popqorn",
     "UnsupportedModelError",
     "bound",
+    "certified_radius",
     "certify",
     "logit_bounds",
 ]

@@ -179,7 +179,7 @@ class Constant(Node):
         super().__init__((), value.shape[1:])
         self.value = value
 
-    def range(self) -> Bounds:
+    def range(self, *inputs: Bounds) -> Bounds:
         """A point."""
         return Bounds(self.value, self.value)
 

@@ -41,12 +41,18 @@ class Linear(Node):
         if not isinstance(x, Root):
             return None
         lower, upper = x.region.linear_bounds(self.weight)
-        return Bounds(lower, upper) if self.bias is None else Bounds(lower + self.bias, upper + self.bias)
+        return (
+            Bounds(lower, upper)
+            if self.bias is None
+            else Bounds(lower + self.bias, upper + self.bias)
+        )
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """The chain rule."""
         tape.add(self.inputs[0], slope @ self.weight)
-        return None if self.bias is None else (slope @ self.bias).reshape(*slope.shape[:2], -1).sum(-1)
+        return (
+            None if self.bias is None else (slope @ self.bias).reshape(*slope.shape[:2], -1).sum(-1)
+        )
 
 
 class Sum(Node):
@@ -138,7 +144,7 @@ class Affine(Node):
         """Transpose of the linear part; the constant part is the image of 0."""
         batch = tape.batch
         zeros = [slope.new_zeros(batch, *node.shape) for node in self.inputs]
-        constant, transpose = torch.func.vjp(self._run, *zeros)
+        constant, transpose, *_ = torch.func.vjp(self._run, *zeros)
         slope = _full(slope, self.shape).expand(batch, -1, *self.shape)
         parts = torch.vmap(transpose, in_dims=1, out_dims=1)(slope)
         for node, part in zip(self.inputs, parts, strict=True):

@@ -28,12 +28,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, full precision, no autocast and no inference mode; everything restored after."""
     modes = {module: module.training for module in model.modules()}
     device = next((p.device.type for p in model.parameters()), "cpu")
-    precision = torch.get_float32_matmul_precision()
+    precision, grad = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
     try:
         for module in modes:
             module.training = False
         torch.set_float32_matmul_precision("highest")
-        with torch.inference_mode(False), torch.autocast(device, enabled=False):
+        # Leaving inference mode would switch gradients on.
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad),
+            torch.autocast(device, enabled=False),
+        ):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -194,7 +199,10 @@ class BoundModel(nn.Module):
             if hit is not None and hit[0] == structure:
                 return hit[1]
         found = self._make_plan(named)
-        known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (structure, found)
+        known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
+            structure,
+            found,
+        )
         return found
 
     def _make_plan(self, named: dict[str, Any]) -> Plan:

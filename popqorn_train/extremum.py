@@ -13,6 +13,7 @@ Sources: planes.md sections 2-6 of this project; Ko et al., "POPQORN", ICML 2019
 for the problem.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def follow_ends(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 def slack(*terms: Tensor) -> Tensor:
     """Rounding allowance for a sum of terms no larger than these, without gradient."""
-    size = torch.stack(torch.broadcast_tensors(*[term.detach().abs() for term in terms])).sum(0)
+    size = functools.reduce(torch.add, [term.detach().abs() for term in terms])
     return _SLACK * torch.finfo(size.dtype).eps * size + _FLOOR
 
 

@@ -49,7 +49,7 @@ class Node:
         self.inputs = tuple(inputs)
         self.shape = tuple(shape)
         self.batch_axis = batch_axis
-        self.affine = all(node.affine for node in self.inputs)
+        self.affine: bool = all(node.affine for node in self.inputs)
         self.index = next(_created)  # nodes are created in topological order
 
     def range(self, *inputs: Bounds) -> Bounds:
@@ -90,7 +90,7 @@ class Root(Node):
         super().__init__((), region.value.shape[1:], batch_axis)
         self.region = region
 
-    def range(self) -> Bounds:
+    def range(self, *inputs: Bounds) -> Bounds:
         """Range of every coordinate."""
         return self.region.coordinate_bounds()
 
@@ -254,7 +254,9 @@ def enclose(output: Node, *, backward: bool) -> Enclosure:
     # The range of an affine node comes from the ball itself: a box around an l2 ball, or around
     # an earlier layer, would be looser.
     nodes = ancestors(output)
-    wanted = {_whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs}
+    wanted = {
+        _whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
+    }
     found = Enclosure({}, {})
     for node in nodes:
         parents = [found.ranges[parent] for parent in node.inputs]
@@ -288,8 +290,8 @@ def backward_range(node: Node, found: Enclosure) -> Bounds:
     like = next(iter(found.ranges.values())).lower
     unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
     lower = [
-        minimum(node, torch.cat([rows, -rows])[None].unflatten(-1, node.shape), found)
-        for rows in unit.split(_ROWS_AT_ONCE)
+        minimum(node, torch.cat([rows, -rows]).reshape(1, -1, *node.shape), found)
+        for rows in torch.split(unit, _ROWS_AT_ONCE)
     ]
     pairs = [block.chunk(2, dim=1) for block in lower]
     batch = (-1, *node.shape)

@@ -150,16 +150,18 @@ class Lifter:
 
     def _call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         called = self.model.get_submodule(path)
-        if self.dtype is None:
-            return called.forward(*args, **kwargs)
         tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
         cast = {name: self.cast(tensor) for name, tensor in tensors.items()}
+        if all(cast[name] is tensor for name, tensor in tensors.items()):
+            return called.forward(*args, **kwargs)
         return torch.func.functional_call(called, cast, args, kwargs)
 
     def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":
             called = self.model.get_submodule(step.target)
-            handler = next((MODULES[kind] for kind in type(called).__mro__ if kind in MODULES), None)
+            handler = next(
+                (MODULES[kind] for kind in type(called).__mro__ if kind in MODULES), None
+            )
             if handler is None:
                 raise unsupported(step, f"a {type(called).__name__} module")
             return handler(self, step, called, *args, **kwargs)
@@ -180,4 +182,6 @@ def unsupported(step: Step, what: str, way_out: str = "") -> UnsupportedModelErr
         "what moves; compute the rest outside forward, or certify the part of the model after it "
         "with bound(model, perturb=...)."
     )
-    return UnsupportedModelError(f"{where} is {what}, which has no bound ({step.source}). {way_out}")
+    return UnsupportedModelError(
+        f"{where} is {what}, which has no bound ({step.source}). {way_out}"
+    )

@@ -134,8 +134,15 @@ def _folds(step: Step, before: Step) -> bool:
         indices: list[Tensor] = []
         walk(step.args[1:], (Ref, list), indices.append)  # an index tensor could repeat entries
         return not indices
-    numerator = not ("div" in name and (not isinstance(step.args[0], Ref) or step.args[0].name != before.name))
-    return name in _SCALES and step.shape == before.shape and numerator and step.refs().count(before.name) == 1
+    numerator = not (
+        "div" in name and (not isinstance(step.args[0], Ref) or step.args[0].name != before.name)
+    )
+    return (
+        name in _SCALES
+        and step.shape == before.shape
+        and numerator
+        and step.refs().count(before.name) == 1
+    )
 
 
 def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None]:

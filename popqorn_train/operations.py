@@ -26,7 +26,15 @@ SCALES = ("add", "sub", "rsub", "mul", "div", "truediv", "neg")
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
 
 
-def lifted(lifter: Lifter, step: Step, function: Callable[..., Tensor], args: Any, kwargs: Any, *, exact: bool) -> Node:
+def lifted(
+    lifter: Lifter,
+    step: Step,
+    function: Callable[..., Tensor],
+    args: Any,
+    kwargs: Any,
+    *,
+    exact: bool,
+) -> Node:
     """An affine node that applies ``function`` with the nodes among its arguments replaced."""
     if step.shape is None or step.batch_axis is None:
         raise unsupported(
@@ -187,7 +195,8 @@ def _recurrent_module(
             lifter.weight(step.target, f"{name}_l{index}")
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        assert w_ih is not None and w_hh is not None
+        assert w_ih is not None
+        assert w_hh is not None
         projected: Sequence[Node] = [Linear(node, w_ih, b_ih) for node in below]
         if len(below[0].shape) > 1:  # the perturbed sequence, projected in one go
             projected = frames(projected[0])

@@ -114,7 +114,9 @@ class LpBall:
                 f"`low` must not exceed `high`, got low={self.low} and high={self.high}."
             )
 
-    def around(self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None) -> "Region":
+    def around(
+        self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
+    ) -> "Region":
         """Place the ball around an input.
 
         Args:
@@ -265,7 +267,10 @@ class Region(NamedTuple):
         """
         center = self.value @ weight.T
         middle, half = self.box()
-        fall, rise = middle @ weight.T - half @ weight.abs().T, middle @ weight.T + half @ weight.abs().T
+        fall, rise = (
+            middle @ weight.T - half @ weight.abs().T,
+            middle @ weight.T + half @ weight.abs().T,
+        )
         if self.p < math.inf:
             scaled = weight if self.scale is None else weight * self.scale.unsqueeze(-2)
             reach = self.epsilon[..., None] * dual_norm(scaled, self.p)

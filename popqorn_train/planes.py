@@ -1,7 +1,8 @@
 """Planes that enclose the two products of a gated cell on a box.
 
 For every (x, y) in [lx, ux] x [ly, uy]:
-    lower.x * x + lower.y * y + lower.intercept <= f(x, y) <= upper.x * x + upper.y * y + upper.intercept
+    lower.x * x + lower.y * y + lower.intercept <= f(x, y)
+    upper.x * x + upper.y * y + upper.intercept >= f(x, y)
 
 with f(x, y) = sigmoid(x) tanh(y) or sigmoid(x) y. Ko et al., "POPQORN", ICML 2019, sections 3.2
 and appendix A.4, fit such planes by gradient descent; here any slopes are sound, because the

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -75,8 +76,10 @@ def gru_step(x: Node, state: State, weights: Weights) -> State:
     if h is None:
         raise TypeError("gru_step needs a state; pass Constant(zeros).")
     hidden = weights.w_hh.shape[1]
-    w_rz, w_n = weights.w_hh.split([2 * hidden, hidden])
-    b_rz, b_n = (None, None) if weights.b_hh is None else weights.b_hh.split([2 * hidden, hidden])
+    w_rz, w_n = torch.split(weights.w_hh, [2 * hidden, hidden])
+    b_rz = b_n = None
+    if weights.b_hh is not None:
+        b_rz, b_n = weights.b_hh[: 2 * hidden], weights.b_hh[2 * hidden :]
     x_rz, x_n = split(x, 2 * hidden, hidden)
     r, z = split(_add(x_rz, h, w_rz, b_rz), hidden, hidden)
     q = _linear(h, w_n, b_n)

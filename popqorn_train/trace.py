@@ -136,7 +136,7 @@ class _Proxy(fx.Proxy):
         return len(self.value)
 
     def __iter__(self) -> Any:
-        return iter([self[index] for index in range(len(self))])
+        return iter([operator.getitem(self, index) for index in range(len(self))])
 
     def __bool__(self) -> bool:
         raise TraceError("its control flow depends on the data")
@@ -144,7 +144,7 @@ class _Proxy(fx.Proxy):
     def __int__(self) -> int:
         raise TraceError("it turns data into a Python number")
 
-    __float__ = __index__ = __int__  # type: ignore[assignment]
+    __float__ = __index__ = __int__
 
 
 class _Tracer(fx.Tracer):
@@ -170,7 +170,7 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            path = self.tensor_attrs.get(a)  # type: ignore[call-overload]
+            path = self.tensor_attrs.get(a)
             name = path or f"baked:{len(self.baked)}"
             if path is None:
                 self.baked[name] = a
@@ -179,7 +179,9 @@ class _Tracer(fx.Tracer):
             return node
         return super().create_arg(a)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if "value" not in proxy.node.meta:
             proxy.node.meta["value"] = self._run(proxy.node)
@@ -309,7 +311,11 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
 
 def _batch_axis(one: Tensor, two: Tensor) -> int | None:
     """The axis that grew with the batch; None if none did, or if it is mixed with another."""
-    grown = [axis for axis, pair in enumerate(zip(one.shape, two.shape, strict=True)) if len(set(pair)) > 1]
+    grown = [
+        axis
+        for axis, pair in enumerate(zip(one.shape, two.shape, strict=True))
+        if len(set(pair)) > 1
+    ]
     single = len(grown) == 1 and (one.shape[grown[0]], two.shape[grown[0]]) == _BATCHES
     return grown[0] if single else None
 

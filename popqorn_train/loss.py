@@ -1,0 +1,149 @@
+"""A certified loss: cross entropy on clean, attacked and worst-case logits.
+
+    kappa CE(clean) + (1 - kappa) (alpha CE(bound) + (1 - alpha) CE(attack))
+
+where the worst-case logits are minus the certified margins, 0 at the label.
+
+Sources: Wong and Kolter, ICML 2018 (worst-case logits); Gowal et al., "IBP", ICCV 2019 (kappa);
+De Palma et al., "MTL-IBP", ICLR 2024 (alpha).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from popqorn_train.attack import search
+from popqorn_train.bound import Inputs, bound, undisturbed
+from popqorn_train.certificate import check_target, margins_of
+from popqorn_train.methods import Method, method_named
+from popqorn_train.perturbation import LpBall, Scope
+
+
+class LossParts(NamedTuple):
+    """Scalars for logging; a term with weight 0 is not computed and reads 0.
+
+    Attributes:
+        total: the loss.
+        clean: cross entropy on the model's logits.
+        bound: cross entropy on the worst-case logits.
+        attack: cross entropy on logits under attack.
+        certified: share of the batch with a positive certified margin.
+    """
+
+    total: Tensor
+    clean: Tensor
+    bound: Tensor
+    attack: Tensor
+    certified: Tensor
+
+
+class CertifiedLoss(nn.Module):
+    """Loss whose gradient raises certified margins.
+
+    ``epsilon`` and ``kappa`` are plain attributes, not in the state dict: ramp them by hand or by
+    ``EpsilonSchedule``.
+
+    Args:
+        epsilon: size of the ball, in the units of the input.
+        p: norm.
+        low: least value of an input, or None.
+        high: greatest value, or None.
+        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        method: bounding method; ``"ibp"`` costs least and trains best.
+        kappa: weight of the clean term, from 0 to 1.
+        alpha: weight of the bound against the attack, from 0 to 1.
+        attack_steps: gradient steps of the attack.
+
+    Raises:
+        ValueError, TypeError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        p: float = math.inf,
+        *,
+        low: float | Tensor | None = None,
+        high: float | Tensor | None = None,
+        frames: Tensor | None = None,
+        scope: Scope = "frame",
+        method: str | Method = "ibp",
+        kappa: float = 0.0,
+        alpha: float = 1.0,
+        attack_steps: int = 5,
+    ) -> None:
+        super().__init__()
+        for name, share in (("kappa", kappa), ("alpha", alpha)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {share}.")
+        if attack_steps < 1:
+            raise ValueError(f"`attack_steps` must be at least 1, got {attack_steps}.")
+        LpBall(epsilon, p, frames=frames, scope=scope, low=low, high=high)
+        self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
+        self.low, self.high, self.frames, self.scope = low, high, frames, scope
+        self.method, self.attack_steps = method_named(method), attack_steps
+
+    def extra_repr(self) -> str:
+        """Settings, for ``print(loss)``."""
+        return (
+            f"epsilon={self.epsilon:g}, p={self.p:g}, low={self.low}, high={self.high}, "
+            f"scope={self.scope}, method={self.method}, kappa={self.kappa:g}, alpha={self.alpha:g}"
+        )
+
+    def forward(self, model: nn.Module, inputs: Inputs, target: Tensor) -> Tensor:
+        """The loss, a scalar with gradients to every weight.
+
+        Args:
+            model: a classifier, or ``bound(model)``.
+            inputs: what its forward takes.
+            target: ``(B,)`` integer labels.
+
+        Raises:
+            ValueError, TypeError, UnsupportedModelError: as ``certify``.
+        """
+        return self.parts(model, inputs, target).total
+
+    def parts(self, model: nn.Module, inputs: Inputs, target: Tensor) -> LossParts:
+        """The loss with its terms; see ``forward``.
+
+        Clean and attack terms run in the model's mode, the attack is searched and the bounds are
+        computed in eval mode.
+        """
+        layer = bound(model)
+        ball = LpBall(
+            self.epsilon,
+            self.p,
+            frames=self.frames,
+            scope=self.scope,
+            low=self.low,
+            high=self.high,
+        )
+        case = layer.case(inputs)
+        zero = case.value.new_zeros(())
+        clean = worst = attacked = certified = zero
+        if self.kappa > 0:
+            values = inputs if isinstance(inputs, tuple) else (inputs,)
+            logits = layer.model(*values)
+            check_target(target, len(case.center), logits.shape[1])
+            clean = cross_entropy(
+                logits.float() if logits.dtype != torch.float64 else logits, target
+            )
+        if self.kappa < 1 and self.alpha > 0:
+            with undisturbed(layer.model):
+                margins = margins_of(case.graph(ball), target, self.method, case.value)
+                own = nn.functional.one_hot(target.long(), margins.shape[1]).bool()
+                worst = cross_entropy(-margins.masked_fill(own, 0), target.long())
+                certified = (margins.detach().amin(1) > 0).float().mean()
+        if self.kappa < 1 and self.alpha < 1:
+            with torch.no_grad(), undisturbed(layer.model):
+                found = search(
+                    case, target.long(), ball, steps=self.attack_steps, restarts=1, seed=0
+                )
+            attacked = cross_entropy(case.logits(found.moved), target.long())
+        robust = self.alpha * worst + (1 - self.alpha) * attacked
+        total = self.kappa * clean + (1 - self.kappa) * robust
+        return LossParts(total, clean.detach(), worst.detach(), attacked.detach(), certified)

@@ -1,0 +1,352 @@
+"""The largest ball that is certified, by root finding on the margin.
+
+The margin falls smoothly with epsilon, from the clean margin at 0. Every sample keeps a bracket
+``lower < upper`` (proved, not proved) and a parabola through what it has seen; the next epsilon
+lies just beyond the parabola's root as seen from the nearer end, so that the far end of the
+bracket jumps close to it. All unfinished samples are evaluated in one batch.
+
+B: batch, T: frames.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.attack import margin_of
+from popqorn_train.bound import BoundModel, Case, Inputs, bound, undisturbed
+from popqorn_train.certificate import (
+    Confirm,
+    check_confirm,
+    check_target,
+    least,
+    margins_of,
+    proved,
+)
+from popqorn_train.methods import Method, method_named
+from popqorn_train.perturbation import LpBall, Region, Scope, dual_norm
+
+_UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
+_SMALLEST = 1e-7  # radii below this share of the largest count as 0
+_TRIES = 60  # evaluations after which a sample keeps what it has
+
+
+class RadiusSearch(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        radius: ``(B,)`` largest epsilon proved; 0 where the clean prediction is wrong.
+        capped: ``(B,)`` whether it ended at the largest radius tried.
+        evaluations: ``(B,)`` margins computed for each sample, confirmation not counted.
+    """
+
+    radius: Tensor
+    capped: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a search evaluates: margins of some samples at some epsilons."""
+
+    case: Case
+    target: Tensor
+    against: Tensor | None
+    ball: LpBall
+    method: Method
+
+    def margin(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
+        """Certified margins ``(b,)`` of the chosen samples at their epsilons."""
+        ball = replace(self.ball.pick(chosen, len(self.target)), epsilon=epsilon)
+        case = self.case.pick(chosen)
+        margins = margins_of(case.graph(ball), self.target[chosen], self.method, case.value)
+        return self._decisive(margins, chosen).double()
+
+    def _decisive(self, margins: Tensor, chosen: Tensor) -> Tensor:
+        if self.against is None:
+            return least(margins)
+        return margins.gather(1, self.against[chosen][:, None])[:, 0]
+
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """Clean margins, and how fast they can fall at first: the dual norm of the gradient."""
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            x = self.case.center.detach().requires_grad_()
+            logits = self.case.logits(x)
+            if self.against is None:
+                margin = margin_of(logits, self.target)
+            else:
+                pair = torch.stack([self.target, self.against], 1)
+                margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
+            (gradient,) = torch.autograd.grad(margin.sum(), x)
+        region = self.ball.around(self.case.center)
+        gradient = gradient * region.moved[..., None]
+        if region.scope == "sequence":
+            gradient = gradient.flatten(1)[:, None]
+        return margin.detach().double(), dual_norm(gradient, region.p).sum(1).double()
+
+
+class _Brackets:
+    """One bracket a sample, in float64.
+
+    Args:
+        clean: ``(B,)`` margin at 0, positive where there is something to search.
+        fall: ``(B,)`` how fast the margin falls at 0.
+        cap: ``(B,)`` largest radius tried.
+        guess: ``(B,)`` first epsilon.
+    """
+
+    def __init__(
+        self, clean: Tensor, fall: Tensor, cap: Tensor, guess: Tensor, rtol: float
+    ) -> None:
+        self.clean, self.fall, self.cap, self.rtol = clean, fall, cap, rtol
+        self.lower, self.at_lower = torch.zeros_like(clean), clean.clone()
+        self.upper, self.at_upper = (
+            torch.full_like(clean, math.inf),
+            torch.full_like(clean, math.nan),
+        )
+        self.third, self.at_third = (
+            torch.full_like(clean, math.nan),
+            torch.full_like(clean, math.nan),
+        )
+        self.next = torch.minimum(guess, cap)
+        self.wrong = ~(clean > 0)
+        self.evaluations = torch.zeros_like(clean, dtype=torch.long)
+
+    def open(self) -> Tensor:
+        """Indices of the samples that are not finished."""
+        tight = self.upper <= self.lower * (1 + self.rtol)
+        tiny = self.upper <= _SMALLEST * self.cap
+        done = self.wrong | tight | tiny | (self.lower >= self.cap) | (self.evaluations >= _TRIES)
+        return (~done).nonzero()[:, 0]
+
+    def tell(self, chosen: Tensor, margin: Tensor) -> None:
+        """Record margins at ``next`` and choose the next epsilons."""
+        self.evaluations[chosen] += 1
+        epsilon, good = self.next[chosen], proved(margin)
+        margin = margin.nan_to_num(-1e30, -1e30, -1e30)
+        for mask, ends, values in (
+            (good, self.lower, self.at_lower),
+            (~good, self.upper, self.at_upper),
+        ):
+            at = chosen[mask]
+            known = ends[at].isfinite() & (ends[at] > 0)
+            self.third[at] = torch.where(known, ends[at], self.third[at])
+            self.at_third[at] = torch.where(known, values[at], self.at_third[at])
+            ends[at], values[at] = epsilon[mask], margin[mask]
+        self.next = torch.where(self.upper.isinf(), self._beyond(), self._between())
+        self.next = torch.minimum(self.next, self.cap)
+
+    def _parabola_from_zero(self, at: Tensor, margin: Tensor) -> Tensor:
+        """Root of the parabola with the clean margin and its slope at 0, through one point."""
+        bend = ((self.clean - self.fall * at - margin) / at**2).clamp(min=0)
+        return 2 * self.clean / (self.fall + (self.fall**2 + 4 * bend * self.clean).sqrt())
+
+    def _beyond(self) -> Tensor:
+        """No upper end yet: extrapolate, between 1.2 and 4 times what is proved."""
+        root = self._parabola_from_zero(self.lower, self.at_lower)
+        return torch.clamp(root.nan_to_num(math.inf), self.lower * 1.2, self.lower * 4)
+
+    def _between(self) -> Tensor:
+        """Inside the bracket, aimed a little past the root at the end that is farther away."""
+        lower, width = self.lower, self.upper - self.lower
+        root = torch.where(self.lower > 0, lower + width * self._share(), self._first_root())
+        far_below = root - lower > self.upper - root
+        aimed = root * torch.where(far_below, 1 - 0.4 * self.rtol, 1 + 0.4 * self.rtol)
+        stuck = self.evaluations % 6 == 5  # whatever the shape, halve now and then
+        middle = torch.where(lower > 0, (lower * self.upper).sqrt(), self.upper / 16)
+        usable = (aimed > lower) & (aimed < self.upper) & ~stuck
+        return torch.where(usable, aimed, middle)
+
+    def _first_root(self) -> Tensor:
+        return self._parabola_from_zero(self.upper, self.at_upper)
+
+    def _share(self) -> Tensor:
+        """Where in the bracket, from 0 to 1, the parabola through three points is 0."""
+        span = self.upper - self.lower
+        chord = self.at_upper - self.at_lower
+        outer = (self.at_third - self.at_upper) / (self.third - self.upper)
+        bend = (outer - chord / span) / (self.third - self.lower) * span**2
+        bend = torch.where(bend.isfinite(), bend, torch.zeros_like(bend))
+        slope = chord - bend
+        root = (slope**2 - 4 * bend * self.at_lower).clamp(min=0).sqrt()
+        share = 2 * self.at_lower / (root - slope)
+        return torch.where((share > 0) & (share < 1), share, -self.at_lower / chord)
+
+
+def search_radius(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    p: float = math.inf,
+    method: str | Method = "popqorn",
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    max_radius: float | None = None,
+    rtol: float = 1e-3,
+    confirm: Confirm = "float64",
+    against: Tensor | None = None,
+    start: Tensor | None = None,
+) -> RadiusSearch:
+    """``certified_radius``, and how it was found. Arguments and errors are the same."""
+    check_confirm(confirm)
+    if not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")
+    ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+    layer = bound(model)
+    with torch.no_grad(), undisturbed(layer.model):
+        question = _question(layer, inputs, target, against, ball, method_named(method))
+        clean, fall = question.clean()
+        cap = _largest(question.case, ball, max_radius)
+        cold = 0.4 * clean / fall.clamp(min=1e-12)
+        guess = cold if start is None else _warm(start, cold, rtol)
+        state = _Brackets(clean, fall, cap, guess, rtol)
+        while len(chosen := state.open()):
+            state.tell(chosen, question.margin(chosen, state.next[chosen]))
+        radius, dtype = state.lower, question.case.value.dtype
+        if confirm == "float64" and dtype != torch.float64:
+            case = layer.case(inputs, torch.float64)
+            radius = _confirmed(replace(question, case=case), radius, rtol)
+    return RadiusSearch(_rounded_down(radius, dtype), radius >= cap, state.evaluations)
+
+
+def _question(
+    layer: BoundModel,
+    inputs: Inputs,
+    target: Tensor,
+    against: Tensor | None,
+    ball: LpBall,
+    method: Method,
+) -> _Question:
+    case = layer.case(inputs)
+    device = case.center.device
+    classes = case.graph(ball).shape[0]
+    check_target(target, len(case.center), classes)
+    if against is not None:
+        check_target(against, len(case.center), classes)
+        if (against == target).any():
+            raise ValueError("`against` must name another class than `target` for every sample.")
+        against = against.long().to(device)
+    return _Question(case, target.long().to(device), against, ball, method)
+
+
+def _largest(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
+    """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
+    size = len(case.center)
+    if max_radius is not None:
+        if not 0 < max_radius < math.inf:
+            raise ValueError(f"`max_radius` must be positive and finite, got {max_radius}.")
+        return case.center.new_full((size,), max_radius, dtype=torch.float64)
+    region = ball.around(case.center)
+    if ball.low is not None and ball.high is not None:
+        low, high = (
+            torch.as_tensor(edge, device=case.center.device) for edge in (ball.low, ball.high)
+        )
+        return _norms((high - low).to(case.center).expand_as(case.center), region)
+    return _UNCLIPPED * _norms(case.center, region).clamp(min=0.1)
+
+
+def _norms(x: Tensor, region: Region) -> Tensor:
+    """Greatest p-norm of a moved frame, or of the moved sequence, ``(B,)``."""
+    x = (x * region.moved[..., None]).double()
+    x = x.flatten(1)[:, None] if region.scope == "sequence" else x
+    return torch.linalg.vector_norm(x, region.p, dim=-1).amax(1)
+
+
+def _warm(start: Tensor, cold: Tensor, rtol: float) -> Tensor:
+    if start.shape != cold.shape:
+        raise ValueError(f"`start` must be {tuple(cold.shape)}, got shape {tuple(start.shape)}.")
+    start = start.to(cold)
+    return torch.where((start > 0) & start.isfinite(), start * (1 - 0.4 * rtol), cold)
+
+
+def _confirmed(question: _Question, radius: Tensor, rtol: float) -> Tensor:
+    """Shrink what float64 does not prove, by more and more, down to 0."""
+    todo = (radius > 0).nonzero()[:, 0]
+    for attempt in range(12):
+        if not len(todo):
+            break
+        todo = todo[~proved(question.margin(todo, radius[todo]))]
+        radius[todo] *= max(0.0, 1 - rtol * 2**attempt)
+    radius[todo] = 0
+    return radius
+
+
+def _rounded_down(radius: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the precision of the inputs, never above what was proved."""
+    rounded = radius.to(dtype)
+    below = torch.nextafter(rounded, torch.zeros_like(rounded))
+    return torch.where(rounded.double() > radius, below, rounded)
+
+
+def certified_radius(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    p: float = math.inf,
+    method: str | Method = "popqorn",
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    max_radius: float | None = None,
+    rtol: float = 1e-3,
+    confirm: Confirm = "float64",
+    against: Tensor | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Largest epsilon for which no input of the ball changes the class, as far as is proved.
+
+    A radius proves every smaller epsilon too, so curves of certified accuracy come from radii.
+
+    Args:
+        model: a classifier, or ``bound(model)``.
+        inputs: what its forward takes.
+        target: ``(B,)`` integer labels.
+        p: norm of the ball.
+        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
+        frames: see ``LpBall``; so are ``scope``, ``low`` and ``high``.
+        scope: one ball a frame, or one for the sequence.
+        low: least value of an input.
+        high: greatest value of an input.
+        max_radius: largest radius tried; None takes the p-norm of the domain's width where both
+            ends are given, else 10 times the largest p-norm of a moved frame (at least 1).
+        rtol: relative precision of the answer.
+        confirm: ``"float64"`` proves every radius again in float64; None leaves the precision of
+            the weights (at least float32).
+        against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted
+            radius).
+        start: ``(B,)`` where to begin, for example the radii of the last epoch.
+
+    Returns:
+        ``(B,)`` in the units of the input; 0 where the clean prediction is wrong.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certify``, and for a ``rtol``,
+            ``max_radius``, ``against`` or ``start`` out of range.
+
+    Source:
+        Ko et al., "POPQORN", ICML 2019, algorithm 1, with a root finder for its bisection.
+    """
+    found = search_radius(
+        model,
+        inputs,
+        target,
+        p=p,
+        method=method,
+        frames=frames,
+        scope=scope,
+        low=low,
+        high=high,
+        max_radius=max_radius,
+        rtol=rtol,
+        confirm=confirm,
+        against=against,
+        start=start,
+    )
+    return found.radius
