@@ -131,6 +131,12 @@ class BoundModel(nn.Module):
         self.model = model
         self.perturb = perturb
 
+    def batch_axis(self, inputs: Inputs) -> int:
+        """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
+        with undisturbed(self.model):
+            named = self._named(inputs)
+            return self._plan({name: _usable(value) for name, value in named.items()}).batch_axis
+
     def case(self, inputs: Inputs, dtype: torch.dtype | None = None) -> Case:
         """Trace if need be, and work out everything that does not move.
 
@@ -193,12 +199,12 @@ class BoundModel(nn.Module):
             for value in named.values()
         )
         known = _traces.setdefault(self.model, {})
-        structure = _structure(self.model)
         for axis in (0, 1):
             hit = known.get((self.perturb, axis, _without(shapes, axis)))
-            if hit is not None and hit[0] == structure:
+            if hit is not None and hit[0] == _structure(self.model, hit[1].trace.visited):
                 return hit[1]
         found = self._make_plan(named)
+        structure = _structure(self.model, found.trace.visited)
         known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
             structure,
             found,
@@ -263,16 +269,16 @@ def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     return tuple(cut(entry) for entry in shapes)
 
 
-def _structure(model: nn.Module) -> tuple[Any, ...]:
-    """Changes when a layer is replaced or a setting is changed, not when weights are."""
+def _structure(model: nn.Module, visited: frozenset[str]) -> tuple[list[Any], dict[Any, Any]]:
+    """Changes when a layer is replaced or a plain setting of traced code, not when weights do."""
     plain = (int, float, str, bool, type(None))
-    return tuple(
-        (name, weakref.ref(module), *sorted(
-            (key, value) for key, value in vars(module).items()
-            if isinstance(value, plain) and not key.startswith("_") and key != "training"
-        ))
-        for name, module in model.named_modules()
-    )  # fmt: skip
+    settings = {
+        (path, name): value
+        for path in visited
+        for name, value in vars(model.get_submodule(path)).items()
+        if isinstance(value, plain) and not name.startswith("_") and name != "training"
+    }
+    return [(name, weakref.ref(module)) for name, module in model.named_modules()], settings
 
 
 def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:

@@ -91,7 +91,7 @@ def line_intercept(
     with torch.no_grad():
         inner = argmax(torch.ones_like(slope), slope, lower, upper)
         candidates = torch.stack([lower, upper, inner])
-        best = (f(candidates) - slope * candidates).argmax(0, keepdim=True)
+        best = (f(candidates) - slope * candidates).max(0, keepdim=True).indices
         x = candidates.gather(0, best)[0]
     x = follow_ends(x, lower, upper)
     return f(x) - slope * x + slack(largest(f(lower), f(upper)), slope * largest(lower, upper))
@@ -104,7 +104,7 @@ def product_edges(slope: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor)
         lower, upper = lx.expand_as(weight), ux.expand_as(weight)
         inner = argmax_sigmoid(weight, slope.expand_as(weight), lower, upper)
         candidates = torch.stack([lower, upper, inner])
-        best = (weight * candidates.sigmoid() - slope * candidates).argmax(0, keepdim=True)
+        best = (weight * candidates.sigmoid() - slope * candidates).max(0, keepdim=True).indices
         return candidates.gather(0, best)[0]
 
 
@@ -176,7 +176,7 @@ def _argmax_sigmoid_tanh(
     ys = torch.stack([ly, uy, ly, uy, y_left, y_right, ly, uy, clip(inner.y, ly, uy)])
     gaps = xs.sigmoid() * ys.tanh() - a * xs - b * ys
     gaps = torch.cat([gaps[:-1], gaps[-1:] + miss])
-    best = gaps.argmax(0, keepdim=True)
+    best = gaps.max(0, keepdim=True).indices
     miss = torch.where(best[0] == len(gaps) - 1, miss, torch.zeros_like(miss))
     return Point(xs.gather(0, best)[0], ys.gather(0, best)[0], miss)
 

@@ -244,11 +244,12 @@ def ancestors(node: Node) -> list[Node]:
     return sorted(found, key=lambda node: node.index)
 
 
-def enclose(output: Node, *, backward: bool) -> Enclosure:
+def enclose(output: Node, *, relax: bool = True, backward: bool = False) -> Enclosure:
     """Bound every quantity that a nonlinearity reads, first to last.
 
     Args:
         output: the node to be bounded in the end.
+        relax: also enclose every nonlinear node between linear functions.
         backward: refine the intervals by a backward bound each (POPQORN); else intervals alone.
     """
     # The range of an affine node comes from the ball itself: a box around an l2 ball, or around
@@ -264,7 +265,7 @@ def enclose(output: Node, *, backward: bool) -> Enclosure:
             found.ranges[node] = node.range_from_ball() or backward_range(node, found)
         else:
             found.ranges[node] = node.range(*parents)
-        if isinstance(node, Nonlinear):
+        if relax and isinstance(node, Nonlinear):
             found.relaxations[node] = node.relax(*parents)
         if backward and node in wanted and not node.affine:
             tighter = backward_range(node, found)

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.graph import Node
-from popqorn_train.trace import Baked, Multiple, Ref, Step, Trace, UnsupportedModelError, walk
+from popqorn_train.trace import (
+    Baked,
+    Multiple,
+    Ref,
+    Step,
+    Trace,
+    UnsupportedModelError,
+    pick_samples,
+    walk,
+)
 
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
@@ -100,10 +109,7 @@ class Lifter:
         pick = copy.copy(self)
         pick.values, pick.batch = {}, len(chosen)
         pick.inputs = {
-            name: value.index_select(min(batch_axis, value.ndim - 1), chosen)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in self.inputs.items()
+            name: pick_samples(value, chosen, batch_axis) for name, value in self.inputs.items()
         }
         return pick
 

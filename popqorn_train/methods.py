@@ -42,7 +42,7 @@ class IBP(Method):
 
     def lower(self, output: Node, rows: Tensor) -> Tensor:
         """See ``Method``."""
-        return minimum(output, rows, enclose(output, backward=False), intervals=True)
+        return minimum(output, rows, enclose(output, relax=False), intervals=True)
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,17 @@ class Step:
 
 
 class Trace(NamedTuple):
-    """A recorded forward: steps in order, and the name of the step that is returned."""
+    """A recorded forward.
+
+    Attributes:
+        steps: in order.
+        output: name of the step that is returned.
+        visited: paths of the modules whose code was recorded.
+    """
 
     steps: tuple[Step, ...]
     output: str
+    visited: frozenset[str]
 
     @property
     def output_step(self) -> Step:
@@ -156,6 +163,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.inputs = inputs
         self.baked: dict[str, Tensor] = {}
+        self.visited = {""}
         self._running = False
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
@@ -215,6 +223,7 @@ class _Tracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
+        self.visited.add(path)
         return m.forward(*args, **kwargs)
 
 
@@ -227,10 +236,10 @@ def _user_line(stack: traceback.StackSummary) -> str:
     return "unknown line"
 
 
-def _record(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _record(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, _Tracer]:
     tracer = _Tracer(inputs)
     try:
-        return tracer.trace(model), tracer.baked
+        return tracer.trace(model), tracer
     except Exception as error:
         line = _user_line(traceback.extract_tb(error.__traceback__))
         raise UnsupportedModelError(
@@ -256,29 +265,35 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
         example = {name: _resized(value, batch, batch_axis) for name, value in inputs.items()}
         recordings.append(_record(model, example))
     _check_faithful(model, example, recordings[-1][0])
-    (first, baked_2), (second, baked_3) = recordings
+    (first, one), (second, two) = recordings
     pairs = list(zip(first.nodes, second.nodes, strict=False))
     if len(first.nodes) != len(second.nodes) or any(a.target != b.target for a, b in pairs):
         raise UnsupportedModelError(
             f"The forward of {type(model).__name__} takes another path for another batch size. "
             "Write it so that it treats every sample alike."
         )
-    steps = [_step(a, b, baked_2, baked_3) for a, b in pairs if a.op != "output"]
+    steps = [_step(a, b, one.baked, two.baked) for a, b in pairs if a.op != "output"]
     output = pairs[-1][0].args[0]
     if not isinstance(output, fx.Node):
         raise UnsupportedModelError(
             f"{type(model).__name__} returns {type(output).__name__}, expected one tensor of "
             "logits (B, C). Return the logits alone, or wrap the model to pick them."
         )
-    return Trace(tuple(steps), output.name)
+    return Trace(tuple(steps), output.name, frozenset(one.visited))
+
+
+def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
+    """Some samples of an input; what is not a tensor belongs to all."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.index_select(min(batch_axis, value.ndim - 1), chosen.to(value.device))
 
 
 def _resized(value: Any, batch: int, axis: int) -> Any:
     if not isinstance(value, Tensor):
         return value
-    axis = min(axis, value.ndim - 1)
-    index = torch.arange(batch, device=value.device) % value.shape[axis]
-    return value.detach().index_select(axis, index)
+    size = value.shape[min(axis, value.ndim - 1)]
+    return pick_samples(value.detach(), torch.arange(batch) % size, axis)
 
 
 def _check_faithful(model: nn.Module, example: dict[str, Any], graph: fx.Graph) -> None:
