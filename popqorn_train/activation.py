@@ -8,7 +8,7 @@
 B: batch, K: bounded rows, H: units.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,14 +79,25 @@ def _image(function: Callable[[Tensor], Tensor], bounds: Bounds) -> Bounds:
     return Bounds(function(bounds.lower), function(bounds.upper))
 
 
-def _apply(positive: Tensor, negative: Tensor, planes: Planes) -> tuple[Tensor, Tensor, Tensor]:
-    """Slopes on both arguments ``(B, K, H)``, and the constant ``(B, K)``."""
-    lower, upper = planes
-    return (
-        positive * lower.x[:, None] + negative * upper.x[:, None],
-        positive * lower.y[:, None] + negative * upper.y[:, None],
-        dot(positive, lower.intercept) + dot(negative, upper.intercept),
-    )
+def _relaxed(
+    node: Node, slope: Tensor, tape: Tape, lower: Sequence[Tensor], upper: Sequence[Tensor]
+) -> Tensor:
+    """Replace a product by a linear function of its arguments, on the side that matters.
+
+    Args:
+        node: the product.
+        slope: ``(B, K, H)`` on it.
+        tape: gets the slopes on its arguments.
+        lower: coefficients of every argument, then the intercept, ``(B, H)`` each.
+        upper: likewise.
+
+    Returns:
+        The constant ``(B, K)``.
+    """
+    positive, negative = _signs(slope)
+    for argument, below, above in zip(node.inputs, lower[:-1], upper[:-1], strict=True):
+        tape.add(argument, positive * below[:, None] + negative * above[:, None])
+    return dot(positive, lower[-1]) + dot(negative, upper[-1])
 
 
 class SigmoidTanh(Nonlinear):
@@ -105,10 +116,7 @@ class SigmoidTanh(Nonlinear):
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Planes) -> Tensor:
         """Replace the product by the plane on the side that matters."""
-        on_a, on_b, constant = _apply(*_signs(slope), relaxation)
-        tape.add(self.inputs[0], on_a)
-        tape.add(self.inputs[1], on_b)
-        return constant
+        return _relaxed(self, slope, tape, *relaxation)
 
 
 class SigmoidIdentity(SigmoidTanh):
@@ -123,11 +131,18 @@ class SigmoidIdentity(SigmoidTanh):
         return sigmoid_identity_planes(Box(*inputs[0], *inputs[1]))
 
 
-class BlendPlanes(NamedTuple):
-    """Planes over ``(-a, b)`` for the candidate, and over ``(a, h)`` for the state."""
+class Sides(NamedTuple):
+    """Coefficients of a linear function on three arguments; every field is ``(B, H)``."""
 
-    candidate: Planes
-    state: Planes
+    a: Tensor
+    b: Tensor
+    h: Tensor
+    intercept: Tensor
+
+
+def _joined(candidate: Plane, state: Plane) -> Sides:
+    """Sum of a plane over ``(-a, b)`` and one over ``(a, h)``."""
+    return Sides(state.x - candidate.x, candidate.y, state.y, candidate.intercept + state.intercept)
 
 
 class Blend(Nonlinear):
@@ -149,21 +164,16 @@ class Blend(Nonlinear):
         )
         return Bounds(lower.amin(0), upper.amax(0))
 
-    def relax(self, *inputs: Bounds) -> BlendPlanes:
-        """Two planes below and two above."""
+    def relax(self, *inputs: Bounds) -> tuple[Sides, Sides]:
+        """The sum of two planes below, and of two above."""
         gate, b, h = inputs
         candidate = sigmoid_tanh_planes(Box(-gate.upper, -gate.lower, *b), share=0.1)
-        return BlendPlanes(candidate, sigmoid_identity_planes(Box(*gate, *h)))
+        state = sigmoid_identity_planes(Box(*gate, *h))
+        return _joined(candidate.lower, state.lower), _joined(candidate.upper, state.upper)
 
-    def backward(self, slope: Tensor, tape: Tape, relaxation: BlendPlanes) -> Tensor:
+    def backward(self, slope: Tensor, tape: Tape, relaxation: tuple[Sides, Sides]) -> Tensor:
         """Both products carry the same slope, so the same sides."""
-        parts = _signs(slope)
-        minus_a, on_b, one = _apply(*parts, relaxation.candidate)
-        on_a, on_h, two = _apply(*parts, relaxation.state)
-        tape.add(self.inputs[0], on_a - minus_a)
-        tape.add(self.inputs[1], on_b)
-        tape.add(self.inputs[2], on_h)
-        return one + two
+        return _relaxed(self, slope, tape, *relaxation)
 
 
 class Constant(Node):
@@ -186,6 +196,3 @@ class Constant(Node):
     def backward(self, slope: Tensor, tape: Tape, relaxation: None) -> Tensor:
         """It leaves a constant only."""
         return dot(slope, self.value)
-
-
-__all__ = ["Activation", "Blend", "Constant", "Plane", "SigmoidIdentity", "SigmoidTanh"]

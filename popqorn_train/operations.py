@@ -197,17 +197,30 @@ def _recurrent_module(
         )
         assert w_ih is not None
         assert w_hh is not None
-        projected: Sequence[Node] = [Linear(node, w_ih, b_ih) for node in below]
+        bias, bias_q = _biases(kind, layer.hidden_size, b_ih, b_hh)
+        projected: Sequence[Node] = [Linear(node, w_ih, bias) for node in below]
         if len(below[0].shape) > 1:  # the perturbed sequence, projected in one go
             projected = frames(projected[0])
         start = State(_initial(lifter, step, h0, index), _initial(lifter, step, c0, index))
         if kind == "gru" and start.h is None:
             start = State(Constant(w_hh.new_zeros(lifter.batch, layer.hidden_size)))
-        below, c = unroll(kind, projected, start, Weights(w_hh, b_hh))
+        below, c = unroll(kind, projected, start, Weights(w_hh, bias_q))
         last_h.append(below[-1])
         last_c.append(c)
     out, h_n = Stack(below, x.batch_axis), Stack(last_h, 1)
     return (out, (h_n, Stack(last_c, 1))) if lstm else (out, h_n)  # type: ignore[arg-type]
+
+
+def _biases(
+    kind: str, hidden: int, b_ih: Tensor | None, b_hh: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is added to the projected input, and what a GRU adds inside its product."""
+    if b_ih is None or b_hh is None:
+        return None, None
+    if kind != "gru":
+        return b_ih + b_hh, None
+    gates, candidate = b_hh[: 2 * hidden], b_hh[2 * hidden :]
+    return torch.cat([b_ih[: 2 * hidden] + gates, b_ih[2 * hidden :]]), candidate
 
 
 def _check_recurrent(step: Step, layer: nn.RNNBase, x: Node) -> None:

@@ -25,10 +25,16 @@ from popqorn_train.graph import Node, split
 
 
 class Weights(NamedTuple):
-    """Recurrent half of a layer: ``w_hh (G H, H)`` for G gates, ``b_hh (G H,)`` or None."""
+    """What a step needs beside its projected input.
+
+    Attributes:
+        w_hh: ``(G H, H)`` for G gates.
+        bias_q: ``(H,)`` b_hn of a GRU, which sits inside the product with r; else None. All
+            other biases are part of the projected input.
+    """
 
     w_hh: Tensor
-    b_hh: Tensor | None
+    bias_q: Tensor | None = None
 
 
 class State(NamedTuple):
@@ -45,11 +51,11 @@ def _linear(h: Node, weight: Tensor, bias: Tensor | None) -> Node:
     return Linear(h, weight, bias)
 
 
-def _add(x: Node, h: Node | None, weight: Tensor, bias: Tensor | None) -> Node:
-    """``x + W h + b``, where x is the projected input."""
+def _add(x: Node, h: Node | None, weight: Tensor) -> Node:
+    """``x + W h``, where x is the projected input."""
     if h is None:
-        return Sum([x], None if bias is None else bias[None])
-    projected = _linear(h, weight, bias)
+        return Sum([x])
+    projected = _linear(h, weight, None)
     if isinstance(projected, Constant):
         return Sum([x], projected.value)
     return Sum([x, projected])
@@ -57,13 +63,13 @@ def _add(x: Node, h: Node | None, weight: Tensor, bias: Tensor | None) -> Node:
 
 def rnn_step(kind: str, x: Node, state: State, weights: Weights) -> State:
     """One step of a vanilla RNN; ``kind`` is ``"tanh"`` or ``"relu"``."""
-    return State(Activation(kind, _add(x, state.h, *weights)))
+    return State(Activation(kind, _add(x, state.h, weights.w_hh)))
 
 
 def lstm_step(x: Node, state: State, weights: Weights) -> State:
     """One step of an LSTM."""
     hidden = weights.w_hh.shape[1]
-    i, f, g, o = split(_add(x, state.h, *weights), hidden, hidden, hidden, hidden)
+    i, f, g, o = split(_add(x, state.h, weights.w_hh), hidden, hidden, hidden, hidden)
     c: Node = SigmoidTanh(i, g)
     if state.c is not None:
         c = Sum([SigmoidIdentity(f, state.c), c])
@@ -77,12 +83,9 @@ def gru_step(x: Node, state: State, weights: Weights) -> State:
         raise TypeError("gru_step needs a state; pass Constant(zeros).")
     hidden = weights.w_hh.shape[1]
     w_rz, w_n = torch.split(weights.w_hh, [2 * hidden, hidden])
-    b_rz = b_n = None
-    if weights.b_hh is not None:
-        b_rz, b_n = weights.b_hh[: 2 * hidden], weights.b_hh[2 * hidden :]
     x_rz, x_n = split(x, 2 * hidden, hidden)
-    r, z = split(_add(x_rz, h, w_rz, b_rz), hidden, hidden)
-    q = _linear(h, w_n, b_n)
+    r, z = split(_add(x_rz, h, w_rz), hidden, hidden)
+    q = _linear(h, w_n, weights.bias_q)
     n = Sum([x_n, SigmoidIdentity(r, q)])
     return State(Blend(z, n, h))
 
@@ -94,7 +97,7 @@ def unroll(
 
     Args:
         kind: ``"tanh"``, ``"relu"``, ``"lstm"`` or ``"gru"``.
-        inputs: ``W_ih x[t] + b_ih`` for every frame.
+        inputs: ``W_ih x[t]`` and biases for every frame.
         state: before the first frame.
         weights: of the layer.
 

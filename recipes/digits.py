@@ -74,7 +74,11 @@ def train(name: str, config: Config, data: Digits, **trainer_options: Any) -> Re
     pl.seed_everything(config.seed, verbose=False)
     net = RecurrentNet(8, config.hidden, 10)
     monitor = CertifiedRadiusMonitor(
-        low=0.0, high=1.0, every_n_epochs=config.every_n_epochs, epsilons=(0.02, 0.05)
+        samples=48,
+        low=0.0,
+        high=1.0,
+        every_n_epochs=config.every_n_epochs,
+        epsilons=(0.02, 0.05),
     )
     callbacks: list[pl.Callback] = [monitor]
     loss = None

@@ -14,7 +14,7 @@ from popqorn_train.metrics import count_certified
 from popqorn_train.plots import AccuracyCurve
 from popqorn_train.radius import search_radius
 
-_CHUNK = 150
+_CHUNK = 50  # samples certified at once; more would not fit the cache
 
 
 class Evaluation(NamedTuple):
