@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.functional import dropout, linear, log_softmax, relu
 
 from popqorn_train import LpBall
 from popqorn_train.attack import attack
@@ -130,3 +131,108 @@ def sampled_problem(cell, layers, p, time, epsilon):
     model, x = build(cell, num_layers=layers, seed=time), sequences(2, time, seed=time)
     points = points_inside(model, x, epsilon, p, count=5000, seed=time)
     return model, x, logits_at(model, points)
+
+
+class Base(nn.Module):
+    """What the models of the zoo share: as people write them, every one can be bounded."""
+
+    def __init__(self, rnn=None):
+        super().__init__()
+        self.rnn = rnn or nn.GRU(FEATURES, HIDDEN, batch_first=True)
+        self.head = nn.Linear(HIDDEN, CLASSES)
+        self.mean, self.std = nn.Buffer(torch.tensor([0.1, -0.2, 0.3])), nn.Buffer(torch.ones(3) / 2)
+        self.start = nn.Parameter(torch.randn(2, 1, HIDDEN))
+
+    def last(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class ByHand(Base):
+    def forward(self, x):
+        if x.dim() == 2:
+            x = x.unsqueeze(1)
+        assert x.shape[-1] == FEATURES
+        h = torch.zeros(x.shape[0], HIDDEN, dtype=x.dtype)
+        w, u = self.rnn.weight_ih_l0[:HIDDEN], self.rnn.weight_hh_l0[:HIDDEN]
+        for t in range(x.size(1)):
+            h = torch.tanh(linear(x[:, t], w) + linear(h, u))
+        for frame in x.unbind(1):
+            h = (linear(frame, w) + h).sigmoid()
+        return self.head(h)
+
+
+class Image(Base):
+    def forward(self, x):
+        return self.last(x.view(x.size(0), -1, FEATURES))
+
+
+class Channels(Base):
+    def forward(self, x):
+        return self.last(x.squeeze(1).transpose(1, 2))
+
+
+class Normalised(Base):
+    def forward(self, x):
+        return self.last((x - self.mean) / self.std)
+
+
+class TimeFirst(Base):
+    def __init__(self):
+        super().__init__(nn.LSTM(FEATURES, HIDDEN))
+
+    def forward(self, x):
+        out, (h_n, c_n) = self.rnn(x)
+        return self.head(out[-1] + h_n[-1] - 0.5 * c_n[0])
+
+
+class Permuted(TimeFirst):
+    def forward(self, x):
+        return super().forward(x.permute(1, 0, 2).contiguous())
+
+
+class Tokens(Base):
+    def __init__(self):
+        super().__init__(nn.LSTM(FEATURES, HIDDEN, batch_first=True))
+        self.words = nn.Embedding(9, FEATURES)
+
+    def forward(self, tokens):
+        return self.last(self.words(tokens))
+
+
+class Started(Base):
+    def __init__(self):
+        super().__init__(nn.LSTM(FEATURES, HIDDEN, 2, batch_first=True, dropout=0.3))
+
+    def forward(self, x):
+        h0, c0 = (s.expand(-1, x.shape[0], -1).contiguous() for s in (self.start, -self.start))
+        return self.head(self.rnn(x, (h0, c0))[1][0][-1])
+
+
+class Joined(Base):
+    def __init__(self):
+        super().__init__()
+        layers = nn.Linear(4 * HIDDEN, 6), nn.ReLU(), nn.Dropout(0.5), nn.Identity()
+        self.top = nn.Sequential(*layers, nn.Linear(6, CLASSES))
+
+    def forward(self, x):
+        out, h_n = self.rnn(x, torch.zeros(1, x.size(0), HIDDEN, dtype=x.dtype))
+        parts = [out.mean(1), h_n[0], out[:, :2].sum(dim=1), out.select(1, 0)]
+        return self.top(torch.cat(parts, dim=1))
+
+
+class Residual(Base):
+    def forward(self, x):
+        out = self.rnn(x)[0]
+        deep = relu(out - 0.1) + 2 * out - out.tanh() / 4
+        pair = torch.stack([1 - deep[:, 0], dropout(deep[:, -1], training=self.training)], 1)
+        return log_softmax(self.head(pair.flatten(1)[:, 2:-2]), -1)
+
+
+def zoo():
+    """Name to ``(model, inputs)``, in float64; all inputs hold two sequences of four frames."""
+    x = sequences(2, 4)
+    inputs = {Image: x.view(2, 1, 2, 6), Channels: x.transpose(1, 2)[:, None]}
+    inputs |= {Tokens: torch.tensor([[0, 3, 8, 1], [5, 5, 2, 7]]), TimeFirst: x.transpose(0, 1)}
+    kinds = (ByHand, Image, Channels, Normalised, TimeFirst, Permuted, Tokens, Started)
+    torch.manual_seed(3)
+    return {k.__name__: (k().double().eval(), inputs.get(k, x)) for k in (*kinds, Joined, Residual)}

@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test test-all bench clean
+
+demo: .venv/ready
+	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow" $(ARGS)
+
+test-all: .venv/ready
+	$(BIN)/pytest -q $(ARGS)
+
+bench: .venv/ready
+	$(BIN)/python tests/benchmarks/peers.py $(ARGS)
+
+# The links let mypy and editors see callbacks/ and recipes/ under their installed names.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	ln -sfn ../callbacks popqorn_train/callbacks
+	ln -sfn ../recipes popqorn_train/recipes
+	touch $@
+
+clean:
+	rm -rf .venv popqorn_train/callbacks popqorn_train/recipes

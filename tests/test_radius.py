@@ -1,0 +1,195 @@
+"""Radii: proved, close to the largest provable one, and found in few evaluations."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from popqorn_train import LpBall, certified_radius, certify
+from popqorn_train.perturbation import dual_norm
+from popqorn_train.radius import search_radius
+from tests.problems import CELLS, F64, METHODS, NORMS, build, margins, predicted, sequences
+
+RTOL = 1e-3
+cells = pytest.mark.parametrize("cell", CELLS)
+norms = pytest.mark.parametrize("p", NORMS)
+methods = pytest.mark.parametrize("method", METHODS)
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the whole sequence."""
+
+    def __init__(self, time=3, features=3, classes=4):
+        super().__init__()
+        self.head = nn.Linear(time * features, classes, dtype=F64)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def problem(cell, batch=24, time=4, **options):
+    model, x = build(cell, **options), sequences(batch, time, seed=5)
+    return model, x, predicted(model, x)
+
+
+@norms
+@methods
+@cells
+def test_every_radius_is_proved_and_a_little_more_is_not(cell, method, p):
+    model, x, y = problem(cell, num_layers=2)
+    radius = certified_radius(model, x, y, p=p, method=method)
+    assert (radius > 0).all()
+    assert certify(model, x, y, LpBall(radius, p), method=method).certified.all()
+    more = LpBall(radius * (1 + 2 * RTOL), p)
+    assert not certify(model, x, y, more, method=method).certified.any()
+
+
+@norms
+@cells
+def test_at_most_8_evaluations_on_average(cell, p):
+    model, x, y = problem(cell, batch=64, time=6)
+    counts = search_radius(model, x, y, p=p, rtol=RTOL).evaluations.double()
+    assert 2 <= counts.mean() <= 8
+
+
+@cells
+def test_at_most_5_evaluations_on_average_from_the_last_radius(cell):
+    model, x, y = problem(cell, batch=64, time=6)
+    cold = search_radius(model, x, y, p=2, rtol=RTOL)
+    generator = torch.Generator().manual_seed(0)
+    drift = 1 + 0.05 * torch.randn(64, generator=generator, dtype=F64)
+    warm = search_radius(model, x, y, p=2, rtol=RTOL, start=cold.radius * drift)
+    assert warm.evaluations.double().mean() <= 5
+    # The lines of relu jump with the box, so that a margin can cross 0 more than once.
+    close = torch.isclose(warm.radius, cold.radius, rtol=RTOL, atol=0).double().mean()
+    assert close >= (0.95 if cell == "relu" else 1)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-9, 1e9, math.nan, math.inf, -1.0])
+def test_any_start_leads_to_the_same_radius(start):
+    model, x, y = problem("lstm")
+    expected = certified_radius(model, x, y, p=2)
+    found = certified_radius(model, x, y, p=2, start=torch.full((24,), start, dtype=F64))
+    torch.testing.assert_close(found, expected, rtol=2 * RTOL, atol=0)
+
+
+@pytest.mark.parametrize("scope", ["frame", "sequence"])
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_radius_of_a_linear_classifier_is_known(p, scope):
+    model, x = Linear(), sequences(16, 3)
+    y = predicted(model, x)
+    rows = (model.head.weight[y][:, None] - model.head.weight).view(16, 4, 3, 3)
+    rows = rows.flatten(2)[:, :, None] if scope == "sequence" else rows
+    expected = (margins(model(x), y) / dual_norm(rows, p).sum(-1)).amin(1)
+    found = certified_radius(model, x, y, p=p, scope=scope)
+    assert (found <= expected * (1 + 1e-12)).all()
+    torch.testing.assert_close(found, expected.detach(), rtol=RTOL, atol=0)
+
+
+@methods
+@cells
+def test_a_wrong_prediction_has_radius_0(cell, method):
+    model, x, y = problem(cell)
+    wrong = torch.arange(24) % 2 == 0
+    radius = certified_radius(model, x, torch.where(wrong, (y + 1) % 3, y), method=method)
+    assert (radius[wrong] == 0).all()
+    assert (radius[~wrong] > 0).all()
+
+
+def test_a_constant_model_is_capped_and_says_so():
+    model, x, _ = problem("gru")
+    with torch.no_grad():
+        model.head.weight.zero_()
+    y = predicted(model, x)
+    found = search_radius(model, x, y, max_radius=2.5)
+    assert found.capped.all()
+    assert (found.radius == 2.5).all()
+
+
+def test_a_radius_below_the_cap_is_not_called_capped():
+    model, x, y = problem("gru")
+    free = certified_radius(model, x, y)
+    cap = free.median().item()
+    found = search_radius(model, x, y, max_radius=cap)
+    assert (found.capped == (free > cap)).sum() >= 23  # the median itself may fall either way
+    assert (found.radius <= cap).all()
+
+
+@pytest.mark.parametrize(("p", "width"), [(1, 3.0), (2, 3**0.5), (math.inf, 1.0)])
+def test_the_cap_of_a_clipped_radius_is_the_norm_of_the_domain(p, width):
+    model, x, _ = problem("tanh")
+    with torch.no_grad():
+        model.head.weight.zero_()
+    found = certified_radius(model, x.sigmoid(), predicted(model, x), p=p, low=0.0, high=1.0)
+    torch.testing.assert_close(found, torch.full_like(found, width))
+
+
+@norms
+@cells
+def test_a_domain_makes_radii_larger(cell, p):
+    model, x, _ = problem(cell)
+    x = x.clamp(-1, 1)
+    y = predicted(model, x)
+    domain = {"p": p, "low": -1.0, "high": 1.0}
+    for method in ("ibp", "popqorn"):
+        free = certified_radius(model, x, y, p=p, method=method)
+        cut = certified_radius(model, x, y, method=method, **domain)
+        assert certify(model, x, y, LpBall(cut, **domain), method=method).certified.all()
+        # Slopes chosen for a smaller box are not always better ones; intervals are.
+        assert (cut >= free * (1 - RTOL if method == "ibp" else 0.95)).all()
+        assert cut.mean() > free.mean()
+
+
+def test_one_class_to_keep_apart_from_never_lowers_the_radius():
+    model, x, y = problem("lstm")
+    each = [certified_radius(model, x, y, against=(y + k) % 3) for k in (1, 2)]
+    least = torch.minimum(*each)
+    torch.testing.assert_close(least, certified_radius(model, x, y), rtol=2 * RTOL, atol=0)
+
+
+def test_one_frame_moving_has_a_larger_radius_than_all():
+    model, x, y = problem("gru")
+    every = certified_radius(model, x, y)
+    for t in range(4):
+        one = certified_radius(model, x, y, frames=torch.arange(4) == t)
+        assert (one > every).all()
+
+
+@cells
+def test_a_sample_has_the_same_radius_alone_and_in_a_batch(cell):
+    model, x, y = problem(cell)
+    whole = certified_radius(model, x, y, p=2)
+    alone = torch.cat([certified_radius(model, x[i : i + 1], y[i : i + 1], p=2) for i in (0, 9)])
+    torch.testing.assert_close(alone, whole[[0, 9]], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-4, 1e-6])
+def test_the_answer_is_within_the_relative_precision_asked(rtol):
+    model, x, y = problem("lstm")
+    best = certified_radius(model, x, y, rtol=1e-9)
+    found = certified_radius(model, x, y, rtol=rtol)
+    assert (found <= best * (1 + 1e-9)).all()
+    assert (found >= best * (1 - rtol)).all()
+
+
+@norms
+@cells
+def test_float32_radii_are_rounded_down_to_what_float64_proves(cell, p):
+    model, x, y = problem(cell)
+    x = x.float()
+    exact = certified_radius(model, x.double(), y, p=p, rtol=1e-6)
+    found = certified_radius(model.float(), x, y, p=p, rtol=1e-6)
+    assert found.dtype == torch.float32
+    assert (found.double() <= exact * (1 + 1e-5)).all()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=0)
+    proof = certify(model.double(), x.double(), y, LpBall(found.double(), p))
+    assert proof.certified.all()
+
+
+def test_nan_gives_radius_0():
+    model, x, y = problem("gru", batch=4)
+    x[1, 0, 0] = math.nan
+    radius = certified_radius(model, x, y)
+    assert radius[1] == 0
+    assert (radius[[0, 2, 3]] > 0).all()
