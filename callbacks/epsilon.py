@@ -70,8 +70,17 @@ class EpsilonSchedule(Callback):
         values = {"epsilon": loss.epsilon, "kappa": loss.kappa}
         pl_module.log_dict({f"certified_training/{name}": value for name, value in values.items()})
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the end values back, also after an exception."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the end values back."""
+        self._restore()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Put the end values back."""
+        self._restore()
+
+    def _restore(self) -> None:
         for loss, epsilon, kappa in self._ramps:
             loss.epsilon, loss.kappa = epsilon.end, kappa.end
         self._ramps = []

@@ -1,0 +1,149 @@
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from popqorn_train import UnsupportedModelError, certified_radius
+from popqorn_train.callbacks import CertifiedRadiusMonitor
+from tests.fitting import QUIET, Classifier, fit, samples, val_loader
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
+def test_final_weights_are_bit_identical_with_and_without_it(cell):
+    weights = []
+    for callbacks in ([], [CertifiedRadiusMonitor(samples=7)]):
+        pl.seed_everything(0, verbose=False)
+        _, module = fit(*callbacks, module=Classifier(cell))
+        weights.append(module.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_it_logs_radii_and_accuracies_that_agree_with_certified_radius():
+    monitor = CertifiedRadiusMonitor(samples=20, epsilons=(0.01, 1.0), rtol=1e-3)
+    trainer, module = fit(monitor, epochs=1)
+    x, y = val_loader().dataset.tensors
+    radius = certified_radius(module.eval(), x, y)
+    torch.testing.assert_close(monitor.last.radii, radius, rtol=2e-3, atol=1e-9)
+    logged = trainer.callback_metrics
+    expected = {
+        "certified_radius/mean": monitor.last.radii.mean().item(),
+        "certified_radius/median": monitor.last.radii.sort().values[9].item(),
+        "certified_radius/p10": monitor.last.radii.sort().values[1].item(),
+        "certified_radius/capped_fraction": 0.0,
+        "certified_accuracy/0p01": (monitor.last.radii >= 0.01).double().mean().item(),
+        "certified_accuracy/1": (monitor.last.radii >= 1.0).double().mean().item(),
+    }
+    for name, value in expected.items():
+        assert logged[name].item() == pytest.approx(value, abs=1e-6), name
+    assert expected["certified_accuracy/0p01"] > expected["certified_accuracy/1"]
+
+
+def test_the_subset_is_spread_over_the_set_and_the_same_every_time():
+    monitor, seen = CertifiedRadiusMonitor(samples=5), []
+
+    class Watch(pl.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                seen.append(monitor.last.positions.tolist())
+
+    fit(monitor, Watch(), epochs=3)
+    assert seen == [[0, 4, 8, 12, 16]] * 3
+
+
+def test_it_certifies_at_the_first_validation_and_then_every_n_epochs():
+    monitor, epochs = CertifiedRadiusMonitor(samples=3, every_n_epochs=2), []
+
+    class Watch(pl.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            epochs.append(None if monitor.last is None else monitor.last.epoch)
+
+    fit(monitor, Watch(), epochs=5)
+    assert epochs == [None, 0, 0, 2, 2, 4]
+
+
+def test_checkpoints_and_early_stopping_can_watch_it(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="certified_radius/median", mode="max")
+    stop = EarlyStopping("certified_radius/median", patience=5, mode="max")
+    monitor = CertifiedRadiusMonitor(samples=6)
+    trainer, _ = fit(monitor, best, stop, enable_checkpointing=True)
+    assert best.best_model_score == trainer.callback_metrics["certified_radius/median"]
+    saved = torch.load(best.best_model_path, weights_only=True)
+    assert len(saved["callbacks"][monitor.state_key]["last"][3]) == 6
+
+
+def test_state_survives_a_checkpoint():
+    monitor, other = CertifiedRadiusMonitor(samples=4), CertifiedRadiusMonitor(samples=4)
+    fit(monitor, epochs=1)
+    other.load_state_dict(monitor.state_dict())
+    assert other.last.epoch == monitor.last.epoch
+    assert torch.equal(other.last.radii, monitor.last.radii)
+
+
+def test_two_monitors_with_other_balls_have_other_states():
+    keys = {CertifiedRadiusMonitor(p).state_key for p in (1, 2, math.inf)}
+    assert len(keys) == 3
+
+
+def test_it_works_in_validate_where_inference_mode_is_on():
+    monitor = CertifiedRadiusMonitor(samples=6)
+    trainer = pl.Trainer(callbacks=[monitor], logger=False, **QUIET)
+    [logged] = trainer.validate(Classifier(), val_loader(), verbose=False)
+    assert logged["certified_radius/mean"] >= 0
+
+
+def test_it_works_with_fast_dev_run_and_a_csv_logger(tmp_path):
+    fit(CertifiedRadiusMonitor(samples=6), fast_dev_run=True)
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit(CertifiedRadiusMonitor(samples=6), logger=logger, log_every_n_steps=1)
+    assert "certified_radius/median" in (tmp_path / "metrics.csv").read_text()
+
+
+def test_an_unsupported_model_fails_at_the_sanity_check():
+    class Attentive(Classifier):
+        def forward(self, x):
+            states = self.rnn(x)[0]
+            return self.head((states.softmax(1) * states).sum(1))
+
+    module = Attentive()
+    with pytest.raises(UnsupportedModelError, match="softmax"):
+        fit(CertifiedRadiusMonitor(), module=module)
+    assert module._trainer.global_step == 0
+
+
+def test_a_named_sub_module_gives_the_logits():
+    class Wrapped(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net = Classifier()
+
+        def forward(self, x):
+            return self.net(x).argsort(1)  # nothing a bound could be put on
+
+    monitor = CertifiedRadiusMonitor(samples=4, model="net")
+    trainer = pl.Trainer(callbacks=[monitor], logger=False, **QUIET)
+    module = Wrapped()
+    module.validation_step = lambda batch, batch_idx: None
+    trainer.validate(module, val_loader(), verbose=False)
+    assert len(monitor.last.radii) == 4
+
+
+def test_unpack_reads_other_batches():
+    class Named(torch.utils.data.Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            x, y = samples(6)[index]
+            return {"rows": x, "digit": y}
+
+    module = Classifier()
+    module.validation_step = lambda batch, batch_idx: None
+    monitor = CertifiedRadiusMonitor(unpack=lambda batch: (batch["rows"], batch["digit"]))
+    trainer = pl.Trainer(callbacks=[monitor], logger=False, **QUIET)
+    trainer.validate(module, DataLoader(Named(), 4), verbose=False)
+    assert monitor.last.positions.tolist() == list(range(6))

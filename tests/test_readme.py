@@ -1,0 +1,50 @@
+"""The code that the README shows runs."""
+
+import re
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
+from tests.fitting import Classifier
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def block(containing):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    [found] = [block for block in blocks if containing in block]
+    return found
+
+
+def loader():
+    x = torch.rand(24, 4, 3, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(x, torch.arange(24) % 3), 8)
+
+
+def test_the_callback_is_added_in_the_lines_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"model": Classifier(), "train_loader": loader(), "val_loader": loader()}
+    exec(block("CertifiedRadiusMonitor(samples"), names)
+    assert {"certified_radius/median", "certified_accuracy/0p05"} <= set(
+        names["trainer"].callback_metrics
+    )
+
+
+def test_the_loss_is_used_in_the_lines_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = next(iter(loader()))
+    names = {"self": Classifier(), "x": x, "y": y, "pl": pl, "monitor": CertifiedRadiusMonitor()}
+    exec(block("CertifiedLoss(epsilon"), names)
+    assert names["loss"].requires_grad
+    assert isinstance(names["trainer"].callbacks[0], EpsilonSchedule)
+
+
+def test_a_trained_model_is_asked_in_the_lines_shown():
+    x, y = next(iter(loader()))
+    names = {"model": Classifier(), "x": x, "y": y}
+    exec(block("proof = certify"), names)
+    assert names["radius"].shape == (8,)
+    assert names["proof"].certified.dtype == torch.bool
