@@ -10,7 +10,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from popqorn_train.bound import BoundModel, Inputs, bound
+from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.certificate import certify, check_confirm
 from popqorn_train.methods import Method, method_named
 from popqorn_train.metrics import CertifiedAccuracyCurve
@@ -225,9 +225,9 @@ class CertifiedRadiusMonitor(Callback):
 
     def _pre_flight(self, module: BoundModel, inputs: Inputs, target: Tensor) -> None:
         """Certify one sample, so that what cannot be bounded fails before hours of training."""
-        values, axis = inputs if isinstance(inputs, tuple) else (inputs,), module.batch_axis(inputs)
+        axis = module.batch_axis(inputs)
         first = torch.zeros(1, dtype=torch.long, device=target.device)
-        one = tuple(pick_samples(value, first, axis) for value in values)
+        one = tuple(pick_samples(value, first, axis) for value in as_tuple(inputs))
         ball, method = LpBall(0.0, **self._ball), self._search["method"]
         certify(module, one, target[:1], ball, method=method, confirm=None)
 
@@ -240,8 +240,7 @@ class CertifiedRadiusMonitor(Callback):
             return
         chosen = (positions - here.start).to(target.device)
         axis = module.batch_axis(inputs)
-        values = inputs if isinstance(inputs, tuple) else (inputs,)
-        picked = tuple(pick_samples(value, chosen, axis) for value in values)
+        picked = tuple(pick_samples(value, chosen, axis) for value in as_tuple(inputs))
         self._picked.append(_Picked(positions, picked, target[chosen]))
 
     def _certify(self, trainer: Trainer, module: BoundModel, axis: int) -> None:

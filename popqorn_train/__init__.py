@@ -6,7 +6,7 @@ from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.perturbation import Bounds, LpBall
 from popqorn_train.radius import certified_radius
-from popqorn_train.trace import UnsupportedModelError
+from popqorn_train.tracer import UnsupportedModelError
 
 __all__ = [
     "IBP",

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import Case, Inputs, bound, undisturbed
+from popqorn_train.bound import Inputs, bound
+from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import check_target
 from popqorn_train.perturbation import LpBall, Region, dual_exponent
 
@@ -129,6 +130,6 @@ def attack(
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
         case = layer.case(inputs)
-        check_target(target, len(case.center), case.logits(case.center).shape[1])
+        check_target(target, len(case.center), case.plan.classes)
         target = target.long().to(case.center.device)
         return search(case, target, ball, steps=steps, restarts=restarts, seed=seed)

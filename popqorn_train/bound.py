@@ -3,115 +3,31 @@
 B: batch, T: frames, N: features of a frame, C: classes.
 """
 
-import contextlib
 import inspect
 import weakref
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train import operations  # noqa: F401  (fills the tables of lift.py)
-from popqorn_train.affine import Affine
-from popqorn_train.graph import Node, Root
+from popqorn_train.case import Case, undisturbed
+from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan, center_and_scale, plan
-from popqorn_train.perturbation import LpBall
-from popqorn_train.trace import UnsupportedModelError, record
+from popqorn_train.trace import record
+from popqorn_train.tracer import UnsupportedModelError
 
 Inputs = Tensor | tuple[Any, ...]
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, full precision, no autocast and no inference mode; everything restored after."""
-    modes = {module: module.training for module in model.modules()}
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    precision, grad = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
-    try:
-        for module in modes:
-            module.training = False
-        torch.set_float32_matmul_precision("highest")
-        # Leaving inference mode would switch gradients on.
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(grad),
-            torch.autocast(device, enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        for module, mode in modes.items():
-            module.training = mode
-
-
-class Case(NamedTuple):
-    """A batch of inputs, ready to be bounded or attacked.
-
-    Attributes:
-        lifter: holds the value of every step that does not move.
-        plan: which step moves.
-        center: ``(B, T, N)`` clean value of what moves, in its own units.
-        value: ``(B, T, N)`` what the network reads there.
-        scale: ``(B, T, N)`` from the one to the other, or None.
-    """
-
-    lifter: Lifter
-    plan: Plan
-    center: Tensor
-    value: Tensor
-    scale: Tensor | None
-
-    def pick(self, chosen: Tensor) -> "Case":
-        """Some samples of the batch."""
-        parts = (self.center, self.value, self.scale)
-        picked = [part if part is None else part[chosen] for part in parts]
-        return Case(self.lifter.pick(chosen, self.plan.batch_axis), self.plan, *picked)  # type: ignore[arg-type]
-
-    def graph(self, ball: LpBall) -> Node:
-        """The logits ``(B, C)`` as a node over the ball around the inputs."""
-        root = Root(ball.around(self.center, self.value, self.scale), self._axis)
-        output = self._run(root if self._shape == root.shape else self._reshaped(root))
-        if not isinstance(output, Node) or len(output.shape) != 1 or output.batch_axis != 0:
-            shape = tuple(getattr(output, "shape", ()))
-            raise UnsupportedModelError(
-                f"The model returns {('B', *shape)}, expected logits (B, C). Classify the whole "
-                "sequence: select a frame, or average over frames, before the output."
-            )
-        return output
-
-    def logits(self, moved: Tensor) -> Tensor:
-        """Logits ``(B, C)`` for another value ``(B, T, N)`` of what moves."""
-        change = moved - self.center
-        value = self.value + (change if self.scale is None else change * self.scale)
-        return self._run(value.reshape(len(value), *self._shape).movedim(0, self._axis))
-
-    @property
-    def _axis(self) -> int:
-        return self.plan.root.batch_axis or 0
-
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        """Shape of a sample of the root in the user's code."""
-        shape = self.plan.root.shape or ()
-        return tuple(size for axis, size in enumerate(shape) if axis != self._axis)
-
-    def _reshaped(self, root: Root) -> Node:
-        def to_users(x: Tensor) -> Tensor:
-            return x.movedim(root.batch_axis, 0).reshape(-1, *self._shape).movedim(0, self._axis)
-
-        return Affine(to_users, [root], self._shape, self._axis, exact=True)
-
-    def _run(self, root: Any) -> Any:
-        fork = self.lifter.fork()
-        fork.values[self.plan.root.name] = root
-        return fork.value(self.plan.output)
-
 
 _traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Plan]]]" = (
     weakref.WeakKeyDictionary()
 )
+
+
+def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
+    """The arguments of forward."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 class BoundModel(nn.Module):
@@ -134,15 +50,16 @@ class BoundModel(nn.Module):
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
         with undisturbed(self.model):
-            named = self._named(inputs)
-            return self._plan({name: _usable(value) for name, value in named.items()}).batch_axis
+            return self._plan(self._named(inputs)).batch_axis
 
-    def case(self, inputs: Inputs, dtype: torch.dtype | None = None) -> Case:
+    def case(self, inputs: Inputs, dtype: torch.dtype | None = None, *, check: bool = True) -> Case:
         """Trace if need be, and work out everything that does not move.
 
         Args:
             inputs: what the model's forward takes: a tensor or a tuple.
             dtype: precision of the bounds; None takes the weights', at least float32.
+            check: run the model itself too, and refuse a trace that does not reproduce it; left
+                out while training, where the model ran when it was traced.
 
         Raises:
             ValueError: inputs that the model cannot read.
@@ -150,24 +67,28 @@ class BoundModel(nn.Module):
         """
         named = self._named(inputs)
         with undisturbed(self.model):
-            named = {name: _usable(value) for name, value in named.items()}
             found = self._plan(named)
-            source = named[next(iter(_tensors(named)))]
-            batch = source.shape[min(found.batch_axis, source.ndim - 1)]
-            dtype = dtype or self._precision()
-            lifter = Lifter(found.trace, self.model, named, batch, dtype)
-            value = lifter.value(found.root.name)
-            center, scale = center_and_scale(found, lifter)
-            axis = found.root.batch_axis or 0
-            parts = [None if part is None else _frames(part, axis) for part in (value, scale)]
-            return Case(lifter, found, _frames(center, axis), parts[0], parts[1])  # type: ignore[arg-type]
+            case = self._case(named, found, dtype or self._precision())
+            if check and dtype is None:
+                check_logits(case, self._output(named))
+        return case
+
+    def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Case:
+        source = next(iter(_tensors(named).values()))
+        batch = source.shape[min(found.batch_axis, source.ndim - 1)]
+        lifter = Lifter(found.trace, self.model, named, batch, dtype)
+        value = lifter.value(found.root.name)
+        center, scale = center_and_scale(found, lifter)
+        axis = found.root.batch_axis or 0
+        scale = None if scale is None else _frames(scale, axis)
+        return Case(lifter, found, _frames(center, axis), _frames(value, axis), scale)
 
     def _precision(self) -> torch.dtype:
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         return torch.float64 if torch.float64 in kinds else torch.float32
 
     def _named(self, inputs: Inputs) -> dict[str, Any]:
-        values = inputs if isinstance(inputs, tuple) else (inputs,)
+        values = as_tuple(inputs)
         names = list(inspect.signature(type(self.model).forward).parameters)[1:]
         names += [f"argument_{index}" for index in range(len(names), len(values))]
         named = dict(zip(names, values, strict=False))
@@ -183,7 +104,7 @@ class BoundModel(nn.Module):
                     f"{tuple(tensor.shape)}."
                 )
             self._check_dtype(name, tensor)
-        return named
+        return {name: _usable(value) for name, value in named.items()}
 
     def _check_dtype(self, name: str, tensor: Tensor) -> None:
         own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
@@ -203,7 +124,10 @@ class BoundModel(nn.Module):
             hit = known.get((self.perturb, axis, _without(shapes, axis)))
             if hit is not None and hit[0] == _structure(self.model, hit[1].trace.visited):
                 return hit[1]
+        check_hooks(self.model, lambda: self._output(named))
         found = self._make_plan(named)
+        with torch.no_grad():
+            check_graph(self._case(named, found, self._precision()), self._output(named))
         structure = _structure(self.model, found.trace.visited)
         known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
             structure,
@@ -222,7 +146,6 @@ class BoundModel(nn.Module):
                     return plan(trace, self.model, axis, self.perturb)
             except UnsupportedModelError as error:
                 failures.append(error)
-        self._check_forward(named)
         if failures:
             raise failures[0]
         raise UnsupportedModelError(
@@ -230,10 +153,11 @@ class BoundModel(nn.Module):
             "Return one row of logits a sample."
         )
 
-    def _check_forward(self, named: dict[str, Any]) -> None:
+    def _output(self, named: dict[str, Any]) -> Any:
+        """What the model itself returns."""
         try:
             with torch.random.fork_rng(), torch.no_grad():
-                self.model(*named.values())
+                return self.model(*named.values())
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in _tensors(named).items())
             raise ValueError(
@@ -278,7 +202,11 @@ def _structure(model: nn.Module, visited: frozenset[str]) -> tuple[list[Any], di
         for name, value in vars(model.get_submodule(path)).items()
         if isinstance(value, plain) and not name.startswith("_") and name != "training"
     }
-    return [(name, weakref.ref(module)) for name, module in model.named_modules()], settings
+    modules = [
+        (name, weakref.ref(module), *module._forward_hooks, *module._forward_pre_hooks)
+        for name, module in model.named_modules()
+    ]
+    return modules, settings
 
 
 def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
@@ -290,6 +218,10 @@ def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
         model: a classifier that returns logits ``(B, C)``; itself returned if already bound.
         perturb: see ``BoundModel``.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"`model` must be an nn.Module that is not scripted, got {type(model).__name__}."
+        )
     if isinstance(model, BoundModel):
         return model if perturb is None else BoundModel(model.model, perturb)
     return BoundModel(model, perturb)

@@ -12,12 +12,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import BoundModel, Case, Inputs, bound, undisturbed
+from popqorn_train.bound import BoundModel, Inputs, bound
+from popqorn_train.case import undisturbed
 from popqorn_train.graph import Node
 from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import Bounds, LpBall
 
 Confirm = Literal["float64"] | None
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_NEAR = 1e-4  # margins this little below 0 are worth a second look in float64
 
 
 class Certificate(NamedTuple):
@@ -39,25 +42,33 @@ class Certificate(NamedTuple):
     numerics: str
 
 
-def check_target(target: Tensor, batch: int, classes: int) -> None:
+def check_target(target: Tensor, batch: int, classes: int, name: str = "target") -> None:
     """Refuse labels that do not fit.
+
+    Args:
+        target: labels.
+        batch: number of samples.
+        classes: number of logits.
+        name: what the caller calls them.
 
     Raises:
         TypeError: not an integer tensor.
         ValueError: wrong shape, or a label outside 0 .. classes - 1.
     """
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
+    whole = isinstance(target, Tensor) and target.dtype in _WHOLE
+    if not whole:
         kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"`target` must be a tensor of integer labels, got {kind}.")
+        raise TypeError(f"`{name}` must be a tensor of integer labels, got {kind}.")
     if target.shape != (batch,):
         shape = tuple(target.shape)
-        raise ValueError(f"`target` must hold one label a sample, ({batch},), got shape {shape}.")
+        raise ValueError(f"`{name}` must hold one label a sample, ({batch},), got shape {shape}.")
     if classes < 2:
         raise ValueError(f"the model must return at least 2 logits, got {classes}.")
-    if int(target.min()) < 0 or int(target.max()) >= classes:
-        found = sorted({int(target.min()), int(target.max())})
+    least, most = int(target.min()), int(target.max())
+    if least < 0 or most >= classes:
         raise ValueError(
-            f"`target` must lie in 0..{classes - 1} for {classes} logits, got labels up to {found}."
+            f"`{name}` must lie in 0..{classes - 1} for {classes} logits, got labels from {least} "
+            f"to {most}."
         )
 
 
@@ -117,17 +128,6 @@ def logit_bounds(
     return Bounds(lower, -negative)
 
 
-def certified_margins(
-    model: nn.Module, inputs: Inputs, target: Tensor, ball: LpBall, method: str | Method
-) -> Tensor:
-    """Margins ``(B, C)`` with gradients to every weight: what losses are made of."""
-    method = method_named(method)
-    layer = bound(model)
-    case = layer.case(inputs)
-    with undisturbed(layer.model):
-        return margins_of(case.graph(ball), target, method, case.value)
-
-
 def certify(
     model: nn.Module,
     inputs: Inputs,
@@ -183,14 +183,11 @@ def _confirmed(
     method: Method,
     margins: Tensor,
 ) -> Tensor:
-    """Replace the margins of samples that look certified by float64 ones."""
-    chosen = proved(least(margins)).nonzero()[:, 0]
+    """Replace the margins of samples that are or may be certified by float64 ones."""
+    chosen = proved(least(margins) + _NEAR).nonzero()[:, 0]
     margins = margins.double()
     if len(chosen):
         case = layer.case(inputs, torch.float64).pick(chosen)
         output = case.graph(ball.pick(chosen, len(margins)))
         margins[chosen] = margins_of(output, target.to(chosen.device)[chosen], method, case.value)
     return margins
-
-
-__all__ = ["Case", "Certificate", "certify", "logit_bounds"]

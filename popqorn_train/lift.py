@@ -13,16 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.graph import Node
-from popqorn_train.trace import (
-    Baked,
-    Multiple,
-    Ref,
-    Step,
-    Trace,
-    UnsupportedModelError,
-    pick_samples,
-    walk,
-)
+from popqorn_train.trace import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
+from popqorn_train.tracer import UnsupportedModelError, called_name
 
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
@@ -56,11 +48,6 @@ def has_node(value: Any) -> bool:
     return bool(found)
 
 
-def operation_name(step: Step) -> str:
-    """``add`` for ``torch.add``, ``operator.add`` and ``Tensor.add``."""
-    return step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
-
-
 class Lifter:
     """Executes a trace step by step, each when it is first needed.
 
@@ -69,7 +56,7 @@ class Lifter:
         model: where weights and modules are.
         inputs: arguments by name.
         batch: number of samples.
-        dtype: weights and floating inputs are cast to it; None leaves them.
+        dtype: weights and floating inputs are cast to it.
     """
 
     def __init__(
@@ -78,9 +65,10 @@ class Lifter:
         model: nn.Module,
         inputs: dict[str, Any],
         batch: int,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype,
     ) -> None:
         self.model, self.batch, self.dtype = model, batch, dtype
+        self.device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         self.steps = {step.name: step for step in trace.steps}
         self.inputs = inputs
         self.values: dict[str, Any] = {}
@@ -116,7 +104,7 @@ class Lifter:
     def cast(self, value: Any) -> Any:
         """Bring a floating tensor to the precision of the bounds."""
         floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(self.dtype) if floating and self.dtype is not None else value
+        return value.to(self.dtype) if floating else value
 
     def weight(self, path: str, name: str) -> Tensor | None:
         """A weight of a sub-module, with its gradient; None where there is none."""
@@ -139,11 +127,15 @@ class Lifter:
         kwargs = walk(step.kwargs, (Ref, Multiple), self._resolve)
         if has_node((args, kwargs)):
             return self._lift(step, args, kwargs)
+        # A cast in forward must not undo the precision of the bounds.
+        return walk(self._call(step, args, kwargs), Tensor, self.cast)
+
+    def _call(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":
             return self._call_module(step.target, args, kwargs)
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
-        if operation_name(step) == "dropout":
+        if called_name(step.target) == "dropout":
             kwargs = {**kwargs, "training": self.model.training}
         return step.target(*args, **kwargs)
 
@@ -166,18 +158,23 @@ class Lifter:
         if step.kind == "module":
             called = self.model.get_submodule(step.target)
             handler = next(
-                (MODULES[kind] for kind in type(called).__mro__ if kind in MODULES), None
+                (MODULES[kind] for kind in type(called).__mro__ if _is_plainly(called, kind)), None
             )
             if handler is None:
                 raise unsupported(step, f"a {type(called).__name__} module")
             return handler(self, step, called, *args, **kwargs)
-        name = operation_name(step)
+        name = called_name(step.target)
         if name not in OPERATIONS:
             raise unsupported(step, f"the operation {name!r}")
         try:
             return OPERATIONS[name](self, step, *args, **kwargs)
         except TypeError as error:
             raise unsupported(step, f"{name!r} with these arguments ({error})") from error
+
+
+def _is_plainly(called: nn.Module, kind: type) -> bool:
+    """Whether a module computes what this registered kind does, not something of its own."""
+    return kind in MODULES and type(called).forward is kind.forward
 
 
 def unsupported(step: Step, what: str, way_out: str = "") -> UnsupportedModelError:

@@ -105,7 +105,7 @@ def tanh_lines(lower: Tensor, upper: Tensor) -> Lines:
 def sigmoid_lines(lower: Tensor, upper: Tensor) -> Lines:
     """Enclose sigmoid, where sigmoid(-x) = 1 - sigmoid(x)."""
     slope, intercept = _both(_SIGMOID, lower, upper)
-    return Lines(slope[1], 1 - intercept[1] - slack(intercept[1]), slope[0], intercept[0])
+    return Lines(slope[1], 1 - intercept[1] - slack(intercept[1] + 1), slope[0], intercept[0])
 
 
 def relu_lines(lower: Tensor, upper: Tensor) -> Lines:

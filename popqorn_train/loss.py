@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from popqorn_train.attack import search
-from popqorn_train.bound import Inputs, bound, undisturbed
-from popqorn_train.certificate import check_target, margins_of
+from popqorn_train.bound import Inputs, as_tuple, bound
+from popqorn_train.case import undisturbed
+from popqorn_train.certificate import check_target, margins_of, proved
 from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import LpBall, Scope
 
@@ -77,9 +78,8 @@ class CertifiedLoss(nn.Module):
         attack_steps: int = 5,
     ) -> None:
         super().__init__()
-        for name, share in (("kappa", kappa), ("alpha", alpha)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"`{name}` must lie between 0 and 1, got {share}.")
+        _check_share("kappa", kappa)
+        _check_share("alpha", alpha)
         if attack_steps < 1:
             raise ValueError(f"`attack_steps` must be at least 1, got {attack_steps}.")
         LpBall(epsilon, p, frames=frames, scope=scope, low=low, high=high)
@@ -90,7 +90,7 @@ class CertifiedLoss(nn.Module):
     def extra_repr(self) -> str:
         """Settings, for ``print(loss)``."""
         return (
-            f"epsilon={self.epsilon:g}, p={self.p:g}, low={self.low}, high={self.high}, "
+            f"epsilon={self.epsilon}, p={self.p:g}, low={self.low}, high={self.high}, "
             f"scope={self.scope}, method={self.method}, kappa={self.kappa:g}, alpha={self.alpha:g}"
         )
 
@@ -122,28 +122,33 @@ class CertifiedLoss(nn.Module):
             low=self.low,
             high=self.high,
         )
-        case = layer.case(inputs)
-        zero = case.value.new_zeros(())
-        clean = worst = attacked = certified = zero
+        _check_share("kappa", self.kappa)
+        case = layer.case(inputs, check=False)
+        check_target(target, len(case.center), case.plan.classes)
+        target = target.long()
+        clean = worst = attacked = certified = case.value.new_zeros(())
         if self.kappa > 0:
-            values = inputs if isinstance(inputs, tuple) else (inputs,)
-            logits = layer.model(*values)
-            check_target(target, len(case.center), logits.shape[1])
-            clean = cross_entropy(
-                logits.float() if logits.dtype != torch.float64 else logits, target
-            )
+            clean = cross_entropy(_precise(layer.model(*as_tuple(inputs))), target)
         if self.kappa < 1 and self.alpha > 0:
             with undisturbed(layer.model):
                 margins = margins_of(case.graph(ball), target, self.method, case.value)
-                own = nn.functional.one_hot(target.long(), margins.shape[1]).bool()
-                worst = cross_entropy(-margins.masked_fill(own, 0), target.long())
-                certified = (margins.detach().amin(1) > 0).float().mean()
+            own = nn.functional.one_hot(target, margins.shape[1]).bool()
+            worst = cross_entropy(-margins.masked_fill(own, 0), target)
+            certified = proved(margins.detach().amin(1)).float().mean()
         if self.kappa < 1 and self.alpha < 1:
             with torch.no_grad(), undisturbed(layer.model):
-                found = search(
-                    case, target.long(), ball, steps=self.attack_steps, restarts=1, seed=0
-                )
-            attacked = cross_entropy(case.logits(found.moved), target.long())
+                found = search(case, target, ball, steps=self.attack_steps, restarts=1, seed=0)
+            attacked = cross_entropy(_precise(case.logits(found.moved)), target)
         robust = self.alpha * worst + (1 - self.alpha) * attacked
         total = self.kappa * clean + (1 - self.kappa) * robust
         return LossParts(total, clean.detach(), worst.detach(), attacked.detach(), certified)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """At least float32: the model may run in half precision."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"`{name}` must lie between 0 and 1, got {share}.")

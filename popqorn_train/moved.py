@@ -6,19 +6,18 @@ input while frames are those the layer reads.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from popqorn_train.lift import Lifter, operation_name
-from popqorn_train.trace import Ref, Step, Trace, UnsupportedModelError, walk
+from popqorn_train.lift import Lifter
+from popqorn_train.trace import IDENTITIES, MOVES, Ref, Step, Trace
+from popqorn_train.tracer import UnsupportedModelError, called_name
 
-_MOVES = {
-    "contiguous", "flatten", "getitem", "movedim", "narrow", "permute", "reshape", "select",
-    "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze", "view",
-}  # fmt: skip
-_SCALES = {"add", "sub", "mul", "div", "truediv", "neg"}
-_SOFTMAX = {"softmax", "log_softmax"}
+_SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
+_RESHAPES = MOVES - {"getitem", "select", "narrow"}
+_SOFTMAX = ("softmax", "log_softmax")
 
 
 class Plan(NamedTuple):
@@ -30,6 +29,9 @@ class Plan(NamedTuple):
         source: the step whose result moves.
         chain: steps after it that are folded into the ball; the last one is the root.
         output: name of the logits, before a softmax.
+        classes: number of logits.
+        split: whether the moved tensor is also read on another way than that to the first
+            recurrent layer, so that its frames stay those of the raw input.
     """
 
     trace: Trace
@@ -37,6 +39,8 @@ class Plan(NamedTuple):
     source: Step
     chain: tuple[Step, ...]
     output: str
+    classes: int
+    split: bool
 
     @property
     def root(self) -> Step:
@@ -46,7 +50,7 @@ class Plan(NamedTuple):
     @property
     def scales(self) -> bool:
         """Whether the units change between source and root."""
-        return any(operation_name(step) in _SCALES for step in self.chain)
+        return any(called_name(step.target) in _SCALES for step in self.chain)
 
 
 def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -> Plan:
@@ -69,20 +73,41 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
         )
+    if output.shape is None or len(output.shape) != 2 or output.batch_axis != 0:
+        shape = "a tuple" if output.shape is None else f"a tensor like {output.shape}"
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returns {shape} for a batch of 2, expected logits (B, C). "
+            "Classify the whole sequence: select a frame, or average over frames, before the "
+            "output."
+        )
+    chain, split = _chain(trace, model, source, readers)
+    return Plan(trace, batch_axis, source, chain, output.name, output.shape[1], split)
+
+
+def _chain(
+    trace: Trace, model: nn.Module, source: Step, readers: dict[str, list[Step]]
+) -> tuple[tuple[Step, ...], bool]:
+    """Steps from the source towards the first recurrent layer that can be folded into the ball."""
     chain: list[Step] = []
+    at = source
     if any(_is_recurrent(step, model) for step in trace.steps):
-        at = source
-        while len(readers.get(at.name, [])) == 1 and _folds(readers[at.name][0], at):
+        while len(readers[at.name]) == 1 and _folds(readers[at.name][0], at, model):
             at = readers[at.name][0]
             chain.append(at)
-    return Plan(trace, batch_axis, source, tuple(chain), output.name)
+    ways = readers[at.name]
+    reshaped = any(_folds(way, at, model) and called_name(way.target) in _RESHAPES for way in ways)
+    direct = any(_is_recurrent(way, model) for way in ways)
+    return tuple(chain), len(ways) > 1 and reshaped and not direct
 
 
 def _named(trace: Trace, perturb: str) -> Step:
     for step in trace.steps:
-        if perturb in (step.name, step.target if step.kind in ("input", "module") else None):
+        if step.floating and perturb in (
+            step.name,
+            step.target if step.kind in ("input", "module") else None,
+        ):
             return step
-    known = ", ".join(step.name for step in trace.steps if step.shape is not None)
+    known = ", ".join(step.name for step in trace.steps if step.floating)
     raise UnsupportedModelError(
         f"`perturb` must name an argument, a module or a step of the forward, got {perturb!r}. "
         f"There are: {known}."
@@ -104,9 +129,12 @@ def _default(trace: Trace, model: nn.Module) -> Step:
 
 
 def _is_softmax(step: Step, model: nn.Module) -> bool:
+    """Whether a step is a softmax over the classes."""
     if step.kind == "module":
-        return isinstance(model.get_submodule(step.target), nn.Softmax | nn.LogSoftmax)
-    return operation_name(step) in _SOFTMAX
+        layer = model.get_submodule(step.target)
+        return isinstance(layer, nn.Softmax | nn.LogSoftmax) and layer.dim in (1, -1, None)
+    dim = step.kwargs.get("dim", step.args[1] if len(step.args) > 1 else None)
+    return called_name(step.target) in _SOFTMAX and dim in (1, -1, None)
 
 
 def _is_recurrent(step: Step, model: nn.Module) -> bool:
@@ -123,26 +151,33 @@ def _reaches(start: str, end: str, readers: dict[str, list[Step]]) -> bool:
     return end in seen
 
 
-def _folds(step: Step, before: Step) -> bool:
+def _passes(step: Step, model: nn.Module) -> bool:
+    """Whether a step does nothing in eval mode."""
+    if step.kind == "module":
+        return isinstance(model.get_submodule(step.target), nn.Dropout | nn.Identity)
+    return called_name(step.target) in IDENTITIES and step.floating
+
+
+def _folds(step: Step, before: Step, model: nn.Module) -> bool:
     """Whether a step moves or scales single coordinates and repeats none."""
-    name = operation_name(step)
     if step.shape is None or before.shape is None or step.batch_axis is None:
         return False
-    if step.kind not in ("function", "method") or math.prod(step.shape) > math.prod(before.shape):
+    if _passes(step, model):
+        return True
+    name = called_name(step.target)
+    if step.kind == "module" or math.prod(step.shape) > math.prod(before.shape):
         return False
-    if name in _MOVES:
-        indices: list[Tensor] = []
-        walk(step.args[1:], (Ref, list), indices.append)  # an index tensor could repeat entries
-        return not indices
-    numerator = not (
-        "div" in name and (not isinstance(step.args[0], Ref) or step.args[0].name != before.name)
-    )
-    return (
-        name in _SCALES
-        and step.shape == before.shape
-        and numerator
-        and step.refs().count(before.name) == 1
-    )
+    if name in MOVES:
+        # A list or a tensor among the indices could repeat entries.
+        return not name.startswith("expand") and (name != "getitem" or _is_basic(step.args[1]))
+    alone = step.refs().count(before.name) == 1 and not step.kwargs
+    first = isinstance(step.args[0], Ref) and step.args[0].name == before.name
+    return name in _SCALES and alone and step.shape == before.shape and (first or "div" not in name)
+
+
+def _is_basic(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is ... or isinstance(part, int | slice) for part in parts)
 
 
 def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None]:
@@ -152,23 +187,25 @@ def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None
         Both in the user's layout of the root.
     """
     raw = lifter.value(found.source.name)
+    lifter.value(found.root.name)  # everything the chain reads is known from here on
     center = _through(found, lifter, raw, scaled=False)
     if not found.scales:
         return center, None
-    ones = _through(found, lifter, raw.new_ones(()).expand_as(raw), scaled=True)
-    return center, ones - _through(found, lifter, raw.new_zeros(()).expand_as(raw), scaled=True)
+
+    def chain(x: Tensor) -> Tensor:
+        return _through(found, lifter, x, scaled=True)
+
+    return center, torch.func.jvp(chain, (raw,), (torch.ones_like(raw),))[1]
 
 
 def _through(found: Plan, lifter: Lifter, x: Tensor, *, scaled: bool) -> Tensor:
     """Send a tensor through the chain, leaving changes of unit out if asked."""
-    lifter.value(found.root.name)  # everything the chain reads is known from here on
-    other = lifter.fork()
+    fork = lifter.fork()
     before = found.source.name
-    other.values[before] = x
+    fork.values[before] = x
     for step in found.chain:
-        if scaled or operation_name(step) in _MOVES:
-            other.values[step.name] = other.run(step)
-        else:
-            other.values[step.name] = other.values[before]
+        moves = called_name(step.target) in MOVES
+        scales = scaled and called_name(step.target) in _SCALES
+        fork.values[step.name] = fork.run(step) if moves or scales else fork.values[before]
         before = step.name
-    return other.values[before]
+    return fork.values[before]

@@ -15,14 +15,9 @@ from popqorn_train.affine import Affine, Linear, Negative, Stack, Sum, frame, fr
 from popqorn_train.graph import Node, Root
 from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.recurrent import State, Weights, unroll
-from popqorn_train.trace import Ref, Step, walk
+from popqorn_train.trace import IDENTITIES, MOVES, Step, walk
+from popqorn_train.tracer import called_name
 
-MOVES = (
-    "contiguous", "clone", "detach", "expand", "expand_as", "flatten", "movedim", "narrow",
-    "permute", "reshape", "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze",
-    "view", "getitem",
-)  # fmt: skip
-SCALES = ("add", "sub", "rsub", "mul", "div", "truediv", "neg")
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
 
 
@@ -74,11 +69,9 @@ def _pick(step: Step, args: Any) -> Any:
     whole, *index = args
     if isinstance(whole, tuple | list):
         return whole[index[0]]
-    if getattr(step.target, "__name__", "") != "getitem" or not isinstance(whole, Node):
+    if called_name(step.target) != "getitem" or not _is_sequence(whole):
         return None
     position = index[0] if isinstance(index[0], tuple) else (index[0],)
-    if has_node(position) or len(whole.shape) < 2:
-        return None
     time_axis = 1 if whole.batch_axis == 0 else 0
     rest = [part for axis, part in enumerate(position) if axis != time_axis]
     if len(position) <= time_axis or any(part != slice(None) for part in rest):
@@ -87,9 +80,14 @@ def _pick(step: Step, args: Any) -> Any:
     return frame(whole, t % whole.shape[0]) if isinstance(t, int) else None
 
 
+def _is_sequence(x: Any) -> bool:
+    """Whether frames can be taken from a node: ``(B, T, ...)`` or ``(T, B, ...)``."""
+    return isinstance(x, Node) and len(x.shape) > 1 and x.batch_axis < 2
+
+
 @operation("unbind")
 def _unbind(lifter: Lifter, step: Step, x: Node, dim: int = 0) -> Any:
-    if dim != (1 if x.batch_axis == 0 else 0) or len(x.shape) < 2:
+    if not _is_sequence(x) or dim != (1 if x.batch_axis == 0 else 0):
         raise unsupported(step, "an unbind of an axis that is not time")
     return tuple(frames(x))
 
@@ -127,6 +125,8 @@ def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     both = isinstance(x, Node) and isinstance(y, Node)
     if both or ("div" in str(step.target) and isinstance(y, Node)):
         raise unsupported(step, "a product or quotient of two things that move")
+    if kwargs:
+        raise unsupported(step, f"a scaling with {sorted(kwargs)}")
     return lifted(lifter, step, _function_of(step), (x, y), kwargs, exact=True)
 
 
@@ -135,10 +135,23 @@ def _negate(lifter: Lifter, step: Step, x: Node) -> Node:
     return Negative(x)
 
 
-@operation("dropout", "float", "double", "to", "type_as")
+@operation(*IDENTITIES)
 def _same(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
     """Nothing in eval mode, and nothing to real numbers."""
+    if not step.floating:
+        raise unsupported(step, "a cast to whole numbers")
     return x
+
+
+@operation("new_zeros", "new_ones", "zeros_like", "ones_like")
+def _constant(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Tensor:
+    """A constant that takes only its shape from what moves."""
+    shape = [*x.shape[: x.batch_axis], lifter.batch, *x.shape[x.batch_axis :]]
+    like = torch.zeros(shape, dtype=lifter.dtype, device=lifter.device)
+    name = called_name(step.target)
+    maker = getattr(like if name.startswith("new") else torch, name)
+    made = maker(*args, **kwargs) if name.startswith("new") else maker(like, *args, **kwargs)
+    return lifter.cast(made)
 
 
 def _activate(name: str, lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
@@ -244,10 +257,9 @@ def _initial(lifter: Lifter, step: Step, state: Any, layer: int) -> Node | None:
     if state is None:
         return None
     if isinstance(state, Node):
+        if state.batch_axis != 1:
+            raise unsupported(step, "a recurrent layer whose state has its batch elsewhere than 1")
         return frame(state, layer)
     value: Tensor = state[layer].expand(lifter.batch, -1)
     zero = not value.requires_grad and not bool(value.any())
     return None if zero else Constant(value)
-
-
-__all__ = ["MOVES", "SCALES", "Ref"]

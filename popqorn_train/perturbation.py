@@ -76,12 +76,17 @@ class LpBall:
     high: float | Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not self.p >= 1:
-            raise ValueError(f"`p` must be a number from 1 to math.inf, got {self.p}.")
+        if not isinstance(self.p, int | float) or not self.p >= 1:
+            raise ValueError(f"`p` must be a number from 1 to math.inf, got {self.p!r}.")
         if self.scope not in ("frame", "sequence"):
             raise ValueError(f"`scope` must be 'frame' or 'sequence', got {self.scope!r}.")
-        epsilon = torch.as_tensor(self.epsilon, dtype=torch.float64)
-        if epsilon.ndim > 2:
+        self._check_epsilon()
+        self._check_mask()
+        self._check_domain()
+
+    def _check_epsilon(self) -> None:
+        epsilon = _numbers("epsilon", self.epsilon)
+        if epsilon.ndim > 2 or epsilon.numel() == 0:
             shape = tuple(epsilon.shape)
             raise ValueError(f"`epsilon` must be a float, (B,) or (B, T), got shape {shape}.")
         if not (torch.isfinite(epsilon) & (epsilon >= 0)).all():
@@ -91,12 +96,13 @@ class LpBall:
                 "`epsilon` of shape (B, T) needs scope='frame'; "
                 "one ball around the sequence has one epsilon a sample, (B,)."
             )
-        self._check_mask()
-        self._check_domain()
 
     def _check_mask(self) -> None:
         if self.frames is None:
             return
+        if not isinstance(self.frames, Tensor):
+            kind = type(self.frames).__name__
+            raise TypeError(f"`frames` must be a boolean tensor, (T,) or (B, T), got {kind}.")
         if self.frames.dtype != torch.bool or self.frames.ndim not in (1, 2):
             found = f"{self.frames.dtype} of shape {tuple(self.frames.shape)}"
             raise ValueError(f"`frames` must be a boolean (T,) or (B, T) mask, got {found}.")
@@ -107,12 +113,24 @@ class LpBall:
             )
 
     def _check_domain(self) -> None:
-        if self.low is None or self.high is None:
+        edges = {
+            name: _numbers(name, edge)
+            for name, edge in (("low", self.low), ("high", self.high))
+            if edge is not None
+        }
+        for name, edge in edges.items():
+            if edge.isnan().any():
+                raise ValueError(f"`{name}` must not be NaN.")
+        if len(edges) < 2:
             return
-        if not (torch.as_tensor(self.low) <= torch.as_tensor(self.high)).all():
-            raise ValueError(
-                f"`low` must not exceed `high`, got low={self.low} and high={self.high}."
-            )
+        try:
+            ordered = bool((edges["low"] <= edges["high"]).all())
+        except RuntimeError as error:
+            shapes = [tuple(edge.shape) for edge in edges.values()]
+            raise ValueError(f"`low` and `high` must fit together, got {shapes}.") from error
+        if not ordered:
+            low, high = (_shown(edge) for edge in edges.values())
+            raise ValueError(f"`low` must not exceed `high`, got low={low} and high={high}.")
 
     def around(
         self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
@@ -132,24 +150,19 @@ class LpBall:
         moved = self._moved(batch, time, center.device)
         epsilon = self._per_frame_epsilon(batch, time, center) * moved
         down = up = epsilon[..., None].expand_as(center)
-        for name, edge, sign in (("low", self.low, 1), ("high", self.high, -1)):
-            if edge is None:
-                continue
-            edge = torch.as_tensor(edge, dtype=center.dtype, device=center.device)
-            room = sign * (center - edge)
-            if (room < 0).any():
-                raise ValueError(
-                    f"`inputs` must lie inside [low, high]; with {name}={_shown(edge)} the input "
-                    f"is outside by up to {-room.min().item():.3g}. Scale the inputs, or widen "
-                    f"`{name}`."
-                )
-            if sign > 0:
-                down = torch.minimum(down, room)
-            else:
-                up = torch.minimum(up, room)
+        if self.low is not None:
+            down = torch.minimum(down, _room("low", center, self.low))
+        if self.high is not None:
+            up = torch.minimum(up, _room("high", center, self.high))
         clipped = self.low is not None or self.high is not None
         value = center if value is None else value
         return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, clipped)
+
+    @property
+    def speaks_of_frames(self) -> bool:
+        """Whether it matters which entries of an input make a frame."""
+        per_frame = isinstance(self.epsilon, Tensor) and self.epsilon.ndim == 2
+        return self.p < math.inf or self.frames is not None or per_frame
 
     def pick(self, chosen: Tensor, batch: int) -> "LpBall":
         """The ball of some samples of a batch."""
@@ -184,8 +197,44 @@ class LpBall:
         return (epsilon if epsilon.ndim != 1 else epsilon[:, None]).expand(batch, time)
 
 
+def _numbers(name: str, value: Any) -> Tensor:
+    """An argument as float64.
+
+    Raises:
+        TypeError: not real numbers.
+    """
+    real = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool
+    if not (real or (isinstance(value, int | float) and not isinstance(value, bool))):
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"`{name}` must be a float or a tensor of real numbers, got {kind}.")
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
+    """How far every input can move towards an edge of the domain.
+
+    An input on its edge may lie beyond it by the rounding of its own precision.
+    """
+    bound = torch.as_tensor(edge, dtype=center.dtype, device=center.device)
+    try:
+        bound = bound.expand_as(center)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`{name}` must be a float or fit {tuple(center.shape)}, got {tuple(bound.shape)}."
+        ) from error
+    room = center - bound if name == "low" else bound - center
+    if (room < -1e-6 * (1 + bound.abs())).any():
+        raise ValueError(
+            f"`inputs` must lie inside [low, high]; with {name}={_shown(bound)} the input "
+            f"is outside by up to {-room.min().item():.3g}. Scale the inputs, or widen "
+            f"`{name}`."
+        )
+    return room.clamp(min=0)
+
+
 def _shown(edge: Tensor) -> str:
-    return f"{edge.item():g}" if edge.numel() == 1 else f"a tensor of shape {tuple(edge.shape)}"
+    alike = bool((edge == edge.flatten()[0]).all())
+    return f"{edge.flatten()[0].item():g}" if alike else f"a tensor of shape {tuple(edge.shape)}"
 
 
 class Region(NamedTuple):

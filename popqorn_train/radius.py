@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.attack import margin_of
-from popqorn_train.bound import BoundModel, Case, Inputs, bound, undisturbed
+from popqorn_train.bound import BoundModel, Inputs, bound
+from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import (
     Confirm,
     check_confirm,
@@ -194,8 +195,8 @@ def search_radius(
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found. Arguments and errors are the same."""
     check_confirm(confirm)
-    if not 0 < rtol < 1:
-        raise ValueError(f"`rtol` must lie between 0 and 1, got {rtol}.")
+    if not isinstance(rtol, float) or not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must be a number between 0 and 1, got {rtol!r}.")
     ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
@@ -224,10 +225,10 @@ def _question(
 ) -> _Question:
     case = layer.case(inputs)
     device = case.center.device
-    classes = case.graph(ball).shape[0]
-    check_target(target, len(case.center), classes)
+    ball.around(case.center)
+    check_target(target, len(case.center), case.plan.classes)
     if against is not None:
-        check_target(against, len(case.center), classes)
+        check_target(against, len(case.center), case.plan.classes, "against")
         if (against == target).any():
             raise ValueError("`against` must name another class than `target` for every sample.")
         against = against.long().to(device)
@@ -238,8 +239,8 @@ def _largest(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
     """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
     size = len(case.center)
     if max_radius is not None:
-        if not 0 < max_radius < math.inf:
-            raise ValueError(f"`max_radius` must be positive and finite, got {max_radius}.")
+        if not isinstance(max_radius, int | float) or not 0 < max_radius < math.inf:
+            raise ValueError(f"`max_radius` must be a positive number, got {max_radius!r}.")
         return case.center.new_full((size,), max_radius, dtype=torch.float64)
     region = ball.around(case.center)
     if ball.low is not None and ball.high is not None:
@@ -258,8 +259,9 @@ def _norms(x: Tensor, region: Region) -> Tensor:
 
 
 def _warm(start: Tensor, cold: Tensor, rtol: float) -> Tensor:
-    if start.shape != cold.shape:
-        raise ValueError(f"`start` must be {tuple(cold.shape)}, got shape {tuple(start.shape)}.")
+    if not isinstance(start, Tensor) or start.shape != cold.shape:
+        found = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+        raise ValueError(f"`start` must be a tensor of shape {tuple(cold.shape)}, got {found}.")
     start = start.to(cold)
     return torch.where((start > 0) & start.isfinite(), start * (1 - 0.4 * rtol), cold)
 

@@ -1,13 +1,10 @@
 """Record what a model's forward does, with the caller's shapes.
 
-``torch.fx`` runs the user's code on proxies. Here every proxy carries the value of a small example,
-so sizes, ``len``, iteration over frames, ``x.dim()`` tests and shape asserts are concrete. The
-code is recorded twice, with batches of 2 and 3: a number that grew with the batch is a multiple of
-it, an axis that grew is the batch axis. One recording then serves every batch size.
+The code is recorded twice (tracer.py), with batches of 2 and 3: a number that grew with the batch
+is a multiple of it, an axis that grew is the batch axis. One recording then serves every batch
+size.
 """
 
-import operator
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,13 +12,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.fx.proxy import Attribute, TraceError
+
+from popqorn_train.tracer import UnsupportedModelError, called_name, run_tracer
 
 _BATCHES = (2, 3)
-
-
-class UnsupportedModelError(ValueError):
-    """The model does something that cannot be bounded; the message says where and what to do."""
+IDENTITIES = frozenset(
+    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type_as")
+)  # operations that do nothing to real numbers in eval mode
+MOVES = frozenset(
+    (
+        "expand", "expand_as", "flatten", "getitem", "movedim", "narrow", "permute", "reshape",
+        "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze", "view",
+    )
+)  # operations that only move entries  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,140 +117,6 @@ def walk(value: Any, kind: type | tuple[type, ...], replace: Callable[[Any], Any
     return value
 
 
-class _Proxy(fx.Proxy):
-    """A proxy whose shape is known, because it carries the example's value."""
-
-    @property
-    def value(self) -> Any:
-        return self.node.meta["value"]
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.value, name)  # raises the usual AttributeError
-        if isinstance(found, Tensor):
-            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        return Attribute(self, name) if callable(found) else found
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.value.size() if dim is None else self.value.size(dim)
-
-    def dim(self) -> int:
-        return int(self.value.dim())
-
-    def numel(self) -> int:
-        return int(self.value.numel())
-
-    def is_floating_point(self) -> bool:
-        return bool(self.value.is_floating_point())
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __iter__(self) -> Any:
-        return iter([operator.getitem(self, index) for index in range(len(self))])
-
-    def __bool__(self) -> bool:
-        raise TraceError("its control flow depends on the data")
-
-    def __int__(self) -> int:
-        raise TraceError("it turns data into a Python number")
-
-    __float__ = __index__ = __int__
-
-
-class _Tracer(fx.Tracer):
-    """Records operations and runs each one on the example as it goes."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, inputs: dict[str, Any]) -> None:
-        super().__init__()
-        self.inputs = inputs
-        self.baked: dict[str, Tensor] = {}
-        self.visited = {""}
-        self._running = False
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        args = [
-            self.create_proxy("placeholder", name, (), {}) if isinstance(value, Tensor) else value
-            for name, value in self.inputs.items()
-        ]
-        return root_fn, [self.root, *args]
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            path = self.tensor_attrs.get(a)
-            name = path or f"baked:{len(self.baked)}"
-            if path is None:
-                self.baked[name] = a
-            node = self.create_node("get_attr", name, (), {})
-            node.meta["value"] = a
-            return node
-        return super().create_arg(a)
-
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
-    ) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        if "value" not in proxy.node.meta:
-            proxy.node.meta["value"] = self._run(proxy.node)
-            proxy.node.meta["source"] = _user_line(traceback.extract_stack())
-        return proxy
-
-    def _run(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return self.inputs[str(node.target)]
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-        self._running = True  # a leaf module runs as it is, unrecorded
-        try:
-            if node.op == "get_attr":
-                return operator.attrgetter(str(node.target))(self.root)
-            if node.op == "call_module":
-                return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        finally:
-            self._running = False
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        if self._running:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self._running:
-            return forward(*args, **kwargs)
-        path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
-            return self.create_proxy("call_module", path, args, kwargs)
-        self.visited.add(path)
-        return m.forward(*args, **kwargs)
-
-
-def _user_line(stack: traceback.StackSummary) -> str:
-    """The innermost line of code that is neither torch's nor ours."""
-    for frame in reversed(stack):
-        name = frame.filename.replace("\\", "/")
-        if "/torch/" not in name and "/popqorn_train/" not in name and frame.line:
-            return f"{name.rsplit('/', 1)[-1]}, line {frame.lineno}: {frame.line}"
-    return "unknown line"
-
-
-def _record(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, _Tracer]:
-    tracer = _Tracer(inputs)
-    try:
-        return tracer.trace(model), tracer
-    except Exception as error:
-        line = _user_line(traceback.extract_tb(error.__traceback__))
-        raise UnsupportedModelError(
-            f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). Move what "
-            "depends on data out of forward, or certify the part of the model after it."
-        ) from error
-
-
 def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Trace:
     """Trace a model in eval mode.
 
@@ -263,8 +132,7 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
     recordings = []
     for batch in _BATCHES:
         example = {name: _resized(value, batch, batch_axis) for name, value in inputs.items()}
-        recordings.append(_record(model, example))
-    _check_faithful(model, example, recordings[-1][0])
+        recordings.append(run_tracer(model, example))
     (first, one), (second, two) = recordings
     pairs = list(zip(first.nodes, second.nodes, strict=False))
     if len(first.nodes) != len(second.nodes) or any(a.target != b.target for a, b in pairs):
@@ -273,6 +141,9 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
             "Write it so that it treats every sample alike."
         )
     steps = [_step(a, b, one.baked, two.baked) for a, b in pairs if a.op != "output"]
+    _check_inplace(model, steps)
+    for node, step in zip(first.nodes, steps, strict=False):
+        _check_samples_apart(node, step)
     output = pairs[-1][0].args[0]
     if not isinstance(output, fx.Node):
         raise UnsupportedModelError(
@@ -296,17 +167,54 @@ def _resized(value: Any, batch: int, axis: int) -> Any:
     return pick_samples(value.detach(), torch.arange(batch) % size, axis)
 
 
-def _check_faithful(model: nn.Module, example: dict[str, Any], graph: fx.Graph) -> None:
-    """Compare the recording with the model itself: hooks, for one, are not recorded."""
-    output = next(node for node in graph.nodes if node.op == "output").args[0]
-    expected = model(*example.values())
-    if not isinstance(output, fx.Node) or not isinstance(expected, Tensor):
-        return  # refused with a sentence of its own
-    if not torch.allclose(output.meta["value"], expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
+    """Refuse an in-place activation whose argument is read again."""
+    for step in steps:
+        layer = model.get_submodule(step.target) if step.kind == "module" else None
+        inplace = getattr(layer, "inplace", False) or step.kwargs.get("inplace", False)
+        flags = step.args[1:] if called_name(step.target) in ("relu", "dropout") else ()
+        if inplace or flags[-1:] == (True,):
+            readers = [other for other in steps if step.refs()[0] in other.refs()]
+            if len(readers) > 1:
+                raise UnsupportedModelError(
+                    f"{step.name!r} works in place on a tensor that is read elsewhere "
+                    f"({step.source}). Use inplace=False."
+                )
+
+
+def _check_samples_apart(node: fx.Node, step: Step) -> None:
+    """Send the number of each sample through an operation that moves entries.
+
+    ``h_n.reshape(B, -1)`` of a ``(layers, B, H)`` tensor, for one, would deal samples anew.
+    """
+    source = next((arg for arg in node.all_input_nodes), None)
+    moved = called_name(node.target) in MOVES and node.op in ("call_function", "call_method")
+    if not moved or source is None or step.batch_axis is None:
+        return
+    value = source.meta["value"]
+    axis = _axis_of_size(value, source.meta.get("batch_axis"))
+    if axis is None:
+        return
+    numbers = torch.arange(_BATCHES[0], device=value.device).view(_along(axis, value.ndim))
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+    args = (numbers.expand(value.shape).clone(), *args[1:])
+    method = isinstance(node.target, str)
+    run = getattr(args[0], str(node.target)) if method else node.target
+    result = run(*args[1:], **kwargs) if method else run(*args, **kwargs)  # type: ignore[operator]
+    expected = torch.arange(_BATCHES[0], device=value.device)
+    if (result != expected.view(_along(step.batch_axis, result.ndim))).any():
         raise UnsupportedModelError(
-            f"The recorded forward of {type(model).__name__} does not reproduce its output. A "
-            "forward hook, or randomness in forward, changes it; remove that, then certify."
+            f"{step.name!r} deals the entries of different samples into one ({step.source}). "
+            "Permute the axes before reshaping, so that the batch stays an axis of its own."
         )
+
+
+def _axis_of_size(value: Any, axis: int | None) -> int | None:
+    return axis if isinstance(value, Tensor) and axis is not None else None
+
+
+def _along(axis: int, ndim: int) -> list[int]:
+    return [-1 if other == axis else 1 for other in range(ndim)]
 
 
 def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str, Tensor]) -> Step:
@@ -320,6 +228,7 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
     shape = tuple(one.shape) if isinstance(one, Tensor) else None
     floating = isinstance(one, Tensor) and one.is_floating_point()
     axis = _batch_axis(one, two) if isinstance(one, Tensor) else None
+    a.meta["batch_axis"] = axis
     args, kwargs = _merge(a.args, b.args), _merge(a.kwargs, b.kwargs)
     return Step(a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source)
 
@@ -355,9 +264,7 @@ def _merge(one: Any, two: Any) -> Any:
     """Combine the arguments of the two recordings."""
     if isinstance(one, fx.Node):
         return Ref(one.name)
-    if isinstance(one, bool) or isinstance(two, bool):
-        return one
-    if isinstance(one, int) and isinstance(two, int) and one != two:
+    if not isinstance(one, bool) and isinstance(one, int) and isinstance(two, int) and one != two:
         per_sample = (two - one) // (_BATCHES[1] - _BATCHES[0])
         return Multiple(per_sample, one - per_sample * _BATCHES[0])
     if isinstance(one, slice):
@@ -367,4 +274,9 @@ def _merge(one: Any, two: Any) -> Any:
         return {key: _merge(value, two[key]) for key, value in one.items()}
     if isinstance(one, tuple | list):
         return tuple(_merge(a, b) for a, b in zip(one, two, strict=True))
+    if one is not two and one != two:
+        raise UnsupportedModelError(
+            f"forward computes with {one!r} for a batch of 2 and {two!r} for one of 3. Write it so "
+            "that it treats every sample alike."
+        )
     return one

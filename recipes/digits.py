@@ -7,8 +7,10 @@ training is MTL-IBP (De Palma et al., ICLR 2024): half interval bounds, half an 
 """
 
 import argparse
+import logging
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,12 +125,12 @@ def run(config: Config, **trainer_options: Any) -> dict[str, Evaluation]:
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "radii.csv").unlink(missing_ok=True)
     data, results, rows = Digits(seed=config.seed), {}, []
-    x, labels = data.test.tensors
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x, labels = (tensor.to(device) for tensor in data.test.tensors)
     for name in MODELS:
         started = time.perf_counter()
         print(f"\n{name} training, {config.epochs} epochs", flush=True)
-        net = train(name, config, data, **trainer_options).cpu()
-        print(f"certifying and attacking {len(x)} test images", flush=True)
+        net = train(name, config, data, **trainer_options).to(device)
         results[name] = evaluate(
             net, x, labels, EPSILONS, low=0.0, high=1.0, attack_steps=config.attack_steps
         )
@@ -166,17 +168,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Config.folder, help="where results go")
     parser.add_argument("--wandb", choices=["offline", "online"], help="log to wandb, not to CSV")
     given = parser.parse_args()
-    epochs, steps = (5, 10) if given.quick else (given.epochs, Config.attack_steps)
-    torch.set_num_threads(2)
-    run(
-        Config(
-            epochs=epochs,
-            attack_steps=steps,
-            seed=given.seed,
-            folder=given.folder,
-            wandb=given.wandb,
-        )
-    )
+    # Lightning's notes on hardware and its advertisements would bury the progress bar.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    config = Config(epochs=given.epochs, seed=given.seed, folder=given.folder, wandb=given.wandb)
+    if given.quick:
+        config = replace(config, epochs=5, every_n_epochs=1, attack_steps=10)
+    run(config)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
 from popqorn_train import LpBall
@@ -91,7 +92,8 @@ def evaluate(
     with torch.no_grad():
         predictions = net(x).argmax(1)
     radii, standing = [], []
-    for some in torch.split(torch.arange(len(x), device=x.device), _CHUNK):
+    chunks = torch.split(torch.arange(len(x), device=x.device), _CHUNK)
+    for some in track(chunks, f"certifying and attacking {len(x)} inputs"):
         found = search_radius(net, x[some], labels[some], low=low, high=high)
         radii.append(found.radius)
         balls = [LpBall(epsilon, low=low, high=high) for epsilon in epsilons]

@@ -140,7 +140,7 @@ class Base(nn.Module):
         super().__init__()
         self.rnn = rnn or nn.GRU(FEATURES, HIDDEN, batch_first=True)
         self.head = nn.Linear(HIDDEN, CLASSES)
-        self.mean, self.std = nn.Buffer(torch.tensor([0.1, -0.2, 0.3])), nn.Buffer(torch.ones(3) / 2)
+        self.mean, self.std = nn.Buffer(torch.arange(3.0)), nn.Buffer(torch.ones(3) / 2)
         self.start = nn.Parameter(torch.randn(2, 1, HIDDEN))
 
     def last(self, x):

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.autograd import gradcheck
 
 from popqorn_train import LpBall, logit_bounds
 from tests.problems import (
@@ -169,9 +171,82 @@ def test_float32_bounds_are_close_to_float64_bounds(cell, method):
 
 @methods
 @cells
-def test_bounds_do_not_depend_on_memory_layout(cell, method):
-    model, x = build(cell), sequences(3, 4)
-    strided = x.repeat_interleave(2, 2)[..., ::2]
-    assert not strided.is_contiguous()
-    expected = logit_bounds(model, x, LpBall(0.1), method=method)
-    torch.testing.assert_close(logit_bounds(model, strided, LpBall(0.1), method=method), expected)
+def test_gradients_of_the_bounds_are_exact(cell, method):
+    model, x = build(cell, hidden=2, classes=2), sequences(1, 2, seed=4)
+    weights = tuple(model.parameters())  # gradcheck moves them in place
+    ball = LpBall(0.1, 2)
+    assert gradcheck(lambda *_: logit_bounds(model, x, ball, method=method), weights)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 100.0])
+@norms
+@methods
+@cells
+def test_gradients_are_finite_for_zero_width_and_saturated_boxes(cell, method, p, epsilon):
+    for gain in (0.0, 1.5, 100.0):
+        model, x = build(cell, gain=gain), sequences(2, 3)
+        lower, upper = logit_bounds(model, x, LpBall(epsilon, p), method=method)
+        for gradient in torch.autograd.grad((upper - lower + lower).sum(), model.parameters()):
+            assert gradient.isfinite().all()
+
+
+class Direct(nn.Module):
+    """The hidden state of the last frame, without a head."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn.double()
+
+    def forward(self, x):
+        return self.rnn(x)[0][:, -1]
+
+
+@methods
+@pytest.mark.parametrize(("p", "reach"), [(1, 4.0), (2, 5.0), (math.inf, 7.0)])
+def test_one_frame_of_a_vanilla_rnn_is_bounded_exactly(p, reach, method):
+    for kind, f in (("tanh", torch.tanh), ("relu", torch.relu)):
+        model = Direct(nn.RNN(2, 1, nonlinearity=kind, bias=False, batch_first=True))
+        model.rnn.weight_ih_l0.data = torch.tensor([[3.0, -4.0]], dtype=F64)
+        x = torch.tensor([[[0.2, 0.1]]], dtype=F64)
+        lower, upper = logit_bounds(model, x, LpBall(0.1, p), method=method)
+        ends = f(torch.tensor([0.2 - 0.1 * reach, 0.2 + 0.1 * reach], dtype=F64))
+        torch.testing.assert_close(torch.cat([lower, upper]).flatten(), ends)
+
+
+class Flat(nn.Module):
+    """Affine in the sequence, but through slices, sums and joins."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4, dtype=F64), nn.Linear(8, 3, dtype=F64)
+
+    def forward(self, x):
+        out = self.inner(x)
+        return self.head(torch.cat([out[:, 0] - 2 * out[:, -1], out.mean(1)], 1)).relu()
+
+
+@methods
+@pytest.mark.parametrize("p", [*NORMS, 3.0])
+def test_an_affine_node_takes_its_range_from_the_ball_and_not_from_its_box(p, method):
+    model, x = Flat(), sequences(2, 4)
+    rows = torch.func.vmap(torch.func.jacrev(lambda x: before(model, x[None])[0]))(x)
+    q = {1: math.inf, 2: 2, 3.0: 1.5, math.inf: 1}[p]
+    reach = 0.3 * torch.linalg.vector_norm(rows, q, dim=-1).sum(-1)
+    lower, upper = logit_bounds(model, x, LpBall(0.3, p), method=method)
+    torch.testing.assert_close(lower, (before(model, x) - reach).relu())
+    torch.testing.assert_close(upper, (before(model, x) + reach).relu())
+
+
+def before(model, x):
+    """What the last relu of ``Flat`` reads."""
+    out = model.inner(x)
+    return model.head(torch.cat([out[:, 0] - 2 * out[:, -1], out.mean(1)], 1))
+
+
+def test_intervals_of_a_gru_are_the_hull_of_state_and_candidate():
+    # A convex combination of numbers in [-1, 1] stays there; two products bounded apart do not.
+    model, x = Direct(nn.GRU(3, 4, num_layers=2, batch_first=True)), sequences(2, 12)
+    for epsilon in (1.0, 10.0, 1e3):
+        lower, upper = logit_bounds(model, x, LpBall(epsilon), method="ibp")
+        assert (lower >= -1).all()
+        assert (upper <= 1).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from popqorn_train import LpBall, Popqorn, bound, certify, logit_bounds
+from popqorn_train import LpBall, Popqorn, bound, certified_radius, certify, logit_bounds
 from popqorn_train.attack import attack
 from tests.problems import (
     CELLS,
@@ -55,7 +55,8 @@ def test_epsilon_zero_gives_the_clean_margins(cell, method):
 @cells
 def test_the_parts_of_a_certificate_agree(cell):
     model, x, y = problem(cell)
-    margins_, margin, certified, numerics = certify(model, x, y, LpBall(0.15))
+    middle = certified_radius(model, x, y).median().item()
+    margins_, margin, certified, numerics = certify(model, x, y, LpBall(middle))
     assert (margins_.gather(1, y[:, None]) == math.inf).all()
     assert torch.equal(margin, margins_.amin(1))
     assert torch.equal(certified, margin > 0)
@@ -97,7 +98,7 @@ def test_a_wrong_prediction_is_never_certified(cell, method):
 @cells
 def test_an_attack_breaks_no_certified_sample(cell):
     model, x, y = problem(cell, batch=32)
-    for epsilon in (0.05, 0.1, 0.2):
+    for epsilon in (0.05, 0.2, 8.0):
         found = certify(model, x, y, LpBall(epsilon, 2))
         broken = attack(model, x, y, LpBall(epsilon, 2)).margin <= 0
         assert not (found.certified & broken).any()
@@ -105,7 +106,7 @@ def test_an_attack_breaks_no_certified_sample(cell):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "head.weight", "head.bias"])
+@pytest.mark.parametrize("name", ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "head.bias"])
 @methods
 @cells
 def test_a_weight_that_is_not_finite_certifies_nothing(cell, method, name, value):
@@ -114,18 +115,18 @@ def test_a_weight_that_is_not_finite_certifies_nothing(cell, method, name, value
     assert not certify(model, x, torch.zeros_like(y), LpBall(0.01), method=method).certified.any()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("domain", [{}, {"low": -9.0, "high": 9.0}])
 @methods
 @cells
-def test_an_input_that_is_not_finite_certifies_only_the_other_samples(cell, method, value):
+def test_a_nan_in_an_input_certifies_only_the_other_samples(cell, method, domain):
     model, x, y = problem(cell)
-    x[3, 1, 0] = value
-    for domain in ({}, {"low": -9.0}):
-        if domain and value == -math.inf:
-            continue  # refused, tested in test_errors.py
-        found = certify(model, x, y, LpBall(1e-3, **domain), method=method).certified
-        assert not found[3]
-        assert found.sum() == 7
+    expected = certify(model, x, y, LpBall(1e-3, **domain), method=method).certified
+    x[3, 1, 0] = math.nan
+    found = certify(model, x, y, LpBall(1e-3, **domain), method=method).certified
+    assert expected[3]
+    assert not found[3]
+    expected[3] = False
+    assert torch.equal(found, expected)
 
 
 @norms

@@ -12,6 +12,7 @@ from popqorn_train import UnsupportedModelError, certified_radius
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from tests.fitting import QUIET, Classifier, fit, samples, val_loader
 
+
 @pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
 def test_final_weights_are_bit_identical_with_and_without_it(cell):
     weights = []

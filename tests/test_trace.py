@@ -30,7 +30,6 @@ ZOO = zoo()
 every_model = pytest.mark.parametrize(("model", "x"), ZOO.values(), ids=ZOO)
 
 
-
 @pytest.mark.parametrize("method", METHODS)
 @every_model
 def test_epsilon_zero_gives_the_logits_of_the_model(model, x, method):
@@ -241,7 +240,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "message"), REFUSED.items(), ids=lambda k: getattr(k, "__name__", ""))
+@pytest.mark.parametrize(
+    ("kind", "message"), REFUSED.items(), ids=[kind.__name__ for kind in REFUSED]
+)
 def test_what_cannot_be_bounded_is_refused_with_place_and_way_out(kind, message):
     with pytest.raises(UnsupportedModelError, match=message):
         logit_bounds(kind().double(), sequences(2, 3), LpBall(0.1))

@@ -1,0 +1,115 @@
+"""A batch that is ready to be bounded or attacked, and the quiet in which that happens.
+
+B: batch, T: frames, N: features of a frame, C: classes.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.affine import Affine
+from popqorn_train.graph import Node, Root
+from popqorn_train.lift import Lifter
+from popqorn_train.moved import Plan
+from popqorn_train.perturbation import LpBall
+from popqorn_train.tracer import UnsupportedModelError
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, full precision, no autocast and no inference mode; everything restored after."""
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    precision, grad = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    try:
+        for module in modes:
+            module.training = False
+        torch.set_float32_matmul_precision("highest")
+        # Leaving inference mode would switch gradients on.
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad),
+            torch.autocast(device, enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class Case(NamedTuple):
+    """A batch of inputs, ready to be bounded or attacked.
+
+    Attributes:
+        lifter: holds the value of every step that does not move.
+        plan: which step moves.
+        center: ``(B, T, N)`` clean value of what moves, in its own units.
+        value: ``(B, T, N)`` what the network reads there.
+        scale: ``(B, T, N)`` from the one to the other, or None.
+    """
+
+    lifter: Lifter
+    plan: Plan
+    center: Tensor
+    value: Tensor
+    scale: Tensor | None
+
+    def pick(self, chosen: Tensor) -> "Case":
+        """Some samples of the batch."""
+        parts = (self.center, self.value, self.scale)
+        picked = [part if part is None else part[chosen] for part in parts]
+        return Case(self.lifter.pick(chosen, self.plan.batch_axis), self.plan, *picked)  # type: ignore[arg-type]
+
+    def graph(self, ball: LpBall) -> Node:
+        """The logits ``(B, C)`` as a node over the ball around the inputs."""
+        if not isinstance(ball, LpBall):
+            raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
+        if self.plan.split and ball.speaks_of_frames:
+            raise UnsupportedModelError(
+                f"{self.plan.source.name!r} is reshaped on one way and read on another, so it is "
+                "not clear what its frames are. Reshape it before forward, use p=math.inf without "
+                "`frames`, or name the reshaped tensor with bound(model, perturb=...)."
+            )
+        root = Root(ball.around(self.center, self.value, self.scale), self._axis)
+        node: Node = self._run(root if self._shape == root.shape else self._reshaped(root))
+        return node
+
+    def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:
+        """Logits ``(B, C)`` for another value ``(B, T, N)`` of what moves.
+
+        Modules run in the mode they are in; dropout that is folded into the ball is left out.
+
+        Args:
+            moved: value, in its own units.
+            whole: go on to what the model returns, a softmax included.
+        """
+        change = moved - self.center
+        value = self.value + (change if self.scale is None else change * self.scale)
+        value = value.reshape(len(value), *self._shape).movedim(0, self._axis)
+        logits: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
+        return logits
+
+    @property
+    def _axis(self) -> int:
+        return self.plan.root.batch_axis or 0
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Shape of a sample of the root in the user's code."""
+        shape = self.plan.root.shape or ()
+        return tuple(size for axis, size in enumerate(shape) if axis != self._axis)
+
+    def _reshaped(self, root: Root) -> Node:
+        def to_users(x: Tensor) -> Tensor:
+            return x.movedim(root.batch_axis, 0).reshape(-1, *self._shape).movedim(0, self._axis)
+
+        return Affine(to_users, [root], self._shape, self._axis, exact=True)
+
+    def _run(self, root: Any, output: str | None = None) -> Any:
+        fork = self.lifter.fork()
+        fork.values[self.plan.root.name] = root
+        return fork.value(output or self.plan.output)

@@ -1,0 +1,117 @@
+"""Does the trace compute what the model computes? Where it does not, nothing is certified.
+
+A recording can miss what changes a model from outside (hooks), what is written in place, or what
+has changed since. So the model itself is run, and compared: with the graph when it is made, and
+with the recorded operations whenever something is certified.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.case import Case
+from popqorn_train.graph import enclose, minimum
+from popqorn_train.perturbation import LpBall
+from popqorn_train.tracer import UnsupportedModelError
+
+
+def check_hooks(model: nn.Module, run: Callable[[], Any]) -> None:
+    """Refuse hooks that change values; those that only look on are welcome.
+
+    Args:
+        model: what is traced.
+        run: calls it.
+
+    Raises:
+        UnsupportedModelError: a forward pre-hook, or a forward hook that returns something.
+    """
+    for path, module in model.named_modules():
+        if module._forward_pre_hooks:
+            raise UnsupportedModelError(
+                f"module {path!r} has a forward pre-hook, which can change weights or inputs "
+                "unseen. Remove it; for weight or spectral norm use "
+                "torch.nn.utils.parametrizations."
+            )
+    hooked = [(path, module) for path, module in model.named_modules() if module._forward_hooks]
+    if not hooked:
+        return
+    saved = [(module, dict(module._forward_hooks)) for _, module in hooked]
+    changed: list[str] = []
+    try:
+        for path, module in hooked:
+            for key, hook in list(module._forward_hooks.items()):
+                module._forward_hooks[key] = _watched(hook, path, changed)
+        run()
+    finally:
+        for module, hooks in saved:
+            module._forward_hooks.update(hooks)
+    if changed:
+        raise UnsupportedModelError(
+            f"module {changed[0]!r} has a forward hook that returns another value. Remove it, or "
+            "make it part of forward."
+        )
+
+
+def _watched(hook: Callable[..., Any], path: str, changed: list[str]) -> Callable[..., Any]:
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = hook(*args, **kwargs)
+        if result is not None:
+            changed.append(path)
+        return result
+
+    return watched
+
+
+def check_graph(case: Case, output: Any) -> None:
+    """Compare the graph without perturbation, and the recording, with the model's output.
+
+    Raises:
+        UnsupportedModelError: they differ.
+    """
+    check_logits(case, output)
+    node = case.graph(LpBall(0.0))
+    unit = torch.eye(case.plan.classes, dtype=case.value.dtype, device=case.value.device)
+    found = enclose(node, relax=False)
+    rows = torch.cat([unit, -unit])[None]
+    lower, negative = minimum(node, rows, found, intervals=True).chunk(2, dim=1)
+    logits = case.logits(case.center)
+    tolerance = _tolerance(logits)
+    outside = (logits < lower - tolerance) | (logits > tolerance - negative)
+    _refuse_if(bool(outside.any()), case)
+
+
+def check_logits(case: Case, output: Any) -> None:
+    """Compare what the recorded operations give with the model's output.
+
+    Raises:
+        UnsupportedModelError: they differ.
+    """
+    with torch.no_grad():
+        ours = case.logits(case.center, whole=True)
+    same = (
+        isinstance(output, Tensor)
+        and output.is_floating_point()
+        and output.shape == ours.shape
+        and torch.allclose(
+            ours, output.to(ours.dtype), rtol=0, atol=_tolerance(output), equal_nan=True
+        )
+    )
+    _refuse_if(not same, case)
+
+
+def _tolerance(logits: Tensor) -> float:
+    """Rounding in the model's own precision."""
+    finite = logits[logits.isfinite()]
+    size = finite.abs().max().item() if len(finite) else 0.0
+    return min(1e3 * torch.finfo(logits.dtype).eps, 0.05) * (1 + size)
+
+
+def _refuse_if(differs: bool, case: Case) -> None:
+    if differs:
+        raise UnsupportedModelError(
+            f"What was traced of {type(case.lifter.model).__name__} does not reproduce its output. "
+            "Something in forward is in place, random, differs from batch to batch, or was changed "
+            "since it was traced; write it without, or trace anew with a new bound(model)."
+        )
