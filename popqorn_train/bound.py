@@ -68,9 +68,11 @@ class BoundModel(nn.Module):
         named = self._named(inputs)
         with undisturbed(self.model):
             found = self._plan(named)
-            case = self._case(named, found, dtype or self._precision())
-            if check and dtype is None:
-                check_logits(case, self._output(named))
+            if not check or dtype is not None:
+                return self._case(named, found, dtype or self._precision())
+            output = self._output(named)
+            case = self._case(named, found, self._precision())
+            check_logits(case, output)
         return case
 
     def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Case:
