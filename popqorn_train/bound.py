@@ -126,10 +126,11 @@ class BoundModel(nn.Module):
             hit = known.get((self.perturb, axis, _without(shapes, axis)))
             if hit is not None and hit[0] == _structure(self.model, hit[1].trace.visited):
                 return hit[1]
+        output = self._output(named)  # first of all, inputs that the model itself can read
         check_hooks(self.model, lambda: self._output(named))
         found = self._make_plan(named)
         with torch.no_grad():
-            check_graph(self._case(named, found, self._precision()), self._output(named))
+            check_graph(self._case(named, found, self._precision()), output)
         structure = _structure(self.model, found.trace.visited)
         known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
             structure,

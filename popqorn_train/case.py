@@ -19,14 +19,11 @@ from popqorn_train.tracer import UnsupportedModelError
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, full precision, no autocast and no inference mode; everything restored after."""
-    modes = {module: module.training for module in model.modules()}
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """No autocast, no TF32 and no inference mode; everything restored after."""
     device = next((p.device.type for p in model.parameters()), "cpu")
     precision, grad = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
     try:
-        for module in modes:
-            module.training = False
         torch.set_float32_matmul_precision("highest")
         # Leaving inference mode would switch gradients on.
         with (
@@ -37,6 +34,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode and full precision; everything restored after."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        with full_precision(model):
+            yield
+    finally:
         for module, mode in modes.items():
             module.training = mode
 
@@ -75,7 +84,12 @@ class Case(NamedTuple):
                 "`frames`, or name the reshaped tensor with bound(model, perturb=...)."
             )
         root = Root(ball.around(self.center, self.value, self.scale), self._axis)
-        node: Node = self._run(root if self._shape == root.shape else self._reshaped(root))
+        node = self._run(root if self._shape == root.shape else self._reshaped(root))
+        if not isinstance(node, Node):
+            raise UnsupportedModelError(
+                f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
+                "tensor with bound(model, perturb=...)."
+            )
         return node
 
     def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:

@@ -173,13 +173,27 @@ class Tape:
         while self._slopes or self._pieces:
             node = max([*self._slopes, *self._pieces], key=lambda node: node.index)
             pieces = self._pieces.pop(node, {})
-            frames = {piece.t: slope for piece, slope in pieces.items() if isinstance(piece, Frame)}
-            spans = [(piece, slope) for piece, slope in pieces.items() if isinstance(piece, Span)]
+            frames = _gathered(
+                (piece.t, slope) for piece, slope in pieces.items() if isinstance(piece, Frame)
+            )
+            spans = _gathered(
+                ((piece.start, piece.stop), slope)
+                for piece, slope in pieces.items()
+                if isinstance(piece, Span)
+            )
             if frames:
                 self.add(node, _join_frames(frames))
             if spans:
                 self.add(node, _join_spans(spans, node.shape[-1]))
             yield node, self._slopes.pop(node)
+
+
+def _gathered(slopes: Iterable[tuple[Any, Tensor]]) -> dict[Any, Tensor]:
+    """Slopes by place; the same place may be read more than once."""
+    found: dict[Any, Tensor] = {}
+    for place, slope in slopes:
+        found[place] = found[place] + slope if place in found else slope
+    return found
 
 
 def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
@@ -191,15 +205,15 @@ def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
     return torch.stack([part.expand(batch, *part.shape[1:]) for part in parts], 2)
 
 
-def _join_spans(slopes: list[tuple[Span, Tensor]], size: int) -> Tensor:
-    """Put slopes on spans side by side, zeros in the gaps."""
-    batch = max(len(slope) for _, slope in slopes)
+def _join_spans(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
+    """Put slopes on spans, which do not overlap, side by side, zeros in the gaps."""
+    batch = max(len(slope) for slope in slopes.values())
     parts, at = [], 0
-    for span, slope in sorted(slopes, key=lambda pair: pair[0].start):
-        if span.start > at:
-            parts.append(slope.new_zeros(batch, *slope.shape[1:-1], span.start - at))
+    for (start, stop), slope in sorted(slopes.items(), key=lambda item: item[0]):
+        if start > at:
+            parts.append(slope.new_zeros(batch, *slope.shape[1:-1], start - at))
         parts.append(slope.expand(batch, *slope.shape[1:]))
-        at = span.stop
+        at = stop
     if at < size:
         parts.append(parts[-1].new_zeros(*parts[-1].shape[:-1], size - at))
     return torch.cat(parts, -1)

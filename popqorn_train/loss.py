@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.attack import search
 from popqorn_train.bound import Inputs, as_tuple, bound
-from popqorn_train.case import undisturbed
+from popqorn_train.case import full_precision, undisturbed
 from popqorn_train.certificate import check_target, margins_of, proved
 from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import LpBall, Scope
@@ -138,7 +138,8 @@ class CertifiedLoss(nn.Module):
         if self.kappa < 1 and self.alpha < 1:
             with torch.no_grad(), undisturbed(layer.model):
                 found = search(case, target, ball, steps=self.attack_steps, restarts=1, seed=0)
-            attacked = cross_entropy(_precise(case.logits(found.moved)), target)
+            with full_precision(layer.model):
+                attacked = cross_entropy(case.logits(found.moved), target)
         robust = self.alpha * worst + (1 - self.alpha) * attacked
         total = self.kappa * clean + (1 - self.kappa) * robust
         return LossParts(total, clean.detach(), worst.detach(), attacked.detach(), certified)

@@ -152,7 +152,7 @@ class Wide(nn.Module):
 
 MODELS = {
     "a tuple": (Pair("gru"), r"Pair returns tuple.*\(B, C\)"),
-    "one row a frame": (Tagger("gru"), r"\('B', 3, 3\).*\(B, C\)"),
+    "one row a frame": (Tagger("gru"), r"Tagger returns.*3, 3\).*\(B, C\)"),
     "proj_size": (Wide(2, proj_size=2), "'rnn'.*proj_size.*proj_size=0"),
     "both directions": (Wide(8, bidirectional=True), "'rnn'.*bidirectional.*one direction"),
 }

@@ -107,6 +107,17 @@ def test_a_constant_model_is_capped_and_says_so():
     assert (found.radius == 2.5).all()
 
 
+def test_a_radius_is_never_rounded_up():
+    model, x, _ = problem("gru")
+    with torch.no_grad():
+        model.head.weight.zero_()
+    y, model, x = predicted(model, x), model.float(), x.float()
+    for cap in (0.1, 0.3, 0.7):  # float32(0.1) and float32(0.3) lie above
+        radius = certified_radius(model, x, y, max_radius=cap)
+        assert (radius.double() <= cap).all()
+        assert (radius.double() > cap * (1 - 1e-6)).all()
+
+
 def test_a_radius_below_the_cap_is_not_called_capped():
     model, x, y = problem("gru")
     free = certified_radius(model, x, y)
