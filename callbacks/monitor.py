@@ -14,8 +14,9 @@ from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.certificate import certify, check_confirm
 from popqorn_train.methods import Method, method_named
 from popqorn_train.metrics import CertifiedAccuracyCurve
-from popqorn_train.perturbation import LpBall, Scope
+from popqorn_train.perturbation import LpBall
 from popqorn_train.radius import search_radius
+from popqorn_train.region import Scope
 from popqorn_train.trace import pick_samples
 
 Unpack = Callable[[Any], tuple[Inputs, Tensor]]

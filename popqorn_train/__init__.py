@@ -4,8 +4,9 @@ from popqorn_train.bound import BoundModel, bound
 from popqorn_train.certificate import Certificate, certify, logit_bounds
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
-from popqorn_train.perturbation import Bounds, LpBall
+from popqorn_train.perturbation import LpBall
 from popqorn_train.radius import certified_radius
+from popqorn_train.region import Bounds
 from popqorn_train.tracer import UnsupportedModelError
 
 __all__ = [

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import Node, Nonlinear, Tape, dot
 from popqorn_train.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
-from popqorn_train.perturbation import Bounds
+from popqorn_train.node import Node, Nonlinear, Tape
 from popqorn_train.planes import (
     Box,
     Plane,
@@ -24,6 +23,7 @@ from popqorn_train.planes import (
     sigmoid_identity_planes,
     sigmoid_tanh_planes,
 )
+from popqorn_train.region import Bounds, dot
 
 _CURVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Lines]]] = {
     "tanh": (torch.tanh, tanh_lines),

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import Frame, Node, Root, Tape, dot, pad_frames
-from popqorn_train.perturbation import Bounds
+from popqorn_train.node import Frame, Node, Root, Tape, pad_frames
+from popqorn_train.region import Bounds, dot
 
 
 class Linear(Node):

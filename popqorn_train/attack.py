@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from popqorn_train.bound import Inputs, bound
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import check_target
-from popqorn_train.perturbation import LpBall, Region, dual_exponent
+from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Region, dual_exponent
 
 
 class Attack(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.affine import Affine
-from popqorn_train.graph import Node, Root
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan
+from popqorn_train.node import Node, Root
 from popqorn_train.perturbation import LpBall
 from popqorn_train.tracer import UnsupportedModelError
 

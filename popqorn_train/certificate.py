@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from popqorn_train.bound import BoundModel, Inputs, bound
 from popqorn_train.case import undisturbed
-from popqorn_train.graph import Node
 from popqorn_train.methods import Method, method_named
-from popqorn_train.perturbation import Bounds, LpBall
+from popqorn_train.node import Node
+from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Bounds
 
 Confirm = Literal["float64"] | None
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.graph import Node
+from popqorn_train.node import Node
 from popqorn_train.trace import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
 from popqorn_train.tracer import UnsupportedModelError, called_name
 

@@ -20,7 +20,8 @@ from popqorn_train.bound import Inputs, as_tuple, bound
 from popqorn_train.case import full_precision, undisturbed
 from popqorn_train.certificate import check_target, margins_of, proved
 from popqorn_train.methods import Method, method_named
-from popqorn_train.perturbation import LpBall, Scope
+from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Scope
 
 
 class LossParts(NamedTuple):

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import Node, enclose, minimum
+from popqorn_train.graph import enclose, minimum
+from popqorn_train.node import Node
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from popqorn_train.activation import Activation, Constant
 from popqorn_train.affine import Affine, Linear, Negative, Stack, Sum, frame, frames
-from popqorn_train.graph import Node, Root
 from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.node import Node, Root
 from popqorn_train.recurrent import State, Weights, unroll
 from popqorn_train.trace import IDENTITIES, MOVES, Step, walk
 from popqorn_train.tracer import called_name

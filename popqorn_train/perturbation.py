@@ -1,47 +1,16 @@
-"""The set an input may move in, and the least value a linear function takes on it.
+"""What may move, and how far: the argument that every public function takes.
 
-    minimum of slope . x over ||x - center||_p <= epsilon
-        = slope . center - epsilon * ||slope||_q,      1/p + 1/q = 1        (Hoelder; attained)
-
-B: batch, K: bounded outputs, T: frames, N: features of a frame, O: outputs of a linear layer.
+B: batch, T: frames, N: features of a frame.
 """
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
-Scope = Literal["frame", "sequence"]
-
-
-class Bounds(NamedTuple):
-    """A lower and an upper bound on the same quantity, of one shape; NaN is a failure."""
-
-    lower: Tensor
-    upper: Tensor
-
-
-def dual_exponent(p: float) -> float:
-    """Return q with 1/p + 1/q = 1."""
-    if p == 1:
-        return math.inf
-    return 1.0 if p == math.inf else p / (p - 1)
-
-
-def dual_norm(slope: Tensor, p: float) -> Tensor:
-    """``||slope||_q`` over the last axis, safe for any p.
-
-    A power like q = 101 (p = 1.01) underflows on small entries, which would make the norm, and
-    so the reach of the ball, too small: the largest entry is factored out first.
-    """
-    q = dual_exponent(p)
-    if q in (1.0, 2.0, math.inf):
-        return vector_norm(slope, q, dim=-1)
-    scale = slope.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(slope.dtype).tiny)
-    return scale.squeeze(-1) * vector_norm(slope / scale, q, dim=-1)
+from popqorn_train.region import Region, Scope
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,106 +204,3 @@ def _room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
 def _shown(edge: Tensor) -> str:
     alike = bool((edge == edge.flatten()[0]).all())
     return f"{edge.flatten()[0].item():g}" if alike else f"a tensor of shape {tuple(edge.shape)}"
-
-
-class Region(NamedTuple):
-    """A ball placed around an input, seen through a per-feature affine map.
-
-    Attributes:
-        value: ``(B, T, N)`` what the network reads at the centre.
-        scale: broadcastable to ``(B, T, N)``, from input units to what the network reads; or None.
-        epsilon: ``(B, T)``, 0 on frames that stay.
-        moved: ``(B, T)`` boolean.
-        down: ``(B, T, N)`` how far each input can fall, in its own units.
-        up: ``(B, T, N)`` how far it can rise.
-        p: norm.
-        scope: one ball a frame, or one for the sequence.
-        clipped: whether ``down`` and ``up`` are cut by a domain.
-    """
-
-    value: Tensor
-    scale: Tensor | None
-    epsilon: Tensor
-    moved: Tensor
-    down: Tensor
-    up: Tensor
-    p: float
-    scope: Scope
-    clipped: bool
-
-    def box(self) -> tuple[Tensor, Tensor]:
-        """Coordinate box ``(offset of its centre from value, half width)``, ``(B, T, N)`` each."""
-        middle, half = (self.up - self.down) / 2, (self.up + self.down) / 2
-        if self.scale is None:
-            return middle, half
-        return middle * self.scale, half * self.scale.abs()
-
-    def minimum(self, slope: Tensor) -> Tensor:
-        """Least value of ``sum(slope * x)`` over the first t frames.
-
-        Exact without a domain and for p = inf. With a domain and p < inf it is the larger of the
-        minima over the ball and over the box, frame by frame.
-
-        Args:
-            slope: ``(B, K, t, N)`` or ``(1, K, t, N)``.
-
-        Returns:
-            ``(B, K)``.
-        """
-        time = slope.shape[2]
-        value = self.value[:, :time]
-        if self.p == math.inf:
-            middle, half = (part[:, :time] for part in self.box())
-            return _dot(slope, value + middle) - _dot(slope.abs(), half)
-        own = slope if self.scale is None else slope * self._cut(self.scale, time)
-        if self.scope == "sequence":
-            own = own * self.moved[:, None, :time, None]
-            fall = -self.epsilon.amax(1, keepdim=True) * dual_norm(own.flatten(2), self.p)
-        else:
-            fall = -self.epsilon[:, None, :time] * dual_norm(own, self.p)  # (B, K, t)
-        if self.clipped:
-            fall = torch.maximum(fall, self._box_fall(slope, time))
-        return _dot(slope, value) + (fall if self.scope == "sequence" else fall.sum(-1))
-
-    def _cut(self, scale: Tensor, time: int) -> Tensor:
-        return scale.expand(self.value.shape)[:, None, :time]
-
-    def _box_fall(self, slope: Tensor, time: int) -> Tensor:
-        """How far ``slope . x`` can fall over the box: ``(B, K, t)``, or ``(B, K)`` in all."""
-        middle, half = (part[:, None, :time] for part in self.box())
-        fall = (slope * middle - slope.abs() * half).sum(-1)
-        return fall.sum(-1) if self.scope == "sequence" else fall
-
-    def linear_bounds(self, weight: Tensor) -> Bounds:
-        """Range of ``weight @ x[t]`` in every frame.
-
-        Args:
-            weight: ``(O, N)``.
-
-        Returns:
-            Bounds of shape ``(B, T, O)``, exact without a domain and for p = inf.
-        """
-        center = self.value @ weight.T
-        middle, half = self.box()
-        fall, rise = (
-            middle @ weight.T - half @ weight.abs().T,
-            middle @ weight.T + half @ weight.abs().T,
-        )
-        if self.p < math.inf:
-            scaled = weight if self.scale is None else weight * self.scale.unsqueeze(-2)
-            reach = self.epsilon[..., None] * dual_norm(scaled, self.p)
-            if self.clipped:
-                fall, rise = torch.maximum(fall, -reach), torch.minimum(rise, reach)
-            else:
-                fall, rise = -reach, reach
-        return Bounds(center + fall, center + rise)
-
-    def coordinate_bounds(self) -> Bounds:
-        """Range of every coordinate, ``(B, T, N)``."""
-        middle, half = self.box()
-        return Bounds(self.value + middle - half, self.value + middle + half)
-
-
-def _dot(slope: Tensor, x: Tensor) -> Tensor:
-    """Inner product of ``(B, K, ...)`` slopes with ``(B, ...)`` values: ``(B, K)``."""
-    return (slope.flatten(2) @ x.flatten(1)[..., None]).squeeze(-1)

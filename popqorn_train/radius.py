@@ -26,7 +26,8 @@ from popqorn_train.certificate import (
     proved,
 )
 from popqorn_train.methods import Method, method_named
-from popqorn_train.perturbation import LpBall, Region, Scope, dual_norm
+from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Region, Scope, dual_norm
 
 _UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
 

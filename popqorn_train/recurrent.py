@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 
 from popqorn_train.activation import Activation, Blend, Constant, SigmoidIdentity, SigmoidTanh
 from popqorn_train.affine import Linear, Sum
-from popqorn_train.graph import Node, split
+from popqorn_train.node import Node, split
 
 
 class Weights(NamedTuple):

@@ -43,9 +43,7 @@ def test_a_batch_that_is_no_pair_is_refused():
 
 
 def test_an_unknown_sub_module_is_refused():
-    with pytest.raises(
-        ValueError, match=r"`model` must name a sub-module .*\(rnn, head"
-    ):
+    with pytest.raises(ValueError, match=r"`model` must name a sub-module .*\(rnn, head"):
         fit(CertifiedRadiusMonitor(model="net"))
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, certified_radius, certify
-from popqorn_train.perturbation import dual_norm
 from popqorn_train.radius import search_radius
+from popqorn_train.region import dual_norm
 from tests.problems import CELLS, F64, METHODS, NORMS, build, margins, predicted, sequences
 
 RTOL = 1e-3

@@ -1,0 +1,223 @@
+"""Nodes of the graph that is bounded, and the tape on which a backward bound is carried.
+
+B: batch, K: bounded rows. Values of a node are ``(B, *shape)``, slopes on it ``(B, K, *shape)`` or
+``(1, K, *shape)``; on a sequence ``(T, F)`` a slope may cover the first frames only, the rest
+being 0.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.region import Bounds, Region
+
+_created = itertools.count()
+
+
+class Node:
+    """A quantity that depends on the perturbed input.
+
+    Attributes:
+        inputs: the nodes it is computed from.
+        shape: of one sample, without the batch axis.
+        batch_axis: where the user's code has the batch; all values here have it first.
+        affine: whether it is an affine function of the perturbed input.
+        exact: whether ranges of coordinates carry over without loss (it only moves or scales
+            single coordinates).
+        mirrors: whether it is minus its input.
+    """
+
+    exact = False
+    mirrors = False
+
+    def __init__(self, inputs: Iterable["Node"], shape: Iterable[int], batch_axis: int = 0) -> None:
+        self.inputs = tuple(inputs)
+        self.shape = tuple(shape)
+        self.batch_axis = batch_axis
+        self.affine: bool = all(node.affine for node in self.inputs)
+        self.index = next(_created)  # nodes are created in topological order
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Interval bound from the ranges of the inputs."""
+        raise NotImplementedError
+
+    def range_from_ball(self) -> Bounds | None:
+        """Range straight from the perturbation, if this node knows a quick way."""
+        return None
+
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor | None:
+        """Turn ``slope . self`` into slopes on the inputs, added to the tape.
+
+        Returns:
+            The constant it leaves, ``(B, K)``; None for 0.
+        """
+        raise NotImplementedError
+
+
+class Nonlinear(Node):
+    """A node that needs a relaxation, made from the ranges of its inputs."""
+
+    def __init__(self, inputs: Iterable[Node], shape: Iterable[int], batch_axis: int = 0) -> None:
+        super().__init__(inputs, shape, batch_axis)
+        self.affine = False
+
+    def relax(self, *inputs: Bounds) -> Any:
+        """Enclose the function between linear ones on these ranges."""
+        raise NotImplementedError
+
+
+class Root(Node):
+    """The perturbed tensor as the network first reads it, ``(T, N)`` a sample."""
+
+    exact = True
+
+    def __init__(self, region: Region, batch_axis: int = 0) -> None:
+        super().__init__((), region.value.shape[1:], batch_axis)
+        self.region = region
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Range of every coordinate."""
+        return self.region.coordinate_bounds()
+
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor:
+        """Concretise: the least value over the perturbation."""
+        return self.region.minimum(slope)
+
+
+class Piece(Node):
+    """A part of another node; slopes on pieces are joined before the whole is visited."""
+
+    exact = True
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Take the piece out of a value ``(B, *shape)`` of the whole."""
+        raise NotImplementedError
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """The piece of the range."""
+        return Bounds(self.cut(inputs[0].lower), self.cut(inputs[0].upper))
+
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> None:
+        """Hand the slope to the whole."""
+        tape.add_piece(self, slope)
+
+
+class Frame(Piece):
+    """Frame ``t`` of a sequence ``(T, F)``."""
+
+    def __init__(self, node: Node, t: int) -> None:
+        super().__init__([node], node.shape[1:])
+        self.t = t
+
+    def cut(self, x: Tensor) -> Tensor:
+        """``(B, T, F)`` to ``(B, F)``."""
+        return x[:, self.t]
+
+
+class Span(Piece):
+    """Entries ``start`` to ``stop`` of the last axis."""
+
+    def __init__(self, node: Node, start: int, stop: int) -> None:
+        super().__init__([node], (*node.shape[:-1], stop - start), node.batch_axis)
+        self.start, self.stop = start, stop
+
+    def cut(self, x: Tensor) -> Tensor:
+        """``(B, F)`` to ``(B, stop - start)``."""
+        return x[..., self.start : self.stop]
+
+
+def split(node: Node, *sizes: int) -> list[Node]:
+    """Neighbouring spans of the last axis."""
+    stops = list(itertools.accumulate(sizes))
+    return [Span(node, stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+
+
+class Tape:
+    """Slopes on the nodes still to be visited.
+
+    Attributes:
+        batch: number of samples.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._slopes: dict[Node, Tensor] = {}
+        self._pieces: dict[Node, dict[Piece, Tensor]] = {}
+
+    def add(self, node: Node, slope: Tensor) -> None:
+        """Add to the slope on a node."""
+        known = self._slopes.get(node)
+        self._slopes[node] = slope if known is None else _sum_of_prefixes(known, slope)
+
+    def add_piece(self, piece: Piece, slope: Tensor) -> None:
+        """Add to the slope on a piece of a node."""
+        self._pieces.setdefault(piece.inputs[0], {})[piece] = slope
+
+    def drain(self) -> Iterator[tuple[Node, Tensor]]:
+        """Yield nodes from last to first, each with its whole slope."""
+        while self._slopes or self._pieces:
+            node = max([*self._slopes, *self._pieces], key=lambda node: node.index)
+            pieces = self._pieces.pop(node, {})
+            frames = _gathered(
+                (piece.t, slope) for piece, slope in pieces.items() if isinstance(piece, Frame)
+            )
+            spans = _gathered(
+                ((piece.start, piece.stop), slope)
+                for piece, slope in pieces.items()
+                if isinstance(piece, Span)
+            )
+            if frames:
+                self.add(node, _join_frames(frames))
+            if spans:
+                self.add(node, _join_spans(spans, node.shape[-1]))
+            yield node, self._slopes.pop(node)
+
+
+def _gathered(slopes: Iterable[tuple[Any, Tensor]]) -> dict[Any, Tensor]:
+    """Slopes by place; the same place may be read more than once."""
+    found: dict[Any, Tensor] = {}
+    for place, slope in slopes:
+        found[place] = found[place] + slope if place in found else slope
+    return found
+
+
+def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
+    """Stack slopes on frames, zeros where there is none, up to the last one present."""
+    batch = max(len(slope) for slope in slopes.values())
+    some = next(iter(slopes.values()))
+    empty = some.new_zeros(()).expand_as(some)
+    parts = [slopes.get(t, empty) for t in range(max(slopes) + 1)]
+    return torch.stack([part.expand(batch, *part.shape[1:]) for part in parts], 2)
+
+
+def _join_spans(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
+    """Put slopes on spans, which do not overlap, side by side, zeros in the gaps."""
+    batch = max(len(slope) for slope in slopes.values())
+    parts, at = [], 0
+    for (start, stop), slope in sorted(slopes.items(), key=lambda item: item[0]):
+        if start > at:
+            parts.append(slope.new_zeros(batch, *slope.shape[1:-1], start - at))
+        parts.append(slope.expand(batch, *slope.shape[1:]))
+        at = stop
+    if at < size:
+        parts.append(parts[-1].new_zeros(*parts[-1].shape[:-1], size - at))
+    return torch.cat(parts, -1)
+
+
+def _sum_of_prefixes(one: Tensor, two: Tensor) -> Tensor:
+    """Add slopes that may cover a different number of first frames."""
+    if one.shape[2:] != two.shape[2:]:
+        time = max(one.shape[2], two.shape[2])
+        one, two = pad_frames(one, time), pad_frames(two, time)
+    return one + two
+
+
+def pad_frames(slope: Tensor, time: int) -> Tensor:
+    """Extend a slope over the first frames by zeros on the others."""
+    if slope.shape[2] == time:
+        return slope
+    rest = slope.new_zeros(*slope.shape[:2], time - slope.shape[2], *slope.shape[3:])
+    return torch.cat([slope, rest], 2)
