@@ -17,7 +17,7 @@ from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbation import LpBall
 from popqorn_train.radius import search_radius
 from popqorn_train.region import Scope
-from popqorn_train.trace import pick_samples
+from popqorn_train.steps import pick_samples
 
 Unpack = Callable[[Any], tuple[Inputs, Tensor]]
 _CHUNK = 64  # samples certified at once

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.node import Node
-from popqorn_train.trace import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
+from popqorn_train.steps import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
 from popqorn_train.tracer import UnsupportedModelError, called_name
 
 Handler = Callable[..., Any]

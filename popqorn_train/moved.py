@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.lift import Lifter
-from popqorn_train.trace import IDENTITIES, MOVES, Ref, Step, Trace
+from popqorn_train.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracer import UnsupportedModelError, called_name
 
 _SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))

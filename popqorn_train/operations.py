@@ -15,7 +15,7 @@ from popqorn_train.affine import Affine, Linear, Negative, Stack, Sum, frame, fr
 from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.node import Node, Root
 from popqorn_train.recurrent import State, Weights, unroll
-from popqorn_train.trace import IDENTITIES, MOVES, Step, walk
+from popqorn_train.steps import IDENTITIES, MOVES, Step, walk
 from popqorn_train.tracer import called_name
 
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."

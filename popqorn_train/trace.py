@@ -5,116 +5,16 @@ is a multiple of it, an axis that grew is the batch axis. One recording then ser
 size.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from popqorn_train.steps import MOVES, Baked, Multiple, Ref, Step, Trace, pick_samples
 from popqorn_train.tracer import UnsupportedModelError, called_name, run_tracer
 
 _BATCHES = (2, 3)
-IDENTITIES = frozenset(
-    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type_as")
-)  # operations that do nothing to real numbers in eval mode
-MOVES = frozenset(
-    (
-        "expand", "expand_as", "flatten", "getitem", "movedim", "narrow", "permute", "reshape",
-        "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze", "view",
-    )
-)  # operations that only move entries  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Ref:
-    """The result of another step, by name."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Multiple:
-    """A number recorded as ``per_sample * batch + rest``."""
-
-    per_sample: int
-    rest: int
-
-
-@dataclass(frozen=True, eq=False)
-class Baked:
-    """A tensor that the code made while it was recorded, and the axis along which it repeats."""
-
-    value: Tensor
-    batch_axis: int | None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One recorded operation.
-
-    Attributes:
-        name: unique name.
-        kind: ``input``, ``weight``, ``function``, ``method`` or ``module``.
-        target: argument name, attribute path, function, method name or module path.
-        args: arguments, with ``Ref``, ``Multiple`` and ``Baked`` inside.
-        kwargs: the same by name.
-        shape: of the result in the example; None if it is not a tensor.
-        floating: whether the result is a floating tensor.
-        batch_axis: of the result; None if it has none.
-        source: file, line and text of the user's code.
-    """
-
-    name: str
-    kind: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    shape: tuple[int, ...] | None
-    floating: bool
-    batch_axis: int | None
-    source: str
-
-    def refs(self) -> list[str]:
-        """Names of the steps this one reads."""
-        found: list[str] = []
-        walk((self.args, self.kwargs), Ref, lambda ref: found.append(ref.name))
-        return found
-
-
-class Trace(NamedTuple):
-    """A recorded forward.
-
-    Attributes:
-        steps: in order.
-        output: name of the step that is returned.
-        visited: paths of the modules whose code was recorded.
-    """
-
-    steps: tuple[Step, ...]
-    output: str
-    visited: frozenset[str]
-
-    @property
-    def output_step(self) -> Step:
-        """The step that is returned."""
-        return next(step for step in self.steps if step.name == self.output)
-
-
-def walk(value: Any, kind: type | tuple[type, ...], replace: Callable[[Any], Any]) -> Any:
-    """Rebuild nested tuples, lists, dicts and slices with every ``kind`` replaced."""
-    if isinstance(value, kind):
-        return replace(value)
-    if isinstance(value, slice):
-        parts = (value.start, value.stop, value.step)
-        return slice(*[walk(part, kind, replace) for part in parts])
-    if isinstance(value, dict):
-        return {key: walk(item, kind, replace) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [walk(item, kind, replace) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
 
 
 def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Trace:
@@ -153,13 +53,6 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
     return Trace(tuple(steps), output.name, frozenset(one.visited))
 
 
-def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
-    """Some samples of an input; what is not a tensor belongs to all."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.index_select(min(batch_axis, value.ndim - 1), chosen.to(value.device))
-
-
 def _resized(value: Any, batch: int, axis: int) -> Any:
     if not isinstance(value, Tensor):
         return value
@@ -171,15 +64,15 @@ def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
     """Refuse an in-place activation whose argument is read again."""
     for step in steps:
         layer = model.get_submodule(step.target) if step.kind == "module" else None
-        inplace = getattr(layer, "inplace", False) or step.kwargs.get("inplace", False)
-        flags = step.args[1:] if called_name(step.target) in ("relu", "dropout") else ()
-        if inplace or flags[-1:] == (True,):
-            readers = [other for other in steps if step.refs()[0] in other.refs()]
-            if len(readers) > 1:
-                raise UnsupportedModelError(
-                    f"{step.name!r} works in place on a tensor that is read elsewhere "
-                    f"({step.source}). Use inplace=False."
-                )
+        inplace = not isinstance(layer, nn.Dropout) and getattr(layer, "inplace", False)
+        if called_name(step.target) == "relu":
+            inplace = step.kwargs.get("inplace", False) or step.args[1:] == (True,)
+        argument = step.refs()[:1]
+        if inplace and sum(argument[0] in other.refs() for other in steps) > 1:
+            raise UnsupportedModelError(
+                f"{step.name!r} works in place on a tensor that is read elsewhere "
+                f"({step.source}). Use inplace=False."
+            )
 
 
 def _check_samples_apart(node: fx.Node, step: Step) -> None:
@@ -191,8 +84,7 @@ def _check_samples_apart(node: fx.Node, step: Step) -> None:
     moved = called_name(node.target) in MOVES and node.op in ("call_function", "call_method")
     if not moved or source is None or step.batch_axis is None:
         return
-    value = source.meta["value"]
-    axis = _axis_of_size(value, source.meta.get("batch_axis"))
+    value, axis = source.meta["value"], source.meta["batch_axis"]
     if axis is None:
         return
     numbers = torch.arange(_BATCHES[0], device=value.device).view(_along(axis, value.ndim))
@@ -207,10 +99,6 @@ def _check_samples_apart(node: fx.Node, step: Step) -> None:
             f"{step.name!r} deals the entries of different samples into one ({step.source}). "
             "Permute the axes before reshaping, so that the batch stays an axis of its own."
         )
-
-
-def _axis_of_size(value: Any, axis: int | None) -> int | None:
-    return axis if isinstance(value, Tensor) and axis is not None else None
 
 
 def _along(axis: int, ndim: int) -> list[int]:

@@ -1,0 +1,114 @@
+"""What a recording consists of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+IDENTITIES = frozenset(
+    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type_as")
+)  # operations that do nothing to real numbers in eval mode
+MOVES = frozenset(
+    (
+        "expand", "expand_as", "flatten", "getitem", "movedim", "narrow", "permute", "reshape",
+        "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze", "view",
+    )
+)  # operations that only move entries  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """The result of another step, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Multiple:
+    """A number recorded as ``per_sample * batch + rest``."""
+
+    per_sample: int
+    rest: int
+
+
+@dataclass(frozen=True, eq=False)
+class Baked:
+    """A tensor that the code made while it was recorded, and the axis along which it repeats."""
+
+    value: Tensor
+    batch_axis: int | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded operation.
+
+    Attributes:
+        name: unique name.
+        kind: ``input``, ``weight``, ``function``, ``method`` or ``module``.
+        target: argument name, attribute path, function, method name or module path.
+        args: arguments, with ``Ref``, ``Multiple`` and ``Baked`` inside.
+        kwargs: the same by name.
+        shape: of the result in the example; None if it is not a tensor.
+        floating: whether the result is a floating tensor.
+        batch_axis: of the result; None if it has none.
+        source: file, line and text of the user's code.
+    """
+
+    name: str
+    kind: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...] | None
+    floating: bool
+    batch_axis: int | None
+    source: str
+
+    def refs(self) -> list[str]:
+        """Names of the steps this one reads."""
+        found: list[str] = []
+        walk((self.args, self.kwargs), Ref, lambda ref: found.append(ref.name))
+        return found
+
+
+class Trace(NamedTuple):
+    """A recorded forward.
+
+    Attributes:
+        steps: in order.
+        output: name of the step that is returned.
+        visited: paths of the modules whose code was recorded.
+    """
+
+    steps: tuple[Step, ...]
+    output: str
+    visited: frozenset[str]
+
+    @property
+    def output_step(self) -> Step:
+        """The step that is returned."""
+        return next(step for step in self.steps if step.name == self.output)
+
+
+def walk(value: Any, kind: type | tuple[type, ...], replace: Callable[[Any], Any]) -> Any:
+    """Rebuild nested tuples, lists, dicts and slices with every ``kind`` replaced."""
+    if isinstance(value, kind):
+        return replace(value)
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return slice(*[walk(part, kind, replace) for part in parts])
+    if isinstance(value, dict):
+        return {key: walk(item, kind, replace) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [walk(item, kind, replace) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
+    """Some samples of an input; what is not a tensor belongs to all."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.index_select(min(batch_axis, value.ndim - 1), chosen.to(value.device))
