@@ -34,9 +34,10 @@ class EpsilonSchedule(Callback):
         start_epsilon: float = 0.0,
         start_kappa: float = 1.0,
     ) -> None:
-        for name, share in (("start_epsilon", start_epsilon), ("start_kappa", 1 - start_kappa)):
-            if share < 0:
-                raise ValueError(f"`{name}` is out of range, got {start_epsilon}, {start_kappa}.")
+        if not 0 <= start_epsilon < float("inf"):
+            raise ValueError(f"`start_epsilon` must not be negative, got {start_epsilon}.")
+        if not 0 <= start_kappa <= 1:
+            raise ValueError(f"`start_kappa` must lie between 0 and 1, got {start_kappa}.")
         self._epsilon = LinearRamp(start_epsilon, start_epsilon, warmup, ramp)
         self._kappa = LinearRamp(start_kappa, start_kappa, warmup, ramp)
         self._ramps: list[tuple[CertifiedLoss, LinearRamp, LinearRamp]] = []
@@ -49,6 +50,8 @@ class EpsilonSchedule(Callback):
                 f"EpsilonSchedule found no CertifiedLoss in {type(pl_module).__name__}; make it an "
                 "attribute of the module, or leave the schedule out."
             )
+        if not all(isinstance(loss.epsilon, int | float) for loss in losses):
+            raise ValueError("EpsilonSchedule ramps one epsilon; give CertifiedLoss a float.")
         if trainer.estimated_stepping_batches == float("inf"):
             raise ValueError(
                 "EpsilonSchedule needs to know when training ends; pass max_epochs or max_steps "

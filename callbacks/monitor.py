@@ -1,26 +1,30 @@
 """Certified radii during validation."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
-from popqorn_train.certificate import certify, check_confirm
+from popqorn_train.bound import BoundModel, Inputs, bound
+from popqorn_train.callbacks.subset import (
+    Picked,
+    Unpack,
+    grouped,
+    positions_in,
+    unpack_pair,
+    unpacked,
+)
+from popqorn_train.certificate import Confirm, certify
 from popqorn_train.methods import Method, method_named
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbation import LpBall
-from popqorn_train.radius import search_radius
+from popqorn_train.radius import check_search, search_radius
 from popqorn_train.region import Scope
-from popqorn_train.steps import pick_samples
-
-Unpack = Callable[[Any], tuple[Inputs, Tensor]]
-_CHUNK = 64  # samples certified at once
 
 
 class MonitoredRadii(NamedTuple):
@@ -31,6 +35,7 @@ class MonitoredRadii(NamedTuple):
         positions: ``(S,)`` of the samples in the validation set.
         labels: ``(S,)``.
         radii: ``(S,)`` certified; 0 where the prediction is wrong.
+        correct: ``(S,)`` whether the clean prediction is right.
         capped: ``(S,)`` whether the radius is the largest that was tried.
     """
 
@@ -38,44 +43,23 @@ class MonitoredRadii(NamedTuple):
     positions: Tensor
     labels: Tensor
     radii: Tensor
+    correct: Tensor
     capped: Tensor
-
-
-class _Picked(NamedTuple):
-    """Samples set aside until all have come."""
-
-    positions: Tensor
-    inputs: tuple[Any, ...]
-    labels: Tensor
-
-
-def unpack_pair(batch: Any) -> tuple[Inputs, Tensor]:
-    """Read a batch ``(inputs, target)``.
-
-    Raises:
-        TypeError: anything else.
-    """
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(
-            "a validation batch must be (inputs, target), got "
-            f"{type(batch).__name__}; pass `unpack` to say where they are."
-        )
-    inputs, target = batch
-    return tuple(inputs) if isinstance(inputs, list) else inputs, target
 
 
 class CertifiedRadiusMonitor(Callback):
     """Certify a fixed part of the validation set and log its radii.
 
     Logs ``certified_radius/mean``, ``/median``, ``/p10`` and ``/capped_fraction``, and
-    ``certified_accuracy/<epsilon>`` with the dot of epsilon written ``p`` (0.05: ``0p05``).
-    Samples are spread evenly over the first validation loader, which must not shuffle. Training
-    is not changed: not by one bit.
+    ``certified_accuracy/<epsilon>`` with the dot of epsilon written ``p`` (0.05: ``0p05``);
+    ``certified_accuracy/0`` is the clean accuracy on the same samples. The progress bar shows the
+    median radius as ``cert_r``. Samples are spread evenly over the first validation loader, which
+    must not shuffle. Training is not changed: not by one bit.
 
     Args:
         p: norm of the ball.
         samples: how many samples to certify.
-        every_n_epochs: certify at the first validation and then this often.
+        every_n_epochs: certify at the first validation, then this often, and in the last epoch.
         epsilons: where certified accuracy is logged, increasing, in the units of the input.
         method: bounding method.
         frames: ``(T,)`` mask of the frames that move; see ``LpBall``, as for the next three.
@@ -87,6 +71,7 @@ class CertifiedRadiusMonitor(Callback):
         confirm: ``"float64"`` proves every radius again in float64.
         model: name of the sub-module that gives logits; None takes the LightningModule.
         unpack: from a validation batch to ``(inputs, target)``.
+        name: put before every logged key as ``<name>/``; tells several monitors apart.
 
     Attributes:
         last: the newest ``MonitoredRadii``, or None.
@@ -111,18 +96,21 @@ class CertifiedRadiusMonitor(Callback):
         high: float | Tensor | None = None,
         max_radius: float | None = None,
         rtol: float = 1e-2,
-        confirm: Any = "float64",
+        confirm: Confirm = "float64",
         model: str | None = None,
         unpack: Unpack = unpack_pair,
+        name: str = "",
     ) -> None:
-        for name, count in (("samples", samples), ("every_n_epochs", every_n_epochs)):
-            if count < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {count}.")
-        check_confirm(confirm)
+        for argument, count in (("samples", samples), ("every_n_epochs", every_n_epochs)):
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"`{argument}` must be at least 1, got {count!r}.")
+        if not callable(unpack):
+            raise TypeError(f"`unpack` must be a function, got {type(unpack).__name__}.")
+        check_search(rtol, max_radius, confirm)
         LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
         self.samples, self.every_n_epochs = samples, every_n_epochs
         self.curve = CertifiedAccuracyCurve(epsilons)
-        self.model, self.unpack = model, unpack
+        self.model, self.unpack, self.name = model, unpack, name
         ball: dict[str, Any] = dict(p=p, frames=frames, scope=scope, low=low, high=high)
         search = {"max_radius": max_radius, "rtol": rtol, "confirm": confirm}
         self._ball = ball
@@ -130,14 +118,14 @@ class CertifiedRadiusMonitor(Callback):
         self.last: MonitoredRadii | None = None
         self._wanted: set[int] = set()
         self._seen = 0
-        self._picked: list[_Picked] = []
+        self._picked: list[Picked] = []
         self._due = False
 
     @property
     def state_key(self) -> str:
-        """Keep monitors with other balls apart in a checkpoint."""
-        ball = {name: str(value) for name, value in self._ball.items()}
-        return self._generate_state_key(model=self.model, **ball)
+        """Keep monitors with other settings apart in a checkpoint."""
+        settings = {name: str(value) for name, value in self._search.items()}
+        return self._generate_state_key(name=self.name, model=self.model, **settings)
 
     def state_dict(self) -> dict[str, Any]:
         """The newest radii, as plain values and tensors."""
@@ -154,20 +142,37 @@ class CertifiedRadiusMonitor(Callback):
                 f"CertifiedRadiusMonitor runs in one process, got {trainer.world_size}; train "
                 "with devices=1, or certify afterwards with certified_radius."
             )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [other for other in callbacks if isinstance(other, CertifiedRadiusMonitor)]
+        if sum(other.name == self.name for other in others) > 1:
+            raise ValueError(
+                f"two CertifiedRadiusMonitors have the `name` {self.name!r} and would log under "
+                "the same keys; give each its own."
+            )
         self._module(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where nothing will ever be certified."""
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "CertifiedRadiusMonitor certifies nothing: fit has no validation. Pass "
+                "val_dataloaders, and define validation_step."
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether to certify, and which samples."""
         self._seen, self._picked = 0, []
         since = math.inf if self.last is None else trainer.current_epoch - self.last.epoch
-        waiting = trainer.state.fn == TrainerFn.FITTING and 0 <= since < self.every_n_epochs
+        final = trainer.current_epoch + 1 == trainer.max_epochs
+        often = 0 <= since < (1 if final else self.every_n_epochs)
+        waiting = trainer.state.fn == TrainerFn.FITTING and often
         self._due = not trainer.sanity_checking and not waiting
         loaders = trainer.val_dataloaders
         loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
         batches = (
             trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         )
-        total = _positions(loader, batches[0])
+        total = positions_in(loader, batches[0])
         count = min(self.samples, total)
         self._wanted = {index * total // count for index in range(count)}
 
@@ -183,7 +188,7 @@ class CertifiedRadiusMonitor(Callback):
         """Collect samples, and certify them when the last one has come."""
         if dataloader_idx > 0 or not (self._due or trainer.sanity_checking):
             return
-        inputs, target = self.unpack(batch)
+        inputs, target = unpacked(self.unpack, batch)
         if trainer.sanity_checking:
             if batch_idx == 0:
                 self._pre_flight(bound(self._module(pl_module)), inputs, target)
@@ -200,17 +205,19 @@ class CertifiedRadiusMonitor(Callback):
         radii = self.last.radii.sort().values
         self.curve.reset()
         self.curve.update(radii)
-        names = [f"certified_accuracy/{_dotless(epsilon)}" for epsilon in self.curve.epsilons]
-        pl_module.log_dict(dict(zip(names, self.curve.compute().tolist(), strict=True)))
+        accuracies = zip(self.curve.epsilons, self.curve.compute().tolist(), strict=True)
         median = radii[(len(radii) - 1) // 2].item()
-        pl_module.log("certified_radius/median", median, prog_bar=True)
-        pl_module.log_dict(
-            {
-                "certified_radius/mean": radii.mean().item(),
-                "certified_radius/p10": radii[(len(radii) - 1) // 10].item(),
-                "certified_radius/capped_fraction": self.last.capped.float().mean().item(),
-            }
-        )
+        values = {
+            "certified_radius/median": median,
+            "certified_radius/mean": radii.mean().item(),
+            "certified_radius/p10": radii[(len(radii) - 1) // 10].item(),
+            "certified_radius/capped_fraction": self.last.capped.float().mean().item(),
+            "certified_accuracy/0": self.last.correct.float().mean().item(),
+            **{f"certified_accuracy/{_dotless(epsilon)}": share for epsilon, share in accuracies},
+        }
+        prefix = f"{self.name}/" if self.name else ""
+        pl_module.log_dict({prefix + key: value for key, value in values.items()})
+        pl_module.log(f"{prefix}cert_r", median, prog_bar=True, logger=False)
 
     def _module(self, pl_module: LightningModule) -> nn.Module:
         if self.model is None:
@@ -226,11 +233,10 @@ class CertifiedRadiusMonitor(Callback):
 
     def _pre_flight(self, module: BoundModel, inputs: Inputs, target: Tensor) -> None:
         """Certify one sample, so that what cannot be bounded fails before hours of training."""
-        axis = module.batch_axis(inputs)
-        first = torch.zeros(1, dtype=torch.long, device=target.device)
-        one = tuple(pick_samples(value, first, axis) for value in as_tuple(inputs))
+        first = torch.zeros(1, dtype=torch.long)
+        one = Picked.of(first, inputs, target, first, module.batch_axis(inputs))
         ball, method = LpBall(0.0, **self._ball), self._search["method"]
-        certify(module, one, target[:1], ball, method=method, confirm=None)
+        certify(module, one.inputs, one.labels, ball, method=method, confirm=None)
 
     def _pick(self, module: BoundModel, inputs: Inputs, target: Tensor) -> None:
         """Set the wanted samples of a batch aside."""
@@ -239,10 +245,8 @@ class CertifiedRadiusMonitor(Callback):
         positions = torch.tensor([position for position in here if position in self._wanted])
         if not len(positions):
             return
-        chosen = (positions - here.start).to(target.device)
         axis = module.batch_axis(inputs)
-        picked = tuple(pick_samples(value, chosen, axis) for value in as_tuple(inputs))
-        self._picked.append(_Picked(positions, picked, target[chosen]))
+        self._picked.append(Picked.of(positions, inputs, target, positions - here.start, axis))
 
     def _certify(self, trainer: Trainer, module: BoundModel, axis: int) -> None:
         """Search the radii, starting from the last ones of the same samples."""
@@ -250,64 +254,18 @@ class CertifiedRadiusMonitor(Callback):
         if self.last is not None:
             known = dict(zip(self.last.positions.tolist(), self.last.radii.tolist(), strict=True))
         columns = []
-        for positions, inputs, labels in _grouped(self._picked, axis):
+        for positions, inputs, labels in grouped(self._picked, axis):
             start = labels.new_tensor(
                 [known.get(position, 0.0) for position in positions.tolist()], dtype=torch.float64
             )
             found = search_radius(module, inputs, labels, start=start, **self._search)
-            columns.append((positions, labels.cpu(), found.radius.cpu(), found.capped.cpu()))
+            results = (found.radius, found.correct, found.capped)
+            columns.append((positions, labels.cpu(), *[result.cpu() for result in results]))
         parts = [torch.cat(column) for column in zip(*columns, strict=True)]
         self.last = MonitoredRadii(trainer.current_epoch, *parts)
         self._picked = []
 
 
-def _positions(loader: Any, batches: float) -> int:
-    """Number of samples that a loader will give, in a fixed order."""
-    in_order = (
-        isinstance(loader, DataLoader)
-        and isinstance(loader.sampler, SequentialSampler)
-        and type(loader.batch_sampler) in (BatchSampler, type(None))
-    )
-    if not in_order:
-        sampler = type(getattr(loader, "sampler", loader)).__name__
-        raise ValueError(
-            "`val_dataloaders` must be a DataLoader that reads in order, so that the certified "
-            f"samples stay the same, got {sampler}. Use shuffle=False for validation."
-        )
-    return int(min(len(loader.dataset), batches * (loader.batch_size or 1)))
-
-
 def _dotless(epsilon: float) -> str:
     """Name of a number without a dot, which loggers take for a path: 0.05 is 0p05."""
     return f"{epsilon:g}".replace(".", "p")
-
-
-def _grouped(picked: list[_Picked], axis: int) -> Iterator[_Picked]:
-    """Join samples whose inputs have one shape, in chunks that are certified at once."""
-    groups: dict[Any, list[_Picked]] = {}
-    for item in picked:
-        shape = [_shape(value, axis) for value in item.inputs]
-        groups.setdefault(str(shape), []).append(item)
-    for items in groups.values():
-        columns = zip(*[item.inputs for item in items], strict=True)
-        inputs = tuple(_joined(column, axis) for column in columns)
-        positions = torch.cat([item.positions for item in items])
-        labels = torch.cat([item.labels for item in items])
-        for chosen in torch.split(torch.arange(len(labels)), _CHUNK):
-            there = chosen.to(labels.device)
-            some = tuple(pick_samples(value, there, axis) for value in inputs)
-            yield _Picked(positions[chosen], some, labels[there])
-
-
-def _shape(value: Any, axis: int) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    at = min(axis, value.ndim - 1)
-    return (*value.shape[:at], *value.shape[at + 1 :])
-
-
-def _joined(column: Sequence[Any], axis: int) -> Any:
-    first = column[0]
-    if not isinstance(first, Tensor):
-        return first
-    return torch.cat(list(column), min(axis, first.ndim - 1))

@@ -5,7 +5,7 @@ from popqorn_train.certificate import Certificate, certify, logit_bounds
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.perturbation import LpBall
-from popqorn_train.radius import certified_radius
+from popqorn_train.radius import RadiusSearch, certified_radius, search_radius
 from popqorn_train.region import Bounds
 from popqorn_train.tracer import UnsupportedModelError
 
@@ -18,9 +18,11 @@ __all__ = [
     "CrownIBP",
     "LpBall",
     "Popqorn",
+    "RadiusSearch",
     "UnsupportedModelError",
     "bound",
     "certified_radius",
     "certify",
     "logit_bounds",
+    "search_radius",
 ]

@@ -59,12 +59,18 @@ def check_target(target: Tensor, batch: int, classes: int, name: str = "target")
     whole = isinstance(target, Tensor) and target.dtype in _WHOLE
     if not whole:
         kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise TypeError(f"`{name}` must be a tensor of integer labels, got {kind}.")
+        raise TypeError(
+            f"`{name}` must be a tensor of integer labels, got {kind}. Use .long(), or .argmax(1) "
+            "for one-hot labels."
+        )
     if target.shape != (batch,):
         shape = tuple(target.shape)
         raise ValueError(f"`{name}` must hold one label a sample, ({batch},), got shape {shape}.")
     if classes < 2:
-        raise ValueError(f"the model must return at least 2 logits, got {classes}.")
+        raise ValueError(
+            f"the model must return at least 2 logits, got {classes}. For a binary classifier with "
+            "one logit return torch.cat([torch.zeros_like(logit), logit], 1)."
+        )
     least, most = int(target.min()), int(target.max())
     if least < 0 or most >= classes:
         raise ValueError(

@@ -83,7 +83,7 @@ class Lifter:
             if not missing:
                 todo.pop()
                 if step.name not in self.values:
-                    self.values[step.name] = self.run(step)
+                    self.values[step.name] = self._run_or_say_where(step)
         return self.values[name]
 
     def fork(self) -> "Lifter":
@@ -114,6 +114,12 @@ class Lifter:
         if isinstance(value, Ref):
             return self.values[value.name]
         return value.per_sample * self.batch + value.rest
+
+    def _run_or_say_where(self, step: Step) -> Any:
+        try:
+            return self.run(step)
+        except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+            raise unsupported(step, f"a step that fails when it is run again ({error})") from error
 
     def run(self, step: Step) -> Any:
         """Execute one step, all of whose arguments are known."""
@@ -166,10 +172,7 @@ class Lifter:
         name = called_name(step.target)
         if name not in OPERATIONS:
             raise unsupported(step, f"the operation {name!r}")
-        try:
-            return OPERATIONS[name](self, step, *args, **kwargs)
-        except TypeError as error:
-            raise unsupported(step, f"{name!r} with these arguments ({error})") from error
+        return OPERATIONS[name](self, step, *args, **kwargs)
 
 
 def _is_plainly(called: nn.Module, kind: type) -> bool:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.attack import search
 from popqorn_train.bound import Inputs, as_tuple, bound
-from popqorn_train.case import full_precision, undisturbed
+from popqorn_train.case import Case, full_precision, undisturbed
 from popqorn_train.certificate import check_target, margins_of, proved
 from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import LpBall
@@ -131,19 +131,29 @@ class CertifiedLoss(nn.Module):
         if self.kappa > 0:
             clean = cross_entropy(_precise(layer.model(*as_tuple(inputs))), target)
         if self.kappa < 1 and self.alpha > 0:
-            with undisturbed(layer.model):
-                margins = margins_of(case.graph(ball), target, self.method, case.value)
-            own = nn.functional.one_hot(target, margins.shape[1]).bool()
-            worst = cross_entropy(-margins.masked_fill(own, 0), target)
-            certified = proved(margins.detach().amin(1)).float().mean()
+            worst, certified = self._worst(layer.model, case, target, ball)
         if self.kappa < 1 and self.alpha < 1:
-            with torch.no_grad(), undisturbed(layer.model):
-                found = search(case, target, ball, steps=self.attack_steps, restarts=1, seed=0)
-            with full_precision(layer.model):
-                attacked = cross_entropy(case.logits(found.moved), target)
+            attacked = self._attacked(layer.model, case, target, ball)
         robust = self.alpha * worst + (1 - self.alpha) * attacked
         total = self.kappa * clean + (1 - self.kappa) * robust
         return LossParts(total, clean.detach(), worst.detach(), attacked.detach(), certified)
+
+    def _worst(
+        self, model: nn.Module, case: Case, target: Tensor, ball: LpBall
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy on the worst-case logits, and the share that is certified."""
+        with undisturbed(model):
+            margins = margins_of(case.graph(ball), target, self.method, case.value)
+        own = nn.functional.one_hot(target, margins.shape[1]).bool()
+        worst = cross_entropy(-margins.masked_fill(own, 0), target)
+        return worst, proved(margins.detach().amin(1)).float().mean()
+
+    def _attacked(self, model: nn.Module, case: Case, target: Tensor, ball: LpBall) -> Tensor:
+        """Cross entropy on the logits under attack."""
+        with torch.no_grad(), undisturbed(model):
+            found = search(case, target, ball, steps=self.attack_steps, restarts=1, seed=0)
+        with full_precision(model):
+            return cross_entropy(case.logits(found.moved), target)
 
 
 def _precise(logits: Tensor) -> Tensor:

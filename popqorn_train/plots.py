@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # Okabe and Ito's colours, told apart by colour-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -14,13 +16,15 @@ class AccuracyCurve(NamedTuple):
         name: shown in the legend.
         epsilons: increasing, in the units of the input.
         certified: share proved robust at each epsilon, from 0 to 1.
-        attacked: share that an attack left standing, or None.
+        attack_epsilons: where an attack was run.
+        attacked: share that it left standing there.
     """
 
     name: str
     epsilons: Sequence[float]
     certified: Sequence[float]
-    attacked: Sequence[float] | None = None
+    attack_epsilons: Sequence[float] = ()
+    attacked: Sequence[float] = ()
 
 
 def _new_axis(size: tuple[float, float]) -> tuple[Any, Any]:
@@ -61,12 +65,11 @@ def draw_accuracy_curves(
         color = _COLORS[index % len(_COLORS)]
         certified = [100 * share for share in curve.certified]
         ax.plot(curve.epsilons, certified, color=color, lw=2.2, label=f"{curve.name}: certified")
-        if curve.attacked is not None:
-            attacked = [100 * share for share in curve.attacked]
-            ax.plot(
-                curve.epsilons, attacked, "--", color=color, lw=1.6, label=f"{curve.name}: attacked"
-            )
-            ax.fill_between(curve.epsilons, certified, attacked, color=color, alpha=0.10, lw=0)
+        if curve.attacked:
+            x, attacked = curve.attack_epsilons, [100 * share for share in curve.attacked]
+            ax.plot(x, attacked, "--", color=color, lw=1.6, label=f"{curve.name}: attacked")
+            above = np.interp(curve.epsilons, x, attacked)
+            ax.fill_between(curve.epsilons, certified, above, color=color, alpha=0.10, lw=0)
     ax.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(0, 102), title=title)
     ax.set_xlim(left=0, right=max(max(curve.epsilons) for curve in curves))
     ax.grid(alpha=0.25)

@@ -38,11 +38,13 @@ class RadiusSearch(NamedTuple):
     Attributes:
         radius: ``(B,)`` largest epsilon proved; 0 where the clean prediction is wrong.
         capped: ``(B,)`` whether it ended at the largest radius tried.
+        correct: ``(B,)`` whether the clean prediction is right.
         evaluations: ``(B,)`` margins computed for each sample, confirmation not counted.
     """
 
     radius: Tensor
     capped: Tensor
+    correct: Tensor
     evaluations: Tensor
 
 
@@ -104,9 +106,7 @@ def search_radius(
     start: Tensor | None = None,
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found. Arguments and errors are the same."""
-    check_confirm(confirm)
-    if not isinstance(rtol, float) or not 0 < rtol < 1:
-        raise ValueError(f"`rtol` must be a number between 0 and 1, got {rtol!r}.")
+    check_search(rtol, max_radius, confirm)
     ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
@@ -122,7 +122,22 @@ def search_radius(
         if confirm == "float64" and dtype != torch.float64:
             case = layer.case(inputs, torch.float64)
             radius = _confirmed(replace(question, case=case), radius, rtol)
-    return RadiusSearch(_rounded_down(radius, dtype), radius >= cap, state.evaluations)
+    capped = radius >= cap
+    return RadiusSearch(_rounded_down(radius, dtype), capped, ~state.wrong, state.evaluations)
+
+
+def check_search(rtol: float, max_radius: float | None, confirm: str | None) -> None:
+    """Refuse settings of a search that are out of range.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    check_confirm(confirm)
+    if not isinstance(rtol, int | float) or not 0 < rtol < 1:
+        raise ValueError(f"`rtol` must be a number strictly between 0 and 1, got {rtol!r}.")
+    given = max_radius is not None
+    if given and (not isinstance(max_radius, int | float) or not 0 < max_radius < math.inf):
+        raise ValueError(f"`max_radius` must be a positive number, got {max_radius!r}.")
 
 
 def _question(
@@ -149,8 +164,6 @@ def _largest(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
     """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
     size = len(case.center)
     if max_radius is not None:
-        if not isinstance(max_radius, int | float) or not 0 < max_radius < math.inf:
-            raise ValueError(f"`max_radius` must be a positive number, got {max_radius!r}.")
         return case.center.new_full((size,), max_radius, dtype=torch.float64)
     region = ball.around(case.center)
     if ball.low is not None and ball.high is not None:

@@ -103,7 +103,12 @@ def walk(value: Any, kind: type | tuple[type, ...], replace: Callable[[Any], Any
         return {key: walk(item, kind, replace) for key, item in value.items()}
     if isinstance(value, tuple | list):
         items = [walk(item, kind, replace) for item in value]
-        return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, list):
+            return items
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        named = type(value).__module__ == "torch.return_types"  # x.max(1).values, for one
+        return type(value)(items) if named else tuple(items)
     return value
 
 

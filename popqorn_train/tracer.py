@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
+from torch.nn.utils.rnn import PackedSequence
 
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
 
@@ -96,7 +97,7 @@ class Tracer(fx.Tracer):
             if path is None:
                 a = self.baked[name] = a.detach().clone()  # it may be written to afterwards
             node = self.create_node("get_attr", name, (), {})
-            node.meta["value"] = a
+            node.meta.update(value=a, source=_user_line(traceback.extract_stack()))
             return node
         return super().create_arg(a)
 
@@ -141,6 +142,8 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
+            if any(isinstance(arg, PackedSequence) for arg in args):
+                raise TraceError("packed sequences have no bound yet; pad, and average with a mask")
             return self.create_proxy("call_module", path, args, kwargs)
         self.visited.add(path)
         return m.forward(*args, **kwargs)

@@ -1,15 +1,13 @@
 """A recurrent classifier with a robust objective, as a LightningModule."""
 
-from collections.abc import Callable
-
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from popqorn_train import CertifiedLoss
 
 Batch = tuple[Tensor, Tensor]
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class RecurrentNet(nn.Module):
@@ -39,7 +37,7 @@ class RobustClassifier(pl.LightningModule):
     Args:
         net: returns logits.
         loss: certified loss; None for standard training.
-        learning_rate: of Adam.
+        learning_rate: of Adam, at the start.
     """
 
     def __init__(self, net: nn.Module, loss: CertifiedLoss | None, learning_rate: float) -> None:
@@ -70,6 +68,13 @@ class RobustClassifier(pl.LightningModule):
         accuracy = (self(x).argmax(1) == target).float().mean()
         self.log("val_accuracy", accuracy, prog_bar=True, batch_size=len(target))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.net.parameters(), lr=self.learning_rate)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam; the rate falls to 0.3 and 0.09 of its start after 70 % and 88 % of training."""
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.learning_rate)
+        steps = float(self.trainer.estimated_stepping_batches)
+        milestones = [int(0.7 * steps), int(0.88 * steps)]
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.3)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }

@@ -7,10 +7,12 @@ training is MTL-IBP (De Palma et al., ICLR 2024): half interval bounds, half an 
 """
 
 import argparse
+import json
 import logging
+import shutil
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from popqorn_train.recipes.data_digits import Digits
 from popqorn_train.recipes.evaluate import Evaluation, evaluate
 
 Wandb = Literal["offline", "online"] | None
-EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
+EPSILONS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)  # where the attack is run
 MODELS = ("standard", "certified")
 
 
@@ -48,51 +50,60 @@ class Config:
         wandb: also log to wandb; None logs to CSV files.
     """
 
-    epochs: int = 50
+    epochs: int = 80
     hidden: int = 32
     epsilon: float = 0.055
     alpha: float = 0.5
     kappa: float = 0.0
-    learning_rate: float = 5e-3
-    every_n_epochs: int = 5
+    learning_rate: float = 1e-2
+    every_n_epochs: int = 10
     attack_steps: int = 40
     seed: int = 0
     folder: Path = Path("runs/digits")
     wandb: Wandb = None
 
 
-def _logger(config: Config, name: str) -> Logger:
-    if config.wandb is None:
-        return CSVLogger(config.folder, name=name, version="")
-    config.folder.mkdir(parents=True, exist_ok=True)
-    offline = config.wandb == "offline"
-    return WandbLogger(
-        project="popqorn-train", name=f"digits-{name}", save_dir=config.folder, offline=offline
+def _loggers(config: Config, name: str) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(config.folder, name=name, version="")]
+    if config.wandb is not None:
+        offline = config.wandb == "offline"
+        run = f"digits-{name}"
+        wandb = WandbLogger(
+            project="popqorn-train", name=run, save_dir=config.folder, offline=offline
+        )
+        wandb.log_hyperparams({**_plain(config), "model": name})
+        loggers.append(wandb)
+    return loggers
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return {**asdict(config), "folder": str(config.folder)}
+
+
+def _objective(name: str, config: Config) -> tuple[CertifiedLoss | None, list[pl.Callback]]:
+    """Loss and callbacks of one of ``MODELS``."""
+    monitor = CertifiedRadiusMonitor(
+        samples=32,
+        low=0.0,
+        high=1.0,
+        every_n_epochs=config.every_n_epochs,
+        epsilons=(0.02, 0.05),
     )
+    if name == "standard":
+        return None, [monitor]
+    loss = CertifiedLoss(config.epsilon, low=0.0, high=1.0, kappa=config.kappa, alpha=config.alpha)
+    return loss, [monitor, EpsilonSchedule(warmup=0.1, ramp=0.5)]
 
 
 def train(name: str, config: Config, data: Digits, **trainer_options: Any) -> RecurrentNet:
     """Train one of ``MODELS``, watching its certified radius."""
     pl.seed_everything(config.seed, verbose=False)
     net = RecurrentNet(8, config.hidden, 10)
-    monitor = CertifiedRadiusMonitor(
-        samples=48,
-        low=0.0,
-        high=1.0,
-        every_n_epochs=config.every_n_epochs,
-        epsilons=(0.02, 0.05),
-    )
-    callbacks: list[pl.Callback] = [monitor]
-    loss = None
-    if name == "certified":
-        loss = CertifiedLoss(
-            config.epsilon, low=0.0, high=1.0, kappa=config.kappa, alpha=config.alpha
-        )
-        callbacks.append(EpsilonSchedule(warmup=0.1, ramp=0.5))
+    loss, callbacks = _objective(name, config)
     trainer = pl.Trainer(
         max_epochs=config.epochs,
         callbacks=callbacks,
-        logger=_logger(config, name),
+        logger=_loggers(config, name),
         gradient_clip_val=1.0,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -117,19 +128,22 @@ def _row(name: str, result: Evaluation, seconds: float) -> str:
         result.certified(0.05),
     ]
     cells = "".join(f"{100 * share:9.1f}" for share in shares)
-    return f"{name:<10}{cells}{result.radii.median().item():10.4f}{seconds:9.0f}"
+    return f"{name:<10}{cells}{result.radii.median().item():15.4f}{seconds:9.0f}"
 
 
 def run(config: Config, **trainer_options: Any) -> dict[str, Evaluation]:
-    """Train, certify and attack both models; write table, picture and radii."""
+    """Train, certify and attack both models; write table, picture, radii and settings."""
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "radii.csv").unlink(missing_ok=True)
-    data, results, rows = Digits(seed=config.seed), {}, []
+    for name in MODELS:
+        shutil.rmtree(config.folder / name, ignore_errors=True)  # logs of an earlier run
+    (config.folder / "config.json").write_text(json.dumps(_plain(config), indent=2) + "\n")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data, results, rows = Digits(seed=config.seed), {}, []
     x, labels = (tensor.to(device) for tensor in data.test.tensors)
     for name in MODELS:
         started = time.perf_counter()
-        print(f"\n{name} training, {config.epochs} epochs", flush=True)
+        print(f"\n{name} training, epochs: {config.epochs}", flush=True)
         net = train(name, config, data, **trainer_options).to(device)
         results[name] = evaluate(
             net, x, labels, EPSILONS, low=0.0, high=1.0, attack_steps=config.attack_steps
@@ -141,12 +155,16 @@ def run(config: Config, **trainer_options: Any) -> dict[str, Evaluation]:
 
 
 def _report(config: Config, results: dict[str, Evaluation], rows: list[str]) -> None:
-    head = "".join(
-        f"{title:>9}" for title in ("clean", "PGD .02", "PGD .05", "cert .02", "cert .05")
-    )
-    lines = [f"{'training':<10}{head}{'median r':>10}{'seconds':>9}", *rows]
-    print("\n450 test images, l_inf within [0, 1]; accuracy in %, certified by method 'popqorn'")
-    print("\n".join(lines))
+    titles = ("clean", "PGD .02", "PGD .05", "cert .02", "cert .05")
+    head = "".join(f"{title:>9}" for title in titles)
+    count = len(results[MODELS[0]].labels)
+    lines = [
+        f"{count} test images, pixels in [0, 1], l_inf; accuracy in %,",
+        "certified by the method popqorn",
+        f"{'training':<10}{head}{'median radius':>15}{'seconds':>9}",
+        *rows,
+    ]
+    print("\n" + "\n".join(lines))
     (config.folder / "table.txt").write_text("\n".join(lines) + "\n")
     figure, _ = draw_accuracy_curves(
         [result.curve(f"{name} training") for name, result in results.items()],
@@ -154,7 +172,8 @@ def _report(config: Config, results: dict[str, Evaluation], rows: list[str]) -> 
         title="GRU on handwritten digits: what is proved, and what an attack leaves standing",
     )
     figure.savefig(config.folder / "certified_accuracy.png", dpi=120)
-    print(f"\nwritten to {config.folder}: certified_accuracy.png, radii.csv, table.txt, *.ckpt")
+    names = "certified_accuracy.png, table.txt, radii.csv, config.json, *.ckpt"
+    print(f"\nwritten to {config.folder}: {names}")
 
 
 def main() -> None:
@@ -166,7 +185,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=Config.epochs)
     parser.add_argument("--seed", type=int, default=Config.seed)
     parser.add_argument("--folder", type=Path, default=Config.folder, help="where results go")
-    parser.add_argument("--wandb", choices=["offline", "online"], help="log to wandb, not to CSV")
+    parser.add_argument("--wandb", choices=["offline", "online"], help="log to wandb too")
     given = parser.parse_args()
     # Lightning's notes on hardware and its advertisements would bury the progress bar.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -174,6 +193,11 @@ def main() -> None:
     config = Config(epochs=given.epochs, seed=given.seed, folder=given.folder, wandb=given.wandb)
     if given.quick:
         config = replace(config, epochs=5, every_n_epochs=1, attack_steps=10)
+        print("quick: far from converged, these are not the numbers of the README")
+    if not torch.cuda.is_available():
+        # The tensors are small: a second thread gains little, and on a busy machine its spinning
+        # costs up to five times the time.
+        torch.set_num_threads(1)
     run(config)
 
 

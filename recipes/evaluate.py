@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
         labels: ``(S,)``.
         predictions: ``(S,)``.
         radii: ``(S,)`` certified; 0 where the prediction is wrong.
+        capped: ``(S,)`` whether the radius is the largest that was tried.
         epsilons: where the attack was run.
         standing: ``(R, S)`` whether the attack failed at each epsilon.
     """
@@ -32,6 +33,7 @@ class Evaluation(NamedTuple):
     labels: Tensor
     predictions: Tensor
     radii: Tensor
+    capped: Tensor
     epsilons: tuple[float, ...]
     standing: Tensor
 
@@ -49,23 +51,30 @@ class Evaluation(NamedTuple):
         return self.standing[self.epsilons.index(epsilon)].double().mean().item()
 
     def curve(self, name: str) -> AccuracyCurve:
-        """Both accuracies against epsilon, from 0 on."""
-        certified = [self.accuracy(), *[self.certified(epsilon) for epsilon in self.epsilons]]
+        """Both accuracies against epsilon: the certified one from every radius."""
         attacked = [self.accuracy(), *[self.attacked(epsilon) for epsilon in self.epsilons]]
-        return AccuracyCurve(name, (0.0, *self.epsilons), certified, attacked)
+        fine = torch.linspace(0, self.epsilons[-1], 201, dtype=torch.float64)[1:]
+        shares = (count_certified(self.radii, fine) / len(self.radii)).tolist()
+        return AccuracyCurve(
+            name,
+            (0.0, *fine.tolist()),
+            [self.accuracy(), *shares],
+            (0.0, *self.epsilons),
+            attacked,
+        )
 
     def write_csv(self, path: Path, name: str) -> None:
         """Append one line a sample."""
         fresh = not path.exists()
+        columns = (self.labels, self.predictions, self.radii, self.capped)
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
-                writer.writerow(["model", "index", "label", "prediction", "certified_radius"])
-            rows = zip(
-                self.labels.tolist(), self.predictions.tolist(), self.radii.tolist(), strict=True
-            )
-            for index, (label, prediction, radius) in enumerate(rows):
-                writer.writerow([name, index, label, prediction, f"{radius:.6g}"])
+                titles = ("label", "prediction", "certified_radius", "capped")
+                writer.writerow(["model", "index", *titles])
+            rows = zip(*[column.tolist() for column in columns], strict=True)
+            for index, (label, prediction, radius, capped) in enumerate(rows):
+                writer.writerow([name, index, label, prediction, f"{radius:.6g}", capped])
 
 
 def evaluate(
@@ -91,11 +100,12 @@ def evaluate(
     """
     with torch.no_grad():
         predictions = net(x).argmax(1)
-    radii, standing = [], []
+    radii, capped, standing = [], [], []
     chunks = torch.split(torch.arange(len(x), device=x.device), _CHUNK)
     for some in track(chunks, f"certifying and attacking {len(x)} inputs"):
         found = search_radius(net, x[some], labels[some], low=low, high=high)
         radii.append(found.radius)
+        capped.append(found.capped)
         balls = [LpBall(epsilon, low=low, high=high) for epsilon in epsilons]
         margins = [
             attack(net, x[some], labels[some], ball, steps=attack_steps).margin for ball in balls
@@ -105,6 +115,7 @@ def evaluate(
         labels.cpu(),
         predictions.cpu(),
         torch.cat(radii).cpu(),
+        torch.cat(capped).cpu(),
         tuple(epsilons),
         torch.cat(standing, 1).cpu(),
     )

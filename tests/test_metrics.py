@@ -43,7 +43,7 @@ def test_plot_draws_the_curve_in_percent():
 
 def test_a_figure_has_two_lines_a_model_a_legend_and_units(tmp_path):
     curves = [
-        AccuracyCurve(name, (0.0, 0.1), (0.9, 0.4), (0.9, 0.7))
+        AccuracyCurve(name, (0.0, 0.1), (0.9, 0.4), (0.0, 0.1), (0.9, 0.7))
         for name in ("standard", "certified")
     ]
     figure, ax = draw_accuracy_curves(curves, xlabel="epsilon (pixels)")

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -36,6 +34,8 @@ def test_it_logs_radii_and_accuracies_that_agree_with_certified_radius():
         "certified_radius/median": monitor.last.radii.sort().values[9].item(),
         "certified_radius/p10": monitor.last.radii.sort().values[1].item(),
         "certified_radius/capped_fraction": 0.0,
+        "certified_accuracy/0": (module(x).argmax(1) == y).double().mean().item(),
+        "cert_r": monitor.last.radii.sort().values[9].item(),
         "certified_accuracy/0p01": (monitor.last.radii >= 0.01).double().mean().item(),
         "certified_accuracy/1": (monitor.last.radii >= 1.0).double().mean().item(),
     }
@@ -56,15 +56,15 @@ def test_the_subset_is_spread_over_the_set_and_the_same_every_time():
     assert seen == [[0, 4, 8, 12, 16]] * 3
 
 
-def test_it_certifies_at_the_first_validation_and_then_every_n_epochs():
+def test_it_certifies_at_first_then_every_n_epochs_and_at_last():
     monitor, epochs = CertifiedRadiusMonitor(samples=3, every_n_epochs=2), []
 
     class Watch(pl.Callback):
         def on_validation_epoch_end(self, trainer, pl_module):
             epochs.append(None if monitor.last is None else monitor.last.epoch)
 
-    fit(monitor, Watch(), epochs=5)
-    assert epochs == [None, 0, 0, 2, 2, 4]
+    fit(monitor, Watch(), epochs=6)
+    assert epochs == [None, 0, 0, 2, 2, 4, 5]  # the last epoch always
 
 
 def test_checkpoints_and_early_stopping_can_watch_it(tmp_path):
@@ -85,9 +85,19 @@ def test_state_survives_a_checkpoint():
     assert torch.equal(other.last.radii, monitor.last.radii)
 
 
-def test_two_monitors_with_other_balls_have_other_states():
-    keys = {CertifiedRadiusMonitor(p).state_key for p in (1, 2, math.inf)}
-    assert len(keys) == 3
+def test_monitors_with_other_settings_have_other_states():
+    options = [{"p": 1}, {"p": 2}, {}, {"method": "ibp"}, {"low": -9.0}, {"name": "other"}]
+    assert len({CertifiedRadiusMonitor(**option).state_key for option in options}) == 6
+
+
+def test_two_named_monitors_log_under_their_names():
+    narrow = CertifiedRadiusMonitor(2, samples=4, name="l2")
+    wide = CertifiedRadiusMonitor(samples=4)
+    trainer, _ = fit(narrow, wide, epochs=1)
+    for monitor, prefix in ((narrow, "l2/"), (wide, "")):
+        logged = trainer.callback_metrics[f"{prefix}certified_radius/mean"].item()
+        assert logged == pytest.approx(monitor.last.radii.mean().item(), rel=1e-5)
+    assert narrow.last.radii.mean() > wide.last.radii.mean()
 
 
 def test_it_works_in_validate_where_inference_mode_is_on():

@@ -12,6 +12,9 @@ from tests.fitting import QUIET, Classifier, fit, samples, train_loader, val_loa
     ("options", "message"),
     [
         ({"samples": 0}, "`samples` must be at least 1, got 0"),
+        ({"samples": 1e2}, "`samples` must be at least 1, got 100.0"),
+        ({"rtol": 2}, "`rtol` must be a number strictly between 0 and 1, got 2"),
+        ({"max_radius": -1}, "`max_radius` must be a positive number, got -1"),
         ({"every_n_epochs": 0}, "`every_n_epochs` must be at least 1"),
         ({"p": 0.5}, "`p` must be a number from 1"),
         ({"method": "crown"}, "`method` must be one of 'ibp'"),
@@ -38,7 +41,7 @@ def test_a_batch_that_is_no_pair_is_refused():
 
     loader = DataLoader(torch.utils.data.TensorDataset(samples(4).tensors[0]), 2)
     trainer = pl.Trainer(callbacks=[CertifiedRadiusMonitor()], logger=False, **QUIET)
-    with pytest.raises(TypeError, match=r"\(inputs, target\), got list; pass `unpack`"):
+    with pytest.raises(TypeError, match=r"\(inputs, target\), got a list of 1; .*unpack="):
         trainer.validate(Lone(), loader, verbose=False)
 
 
@@ -67,7 +70,26 @@ def test_a_schedule_needs_an_end_of_training():
         trainer.fit(module, train_loader())
 
 
-@pytest.mark.parametrize("options", [{"start_epsilon": -0.1}, {"start_kappa": 1.5}, {"ramp": 2.0}])
+def test_two_monitors_under_one_name_are_refused():
+    with pytest.raises(ValueError, match="two CertifiedRadiusMonitors have the `name` ''"):
+        fit(CertifiedRadiusMonitor(), CertifiedRadiusMonitor(2))
+
+
+def test_a_fit_without_validation_is_warned_of():
+    trainer = pl.Trainer(callbacks=[CertifiedRadiusMonitor()], max_epochs=1, logger=False, **QUIET)
+    with pytest.warns(UserWarning, match="certifies nothing: fit has no validation"):
+        trainer.fit(Classifier(), train_loader())
+
+
+def test_an_unpack_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="`unpack` must be a function, got str"):
+        CertifiedRadiusMonitor(unpack="x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start_epsilon": -0.1}, {"start_kappa": 1.5}, {"start_kappa": -0.5}, {"ramp": 2.0}],
+)
 def test_a_schedule_out_of_range_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         EpsilonSchedule(**options)

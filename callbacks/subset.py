@@ -1,0 +1,105 @@
+"""The samples of a validation loader that a monitor certifies."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from popqorn_train.bound import Inputs, as_tuple
+from popqorn_train.steps import pick_samples
+
+Unpack = Callable[[Any], tuple[Inputs, Tensor]]
+_CHUNK = 64  # samples certified at once
+
+
+class Picked(NamedTuple):
+    """Samples set aside until all have come."""
+
+    positions: Tensor
+    inputs: tuple[Any, ...]
+    labels: Tensor
+
+    @classmethod
+    def of(
+        cls, positions: Tensor, inputs: Inputs, target: Tensor, chosen: Tensor, axis: int
+    ) -> "Picked":
+        """Copy the chosen samples of a batch whose batch axis is ``axis``."""
+        chosen = chosen.to(target.device)
+        values = tuple(pick_samples(value, chosen, axis) for value in as_tuple(inputs))
+        return cls(positions, values, target[chosen])
+
+
+def unpack_pair(batch: Any) -> tuple[Inputs, Tensor]:
+    """Read a batch ``(inputs, target)``."""
+    inputs, target = batch
+    return inputs, target
+
+
+def unpacked(unpack: Unpack, batch: Any) -> tuple[Inputs, Tensor]:
+    """Apply ``unpack`` to a validation batch.
+
+    Raises:
+        TypeError: it does not give ``(inputs, target)``.
+    """
+    try:
+        inputs, target = unpack(batch)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise TypeError(
+            f"a validation batch must give (inputs, target), got a {type(batch).__name__}{size}; "
+            "say where they are, for example unpack=lambda batch: (batch['x'], batch['y'])."
+        ) from error
+    return tuple(inputs) if isinstance(inputs, list) else inputs, target
+
+
+def positions_in(loader: Any, batches: float) -> int:
+    """Number of samples that a loader gives in ``batches`` batches, in a fixed order.
+
+    Raises:
+        ValueError: it may give them in another order next time.
+    """
+    in_order = (
+        isinstance(loader, DataLoader)
+        and isinstance(loader.sampler, SequentialSampler)
+        and type(loader.batch_sampler) in (BatchSampler, type(None))
+    )
+    if not in_order:
+        sampler = type(getattr(loader, "sampler", loader)).__name__
+        raise ValueError(
+            "`val_dataloaders` must be a DataLoader that reads in order, so that the certified "
+            f"samples stay the same, got {sampler}. Use shuffle=False for validation."
+        )
+    return int(min(len(loader.dataset), batches * (loader.batch_size or 1)))
+
+
+def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:
+    """Join samples whose inputs have one shape, in chunks that are certified at once."""
+    groups: dict[Any, list[Picked]] = {}
+    for item in picked:
+        shape = [_shape(value, axis) for value in item.inputs]
+        groups.setdefault(str(shape), []).append(item)
+    for items in groups.values():
+        columns = zip(*[item.inputs for item in items], strict=True)
+        inputs = tuple(_joined(column, axis) for column in columns)
+        positions = torch.cat([item.positions for item in items])
+        labels = torch.cat([item.labels for item in items])
+        for chosen in torch.split(torch.arange(len(labels)), _CHUNK):
+            there = chosen.to(labels.device)
+            some = tuple(pick_samples(value, there, axis) for value in inputs)
+            yield Picked(positions[chosen], some, labels[there])
+
+
+def _shape(value: Any, axis: int) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    at = min(axis, value.ndim - 1)
+    return (*value.shape[:at], *value.shape[at + 1 :])
+
+
+def _joined(column: Sequence[Any], axis: int) -> Any:
+    first = column[0]
+    if not isinstance(first, Tensor):
+        return first
+    return torch.cat(list(column), min(axis, first.ndim - 1))
