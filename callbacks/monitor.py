@@ -116,6 +116,8 @@ class CertifiedRadiusMonitor(Callback):
         self._ball = ball
         self._search = {**ball, **search, "method": method_named(method)}
         self.last: MonitoredRadii | None = None
+        self._epoch: int | None = None  # of the last certification in this fit
+        self._resumed = False
         self._wanted: set[int] = set()
         self._seen = 0
         self._picked: list[Picked] = []
@@ -134,6 +136,7 @@ class CertifiedRadiusMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` saved."""
         self.last = MonitoredRadii(*state_dict["last"]) if "last" in state_dict else None
+        self._epoch, self._resumed = None if self.last is None else self.last.epoch, True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before training, not after its first epoch."""
@@ -152,7 +155,10 @@ class CertifiedRadiusMonitor(Callback):
         self._module(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so where nothing will ever be certified."""
+        """Start counting epochs anew; say so where nothing will ever be certified."""
+        if not self._resumed:
+            self._epoch = None
+        self._resumed = False
         if not trainer.enable_validation:
             rank_zero_warn(
                 "CertifiedRadiusMonitor certifies nothing: fit has no validation. Pass "
@@ -162,12 +168,10 @@ class CertifiedRadiusMonitor(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether to certify, and which samples."""
         self._seen, self._picked = 0, []
-        since = math.inf if self.last is None else trainer.current_epoch - self.last.epoch
-        final = trainer.current_epoch + 1 == trainer.max_epochs
-        often = 0 <= since < (1 if final else self.every_n_epochs)
-        waiting = trainer.state.fn == TrainerFn.FITTING and often
-        self._due = not trainer.sanity_checking and not waiting
+        self._due = not trainer.sanity_checking and not self._waits(trainer)
         loaders = trainer.val_dataloaders
+        if isinstance(loaders, dict):
+            loaders = list(loaders.values())
         loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
         batches = (
             trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
@@ -175,6 +179,14 @@ class CertifiedRadiusMonitor(Callback):
         total = positions_in(loader, batches[0])
         count = min(self.samples, total)
         self._wanted = {index * total // count for index in range(count)}
+
+    def _waits(self, trainer: Trainer) -> bool:
+        """Whether this validation of a fit is passed over."""
+        final = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.state.fn != TrainerFn.FITTING or self._epoch is None or final:
+            return False
+        # An epoch may have several validations; with n = 1 each one counts.
+        return self.every_n_epochs > 1 and trainer.current_epoch - self._epoch < self.every_n_epochs
 
     def on_validation_batch_end(
         self,
@@ -205,7 +217,9 @@ class CertifiedRadiusMonitor(Callback):
         radii = self.last.radii.sort().values
         self.curve.reset()
         self.curve.update(radii)
-        accuracies = zip(self.curve.epsilons, self.curve.compute().tolist(), strict=True)
+        accuracies = zip(
+            self.curve.epsilons, self.curve.compute().reshape(-1).tolist(), strict=True
+        )
         median = radii[(len(radii) - 1) // 2].item()
         values = {
             "certified_radius/median": median,
@@ -263,6 +277,8 @@ class CertifiedRadiusMonitor(Callback):
             columns.append((positions, labels.cpu(), *[result.cpu() for result in results]))
         parts = [torch.cat(column) for column in zip(*columns, strict=True)]
         self.last = MonitoredRadii(trainer.current_epoch, *parts)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._epoch = self.last.epoch
         self._picked = []
 
 

@@ -15,6 +15,7 @@ from popqorn_train.case import Case, undisturbed
 from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan, center_and_scale, plan
+from popqorn_train.preserve import preserved
 from popqorn_train.trace import record
 from popqorn_train.tracer import UnsupportedModelError
 
@@ -72,7 +73,12 @@ class BoundModel(nn.Module):
                 return self._case(named, found, dtype or self._precision())
             output = self._output(named)
             case = self._case(named, found, self._precision())
-            check_logits(case, output)
+            try:
+                check_logits(case, output)
+            except UnsupportedModelError:  # perhaps something changed since it was traced
+                _traces.pop(self.model, None)
+                case = self._case(named, self._plan(named), self._precision())
+                check_logits(case, output)
         return case
 
     def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Case:
@@ -118,7 +124,7 @@ class BoundModel(nn.Module):
 
     def _plan(self, named: dict[str, Any]) -> Plan:
         shapes = tuple(
-            (value.shape, value.dtype) if isinstance(value, Tensor) else value
+            (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)
             for value in named.values()
         )
         known = _traces.setdefault(self.model, {})
@@ -143,7 +149,7 @@ class BoundModel(nn.Module):
         failures: list[Exception] = []
         for axis in (0, 1):
             try:
-                with torch.random.fork_rng(), torch.no_grad():
+                with torch.no_grad():
                     trace = record(self.model, named, axis)
                 if trace.output_step.batch_axis == 0:
                     return plan(trace, self.model, axis, self.perturb)
@@ -159,7 +165,7 @@ class BoundModel(nn.Module):
     def _output(self, named: dict[str, Any]) -> Any:
         """What the model itself returns."""
         try:
-            with torch.random.fork_rng(), torch.no_grad():
+            with preserved(self.model), torch.no_grad():
                 return self.model(*named.values())
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in _tensors(named).items())

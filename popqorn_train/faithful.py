@@ -70,16 +70,18 @@ def check_graph(case: Case, output: Any) -> None:
     Raises:
         UnsupportedModelError: they differ.
     """
-    check_logits(case, output)
     node = case.graph(LpBall(0.0))
+    check_logits(case, output)
     unit = torch.eye(case.plan.classes, dtype=case.value.dtype, device=case.value.device)
-    found = enclose(node, relax=False)
+    found = enclose(node)
     rows = torch.cat([unit, -unit])[None]
-    lower, negative = minimum(node, rows, found, intervals=True).chunk(2, dim=1)
     logits = case.logits(case.center)
     tolerance = _tolerance(logits)
-    outside = (logits < lower - tolerance) | (logits > tolerance - negative)
-    _refuse_if(bool(outside.any()), case)
+    for intervals in (True, False):
+        bounds = minimum(node, rows, found, intervals=intervals)
+        lower, negative = bounds.chunk(2, dim=1)
+        outside = (logits < lower - tolerance) | (logits > tolerance - negative)
+        _refuse_if(bool(outside.any()), case)
 
 
 def check_logits(case: Case, output: Any) -> None:
@@ -88,12 +90,21 @@ def check_logits(case: Case, output: Any) -> None:
     Raises:
         UnsupportedModelError: they differ.
     """
+    last = torch.tensor([len(case.center) - 1], device=case.center.device)
     try:
         with torch.no_grad():
             ours = case.logits(case.center, whole=True)
-    except RuntimeError:  # shapes that fit another batch only
-        ours = None
-    _refuse_if(ours is None or not _alike(ours, output), case)
+            alone = case.pick(last)
+            its_own = alone.logits(alone.center, whole=True)
+    except UnsupportedModelError:  # shapes that fit another batch only
+        _refuse_if(True, case)
+    _refuse_if(not _alike(ours, output), case)
+    if not _alike(its_own, ours[last]):
+        raise UnsupportedModelError(
+            f"{type(case.lifter.model).__name__} treats a sample otherwise when it is alone: "
+            "something in forward mixes samples, a mean over the batch for one. Bounds are for "
+            "one sample at a time; write forward so that samples stay apart."
+        )
 
 
 def _alike(ours: Tensor, output: Any) -> bool:

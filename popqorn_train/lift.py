@@ -5,12 +5,14 @@ in a table by the name of its operation or the type of its module.
 """
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from popqorn_train.node import Node
 from popqorn_train.steps import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
@@ -141,7 +143,7 @@ class Lifter:
             return self._call_module(step.target, args, kwargs)
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
-        if called_name(step.target) == "dropout":
+        if step.target is dropout:
             kwargs = {**kwargs, "training": self.model.training}
         return step.target(*args, **kwargs)
 
@@ -168,7 +170,8 @@ class Lifter:
             )
             if handler is None:
                 raise unsupported(step, f"a {type(called).__name__} module")
-            return handler(self, step, called, *args, **kwargs)
+            given = inspect.signature(called.forward).bind(*args, **kwargs)
+            return handler(self, step, called, *given.args, **given.kwargs)
         name = called_name(step.target)
         if name not in OPERATIONS:
             raise unsupported(step, f"the operation {name!r}")

@@ -75,5 +75,5 @@ class CertifiedAccuracyCurve(Metric):
             Figure and axis.
         """
         values = self.compute() if val is None else val
-        curve = AccuracyCurve("certified", self.epsilons, tuple(values.tolist()))
+        curve = AccuracyCurve("certified", self.epsilons, tuple(values.reshape(-1).tolist()))
         return draw_accuracy_curves([curve], ax=ax)

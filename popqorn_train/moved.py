@@ -95,16 +95,31 @@ def _chain(
             at = readers[at.name][0]
             chain.append(at)
     ways = readers[at.name]
-    reshaped = any(_folds(way, at, model) and called_name(way.target) in _RESHAPES for way in ways)
+    reshaped = any(_reshapes(way, at, model, readers) for way in ways)
     direct = any(_is_recurrent(way, model) for way in ways)
     return tuple(chain), len(ways) > 1 and reshaped and not direct
 
 
+def _reshapes(step: Step, before: Step, model: nn.Module, readers: dict[str, list[Step]]) -> bool:
+    """Whether a step, or a folding one after it, changes what the frames are."""
+    if not _folds(step, before, model):
+        return False
+    after = readers.get(step.name, [])
+    return called_name(step.target) in _RESHAPES or any(
+        _reshapes(other, step, model, readers) for other in after
+    )
+
+
 def _named(trace: Trace, perturb: str) -> Step:
     for step in trace.steps:
-        if step.floating and perturb in (
-            step.name,
-            step.target if step.kind in ("input", "module") else None,
+        if (
+            step.floating
+            and step.batch_axis is not None
+            and perturb
+            in (
+                step.name,
+                step.target if step.kind in ("input", "module") else None,
+            )
         ):
             return step
     known = ", ".join(step.name for step in trace.steps if step.floating)
@@ -119,9 +134,19 @@ def _default(trace: Trace, model: nn.Module) -> Step:
     for step in trace.steps:
         if step.kind == "input" and step.floating:
             return step
-    for step in trace.steps:
-        if step.kind == "module" and isinstance(model.get_submodule(step.target), nn.Embedding):
-            return step
+    embedded = [
+        step
+        for step in trace.steps
+        if step.kind == "module" and isinstance(model.get_submodule(step.target), nn.Embedding)
+    ]
+    if len(embedded) > 1:
+        names = ", ".join(step.name for step in embedded)
+        raise UnsupportedModelError(
+            f"`inputs` are tokens and there are several embeddings ({names}); say which one moves "
+            "with bound(model, perturb=...)."
+        )
+    if embedded:
+        return embedded[0]
     raise UnsupportedModelError(
         "`inputs` holds no floating tensor and the model has no nn.Embedding, so nothing can move. "
         "Pass floating inputs, or name a tensor with bound(model, perturb=...)."
@@ -177,7 +202,12 @@ def _folds(step: Step, before: Step, model: nn.Module) -> bool:
 
 def _is_basic(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
-    return all(part is None or part is ... or isinstance(part, int | slice) for part in parts)
+    return all(
+        part is None
+        or part is ...
+        or (isinstance(part, int | slice) and not isinstance(part, bool))
+        for part in parts
+    )
 
 
 def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None]:

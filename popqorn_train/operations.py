@@ -77,12 +77,16 @@ def _pick(step: Step, args: Any) -> Any:
     if len(position) <= time_axis or any(part != slice(None) for part in rest):
         return None
     t = position[time_axis]
-    return frame(whole, t % whole.shape[0]) if isinstance(t, int) else None
+    plain = isinstance(t, int) and not isinstance(t, bool)
+    return frame(whole, t % whole.shape[0]) if plain else None
 
 
 def _is_sequence(x: Any) -> bool:
-    """Whether frames can be taken from a node: ``(B, T, ...)`` or ``(T, B, ...)``."""
-    return isinstance(x, Node) and len(x.shape) > 1 and x.batch_axis < 2
+    """Whether frames can be taken from a node: ``(B, T, F)`` or ``(T, B, F)``.
+
+    Only these: the slope on a sequence may cover its first frames, which does not nest.
+    """
+    return isinstance(x, Node) and len(x.shape) == 2 and x.batch_axis < 2
 
 
 @operation("unbind")
@@ -141,6 +145,16 @@ def _same(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Nod
     if not step.floating:
         raise unsupported(step, "a cast to whole numbers")
     return x
+
+
+@operation("expand_as")
+def _expand_as(lifter: Lifter, step: Step, x: Any, like: Any) -> Any:
+    """The other tensor gives its shape only."""
+    shape, axis = list(step.shape or ()), step.batch_axis or 0
+    shape[axis] = lifter.batch
+    if not isinstance(x, Node):
+        return x.expand(shape)
+    return lifted(lifter, step, torch.Tensor.expand, (x, *shape), {}, exact=True)
 
 
 @operation("new_zeros", "new_ones", "zeros_like", "ones_like")
@@ -241,6 +255,8 @@ def _check_recurrent(step: Step, layer: nn.RNNBase, x: Node) -> None:
         raise unsupported(step, "an LSTM with proj_size", "Use proj_size=0 and a Linear after it.")
     if layer.bidirectional:
         raise unsupported(step, "a bidirectional layer", "Use one direction.")
+    if not isinstance(x, Node):
+        raise unsupported(step, "a recurrent layer whose input stays while its state moves")
     if len(x.shape) != 2:
         raise unsupported(step, "a recurrent layer on a single sequence", "Feed it (B, T, N).")
     if x.batch_axis != (0 if layer.batch_first else 1):

@@ -11,7 +11,7 @@ IDENTITIES = frozenset(
 )  # operations that do nothing to real numbers in eval mode
 MOVES = frozenset(
     (
-        "expand", "expand_as", "flatten", "getitem", "movedim", "narrow", "permute", "reshape",
+        "expand", "flatten", "getitem", "movedim", "narrow", "permute", "reshape",
         "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze", "view",
     )
 )  # operations that only move entries  # fmt: skip
@@ -113,7 +113,7 @@ def walk(value: Any, kind: type | tuple[type, ...], replace: Callable[[Any], Any
 
 
 def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
-    """Some samples of an input; what is not a tensor belongs to all."""
-    if not isinstance(value, Tensor):
+    """Some samples of an input; a number, or what is not a tensor, belongs to all."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     return value.index_select(min(batch_axis, value.ndim - 1), chosen.to(value.device))

@@ -61,16 +61,21 @@ def _resized(value: Any, batch: int, axis: int) -> Any:
 
 
 def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
-    """Refuse an in-place activation whose argument is read again."""
+    """Refuse an in-place activation unless its argument is fresh and read nowhere else."""
+    by_name = {step.name: step for step in steps}
     for step in steps:
         layer = model.get_submodule(step.target) if step.kind == "module" else None
         inplace = not isinstance(layer, nn.Dropout) and getattr(layer, "inplace", False)
         if called_name(step.target) == "relu":
             inplace = step.kwargs.get("inplace", False) or step.args[1:] == (True,)
-        argument = step.refs()[:1]
-        if inplace and sum(argument[0] in other.refs() for other in steps) > 1:
+        if not inplace or not step.refs():
+            continue
+        argument = by_name[step.refs()[0]]
+        source = model.get_submodule(argument.target) if argument.kind == "module" else None
+        fresh = isinstance(source, nn.Linear) or called_name(argument.target) == "linear"
+        if not fresh or sum(argument.name in other.refs() for other in steps) > 1:
             raise UnsupportedModelError(
-                f"{step.name!r} works in place on a tensor that is read elsewhere "
+                f"{step.name!r} works in place on a tensor that may be read elsewhere "
                 f"({step.source}). Use inplace=False."
             )
 
@@ -89,7 +94,9 @@ def _check_samples_apart(node: fx.Node, step: Step) -> None:
         return
     numbers = torch.arange(_BATCHES[0], device=value.device).view(_along(axis, value.ndim))
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-    args = (numbers.expand(value.shape).clone(), *args[1:])
+    rest = tuple(args[1:]) if args else ()
+    kwargs = {name: value for name, value in kwargs.items() if name != "input"}
+    args = (numbers.expand(value.shape).clone(), *rest)
     method = isinstance(node.target, str)
     run = getattr(args[0], str(node.target)) if method else node.target
     result = run(*args[1:], **kwargs) if method else run(*args, **kwargs)  # type: ignore[operator]
@@ -118,6 +125,8 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
     axis = _batch_axis(one, two) if isinstance(one, Tensor) else None
     a.meta["batch_axis"] = axis
     args, kwargs = _merge(a.args, b.args), _merge(a.kwargs, b.kwargs)
+    if kind != "module":  # torch's names for its first two arguments
+        args = (*[kwargs.pop(name) for name in ("input", "other") if name in kwargs], *args)
     return Step(a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source)
 
 

@@ -13,6 +13,8 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
+from popqorn_train.preserve import preserved
+
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
@@ -112,7 +114,16 @@ class Tracer(fx.Tracer):
         if "value" not in proxy.node.meta:
             proxy.node.meta["value"] = self._run(proxy.node)
             proxy.node.meta["source"] = _user_line(traceback.extract_stack())
+        if type(proxy.node.meta["value"]) is tuple:  # as a tuple, so that isinstance sees one
+            return tuple(iter(proxy))
         return proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Torch's layers, and classes of the user's own that only inherit their forward."""
+        inherited = type(m).forward.__module__.startswith("torch.nn.modules")
+        return super().is_leaf_module(m, module_qualified_name) or (
+            inherited and not isinstance(m, nn.Sequential)
+        )
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -166,7 +177,8 @@ def run_tracer(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, Trac
     """
     tracer = Tracer(inputs)
     try:
-        return tracer.trace(model), tracer
+        with preserved(model):
+            return tracer.trace(model), tracer
     except Exception as error:
         line = _user_line(traceback.extract_tb(error.__traceback__))
         raise UnsupportedModelError(

@@ -158,3 +158,18 @@ def test_unpack_reads_other_batches():
     trainer = pl.Trainer(callbacks=[monitor], logger=False, **QUIET)
     trainer.validate(module, DataLoader(Named(), 4), verbose=False)
     assert monitor.last.positions.tolist() == list(range(6))
+
+
+def test_one_epsilon_is_enough():
+    trainer, _ = fit(CertifiedRadiusMonitor(samples=4, epsilons=(0.01,)), epochs=1)
+    assert "certified_accuracy/0p01" in trainer.callback_metrics
+
+
+def test_a_second_fit_certifies_its_own_model_at_its_first_validation():
+    monitor = CertifiedRadiusMonitor(samples=20, every_n_epochs=9)
+    fit(monitor, epochs=2)
+    other = Classifier()
+    fit(monitor, module=other, epochs=1)
+    x, y = val_loader().dataset.tensors
+    radius = certified_radius(other.eval(), x, y, rtol=1e-2)
+    torch.testing.assert_close(monitor.last.radii, radius, rtol=3e-2, atol=1e-9)
