@@ -107,14 +107,16 @@ class CertifiedRadiusMonitor(Callback):
         if not callable(unpack):
             raise TypeError(f"`unpack` must be a function, got {type(unpack).__name__}.")
         check_search(rtol, max_radius, confirm)
-        LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+        self._ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+        self._search: dict[str, Any] = {
+            "method": method_named(method),
+            "max_radius": max_radius,
+            "rtol": rtol,
+            "confirm": confirm,
+        }
         self.samples, self.every_n_epochs = samples, every_n_epochs
         self.curve = CertifiedAccuracyCurve(epsilons)
         self.model, self.unpack, self.name = model, unpack, name
-        ball: dict[str, Any] = dict(p=p, frames=frames, scope=scope, low=low, high=high)
-        search = {"max_radius": max_radius, "rtol": rtol, "confirm": confirm}
-        self._ball = ball
-        self._search = {**ball, **search, "method": method_named(method)}
         self.last: MonitoredRadii | None = None
         self._epoch: int | None = None  # of the last certification in this fit
         self._resumed = False
@@ -127,6 +129,7 @@ class CertifiedRadiusMonitor(Callback):
     def state_key(self) -> str:
         """Keep monitors with other settings apart in a checkpoint."""
         settings = {name: str(value) for name, value in self._search.items()}
+        settings["ball"] = str(self._ball)
         return self._generate_state_key(name=self.name, model=self.model, **settings)
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,8 +252,8 @@ class CertifiedRadiusMonitor(Callback):
         """Certify one sample, so that what cannot be bounded fails before hours of training."""
         first = torch.zeros(1, dtype=torch.long)
         one = Picked.of(first, inputs, target, first, module.batch_axis(inputs))
-        ball, method = LpBall(0.0, **self._ball), self._search["method"]
-        certify(module, one.inputs, one.labels, ball, method=method, confirm=None)
+        method = self._search["method"]
+        certify(module, one.inputs, one.labels, self._ball, method=method, confirm=None)
 
     def _pick(self, module: BoundModel, inputs: Inputs, target: Tensor) -> None:
         """Set the wanted samples of a batch aside."""
@@ -272,7 +275,7 @@ class CertifiedRadiusMonitor(Callback):
             start = labels.new_tensor(
                 [known.get(position, 0.0) for position in positions.tolist()], dtype=torch.float64
             )
-            found = search_radius(module, inputs, labels, start=start, **self._search)
+            found = search_radius(module, inputs, labels, self._ball, start=start, **self._search)
             results = (found.radius, found.correct, found.capped)
             columns.append((positions, labels.cpu(), *[result.cpu() for result in results]))
         parts = [torch.cat(column) for column in zip(*columns, strict=True)]

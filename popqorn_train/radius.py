@@ -92,23 +92,35 @@ def search_radius(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
+    ball: LpBall,
     *,
-    p: float = math.inf,
     method: str | Method = "popqorn",
-    frames: Tensor | None = None,
-    scope: Scope = "frame",
-    low: float | Tensor | None = None,
-    high: float | Tensor | None = None,
     max_radius: float | None = None,
     rtol: float = 1e-3,
     confirm: Confirm = "float64",
     against: Tensor | None = None,
     start: Tensor | None = None,
 ) -> RadiusSearch:
-    """``certified_radius``, and how it was found. Arguments and errors are the same."""
+    """``certified_radius``, and how it was found.
+
+    Args:
+        model: as in ``certified_radius``, like everything that is not named here.
+        inputs: likewise.
+        target: likewise.
+        ball: what may move; its epsilon is what is searched, so the one given does not matter.
+        method: likewise.
+        max_radius: likewise.
+        rtol: likewise.
+        confirm: likewise.
+        against: likewise.
+        start: likewise.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
+    """
     check_search(rtol, max_radius, confirm)
-    ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
     layer = bound(model)
+    ball = replace(ball, epsilon=0.0)
     with torch.no_grad(), undisturbed(layer.model):
         question = _question(layer, inputs, target, against, ball, method_named(method))
         clean, fall = question.clean()
@@ -258,16 +270,13 @@ def certified_radius(
     Source:
         Ko et al., "POPQORN", ICML 2019, algorithm 1, with a root finder for its bisection.
     """
+    ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
     found = search_radius(
         model,
         inputs,
         target,
-        p=p,
+        ball,
         method=method,
-        frames=frames,
-        scope=scope,
-        low=low,
-        high=high,
         max_radius=max_radius,
         rtol=rtol,
         confirm=confirm,

@@ -103,7 +103,7 @@ def evaluate(
     radii, capped, standing = [], [], []
     chunks = torch.split(torch.arange(len(x), device=x.device), _CHUNK)
     for some in track(chunks, f"certifying and attacking {len(x)} inputs"):
-        found = search_radius(net, x[some], labels[some], low=low, high=high)
+        found = search_radius(net, x[some], labels[some], LpBall(0.0, low=low, high=high))
         radii.append(found.radius)
         capped.append(found.capped)
         balls = [LpBall(epsilon, low=low, high=high) for epsilon in epsilons]

@@ -49,17 +49,17 @@ def test_every_radius_is_proved_and_a_little_more_is_not(cell, method, p):
 @cells
 def test_at_most_8_evaluations_on_average(cell, p):
     model, x, y = problem(cell, batch=64, time=6)
-    counts = search_radius(model, x, y, p=p, rtol=RTOL).evaluations.double()
+    counts = search_radius(model, x, y, LpBall(0.0, p), rtol=RTOL).evaluations.double()
     assert 2 <= counts.mean() <= 8
 
 
 @cells
 def test_at_most_5_evaluations_on_average_from_the_last_radius(cell):
     model, x, y = problem(cell, batch=64, time=6)
-    cold = search_radius(model, x, y, p=2, rtol=RTOL)
+    cold = search_radius(model, x, y, LpBall(0.0, 2), rtol=RTOL)
     generator = torch.Generator().manual_seed(0)
     drift = 1 + 0.05 * torch.randn(64, generator=generator, dtype=F64)
-    warm = search_radius(model, x, y, p=2, rtol=RTOL, start=cold.radius * drift)
+    warm = search_radius(model, x, y, LpBall(0.0, 2), rtol=RTOL, start=cold.radius * drift)
     assert warm.evaluations.double().mean() <= 5
     # The lines of relu jump with the box, so that a margin can cross 0 more than once.
     close = torch.isclose(warm.radius, cold.radius, rtol=RTOL, atol=0).double().mean()
@@ -102,7 +102,7 @@ def test_a_constant_model_is_capped_and_says_so():
     with torch.no_grad():
         model.head.weight.zero_()
     y = predicted(model, x)
-    found = search_radius(model, x, y, max_radius=2.5)
+    found = search_radius(model, x, y, LpBall(0.0), max_radius=2.5)
     assert found.capped.all()
     assert (found.radius == 2.5).all()
 
@@ -122,7 +122,7 @@ def test_a_radius_below_the_cap_is_not_called_capped():
     model, x, y = problem("gru")
     free = certified_radius(model, x, y)
     cap = free.median().item()
-    found = search_radius(model, x, y, max_radius=cap)
+    found = search_radius(model, x, y, LpBall(0.0), max_radius=cap)
     assert (found.capped == (free > cap)).sum() >= 23  # the median itself may fall either way
     assert (found.radius <= cap).all()
 
