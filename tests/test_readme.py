@@ -48,3 +48,12 @@ def test_a_trained_model_is_asked_in_the_lines_shown():
     exec(block("proof = certify"), names)
     assert names["radius"].shape == (8,)
     assert names["proof"].certified.dtype == torch.bool
+
+
+def test_every_link_leads_somewhere_and_no_placeholder_is_left():
+    text = README.read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) >= 2
+    for link in links:
+        assert (README.parent / link).exists(), link
+    assert not re.search(r"^[A-Z]{3,}$", text, re.MULTILINE)
