@@ -14,7 +14,7 @@ from popqorn_train import layers, operations  # noqa: F401  (fill the tables of 
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
-from popqorn_train.moved import Plan, center_and_scale, plan
+from popqorn_train.moved import Plan, center_and_scale, frame_order, plan
 from popqorn_train.preserve import preserved
 from popqorn_train.trace import record
 from popqorn_train.tracer import UnsupportedModelError
@@ -87,9 +87,10 @@ class BoundModel(nn.Module):
         lifter = Lifter(found.trace, self.model, named, batch, dtype)
         value = lifter.value(found.root.name)
         center, scale = center_and_scale(found, lifter)
-        axis = found.root.batch_axis or 0
-        scale = None if scale is None else _frames(scale, axis)
-        return Case(lifter, found, _frames(center, axis), _frames(value, axis), scale)
+        axis, order = found.root.batch_axis or 0, frame_order(found, lifter)
+        scale = None if scale is None else _frames(scale, axis, order)
+        center, value = _frames(center, axis, order), _frames(value, axis, order)
+        return Case(lifter, found, center, value, scale, order)
 
     def _precision(self) -> torch.dtype:
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
@@ -184,9 +185,11 @@ def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _frames(x: Tensor, batch_axis: int) -> Tensor:
+def _frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
     """``(B, T, N)`` from the user's layout; numbers are frames of one feature."""
     x = x.movedim(batch_axis, 0)
+    if order is not None:
+        return x.flatten(1)[:, order]
     return x[..., None] if x.ndim == 2 else x.flatten(2)
 
 

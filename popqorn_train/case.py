@@ -59,6 +59,7 @@ class Case(NamedTuple):
         center: ``(B, T, N)`` clean value of what moves, in its own units.
         value: ``(B, T, N)`` what the network reads there.
         scale: ``(B, T, N)`` from the one to the other, or None.
+        order: ``(T, N)`` where the entries of each frame lie in a sample, see ``frame_order``.
     """
 
     lifter: Lifter
@@ -66,25 +67,25 @@ class Case(NamedTuple):
     center: Tensor
     value: Tensor
     scale: Tensor | None
+    order: Tensor | None
 
     def pick(self, chosen: Tensor) -> "Case":
         """Some samples of the batch."""
-        parts = (self.center, self.value, self.scale)
-        picked = [part if part is None else part[chosen] for part in parts]
-        return Case(self.lifter.pick(chosen, self.plan.batch_axis), self.plan, *picked)  # type: ignore[arg-type]
+        return self._replace(
+            lifter=self.lifter.pick(chosen, self.plan.batch_axis),
+            center=self.center[chosen],
+            value=self.value[chosen],
+            scale=None if self.scale is None else self.scale[chosen],
+        )
 
     def graph(self, ball: LpBall) -> Node:
         """The logits ``(B, C)`` as a node over the ball around the inputs."""
         if not isinstance(ball, LpBall):
             raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
-        if self.plan.split and ball.speaks_of_frames:
-            raise UnsupportedModelError(
-                f"{self.plan.source.name!r} is reshaped on one way and read on another, so it is "
-                "not clear what its frames are. Reshape it before forward, use p=math.inf without "
-                "`frames`, or name the reshaped tensor with bound(model, perturb=...)."
-            )
-        root = Root(ball.around(self.center, self.value, self.scale), self._axis)
-        node = self._run(root if self._shape == root.shape else self._reshaped(root))
+        region = ball.around(self.center, self.value, self.scale)
+        plain = self.order is None and self._shape == region.value.shape[1:]
+        root = Root(region, self._axis if plain else 0)
+        node = self._run(root if plain else self._as_users(root))
         if not isinstance(node, Node):
             raise UnsupportedModelError(
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
@@ -103,7 +104,7 @@ class Case(NamedTuple):
         """
         change = moved - self.center
         value = self.value + (change if self.scale is None else change * self.scale)
-        value = value.reshape(len(value), *self._shape).movedim(0, self._axis)
+        value = self._in_users_layout(value)
         logits: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
         return logits
 
@@ -117,11 +118,15 @@ class Case(NamedTuple):
         shape = self.plan.root.shape or ()
         return tuple(size for axis, size in enumerate(shape) if axis != self._axis)
 
-    def _reshaped(self, root: Root) -> Node:
-        def to_users(x: Tensor) -> Tensor:
-            return x.movedim(root.batch_axis, 0).reshape(-1, *self._shape).movedim(0, self._axis)
+    def _as_users(self, root: Root) -> Node:
+        return Affine(self._in_users_layout, [root], self._shape, self._axis, exact=True)
 
-        return Affine(to_users, [root], self._shape, self._axis, exact=True)
+    def _in_users_layout(self, x: Tensor) -> Tensor:
+        """``(B, T, N)`` back to the shape of the root in the user's code."""
+        x = x.flatten(1)
+        if self.order is not None:
+            x = x[:, self.order.flatten().argsort()]
+        return x.reshape(len(x), *self._shape).movedim(0, self._axis)
 
     def _run(self, root: Any, output: str | None = None) -> Any:
         fork = self.lifter.fork()

@@ -16,7 +16,6 @@ from popqorn_train.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracer import UnsupportedModelError, called_name
 
 _SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
-_RESHAPES = MOVES - {"getitem", "select", "narrow"}
 _SOFTMAX = ("softmax", "log_softmax")
 
 
@@ -30,8 +29,8 @@ class Plan(NamedTuple):
         chain: steps after it that are folded into the ball; the last one is the root.
         output: name of the logits, before a softmax.
         classes: number of logits.
-        split: whether the moved tensor is also read on another way than that to the first
-            recurrent layer, so that its frames stay those of the raw input.
+        layout: steps from the root to the first recurrent layer that only arrange coordinates;
+            they say what a frame is where the root is also read on another way.
     """
 
     trace: Trace
@@ -40,7 +39,7 @@ class Plan(NamedTuple):
     chain: tuple[Step, ...]
     output: str
     classes: int
-    split: bool
+    layout: tuple[Step, ...]
 
     @property
     def root(self) -> Step:
@@ -80,34 +79,38 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
             "Classify the whole sequence: select a frame, or average over frames, before the "
             "output."
         )
-    chain, split = _chain(trace, model, source, readers)
-    return Plan(trace, batch_axis, source, chain, output.name, output.shape[1], split)
+    chain, layout = _chain(trace, model, source, readers)
+    return Plan(trace, batch_axis, source, chain, output.name, output.shape[1], layout)
 
 
 def _chain(
     trace: Trace, model: nn.Module, source: Step, readers: dict[str, list[Step]]
-) -> tuple[tuple[Step, ...], bool]:
-    """Steps from the source towards the first recurrent layer that can be folded into the ball."""
+) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """Steps from the source towards the first recurrent layer.
+
+    Returns:
+        Those that can be folded into the ball, and those after them that arrange frames.
+    """
     chain: list[Step] = []
     at = source
     if any(_is_recurrent(step, model) for step in trace.steps):
         while len(readers[at.name]) == 1 and _folds(readers[at.name][0], at, model):
             at = readers[at.name][0]
             chain.append(at)
-    ways = readers[at.name]
-    reshaped = any(_reshapes(way, at, model, readers) for way in ways)
-    direct = any(_is_recurrent(way, model) for way in ways)
-    return tuple(chain), len(ways) > 1 and reshaped and not direct
+    return tuple(chain), tuple(_way_to_layer(at, model, readers) or ())
 
 
-def _reshapes(step: Step, before: Step, model: nn.Module, readers: dict[str, list[Step]]) -> bool:
-    """Whether a step, or a folding one after it, changes what the frames are."""
-    if not _folds(step, before, model):
-        return False
-    after = readers.get(step.name, [])
-    return called_name(step.target) in _RESHAPES or any(
-        _reshapes(other, step, model, readers) for other in after
-    )
+def _way_to_layer(at: Step, model: nn.Module, readers: dict[str, list[Step]]) -> list[Step] | None:
+    """Steps that move or scale single coordinates up to a recurrent layer; None if others come."""
+    for step in readers.get(at.name, []):
+        if _is_recurrent(step, model) and isinstance(step.args[0], Ref):
+            if step.args[0].name == at.name:
+                return []
+        elif _folds(step, at, model):
+            rest = _way_to_layer(step, model, readers)
+            if rest is not None:
+                return [step, *rest]
+    return None
 
 
 def _named(trace: Trace, perturb: str) -> Step:
@@ -239,3 +242,26 @@ def _through(found: Plan, lifter: Lifter, x: Tensor, *, scaled: bool) -> Tensor:
         fork.values[step.name] = fork.run(step) if moves or scales else fork.values[before]
         before = step.name
     return fork.values[before]
+
+
+def frame_order(found: Plan, lifter: Lifter) -> Tensor | None:
+    """Which entries of a sample of the root make each frame.
+
+    Returns:
+        ``(T, N)`` positions in a flat sample; None where frames are axis 1 as they lie.
+    """
+    if not found.layout:
+        return None
+    value, axis = lifter.value(found.root.name), found.root.batch_axis or 0
+    sample = value.movedim(axis, 0)[0]
+    positions = torch.arange(sample.numel(), device=value.device)
+    fork, before = lifter.fork(), found.root
+    fork.values[before.name] = positions.view(sample.shape).unsqueeze(axis).expand(value.shape)
+    for step in found.layout:
+        moves = called_name(step.target) in MOVES
+        fork.values[step.name] = fork.run(step) if moves else fork.values[before.name]
+        before = step
+    order: Tensor = fork.values[before.name].movedim(before.batch_axis or 0, 0)[0]
+    order = order[:, None] if order.ndim == 1 else order.flatten(1)
+    lies = order.shape[0] == sample.shape[0] and torch.equal(order.flatten(), positions)
+    return None if lies or order.numel() != sample.numel() else order

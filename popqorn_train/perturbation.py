@@ -127,12 +127,6 @@ class LpBall:
         value = center if value is None else value
         return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, clipped)
 
-    @property
-    def speaks_of_frames(self) -> bool:
-        """Whether it matters which entries of an input make a frame."""
-        per_frame = isinstance(self.epsilon, Tensor) and self.epsilon.ndim == 2
-        return self.p < math.inf or self.frames is not None or per_frame
-
     def pick(self, chosen: Tensor, batch: int) -> "LpBall":
         """The ball of some samples of a batch."""
 

@@ -93,6 +93,33 @@ def test_a_mask_speaks_of_the_frames_that_the_layer_reads():
     )
 
 
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_frames_are_the_rows_of_an_image_that_is_also_read_on_another_way(p):
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 3)
+            self.skip = nn.Linear(20, 3)
+
+        def forward(self, x):
+            rows = x[:, 0].transpose(1, 2)  # (B, 1, 4, 5) to 5 columns of 4 pixels
+            return self.head(self.rnn(rows)[0][:, -1]) + self.skip(x.flatten(1))
+
+    model, x = Skipping().double().eval(), torch.randn(3, 1, 4, 5).double()
+    case = bound(model).case(x)
+    torch.testing.assert_close(case.center, x[:, 0].transpose(1, 2))
+    torch.testing.assert_close(case.logits(case.center), model(x))
+    mask = torch.arange(5) == 2
+    bounds = logit_bounds(model, x, LpBall(0.3, p, frames=mask))
+    for _ in range(200):
+        move = torch.randn(3, 4).double()
+        moved = x.clone()
+        moved[:, 0, :, 2] += 0.3 * move / move.norm(p=p, dim=1, keepdim=True)
+        logits = model(moved)
+        assert (logits >= bounds.lower - 1e-12).all()
+        assert (logits <= bounds.upper + 1e-12).all()
+
+
 def test_epsilon_and_domain_keep_the_units_of_the_raw_input():
     model, x = ZOO["Normalised"]
     x = x.clamp(-1, 1)
