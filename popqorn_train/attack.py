@@ -83,7 +83,16 @@ def _starts(region: Region, restarts: int, seed: int) -> list[Tensor]:
 def search(
     case: Case, target: Tensor, ball: LpBall, *, steps: int, restarts: int, seed: int
 ) -> Attack:
-    """Attack a prepared batch; call it inside ``undisturbed``."""
+    """Attack a prepared batch; call it inside ``undisturbed``.
+
+    Args:
+        case: the batch.
+        target: ``(B,)`` labels on its device.
+        ball: what may move.
+        steps: gradient steps a start.
+        restarts: number of starts, the centre first.
+        seed: of the random starts.
+    """
     region = ball.around(case.center)
     size = _sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
     best = Attack(margin_of(case.logits(case.center), target), case.center)

@@ -27,6 +27,7 @@ class Brackets:
         fall: ``(B,)`` how fast the margin falls at 0.
         cap: ``(B,)`` largest radius tried.
         guess: ``(B,)`` first epsilon.
+        rtol: relative width at which a bracket is closed.
     """
 
     def __init__(

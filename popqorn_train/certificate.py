@@ -86,7 +86,14 @@ def margin_rows(target: Tensor, classes: int, like: Tensor) -> Tensor:
 
 
 def margins_of(output: Node, target: Tensor, method: Method, like: Tensor) -> Tensor:
-    """Lower bounds of the margins ``(B, C)``, ``+inf`` at the label."""
+    """Lower bounds of the margins ``(B, C)``, ``+inf`` at the label; with gradients.
+
+    Args:
+        output: logits as a node.
+        target: ``(B,)`` labels.
+        method: how to bound.
+        like: any tensor with the batch first, for its size, precision and device.
+    """
     classes = output.shape[0]
     check_target(target, len(like), classes)
     target = target.long().to(like.device)

@@ -87,7 +87,15 @@ def line_intercept(
     lower: Tensor,
     upper: Tensor,
 ) -> Tensor:
-    """``max over [lower, upper] of f(x) - slope * x`` for f = tanh or sigmoid."""
+    """``max over [lower, upper] of f(x) - slope * x`` for f = tanh or sigmoid, of any shape.
+
+    Args:
+        f: the function.
+        argmax: where ``weight * f(x) - slope * x`` may be largest inside.
+        slope: of the line; every other argument has its shape.
+        lower: left end.
+        upper: right end.
+    """
     with torch.no_grad():
         inner = argmax(torch.ones_like(slope), slope, lower, upper)
         candidates = torch.stack([lower, upper, inner])
@@ -111,7 +119,7 @@ def product_edges(slope: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor)
 def product_intercept(
     a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor
 ) -> Tensor:
-    """``max over the box of sigmoid(x) y - a x - b y``.
+    """``max over the box of sigmoid(x) y - a x - b y``, all of one shape.
 
     The function is linear in y, so its maximum lies on one of the two edges in y.
     """
@@ -184,7 +192,7 @@ def _argmax_sigmoid_tanh(
 def sigmoid_tanh_intercept(
     a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor
 ) -> Tensor:
-    """``max over the box of sigmoid(x) tanh(y) - a x - b y``."""
+    """``max over the box of sigmoid(x) tanh(y) - a x - b y``, all of one shape."""
     with torch.no_grad():
         x, y, miss = _argmax_sigmoid_tanh(a, b, lx, ux, ly, uy)
     x, y = follow_ends(x, lx, ux), follow_ends(y, ly, uy)

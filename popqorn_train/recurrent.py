@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 
 
 class State(NamedTuple):
-    """Hidden and cell state; None stands for zeros."""
+    """Hidden and cell state; None stands for zeros (a GRU takes a ``Constant`` instead)."""
 
     h: Node | None
     c: Node | None = None
