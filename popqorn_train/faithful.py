@@ -127,6 +127,6 @@ def _refuse_if(differs: bool, case: Case) -> None:
     if differs:
         raise UnsupportedModelError(
             f"What was traced of {type(case.lifter.model).__name__} does not reproduce its output. "
-            "Something in forward is in place, random, differs from batch to batch, or was changed "
-            "since it was traced; write it without, or trace anew with a new bound(model)."
+            "Something in forward is in place, random, or differs from batch to batch; write it "
+            "without."
         )

@@ -165,17 +165,17 @@ def _constant(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) ->
     return lifter.cast(made)
 
 
-def _activate(name: str, lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+@operation("tanh", "sigmoid", "relu")
+def _activate(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+    return Activation(called_name(step.target), x)
+
+
+def _activation_module(name: str, lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
     return Activation(name, x)
 
 
 for _name, _kind in {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}.items():
-    operation(_name)(partial(_activate, _name))
-
-
-@module(nn.Tanh, nn.Sigmoid, nn.ReLU)
-def _activation_module(lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
-    return Activation(type(layer).__name__.lower(), x)
+    module(_kind)(partial(_activation_module, _name))
 
 
 @module(nn.Dropout, nn.Identity)

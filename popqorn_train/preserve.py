@@ -18,8 +18,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     places += [value for m in modules for value in vars(m).values() if type(value) in (list, dict)]
     saved = [copy.copy(place) for place in places]
     buffers = [(b, b.clone()) for b in model.buffers() if b.numel() <= _SMALL]
+    gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=sorted(gpus)):
             yield
     finally:
         for place, before in zip(places, saved, strict=True):

@@ -169,6 +169,19 @@ def test_a_setting_that_changes_unseen_is_traced_anew():
     assert later[-1] != first
 
 
+def test_classes_that_only_inherit_a_layer_are_that_layer():
+    class Own(nn.ReLU):
+        pass
+
+    class Cell(nn.GRU):
+        pass
+
+    torch.manual_seed(3)
+    model = Net(lambda net, x: net.head(net.own(net.rnn(x)[0][:, -1])), Cell)
+    model.own = Own()
+    assert_sound(model.double().eval(), inputs(2))
+
+
 def test_two_embeddings_ask_which_one_moves():
     class Pair(nn.Module):
         def __init__(self):
