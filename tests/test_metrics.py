@@ -1,9 +1,18 @@
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from popqorn_train.metrics import CertifiedAccuracyCurve
+from popqorn_train.metrics import (
+    CertifiedAccuracy,
+    CertifiedAccuracyCurve,
+    CertifiedRadius,
+    RobustnessGap,
+)
 from popqorn_train.plots import AccuracyCurve, draw_accuracy_curves
+
+matplotlib.use("Agg")
 
 
 def test_batches_add_up_and_zero_or_nan_counts_nowhere():
@@ -16,15 +25,83 @@ def test_batches_add_up_and_zero_or_nan_counts_nowhere():
     assert metric.compute().tolist() == [0.0, 0.0]
 
 
-def test_a_collection_does_not_mix_curves_that_agree_at_first():
-    curves = {"near": CertifiedAccuracyCurve((0.1,)), "far": CertifiedAccuracyCurve((0.3,))}
-    collection = MetricCollection(curves, compute_groups=False)
+@pytest.mark.parametrize("kind", [CertifiedAccuracy, lambda e: CertifiedAccuracyCurve((e,))])
+def test_a_collection_does_not_mix_metrics_that_agree_at_first(kind):
+    collection = MetricCollection({"near": kind(0.1), "far": kind(0.3)})  # default compute groups
     collection.update(torch.tensor([0.5]))
     collection.update(torch.tensor([0.2]))
-    assert {name: value.item() for name, value in collection.compute().items()} == {
-        "near": 1.0,
-        "far": 0.5,
-    }
+    values = {name: value.item() for name, value in collection.compute().items()}
+    assert values == {"near": 1.0, "far": 0.5}
+
+
+def test_quantiles_are_radii_and_capped_values_are_counted():
+    metric = CertifiedRadius((0.0, 0.25, 0.5, 1.0))
+    metric.update(torch.tensor([0.4, 0.0]), torch.tensor([True, False]))
+    metric.update(torch.tensor([0.1, 0.2]))
+    values = {name: value.item() for name, value in metric.compute().items()}
+    expected = {"mean": 0.175, "capped_fraction": 0.25, "p0": 0, "p25": 0, "p50": 0.1, "p100": 0.4}
+    assert values == pytest.approx(expected)
+
+
+def test_a_sample_that_two_processes_saw_counts_once():
+    metric = CertifiedRadius((0.5,))
+    metric.update(torch.tensor([0.1, 0.2, 0.3]), index=torch.tensor([0, 2, 4]))
+    metric.update(torch.tensor([0.5, 0.1]), index=torch.tensor([1, 0]))
+    assert metric.compute()["mean"].item() == pytest.approx((0.1 + 0.2 + 0.3 + 0.5) / 4)
+    metric.reset()
+    metric.update(torch.tensor([0.1]))
+    assert metric.compute()["p50"].item() == pytest.approx(0.1)
+
+
+def test_radii_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="`radii` must be finite"):
+        CertifiedRadius().update(torch.tensor([torch.inf]))
+    with pytest.raises(ValueError, match="`quantiles` must lie between 0 and 1"):
+        CertifiedRadius((50,))
+
+
+def test_the_gap_is_empirical_minus_certified_and_never_negative():
+    metric = RobustnessGap()
+    metric.update(torch.tensor([0.1, 0.0]), torch.tensor([0.3, 0.0]))
+    metric.update(torch.tensor([0.2]), torch.tensor([0.6]))
+    assert metric.compute().item() == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="`empirical` must not be below `certified`"):
+        metric.update(torch.tensor([0.2]), torch.tensor([0.1]))
+
+
+@pytest.mark.parametrize("metric", [CertifiedAccuracy(0.1), CertifiedRadius(), RobustnessGap()])
+def test_every_metric_has_a_figure(metric):
+    radii = torch.tensor([0.05, 0.2])
+    metric.update(*([radii, 2 * radii] if isinstance(metric, RobustnessGap) else [radii]))
+    figure, ax = metric.plot()
+    assert ax.get_lines()
+    plt.close(figure)
+
+
+def _two_processes(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    radii, curve = CertifiedRadius((0.5,)), CertifiedAccuracyCurve((0.1, 0.25))
+    own = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.4, 0.0]])[rank]
+    radii.update(own, index=torch.tensor([[0, 2, 4], [0, 1, 3]])[rank])
+    curve.update(own)
+    values = {name: value.item() for name, value in radii.compute().items()}
+    torch.save((values, curve.compute()), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    context = torch.multiprocessing.get_context("fork")
+    workers = [context.Process(target=_two_processes, args=(r, tmp_path)) for r in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    for rank in range(2):
+        values, accuracies = torch.load(tmp_path / f"{rank}.pt")
+        assert values == pytest.approx({"mean": 0.2, "capped_fraction": 0, "p50": 0.2})
+        torch.testing.assert_close(accuracies, torch.tensor([5 / 6, 2 / 6]))
 
 
 @pytest.mark.parametrize("epsilons", [(), (0.0, 0.1), (0.2, 0.1), (0.1, 0.1), (-1.0,)])
