@@ -16,6 +16,7 @@ from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan, center_and_scale, frame_order, plan
 from popqorn_train.preserve import preserved
+from popqorn_train.structure import structure
 from popqorn_train.trace import record
 from popqorn_train.tracer import UnsupportedModelError
 
@@ -131,16 +132,16 @@ class BoundModel(nn.Module):
         known = _traces.setdefault(self.model, {})
         for axis in (0, 1):
             hit = known.get((self.perturb, axis, _without(shapes, axis)))
-            if hit is not None and hit[0] == _structure(self.model, hit[1].trace.visited):
+            if hit is not None and hit[0] == structure(self.model, hit[1].trace.visited):
                 return hit[1]
         output = self._output(named)  # first of all, inputs that the model itself can read
         check_hooks(self.model, lambda: self._output(named))
         found = self._make_plan(named)
         with torch.no_grad():
             check_graph(self._case(named, found, self._precision()), output)
-        structure = _structure(self.model, found.trace.visited)
+        shape = structure(self.model, found.trace.visited)
         known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
-            structure,
+            shape,
             found,
         )
         return found
@@ -203,22 +204,6 @@ def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
         return (*entry[0][:at], None, *entry[0][at + 1 :], entry[1])
 
     return tuple(cut(entry) for entry in shapes)
-
-
-def _structure(model: nn.Module, visited: frozenset[str]) -> tuple[list[Any], dict[Any, Any]]:
-    """Changes when a layer is replaced or a plain setting of traced code, not when weights do."""
-    plain = (int, float, str, bool, type(None))
-    settings = {
-        (path, name): value
-        for path in visited
-        for name, value in vars(model.get_submodule(path)).items()
-        if isinstance(value, plain) and not name.startswith("_") and name != "training"
-    }
-    modules = [
-        (name, weakref.ref(module), *module._forward_hooks, *module._forward_pre_hooks)
-        for name, module in model.named_modules()
-    ]
-    return modules, settings
 
 
 def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:

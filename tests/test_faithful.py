@@ -1,11 +1,21 @@
 """What the trace could miss of a user's model: each is bounded soundly, or refused."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from popqorn_train import CertifiedLoss, LpBall, UnsupportedModelError, bound, certify, logit_bounds
+from popqorn_train import (
+    CertifiedLoss,
+    LpBall,
+    UnsupportedModelError,
+    bound,
+    certify,
+    logit_bounds,
+    trace,
+)
 
 
 class Net(nn.Module):
@@ -180,6 +190,55 @@ def test_classes_that_only_inherit_a_layer_are_that_layer():
     model = Net(lambda net, x: net.head(net.own(net.rnn(x)[0][:, -1])), Cell)
     model.own = Own()
     assert_sound(model.double().eval(), inputs(2))
+
+
+def test_a_counter_that_forward_does_not_read_traces_nothing_anew(monkeypatch):
+    recorded = []
+    module = importlib.import_module("popqorn_train.bound")  # the name is also a function
+    monkeypatch.setattr(module, "record", lambda *a: recorded.append(a) or trace.record(*a))
+    model, x = Net(state_as_tuple).double(), inputs()
+    loss = CertifiedLoss(0.1)
+    for step in range(3):
+        model.steps = step
+        model.outputs = [torch.zeros(step)]
+        loss(model, x, torch.zeros(4).long())
+    assert len(recorded) == 1
+
+
+def set_plain(net):
+    net.frame = 0
+
+
+def set_private(net):
+    net._frame = -5
+
+
+def set_item(net):
+    net.frames[0] = 0
+
+
+@pytest.mark.parametrize("change", [set_plain, set_private, set_item])
+def test_a_setting_that_a_helper_of_forward_reads_is_noticed(change):
+    class Choosing(Net):
+        def __init__(self):
+            super().__init__(None)
+            self.frame, self._frame, self.frames = 4, -1, [4]
+
+        def forward(self, x):
+            return self.head(self.picked(self.rnn(x)[0]))
+
+        def picked(self, states):
+            return states[:, self.frame] + states[:, self._frame] + states[:, self.frames[0]]
+
+    model, x, y = Choosing().double(), inputs(), torch.zeros(4).long()
+    loss = CertifiedLoss(0.1)
+    before = loss(model, x, y)
+    change(model)
+    fresh = Choosing().double()
+    fresh.load_state_dict(model.state_dict())
+    change(fresh)
+    assert loss(model, x, y) != before
+    assert loss(model, x, y) == loss(fresh, x, y)
 
 
 def test_two_embeddings_ask_which_one_moves():
