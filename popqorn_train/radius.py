@@ -103,17 +103,8 @@ def search_radius(
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found.
 
-    Args:
-        model: as in ``certified_radius``, like everything that is not named here.
-        inputs: likewise.
-        target: likewise.
-        ball: what may move; its epsilon is what is searched, so the one given does not matter.
-        method: likewise.
-        max_radius: likewise.
-        rtol: likewise.
-        confirm: likewise.
-        against: likewise.
-        start: likewise.
+    ``ball`` says what may move; its epsilon is what is searched, so the one given does not matter.
+    Every other argument is that of ``certified_radius``.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
