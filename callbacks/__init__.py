@@ -2,5 +2,6 @@
 
 from popqorn_train.callbacks.epsilon import EpsilonSchedule
 from popqorn_train.callbacks.monitor import CertifiedRadiusMonitor
+from popqorn_train.callbacks.stopping import CertifiedEarlyStopping
 
-__all__ = ["CertifiedRadiusMonitor", "EpsilonSchedule"]
+__all__ = ["CertifiedEarlyStopping", "CertifiedRadiusMonitor", "EpsilonSchedule"]

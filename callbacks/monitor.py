@@ -1,65 +1,48 @@
 """Certified radii during validation."""
 
 import math
+import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
-from popqorn_train.bound import BoundModel, Inputs, bound
-from popqorn_train.callbacks.subset import (
-    Picked,
-    Unpack,
-    grouped,
-    positions_in,
-    unpack_pair,
-    unpacked,
-)
-from popqorn_train.certificate import Confirm, certify
+from popqorn_train.batches import Unpack, unpack_pair
+from popqorn_train.callbacks.cadence import Cadence
+from popqorn_train.callbacks.reports import Reports
+from popqorn_train.callbacks.watch import Options, Watch
+from popqorn_train.certificate import Confirm
+from popqorn_train.certification import Certification
+from popqorn_train.examine import Examination
+from popqorn_train.loader import OnError, check_on_error
 from popqorn_train.methods import Method, method_named
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbation import LpBall
-from popqorn_train.radius import check_search, search_radius
+from popqorn_train.radius import check_search
 from popqorn_train.region import Scope
-
-
-class MonitoredRadii(NamedTuple):
-    """One certification of the subset.
-
-    Attributes:
-        epoch: the epoch being trained.
-        positions: ``(S,)`` of the samples in the validation set.
-        labels: ``(S,)``.
-        radii: ``(S,)`` certified; 0 where the prediction is wrong.
-        correct: ``(S,)`` whether the clean prediction is right.
-        capped: ``(S,)`` whether the radius is the largest that was tried.
-    """
-
-    epoch: int
-    positions: Tensor
-    labels: Tensor
-    radii: Tensor
-    correct: Tensor
-    capped: Tensor
 
 
 class CertifiedRadiusMonitor(Callback):
     """Certify a fixed part of the validation set and log its radii.
 
-    Logs ``certified_radius/mean``, ``/median``, ``/p10`` and ``/capped_fraction``, and
-    ``certified_accuracy/<epsilon>`` with the dot of epsilon written ``p`` (0.05: ``0p05``);
-    ``certified_accuracy/0`` is the clean accuracy on the same samples. The progress bar shows the
-    median radius as ``cert_r``. Samples are spread evenly over the first validation loader, which
-    must not shuffle. Training is not changed: not by one bit.
+    Logs ``certified_radius/median``, ``/mean``, ``/p10`` and ``/capped_fraction``,
+    ``certified_radius_by_class/<label>`` (means), ``certified_accuracy/<epsilon>`` with the dot of
+    epsilon written ``p`` (0.05: ``0p05``), and ``certification/*``: what it cost, how many samples
+    ended how, and whether the values are ``fresh``. ``certified_accuracy/0`` is the clean accuracy
+    on the same samples. The progress bar shows the median radius as ``cert_r``. wandb and
+    TensorBoard get charts too, and ``certification.jsonl`` in the run's folder keeps every radius.
+    Training is not changed: not by one bit.
 
     Args:
         p: norm of the ball.
-        samples: how many samples to certify.
+        samples: how many samples to certify, drawn once, each class by its share.
         every_n_epochs: certify at the first validation, then this often, and in the last epoch.
+        max_overhead: pass over epochs where certifying would take more than this share of the
+            time of the rest of training; None certifies whenever ``every_n_epochs`` says so.
         epsilons: where certified accuracy is logged, increasing, in the units of the input.
         method: bounding method.
         frames: ``(T,)`` mask of the frames that move; see ``LpBall``, as for the next three.
@@ -69,16 +52,25 @@ class CertifiedRadiusMonitor(Callback):
         max_radius: largest radius tried, see ``certified_radius``.
         rtol: relative precision of the radii.
         confirm: ``"float64"`` proves every radius again in float64.
+        attack: also log ``empirical_radius/median``, ``/mean``, ``/gap`` and
+            ``/unbroken_fraction``: how small a distortion breaks what is not proved.
         model: name of the sub-module that gives logits; None takes the LightningModule.
+        dataloader: which validation or test loader, where there are several.
         unpack: from a validation batch to ``(inputs, target)``.
+        seed: of the draw of samples.
+        on_error: when certification fails, ``"warn"`` lets training go on and gives the samples
+            the status error; ``"raise"`` stops, in every process.
+        folder: where ``certification.jsonl`` is written; None takes the folder of the run.
         name: put before every logged key as ``<name>/``; tells several monitors apart.
 
     Attributes:
-        last: the newest ``MonitoredRadii``, or None.
+        last: the newest ``Certification``, or None.
+        fresh: whether the last validation certified, and every sample was answered.
 
     Raises:
         ValueError, TypeError: an argument out of range; before validation, a loader that
-            shuffles; at the first batch, inputs or labels that do not fit.
+            shuffles, or a strategy that shards weights; at the first batch, inputs or labels
+            that do not fit.
         UnsupportedModelError: at the sanity check, a model that cannot be bounded.
     """
 
@@ -88,6 +80,7 @@ class CertifiedRadiusMonitor(Callback):
         *,
         samples: int = 128,
         every_n_epochs: int = 1,
+        max_overhead: float | None = 0.25,
         epsilons: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
         method: str | Method = "popqorn",
         frames: Tensor | None = None,
@@ -97,70 +90,98 @@ class CertifiedRadiusMonitor(Callback):
         max_radius: float | None = None,
         rtol: float = 1e-2,
         confirm: Confirm = "float64",
+        attack: bool = False,
         model: str | None = None,
+        dataloader: int = 0,
         unpack: Unpack = unpack_pair,
+        seed: int = 0,
+        on_error: OnError = "warn",
+        folder: str | Path | None = None,
         name: str = "",
     ) -> None:
-        for argument, count in (("samples", samples), ("every_n_epochs", every_n_epochs)):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"`{argument}` must be at least 1, got {count!r}.")
+        for argument, count, least in (
+            ("samples", samples, 1),
+            ("every_n_epochs", every_n_epochs, 1),
+            ("dataloader", dataloader, 0),
+        ):
+            if not isinstance(count, int) or count < least:
+                raise ValueError(f"`{argument}` must be at least {least}, got {count!r}.")
+        if max_overhead is not None and not max_overhead > 0:
+            raise ValueError(f"`max_overhead` must be positive or None, got {max_overhead!r}.")
         if not callable(unpack):
             raise TypeError(f"`unpack` must be a function, got {type(unpack).__name__}.")
         check_search(rtol, max_radius, confirm)
-        self._ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
-        self._search: dict[str, Any] = {
-            "method": method_named(method),
-            "max_radius": max_radius,
-            "rtol": rtol,
-            "confirm": confirm,
-        }
-        self.samples, self.every_n_epochs = samples, every_n_epochs
-        self.curve = CertifiedAccuracyCurve(epsilons)
-        self.model, self.unpack, self.name = model, unpack, name
-        self.last: MonitoredRadii | None = None
-        self._epoch: int | None = None  # of the last certification in this fit
+        check_on_error(on_error)
+        ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+        question = Examination(ball, method_named(method), max_radius, rtol, confirm, attack)
+        points = CertifiedAccuracyCurve(epsilons).epsilons
+        options = Options(samples, seed, dataloader, model, unpack, on_error, points, name)
+        self._cadence = Cadence(every_n_epochs, max_overhead)
+        self._reports = Reports(name, None if folder is None else Path(folder))
+        self._watch = Watch(question, options, self._reports)
         self._resumed = False
-        self._wanted: set[int] = set()
-        self._seen = 0
-        self._picked: list[Picked] = []
-        self._due = False
+
+    @property
+    def last(self) -> Certification | None:
+        """The newest certification."""
+        return self._watch.last
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the last validation certified, and every sample was answered."""
+        return self._watch.fresh
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every key that it logs: empty, or the name and a slash."""
+        return self._reports.prefix
+
+    @property
+    def failures(self) -> int:
+        """How often a logger or the file could not be written."""
+        return self._reports.guard.failures
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the certifications are kept in, once there is one."""
+        return self._reports.path
 
     @property
     def state_key(self) -> str:
         """Keep monitors with other settings apart in a checkpoint."""
-        settings = {name: str(value) for name, value in self._search.items()}
-        settings["ball"] = str(self._ball)
-        return self._generate_state_key(name=self.name, model=self.model, **settings)
+        return self._generate_state_key(**self._watch.identity())
 
     def state_dict(self) -> dict[str, Any]:
-        """The newest radii, as plain values and tensors."""
-        return {} if self.last is None else {"last": tuple(self.last)}
+        """The newest radii and what a resumed fit goes on from, as plain values."""
+        return {
+            "watch": self._watch.state(),
+            "cadence": self._cadence.state(),
+            "reports": self._reports.state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` saved."""
-        self.last = MonitoredRadii(*state_dict["last"]) if "last" in state_dict else None
-        self._epoch, self._resumed = None if self.last is None else self.last.epoch, True
+        self._watch.restore(state_dict["watch"])
+        self._cadence.restore(state_dict["cadence"])
+        self._reports.restore(state_dict["reports"])
+        self._resumed = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before training, not after its first epoch."""
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"CertifiedRadiusMonitor runs in one process, got {trainer.world_size}; train "
-                "with devices=1, or certify afterwards with certified_radius."
-            )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        others = [other for other in callbacks if isinstance(other, CertifiedRadiusMonitor)]
-        if sum(other.name == self.name for other in others) > 1:
+        names = [other._reports.name for other in callbacks if isinstance(other, type(self))]
+        if names.count(self._reports.name) > 1:
             raise ValueError(
-                f"two CertifiedRadiusMonitors have the `name` {self.name!r} and would log under "
-                "the same keys; give each its own."
+                f"two CertifiedRadiusMonitors have the `name` {self._reports.name!r} and would log "
+                "under the same keys; give each its own."
             )
-        self._module(pl_module)
+        self._watch.setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting epochs anew; say so where nothing will ever be certified."""
+        """Start anew, unless resumed; say so where nothing will ever be certified."""
         if not self._resumed:
-            self._epoch = None
+            self._cadence.reset()
+            self._reports.forget()
         self._resumed = False
         if not trainer.enable_validation:
             rank_zero_warn(
@@ -168,28 +189,29 @@ class CertifiedRadiusMonitor(Callback):
                 "val_dataloaders, and define validation_step."
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._cadence.start(time.monotonic())
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether to certify, and which samples."""
-        self._seen, self._picked = 0, []
-        self._due = not trainer.sanity_checking and not self._waits(trainer)
-        loaders = trainer.val_dataloaders
-        if isinstance(loaders, dict):
-            loaders = list(loaders.values())
-        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-        batches = (
-            trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        )
-        total = positions_in(loader, batches[0])
-        count = min(self.samples, total)
-        self._wanted = {index * total // count for index in range(count)}
+        if trainer.sanity_checking:
+            self._watch.check_order(trainer)
+        else:
+            self._watch.begin(trainer, due=self._due(trainer))
 
-    def _waits(self, trainer: Trainer) -> bool:
-        """Whether this validation of a fit is passed over."""
-        final = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.state.fn != TrainerFn.FITTING or self._epoch is None or final:
-            return False
-        # An epoch may have several validations; with n = 1 each one counts.
-        return self.every_n_epochs > 1 and trainer.current_epoch - self._epoch < self.every_n_epochs
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the samples."""
+        self._watch.begin(trainer, due=True)
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether to certify; the clock of the first process decides for all."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return True
+        epoch, steps = trainer.current_epoch, trainer.max_steps
+        final = epoch + 1 == trainer.max_epochs or 0 < steps <= trainer.global_step
+        due = self._cadence.due(epoch, time.monotonic(), final=final)
+        return bool(trainer.strategy.broadcast(due))
 
     def on_validation_batch_end(
         self,
@@ -200,91 +222,44 @@ class CertifiedRadiusMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect samples, and certify them when the last one has come."""
-        if dataloader_idx > 0 or not (self._due or trainer.sanity_checking):
-            return
-        inputs, target = unpacked(self.unpack, batch)
+        """Set samples aside, and certify them when the last one has come."""
         if trainer.sanity_checking:
-            if batch_idx == 0:
-                self._pre_flight(bound(self._module(pl_module)), inputs, target)
-            return
-        module = bound(self._module(pl_module))
-        self._pick(module, inputs, target)
-        if batch_idx == int(trainer.num_val_batches[0]) - 1:
-            self._certify(trainer, module, module.batch_axis(inputs))
+            self._watch.pre_flight(trainer, pl_module, batch, (batch_idx, dataloader_idx))
+        else:
+            self._watch.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Set samples aside, and certify them when the last one has come."""
+        self._watch.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified in this epoch."""
-        if not self._due or self.last is None:
+        if trainer.sanity_checking:
             return
-        radii = self.last.radii.sort().values
-        self.curve.reset()
-        self.curve.update(radii)
-        accuracies = zip(
-            self.curve.epsilons, self.curve.compute().reshape(-1).tolist(), strict=True
-        )
-        median = radii[(len(radii) - 1) // 2].item()
-        values = {
-            "certified_radius/median": median,
-            "certified_radius/mean": radii.mean().item(),
-            "certified_radius/p10": radii[(len(radii) - 1) // 10].item(),
-            "certified_radius/capped_fraction": self.last.capped.float().mean().item(),
-            "certified_accuracy/0": self.last.correct.float().mean().item(),
-            **{f"certified_accuracy/{_dotless(epsilon)}": share for epsilon, share in accuracies},
-        }
-        prefix = f"{self.name}/" if self.name else ""
-        pl_module.log_dict({prefix + key: value for key, value in values.items()})
-        pl_module.log(f"{prefix}cert_r", median, prog_bar=True, logger=False)
+        self._watch.log(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and self._watch.seconds is not None:
+            self._cadence.done(trainer.current_epoch, self._watch.seconds)
 
-    def _module(self, pl_module: LightningModule) -> nn.Module:
-        if self.model is None:
-            return pl_module
-        try:
-            return pl_module.get_submodule(self.model)
-        except AttributeError as error:
-            known = ", ".join(name for name, _ in pl_module.named_children())
-            raise ValueError(
-                f"`model` must name a sub-module of {type(pl_module).__name__} ({known}), got "
-                f"{self.model!r}."
-            ) from error
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was certified."""
+        self._watch.log(trainer, pl_module)
 
-    def _pre_flight(self, module: BoundModel, inputs: Inputs, target: Tensor) -> None:
-        """Certify one sample, so that what cannot be bounded fails before hours of training."""
-        first = torch.zeros(1, dtype=torch.long)
-        one = Picked.of(first, inputs, target, first, module.batch_axis(inputs))
-        method = self._search["method"]
-        certify(module, one.inputs, one.labels, self._ball, method=method, confirm=None)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep and show what was certified."""
+        self._watch.publish(trainer)
 
-    def _pick(self, module: BoundModel, inputs: Inputs, target: Tensor) -> None:
-        """Set the wanted samples of a batch aside."""
-        here = range(self._seen, self._seen + len(target))
-        self._seen += len(target)
-        positions = torch.tensor([position for position in here if position in self._wanted])
-        if not len(positions):
-            return
-        axis = module.batch_axis(inputs)
-        self._picked.append(Picked.of(positions, inputs, target, positions - here.start, axis))
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep and show what was certified."""
+        self._watch.publish(trainer)
 
-    def _certify(self, trainer: Trainer, module: BoundModel, axis: int) -> None:
-        """Search the radii, starting from the last ones of the same samples."""
-        known: dict[int, float] = {}
-        if self.last is not None:
-            known = dict(zip(self.last.positions.tolist(), self.last.radii.tolist(), strict=True))
-        columns = []
-        for positions, inputs, labels in grouped(self._picked, axis):
-            start = labels.new_tensor(
-                [known.get(position, 0.0) for position in positions.tolist()], dtype=torch.float64
-            )
-            found = search_radius(module, inputs, labels, self._ball, start=start, **self._search)
-            results = (found.radius, found.correct, found.capped)
-            columns.append((positions, labels.cpu(), *[result.cpu() for result in results]))
-        parts = [torch.cat(column) for column in zip(*columns, strict=True)]
-        self.last = MonitoredRadii(trainer.current_epoch, *parts)
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._epoch = self.last.epoch
-        self._picked = []
-
-
-def _dotless(epsilon: float) -> str:
-    """Name of a number without a dot, which loggers take for a path: 0.05 is 0p05."""
-    return f"{epsilon:g}".replace(".", "p")
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show what is left."""
+        self._reports.finish()

@@ -1,105 +1,141 @@
-"""The samples of a validation loader that a monitor certifies."""
+"""Which samples of a loader a monitor certifies: the same ones every time, in every process.
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+A sample is known by its position in a loader that reads in order.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-from popqorn_train.bound import Inputs, as_tuple
-from popqorn_train.steps import pick_samples
-
-Unpack = Callable[[Any], tuple[Inputs, Tensor]]
-_CHUNK = 64  # samples certified at once
+from popqorn_train.batches import Unpack, unpacked
 
 
-class Picked(NamedTuple):
-    """Samples set aside until all have come."""
+@contextlib.contextmanager
+def isolated_random() -> Iterator[None]:
+    """Put every random generator back, whatever happens inside."""
+    failure: BaseException | None = None
+    with isolate_rng():
+        try:
+            yield
+        except BaseException as error:  # isolate_rng would leave the generators moved
+            failure = error
+    if failure is not None:
+        raise failure
 
-    positions: Tensor
-    inputs: tuple[Any, ...]
-    labels: Tensor
+
+@dataclass(frozen=True)
+class Order:
+    """How this process reads a data set.
+
+    Attributes:
+        loader: reads it in order.
+        total: number of samples that all processes read together.
+        sharded: whether each process reads its own samples only.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    loader: "DataLoader[Any]"
+    total: int
+    sharded: bool
+    rank: int
+    world: int
 
     @classmethod
-    def of(
-        cls, positions: Tensor, inputs: Inputs, target: Tensor, chosen: Tensor, axis: int
-    ) -> "Picked":
-        """Copy the chosen samples of a batch whose batch axis is ``axis``."""
-        chosen = chosen.to(target.device)
-        values = tuple(pick_samples(value, chosen, axis) for value in as_tuple(inputs))
-        return cls(positions, values, target[chosen])
+    def of(cls, loader: Any, batches: float, rank: int, world: int) -> "Order":
+        """Order of a loader that is read for so many batches.
 
+        Raises:
+            ValueError: it may give samples in another order next time.
+        """
+        sampler = getattr(loader, "sampler", None)
+        sharded = isinstance(sampler, DistributedSampler)
+        in_order = isinstance(sampler, SequentialSampler)
+        if isinstance(sampler, DistributedSampler):
+            in_order = not sampler.shuffle
+        plain = type(getattr(loader, "batch_sampler", None)) in (BatchSampler, type(None))
+        if not (isinstance(loader, DataLoader) and in_order and plain):
+            raise ValueError(
+                "`val_dataloaders` must be a DataLoader that reads in order, so that the certified "
+                f"samples stay the same, got {type(sampler or loader).__name__}. Use "
+                "shuffle=False for validation."
+            )
+        read = batches * (loader.batch_size or 1) * (world if sharded else 1)
+        return cls(loader, int(min(len(loader.dataset), read)), sharded, rank, world)  # type: ignore[arg-type]
 
-def unpack_pair(batch: Any) -> tuple[Inputs, Tensor]:
-    """Read a batch ``(inputs, target)``."""
-    inputs, target = batch
-    return inputs, target
+    def positions(self, first: int, count: int) -> list[int]:
+        """Positions of the ``count`` samples that this process reads after ``first`` others."""
+        read = range(first, first + count)
+        return [self.rank + self.world * index if self.sharded else index for index in read]
 
+    def own(self, position: int) -> bool:
+        """Whether this process, and no other one, certifies a position.
 
-def unpacked(unpack: Unpack, batch: Any) -> tuple[Inputs, Tensor]:
-    """Apply ``unpack`` to a validation batch.
+        A sharded loader repeats samples from the start to give every process as many.
+        """
+        return position < self.total and position % self.world == self.rank
 
-    Raises:
-        TypeError: it does not give ``(inputs, target)``.
-    """
-    try:
-        inputs, target = unpack(batch)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise TypeError(
-            f"a validation batch must give (inputs, target), got a {type(batch).__name__}{size}; "
-            "say where they are, for example unpack=lambda batch: (batch['x'], batch['y'])."
-        ) from error
-    return tuple(inputs) if isinstance(inputs, list) else inputs, target
-
-
-def positions_in(loader: Any, batches: float) -> int:
-    """Number of samples that a loader gives in ``batches`` batches, in a fixed order.
-
-    Raises:
-        ValueError: it may give them in another order next time.
-    """
-    in_order = (
-        isinstance(loader, DataLoader)
-        and isinstance(loader.sampler, SequentialSampler)
-        and type(loader.batch_sampler) in (BatchSampler, type(None))
-    )
-    if not in_order:
-        sampler = type(getattr(loader, "sampler", loader)).__name__
-        raise ValueError(
-            "`val_dataloaders` must be a DataLoader that reads in order, so that the certified "
-            f"samples stay the same, got {sampler}. Use shuffle=False for validation."
+    def labels(self, unpack: Unpack) -> Tensor:
+        """Labels of the whole data set, ``(total,)``, read without touching the loader's state."""
+        loader = self.loader
+        again: DataLoader[Any] = DataLoader(
+            loader.dataset,
+            loader.batch_size,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
         )
-    return int(min(len(loader.dataset), batches * (loader.batch_size or 1)))
+        labels: list[Tensor] = []
+        with isolated_random():
+            for batch in again:
+                labels.append(unpacked(unpack, batch)[1].cpu())
+                if sum(map(len, labels)) >= self.total:
+                    break
+        return torch.cat(labels)[: self.total]
 
 
-def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:
-    """Join samples whose inputs have one shape, in chunks that are certified at once."""
-    groups: dict[Any, list[Picked]] = {}
-    for item in picked:
-        shape = [_shape(value, axis) for value in item.inputs]
-        groups.setdefault(str(shape), []).append(item)
-    for items in groups.values():
-        columns = zip(*[item.inputs for item in items], strict=True)
-        inputs = tuple(_joined(column, axis) for column in columns)
-        positions = torch.cat([item.positions for item in items])
-        labels = torch.cat([item.labels for item in items])
-        for chosen in torch.split(torch.arange(len(labels)), _CHUNK):
-            there = chosen.to(labels.device)
-            some = tuple(pick_samples(value, there, axis) for value in inputs)
-            yield Picked(positions[chosen], some, labels[there])
+def stratified(labels: Tensor, samples: int, seed: int) -> list[int]:
+    """Draw positions so that every class keeps its share, within one sample.
+
+    Args:
+        labels: ``(n,)``.
+        samples: how many to draw, at most n.
+        seed: the same labels and seed give the same positions.
+
+    Returns:
+        Increasing positions.
+    """
+    classes, counts = torch.unique(labels, return_counts=True)
+    exact = counts * samples / len(labels)
+    quota = exact.floor().long()
+    missing = samples - int(quota.sum())
+    quota[(exact - quota).argsort(descending=True, stable=True)[:missing]] += 1
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = labels[order]
+    drawn = [
+        order[shuffled == label][:count]
+        for label, count in zip(classes.tolist(), quota.tolist(), strict=True)
+    ]
+    return torch.cat(drawn).sort().values.tolist()
 
 
-def _shape(value: Any, axis: int) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    at = min(axis, value.ndim - 1)
-    return (*value.shape[:at], *value.shape[at + 1 :])
+def choose(order: Order, samples: int, seed: int, unpack: Unpack) -> list[int]:
+    """Positions to certify, the same in every process.
 
-
-def _joined(column: Sequence[Any], axis: int) -> Any:
-    first = column[0]
-    if not isinstance(first, Tensor):
-        return first
-    return torch.cat(list(column), min(axis, first.ndim - 1))
+    Raises:
+        TypeError: a batch that ``unpack`` cannot read.
+    """
+    if samples >= order.total:
+        return list(range(order.total))
+    rank_zero_info(
+        f"CertifiedRadiusMonitor reads {order.total} labels once, to choose {samples} samples."
+    )
+    return stratified(order.labels(unpack), samples, seed)

@@ -2,6 +2,9 @@
 
 from popqorn_train.bound import BoundModel, bound
 from popqorn_train.certificate import Certificate, certify, logit_bounds
+from popqorn_train.empirical import empirical_radius
+from popqorn_train.examine import SampleRow, Status
+from popqorn_train.loader import certify_loader
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.perturbation import LpBall
@@ -19,10 +22,14 @@ __all__ = [
     "LpBall",
     "Popqorn",
     "RadiusSearch",
+    "SampleRow",
+    "Status",
     "UnsupportedModelError",
     "bound",
     "certified_radius",
     "certify",
+    "certify_loader",
+    "empirical_radius",
     "logit_bounds",
     "search_radius",
 ]

@@ -72,7 +72,9 @@ def _starts(region: Region, restarts: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     starts = [torch.zeros_like(region.value)]
     for _ in range(restarts - 1):
-        noise = torch.randn(region.value.shape, generator=generator).to(region.value)
+        # One direction for all samples: what is found must not depend on the batch.
+        noise = torch.randn(region.value.shape[1:], generator=generator).to(region.value)
+        noise = noise.expand_as(region.value)
         norm = torch.linalg.vector_norm(_blocks(noise, region), region.p, dim=-1, keepdim=True)
         unit = (_blocks(noise, region) / norm).view_as(noise)
         size = _sizes(region)[..., None].expand_as(norm)

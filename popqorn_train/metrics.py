@@ -14,21 +14,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from popqorn_train.certification import count_certified, lower_quantile
 from popqorn_train.plots import AccuracyCurve, draw_accuracy_curves
-
-
-def count_certified(radii: Tensor, epsilons: Tensor) -> Tensor:
-    """Count the certified radii ``(B,)`` that reach each epsilon ``(R,)``; NaN reaches none.
-
-    A radius of 0 means a wrong prediction or no proof, and counts nowhere.
-    """
-    radii = radii.to(epsilons)[None]
-    return ((radii >= epsilons[:, None]) & (radii > 0)).sum(dim=1)
-
-
-def lower_quantile(values: Tensor, share: float) -> Tensor:
-    """The largest value that at most a share of the others lies below: one of them, never mixed."""
-    return values.sort().values[int((len(values) - 1) * share)]
 
 
 def _tag(*numbers: float) -> str:

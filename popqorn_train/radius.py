@@ -49,8 +49,8 @@ class RadiusSearch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What a search evaluates: margins of some samples at some epsilons."""
+class Question:
+    """What a search evaluates: margins of some samples at some epsilons; see ``pose``."""
 
     case: Case
     target: Tensor
@@ -113,9 +113,9 @@ def search_radius(
     layer = bound(model)
     ball = replace(ball, epsilon=0.0)
     with torch.no_grad(), undisturbed(layer.model):
-        question = _question(layer, inputs, target, against, ball, method_named(method))
+        question = pose(layer, inputs, target, against, ball, method_named(method))
         clean, fall = question.clean()
-        cap = _largest(question.case, ball, max_radius)
+        cap = largest_radius(question.case, ball, max_radius)
         cold = 0.4 * clean / fall.clamp(min=1e-12)
         guess = cold if start is None else _warm(start, cold, rtol)
         state = Brackets(clean, fall, cap, guess, rtol)
@@ -143,14 +143,19 @@ def check_search(rtol: float, max_radius: float | None, confirm: str | None) -> 
         raise ValueError(f"`max_radius` must be a positive number, got {max_radius!r}.")
 
 
-def _question(
+def pose(
     layer: BoundModel,
     inputs: Inputs,
     target: Tensor,
     against: Tensor | None,
     ball: LpBall,
     method: Method,
-) -> _Question:
+) -> Question:
+    """Check the labels and prepare the batch; call it inside ``undisturbed``.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
+    """
     case = layer.case(inputs)
     device = case.center.device
     ball.around(case.center)
@@ -160,10 +165,10 @@ def _question(
         if (against == target).any():
             raise ValueError("`against` must name another class than `target` for every sample.")
         against = against.long().to(device)
-    return _Question(case, target.long().to(device), against, ball, method)
+    return Question(case, target.long().to(device), against, ball, method)
 
 
-def _largest(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
+def largest_radius(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
     """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
     size = len(case.center)
     if max_radius is not None:
@@ -192,7 +197,7 @@ def _warm(start: Tensor, cold: Tensor, rtol: float) -> Tensor:
     return torch.where((start > 0) & start.isfinite(), start * (1 - 0.4 * rtol), cold)
 
 
-def _confirmed(question: _Question, radius: Tensor, rtol: float) -> Tensor:
+def _confirmed(question: Question, radius: Tensor, rtol: float) -> Tensor:
     """Shrink what float64 does not prove, by more and more, down to 0."""
     todo = (radius > 0).nonzero()[:, 0]
     for attempt in range(12):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from popqorn_train import LpBall
 from popqorn_train.attack import attack
-from popqorn_train.metrics import count_certified
+from popqorn_train.certification import count_certified
 from popqorn_train.plots import AccuracyCurve
 from popqorn_train.radius import search_radius
 

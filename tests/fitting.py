@@ -1,5 +1,7 @@
 """A small LightningModule and its data, for tests of callbacks."""
 
+import tempfile
+
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "enable_checkpointing": False,
+    "default_root_dir": tempfile.mkdtemp(prefix="popqorn-train-"),
 }
 
 

@@ -41,7 +41,7 @@ def test_a_batch_that_is_no_pair_is_refused():
 
     loader = DataLoader(torch.utils.data.TensorDataset(samples(4).tensors[0]), 2)
     trainer = pl.Trainer(callbacks=[CertifiedRadiusMonitor()], logger=False, **QUIET)
-    with pytest.raises(TypeError, match=r"\(inputs, target\), got a list of 1; .*unpack="):
+    with pytest.raises(RuntimeError, match=r"\(inputs, target\), got a list of 1; .*unpack="):
         trainer.validate(Lone(), loader, verbose=False)
 
 

@@ -1,0 +1,82 @@
+"""When to certify, so that training does not slow down by more than a given share."""
+
+from typing import Any
+
+
+class Cadence:
+    """Decides at every validation of a fit whether it is the turn to certify.
+
+    The first validation and the last epoch are always certified. In between, an epoch is passed
+    over if it comes too soon after the last one, or if certifying now, and once more at the end,
+    would take more than ``max_overhead`` times what the rest of training has taken.
+
+    Args:
+        every_n_epochs: least number of epochs from one certification to the next.
+        max_overhead: seconds certifying a second of the rest of training; None sets no limit.
+
+    Attributes:
+        spent: seconds spent certifying.
+        elapsed: seconds of training and validation without that.
+        cost: seconds of the last certification.
+        epoch: of the last certification in this fit.
+        skipped: validations passed over since.
+    """
+
+    def __init__(self, every_n_epochs: int, max_overhead: float | None) -> None:
+        self.every_n_epochs, self.max_overhead = every_n_epochs, max_overhead
+        self.spent = self.elapsed = self.cost = 0.0
+        self.epoch: int | None = None
+        self.skipped = 0
+        self._since: float | None = None
+
+    def start(self, now: float) -> None:
+        """Start the clock of a fit."""
+        self._since = now
+
+    def due(self, epoch: int, now: float, *, final: bool) -> bool:
+        """Whether to certify at the validation of an epoch.
+
+        Args:
+            epoch: being trained.
+            now: seconds on any clock.
+            final: whether it is the last one.
+        """
+        if self._since is not None:
+            self.elapsed += now - self._since
+        self._since = now
+        # An epoch may have several validations; with n = 1 each one counts.
+        early = (
+            self.epoch is not None
+            and self.every_n_epochs > 1
+            and epoch - self.epoch < self.every_n_epochs
+        )
+        due = final or self.epoch is None or not (early or self.too_costly())
+        self.skipped = 0 if due else self.skipped + 1
+        return due
+
+    def too_costly(self) -> bool:
+        """Whether certifying now and once more at the end would exceed the budget."""
+        if self.max_overhead is None:
+            return False
+        return self.spent + 2 * self.cost > self.max_overhead * self.elapsed
+
+    def done(self, epoch: int, seconds: float) -> None:
+        """Book a certification that took so many seconds."""
+        self.epoch, self.cost = epoch, seconds
+        self.spent += seconds
+        self.elapsed -= seconds
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed fit needs, as plain values."""
+        names = ("spent", "elapsed", "cost", "epoch", "skipped")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def reset(self) -> None:
+        """Forget everything: another fit begins."""
+        self.spent = self.elapsed = self.cost = 0.0
+        self.epoch, self.skipped = None, 0

@@ -1,0 +1,187 @@
+"""What loggers show of a certification beyond scalars: charts, histograms, tables, settings.
+
+Scalars go to every logger through ``log``. wandb and TensorBoard show more, each through an adapter
+of this file; a logger without one shows the scalars alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from popqorn_train.callbacks.guard import Guard
+from popqorn_train.callbacks.scalars import best
+from popqorn_train.certification import Certification
+from popqorn_train.examine import SampleRow
+from popqorn_train.plots import curve_grid, draw_certifications, evenly
+
+_TABLE_EVERY = 10  # certifications; every table adds files to a run
+_SHOWN = ("index", "label", "prediction", "radius", "empirical", "capped", "status")
+_TITLES: list[int | str] = ["index", "label", "prediction", "certified radius", "empirical radius"]
+_TITLES += ["capped", "status"]
+
+
+class View(ABC):
+    """What one logger shows of the certifications of one monitor.
+
+    Args:
+        logger: to show them.
+        prefix: put before every key, ends with ``/`` or is empty.
+    """
+
+    def __init__(self, logger: Any, prefix: str) -> None:
+        self.logger, self.prefix = logger, prefix
+
+    def define(self, keys: Iterable[str], settings: dict[str, Any]) -> None:  # noqa: B027
+        """Prepare for scalars of these names; called before they are logged."""
+
+    @abstractmethod
+    def show(self, history: Sequence[Certification]) -> None:
+        """Show the newest certification of a history whose entries have answered samples."""
+
+    def show_samples(self, newest: Certification) -> None:  # noqa: B027
+        """Show its samples one by one."""
+
+
+class WandbView(View):
+    """Curves over epochs, certified accuracy against epsilon, a histogram and a table."""
+
+    def __init__(self, logger: WandbLogger, prefix: str) -> None:
+        super().__init__(logger, prefix)
+        self._defined: set[str] = set()
+
+    def define(self, keys: Iterable[str], settings: dict[str, Any]) -> None:
+        """Give every scalar the epoch as its axis, and its best value to the summary.
+
+        Every key is named in full: among patterns wandb takes any that fits, and Lightning's ``*``
+        fits everything.
+        """
+        run = self.logger.experiment
+        if not self._defined:
+            name = f"certification_{self.prefix[:-1]}" if self.prefix else "certification"
+            run.config.update({name: settings}, allow_val_change=True)
+        own = getattr(self.logger, "_prefix", "")
+        joined = f"{own}{self.logger.LOGGER_JOIN_CHAR}" if own else ""
+        for key in sorted(set(keys) - self._defined):
+            summary = best(key)
+            run.define_metric(f"{joined}{key}", step_metric=f"{joined}epoch", summary=summary)
+            self._defined.add(key)
+
+    def show(self, history: Sequence[Certification]) -> None:
+        """Log chart and histogram at the epoch of the newest one."""
+        import wandb
+
+        newest = history[-1]
+        histogram = np.histogram(newest.radii.numpy(), bins=min(32, max(4, len(newest.rows) // 4)))
+        media = {
+            "certified_accuracy/by_epsilon": self._chart(evenly(history)),
+            "certified_radius/histogram": wandb.Histogram(np_histogram=histogram),
+        }
+        self._log(media, newest)
+
+    def show_samples(self, newest: Certification) -> None:
+        """Log a table with one row a sample."""
+        import wandb
+
+        table = wandb.Table(columns=_TITLES, data=_cells(newest.rows))
+        self._log({"certified_radius/samples": table}, newest)
+
+    def _log(self, media: dict[str, Any], newest: Certification) -> None:
+        at = {"epoch": newest.epoch, "trainer/global_step": newest.step}
+        self.logger.experiment.log({**{self.prefix + k: v for k, v in media.items()}, **at})
+
+    def _chart(self, history: Sequence[Certification]) -> Any:
+        import wandb
+
+        newest, grid = history[-1], curve_grid(history)
+        lines = {f"epoch {entry.epoch}": entry.certified_accuracy(grid) for entry in history}
+        if newest.empirical is not None:
+            lines[f"attacked, epoch {newest.epoch}"] = newest.attacked_accuracy(grid)
+        return wandb.plot.line_series(
+            xs=grid,
+            ys=list(lines.values()),
+            keys=list(lines),
+            title=f"{self.prefix}certified accuracy against epsilon",
+            xname="epsilon",
+        )
+
+
+class TensorBoardView(View):
+    """A histogram of radii, and the chart as a figure where matplotlib is installed."""
+
+    def show(self, history: Sequence[Certification]) -> None:
+        """Add both at the step of the newest one."""
+        newest, writer = history[-1], self.logger.experiment
+        writer.add_histogram(f"{self.prefix}certified_radius/histogram", newest.radii, newest.step)
+        try:
+            figure, _ = draw_certifications(history)
+        except ImportError:
+            return
+        writer.add_figure(f"{self.prefix}certified_accuracy/by_epsilon", figure, newest.step)
+
+
+VIEWS: dict[type[Logger], type[View]] = {
+    WandbLogger: WandbView,
+    TensorBoardLogger: TensorBoardView,
+}
+
+
+def _cells(rows: Iterable[SampleRow]) -> list[list[Any]]:
+    cells = [[getattr(row, name) for name in _SHOWN] for row in rows]
+    return [[str(cell) if isinstance(cell, str) else cell for cell in row] for row in cells]
+
+
+class Curves:
+    """The views of one monitor in all loggers of a trainer, each guarded.
+
+    Args:
+        loggers: of the trainer.
+        prefix: put before every key, ends with ``/`` or is empty.
+        settings: of the certification, for the configuration of a run.
+        guard: counts what fails.
+    """
+
+    def __init__(
+        self, loggers: Iterable[Logger], prefix: str, settings: dict[str, Any], guard: Guard
+    ) -> None:
+        self._views = [
+            view(logger, prefix)
+            for logger in loggers
+            for kind, view in VIEWS.items()
+            if isinstance(logger, kind)
+        ]
+        self._settings, self._guard = settings, guard
+        self._shown = 0
+        self._untold: Certification | None = None  # newest one whose samples were not shown
+
+    def define(self, keys: Iterable[str]) -> None:
+        """Prepare every logger for scalars of these names."""
+        self._each(lambda view: view.define(keys, self._settings))
+
+    def show(self, history: Sequence[Certification]) -> None:
+        """Show the newest certification of a training.
+
+        Args:
+            history: all of it, by step.
+        """
+        if not history[-1].answered:
+            return
+        shown = [entry for entry in history if entry.answered]
+        self._each(lambda view: view.show(shown))
+        self._untold = shown[-1]
+        if self._shown % _TABLE_EVERY == 0:
+            self.finish()
+        self._shown += 1
+
+    def finish(self) -> None:
+        """Show the samples of the newest certification, unless that was done."""
+        newest, self._untold = self._untold, None
+        if newest is not None:
+            self._each(lambda view: view.show_samples(newest))
+
+    def _each(self, act: Callable[[View], None]) -> None:
+        for view in self._views:
+            with self._guard.watch(type(view.logger).__name__):
+                act(view)

@@ -1,0 +1,102 @@
+"""Where certifications go: the file that keeps them, and the views in the loggers."""
+
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import WandbLogger
+
+from popqorn_train.callbacks.curves import Curves
+from popqorn_train.callbacks.guard import Guard
+from popqorn_train.certification import Certification, append_certification
+from popqorn_train.plots import evenly
+
+
+class Reports:
+    """The certifications of one training, kept and shown; only the first process writes.
+
+    Args:
+        name: of the monitor, or empty.
+        folder: of the file; None takes that of the run.
+
+    Attributes:
+        run: identifies the training, also after it was resumed.
+        path: of the file, once something was written.
+        guard: counts what could not be written.
+    """
+
+    def __init__(self, name: str, folder: Path | None) -> None:
+        self.name, self.folder = name, folder
+        self.guard = Guard()
+        self.path: Path | None = None
+        self.run = ""
+        self._history: list[Certification] = []
+        self._stage = "fit"
+        self._curves: Curves | None = None
+
+    def begin(self, trainer: Trainer, stage: str, settings: dict[str, Any]) -> None:
+        """Prepare the loggers of a trainer for a stage: ``"fit"``, ``"validate"`` or ``"test"``."""
+        self._stage = stage
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        self._curves = Curves(loggers, self.prefix, settings, self.guard)
+        self.run = self.run or uuid.uuid4().hex[:8]
+
+    def forget(self) -> None:
+        """Another training begins."""
+        self._history, self.run = [], uuid.uuid4().hex[:8]
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every logged key."""
+        return f"{self.name}/" * bool(self.name) + "test/" * (self._stage == "test")
+
+    def define(self, keys: Iterable[str]) -> None:
+        """Prepare the loggers for scalars of these names."""
+        if self._curves is not None:
+            self._curves.define(keys)
+
+    def publish(self, trainer: Trainer, certification: Certification) -> None:
+        """Write a certification to the file, then show it."""
+        history = [certification]
+        if self._stage == "fit":
+            self._history.append(certification)
+            history = self._history
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        with self.guard.watch("certification.jsonl"):
+            self.path = self._folder(trainer) / self._file_name()
+            append_certification(self.path, certification)
+        if self._curves is not None:
+            self._curves.show(history)
+
+    def finish(self) -> None:
+        """Show what is left at the end of a stage."""
+        if self._curves is not None:
+            self._curves.finish()
+
+    def _file_name(self) -> str:
+        stage = "" if self._stage == "fit" else f"-{self._stage}"
+        name = f"-{self.name}".replace("/", "-") if self.name else ""
+        return f"certification{stage}{name}.jsonl"
+
+    def _folder(self, trainer: Trainer) -> Path:
+        """The folder of the first logger that has one of its own for the run."""
+        if self.folder is not None:
+            return self.folder
+        for logger in trainer.loggers:
+            # Two runs of wandb share the folder it is given; the run's own is uploaded with it.
+            own = logger.experiment.dir if isinstance(logger, WandbLogger) else logger.log_dir
+            if own:
+                return Path(own)
+        return Path(trainer.default_root_dir)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training goes on from, as plain values: at most 20 certifications."""
+        return {"run": self.run, "history": [entry.plain() for entry in evenly(self._history)]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.run = state["run"]
+        self._history = [Certification.of(entry) for entry in state["history"]]

@@ -1,0 +1,264 @@
+"""What a monitor does with a validation or test set: choose, certify, log, keep."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from popqorn_train.batches import Unpack
+from popqorn_train.callbacks.merge import completed, gathered
+from popqorn_train.callbacks.progress import progress_in
+from popqorn_train.callbacks.reports import Reports
+from popqorn_train.callbacks.scalars import scalars
+from popqorn_train.callbacks.session import Session, pre_flight
+from popqorn_train.callbacks.subset import Order, choose
+from popqorn_train.certification import Certification
+from popqorn_train.examine import Examination, Status
+from popqorn_train.loader import OnError
+
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+class Options(NamedTuple):
+    """Arguments of the monitor that say what is watched; see there."""
+
+    samples: int
+    seed: int
+    dataloader: int
+    model: str | None
+    unpack: Unpack
+    on_error: OnError
+    epsilons: Sequence[float]
+    name: str
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources
+        return "not installed"
+
+
+class Watch:
+    """Certifies the chosen samples of one loader, whenever it is told to.
+
+    Args:
+        question: what is asked about every sample.
+        options: what is watched.
+        reports: where certifications go.
+
+    Attributes:
+        last: the newest certification.
+        fresh: whether the newest pass certified, and every sample was answered.
+    """
+
+    def __init__(self, question: Examination, options: Options, reports: Reports) -> None:
+        self.question, self.options, self._reports = question, options, reports
+        self.last: Certification | None = None
+        self.fresh = False
+        self._stage = "fit"
+        self._chosen: dict[str, tuple[int, list[int]]] = {}  # size of the set, positions
+        self._session: Session | None = None
+        self._unpublished: Certification | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Settings that tell monitors apart, as text."""
+        settings = {**self.question.settings(), "name": self.options.name}
+        settings |= {"model": self.options.model, "dataloader": self.options.dataloader}
+        return {name: str(value) for name, value in settings.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """What the logged numbers depend on but the model, as plain values."""
+        names = ("samples", "seed", "dataloader", "model", "epsilons")
+        options = {name: getattr(self.options, name) for name in names}
+        versions = {name: _version(name) for name in ("torch", "popqorn-train")}
+        return {**self.question.settings(), **options, "versions": versions}
+
+    def state(self) -> dict[str, Any]:
+        """The newest radii and which samples they belong to, as plain values."""
+        last = None if self.last is None else self.last.plain()
+        return {"last": last, "chosen": dict(self._chosen)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        last = state["last"]
+        self.last = None if last is None else Certification.of(last)
+        self._chosen = dict(state["chosen"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be watched.
+
+        Raises:
+            ValueError: weights that are sharded, or a name that the module does not have.
+        """
+        strategy = type(trainer.strategy).__name__
+        if strategy in _SHARDED:
+            raise ValueError(
+                f"CertifiedRadiusMonitor needs all weights in every process, got {strategy}; "
+                "recurrent classifiers are small: use strategy='ddp'."
+            )
+        self._model(pl_module)
+        self._stage = TrainerFn(stage).value
+        self._reports.begin(trainer, self._stage, self.settings())
+
+    def check_order(self, trainer: Trainer) -> Order:
+        """How this process reads the watched loader.
+
+        Raises:
+            ValueError: it does not read in order, or there is no such loader.
+        """
+        testing, at = self._stage == "test", self.options.dataloader
+        loaders = trainer.test_dataloaders if testing else trainer.val_dataloaders
+        if isinstance(loaders, dict):
+            loaders = list(loaders.values())
+        if not isinstance(loaders, list | tuple):
+            loaders = [loaders]
+        if at >= len(loaders):
+            raise ValueError(f"`dataloader` must be less than {len(loaders)}, got {at}.")
+        batches = self._batches(trainer)[at]
+        return Order.of(loaders[at], batches, trainer.global_rank, trainer.world_size)
+
+    def _batches(self, trainer: Trainer) -> Sequence[float]:
+        return trainer.num_test_batches if self._stage == "test" else trainer.num_val_batches
+
+    def begin(self, trainer: Trainer, *, due: bool) -> None:
+        """Choose the samples of a pass in which certification is due.
+
+        Raises:
+            ValueError, TypeError: a loader or batches that cannot be watched.
+        """
+        self.fresh, self._session = False, None
+        if not due:
+            return
+        order, options = self.check_order(trainer), self.options
+        kind = "test" if self._stage == "test" else "val"
+        total, positions = self._chosen.get(kind, (0, []))
+        if total != order.total:
+            positions = choose(order, options.samples, options.seed, options.unpack)
+            self._chosen[kind] = (order.total, positions)
+        self._session = Session(order, positions, options.unpack, self.question)
+
+    def pre_flight(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, at: tuple[int, int]
+    ) -> None:
+        """Certify some samples of the first batch at the sanity check; say what it will cost.
+
+        Raises:
+            ValueError, TypeError, UnsupportedModelError: what cannot be certified.
+        """
+        if at != (0, self.options.dataloader):
+            return
+        seconds = pre_flight(self._model(pl_module), self.question, self.options.unpack, batch)
+        total = self.check_order(trainer).total
+        count = min(self.options.samples, total)
+        ball, method = self.question.ball, self.question.method
+        rank_zero_info(
+            f"CertifiedRadiusMonitor: {count} of {total} samples, l_{ball.p:g}, {method}; one "
+            f"certification takes about {seconds * count / trainer.world_size:.2g} s."
+        )
+
+    def collect(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, at: tuple[int, int]
+    ) -> None:
+        """Set samples of a batch aside, and certify all of them after the last batch.
+
+        That is before the end of the epoch, while averaged weights are still in place.
+
+        Args:
+            trainer: of the pass.
+            pl_module: with the watched model.
+            batch: as the module has seen it.
+            at: indices of the batch and of its loader.
+        """
+        session = self._session
+        if session is None or at[1] != self.options.dataloader:
+            return
+        model = self._model(pl_module)
+        session.collect(model, batch)
+        if at[0] < int(self._batches(trainer)[at[1]]) - 1:
+            return
+        rows = [] if self.last is None or self._stage == "test" else self.last.answered
+        known = {row.index: row.radius for row in rows if row.radius}
+        progress = progress_in(trainer, "certifying", session.share)
+        try:
+            session.certify(model, pl_module, known, progress)
+        finally:
+            progress.close()
+
+    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the processes together and log; every process must call it.
+
+        Raises:
+            RuntimeError: samples ended in an error, with ``on_error="raise"``; or all did, outside
+            of ``fit``.
+        """
+        session = self._session
+        values = {"certification/fresh": 0.0}
+        if session is not None:
+            self._unpublished = self._certification(trainer, session)
+            self.fresh = self._unpublished.complete
+            values["certification/fresh"] = float(self.fresh)
+            values |= scalars(self._unpublished, self.options.epsilons)
+            if self._stage != "test":
+                self.last = self._unpublished
+            self._deal_with_errors(self._unpublished)
+        prefix = self._reports.prefix
+        self._reports.define(prefix + key for key in values)
+        # All processes hold the same values: any of them is their maximum.
+        how: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "reduce_fx": "max"}
+        pl_module.log_dict({prefix + key: value for key, value in values.items()}, **how)
+        if "certified_radius/median" in values:
+            median = values["certified_radius/median"]
+            pl_module.log(f"{prefix}cert_r", median, prog_bar=True, logger=False, **how)
+
+    def _certification(self, trainer: Trainer, session: Session) -> Certification:
+        rows, seconds = gathered(trainer, session.rows, session.seconds)
+        return Certification(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            rows=tuple(completed(rows, session.wanted)),
+            seconds=seconds,
+            run=self._reports.run,
+            settings=self.settings(),
+            weights=session.weights,
+        )
+
+    def _deal_with_errors(self, certification: Certification) -> None:
+        wrong = [row for row in certification.rows if row.status == Status.ERROR]
+        if not wrong:
+            return
+        message = (
+            f"{len(wrong)} of {len(certification.rows)} samples could not be certified in epoch "
+            f"{certification.epoch}, first sample {wrong[0].index}: {wrong[0].error}"
+        )
+        lost = self._stage != "fit" and not certification.answered  # and no training to go on
+        if lost or self.options.on_error == "raise":
+            raise RuntimeError(message)
+        rank_zero_warn(f"CertifiedRadiusMonitor: {message}")
+
+    @property
+    def seconds(self) -> float | None:
+        """What the certification of this pass has cost; None if there was none."""
+        return None if self._unpublished is None else self._unpublished.seconds
+
+    def publish(self, trainer: Trainer) -> None:
+        """Keep and show the certification of this pass."""
+        newest, self._unpublished = self._unpublished, None
+        if newest is not None:
+            self._reports.publish(trainer, newest)
+
+    def _model(self, pl_module: LightningModule) -> nn.Module:
+        if self.options.model is None:
+            return pl_module
+        try:
+            return pl_module.get_submodule(self.options.model)
+        except AttributeError as error:
+            known = ", ".join(name for name, _ in pl_module.named_children())
+            raise ValueError(
+                f"`model` must name a sub-module of {type(pl_module).__name__} ({known}), got "
+                f"{self.options.model!r}."
+            ) from error

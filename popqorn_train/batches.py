@@ -1,0 +1,96 @@
+"""Samples taken out of the batches of a loader, to be certified together."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.bound import Inputs, as_tuple
+from popqorn_train.steps import pick_samples
+
+Unpack = Callable[[Any], tuple[Inputs, Tensor]]
+CHUNK = 64  # samples certified at once
+
+
+class Picked(NamedTuple):
+    """Samples set aside until all have come.
+
+    Attributes:
+        positions: ``(S,)`` in the data set.
+        inputs: what the model's forward takes.
+        labels: ``(S,)``.
+    """
+
+    positions: Tensor
+    inputs: tuple[Any, ...]
+    labels: Tensor
+
+    @classmethod
+    def of(
+        cls, positions: Tensor, inputs: Inputs, target: Tensor, chosen: Tensor, axis: int
+    ) -> "Picked":
+        """Copy the chosen samples of a batch whose batch axis is ``axis``."""
+        chosen = chosen.to(target.device)
+        values = tuple(pick_samples(value, chosen, axis) for value in as_tuple(inputs))
+        return cls(positions, values, target[chosen])
+
+
+def unpack_pair(batch: Any) -> tuple[Inputs, Tensor]:
+    """Read a batch ``(inputs, target)``."""
+    inputs, target = batch
+    return inputs, target
+
+
+def unpacked(unpack: Unpack, batch: Any) -> tuple[Inputs, Tensor]:
+    """Apply ``unpack`` to a batch.
+
+    Raises:
+        TypeError: it does not give ``(inputs, target)``.
+    """
+    try:
+        inputs, target = unpack(batch)
+        labels = len(target)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise TypeError(
+            f"a batch must give (inputs, target), got a {type(batch).__name__}{size}; "
+            "say where they are, for example unpack=lambda batch: (batch['x'], batch['y'])."
+        ) from error
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"the target of a batch must be a tensor of {labels} labels, got "
+            f"{type(target).__name__}; make it one in `unpack`."
+        )
+    return tuple(inputs) if isinstance(inputs, list) else inputs, target
+
+
+def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:
+    """Join samples whose inputs have one shape, in chunks that are certified at once."""
+    groups: dict[Any, list[Picked]] = {}
+    for item in picked:
+        shape = [_shape(value, axis) for value in item.inputs]
+        groups.setdefault(str(shape), []).append(item)
+    for items in groups.values():
+        columns = zip(*[item.inputs for item in items], strict=True)
+        inputs = tuple(_joined(column, axis) for column in columns)
+        positions = torch.cat([item.positions for item in items])
+        labels = torch.cat([item.labels for item in items])
+        for chosen in torch.split(torch.arange(len(labels)), CHUNK):
+            there = chosen.to(labels.device)
+            some = tuple(pick_samples(value, there, axis) for value in inputs)
+            yield Picked(positions[chosen], some, labels[there])
+
+
+def _shape(value: Any, axis: int) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    at = min(axis, value.ndim - 1)
+    return (*value.shape[:at], *value.shape[at + 1 :])
+
+
+def _joined(column: Sequence[Any], axis: int) -> Any:
+    first = column[0]
+    if not isinstance(first, Tensor):
+        return first
+    return torch.cat(list(column), min(axis, first.ndim - 1))

@@ -1,0 +1,165 @@
+"""The smallest distortion that an attack finds: no certified radius can be larger.
+
+Balls are attacked, larger and larger until one gives way, then between what held and what broke.
+Every point found is drawn straight back towards the input, as far as the class stays wrong; that
+and the size of the distortion are worked out in float64.
+
+B: batch, T: frames, N: features.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.attack import margin_of, search
+from popqorn_train.bound import Inputs, bound
+from popqorn_train.case import Case, undisturbed
+from popqorn_train.methods import method_named
+from popqorn_train.perturbation import LpBall
+from popqorn_train.radius import check_search, largest_radius, pose
+from popqorn_train.region import Region, Scope
+
+_ROUNDS = 30  # balls attacked at most
+_HALVINGS = 12  # of the way back to the input
+
+
+def search_empirical(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    ball: LpBall,
+    *,
+    max_radius: float | None = None,
+    steps: int = 20,
+    restarts: int = 2,
+    seed: int = 0,
+    rtol: float = 0.05,
+) -> Tensor:
+    """``empirical_radius`` for a ball that says what may move; its epsilon does not matter.
+
+    Every other argument is that of ``empirical_radius``.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``empirical_radius``.
+    """
+    check_search(rtol, max_radius, None)
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"`steps` and `restarts` must be at least 1, got {steps}, {restarts}.")
+    layer, ball = bound(model), replace(ball, epsilon=0.0)
+    with torch.no_grad(), undisturbed(layer.model):
+        question = pose(layer, inputs, target, None, ball, method_named("ibp"))
+        target, exact = question.target, layer.case(inputs, torch.float64)
+        clean, fall = question.clean()
+        cap = largest_radius(question.case, ball, max_radius)
+        broke = torch.where(clean > 0, torch.inf, 0.0).to(cap)
+        held = torch.zeros_like(cap)
+        size = torch.minimum(1.5 * clean / fall.clamp(min=1e-12), cap)
+        for _ in range(_ROUNDS):
+            todo = ((broke > held * (1 + rtol)) & (held < cap)).nonzero()[:, 0]
+            if not len(todo):
+                break
+            tried = replace(ball.pick(todo, len(target)), epsilon=size[todo])
+            found = search(
+                question.case.pick(todo),
+                target[todo],
+                tried,
+                steps=steps,
+                restarts=restarts,
+                seed=seed,
+            )
+            length = _drawn_back(exact.pick(todo), target[todo], tried, found.moved)
+            held[todo] = torch.where(length.isfinite(), held[todo], size[todo])
+            broke[todo] = torch.minimum(broke[todo], length)
+            size = _next_size(held, broke, cap)
+    return broke
+
+
+def _next_size(held: Tensor, broke: Tensor, cap: Tensor) -> Tensor:
+    """Between what held and what broke; twice what held while nothing broke."""
+    between = (torch.maximum(held, broke / 4) * broke).sqrt()
+    return torch.where(broke.isfinite(), between, torch.minimum(2 * held, cap))
+
+
+def _drawn_back(case: Case, target: Tensor, ball: LpBall, moved: Tensor) -> Tensor:
+    """Size of the smallest change on the way to each point that breaks, ``(B,)``; inf if none."""
+    region = ball.around(case.center)
+    change = moved.to(case.center) - case.center
+    change = torch.minimum(torch.maximum(change, -region.down), region.up)
+
+    def broken(share: Tensor) -> Tensor:
+        logits = case.logits(case.center + share[:, None, None] * change)
+        return margin_of(logits, target) <= 0  # false for NaN
+
+    far = torch.ones(len(target), dtype=torch.float64, device=change.device)
+    near, reached = torch.zeros_like(far), broken(far)
+    for _ in range(_HALVINGS):
+        middle = (near + far) / 2
+        here = broken(middle)
+        near, far = torch.where(here, near, middle), torch.where(here, middle, far)
+    return torch.where(reached, far * _size(change, region), torch.inf)
+
+
+def _size(change: Tensor, region: Region) -> Tensor:
+    """Greatest p-norm of a frame, or of the sequence, ``(B,)``."""
+    blocks = change.flatten(1)[:, None] if region.scope == "sequence" else change
+    return torch.linalg.vector_norm(blocks, region.p, dim=-1).amax(1)
+
+
+def empirical_radius(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    p: float = math.inf,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    max_radius: float | None = None,
+    steps: int = 20,
+    restarts: int = 2,
+    seed: int = 0,
+    rtol: float = 0.05,
+) -> Tensor:
+    """Smallest distortion an attack found; shows how much of the gap to a certificate is left.
+
+    Args:
+        model: a classifier, or ``bound(model)``.
+        inputs: what its forward takes.
+        target: ``(B,)`` integer labels.
+        p: norm of the ball.
+        frames: see ``LpBall``; so are ``scope``, ``low`` and ``high``.
+        scope: one ball a frame, or one for the sequence.
+        low: least value of an input.
+        high: greatest value of an input.
+        max_radius: largest ball attacked; None as in ``certified_radius``.
+        steps: gradient steps a start.
+        restarts: the centre, and this many less one random starts.
+        seed: of the random starts; the global generator is not used.
+        rtol: how closely what held and what broke are brought together.
+
+    Returns:
+        ``(B,)`` float64 in the units of the input; 0 where the clean prediction is wrong, ``inf``
+        where no attack succeeded.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certified_radius``, and for ``steps`` or
+            ``restarts`` below 1.
+
+    Source:
+        Projected gradient descent: Madry et al., ICLR 2018.
+    """
+    ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+    return search_empirical(
+        model,
+        inputs,
+        target,
+        ball,
+        max_radius=max_radius,
+        steps=steps,
+        restarts=restarts,
+        seed=seed,
+        rtol=rtol,
+    )

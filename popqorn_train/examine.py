@@ -1,0 +1,221 @@
+"""Radii of samples, one row each, with a status: what the monitor and ``certify_loader`` report.
+
+B: batch, S: samples.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.batches import Picked
+from popqorn_train.bound import BoundModel
+from popqorn_train.case import undisturbed
+from popqorn_train.certificate import Confirm, certify
+from popqorn_train.empirical import search_empirical
+from popqorn_train.methods import Method
+from popqorn_train.perturbation import LpBall
+from popqorn_train.radius import search_radius
+
+
+class Status(StrEnum):
+    """What became of a sample."""
+
+    CERTIFIED = "certified"
+    NOT_CERTIFIED = "not certified"
+    ERROR = "error"
+    NOT_ATTEMPTED = "not attempted"
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """What is known of one sample.
+
+    Attributes:
+        index: position in the data set.
+        label: its class.
+        status: one of ``Status``.
+        prediction: class that the model gives the clean input.
+        radius: largest epsilon proved, in the units of the input; 0 where the prediction is wrong.
+        capped: whether that is the largest that was tried.
+        empirical: smallest distortion an attack found, ``inf`` if none did.
+        evaluations: margins computed for it.
+        margin: certified margin at the epsilon that was asked for.
+        error: what went wrong.
+
+    None stands for what was not worked out.
+    """
+
+    index: int
+    label: int | None
+    status: Status
+    prediction: int | None = None
+    radius: float | None = None
+    capped: bool = False
+    empirical: float | None = None
+    evaluations: int = 0
+    margin: float | None = None
+    error: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """Whether it was found out if the sample can be certified."""
+        return self.status in (Status.CERTIFIED, Status.NOT_CERTIFIED)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is asked about every sample.
+
+    Attributes:
+        ball: what may move; its epsilon does not matter.
+        method: how to bound.
+        max_radius: see ``certified_radius``, as for the next two.
+        rtol: relative precision.
+        confirm: prove every radius again in float64.
+        attack: also look for the smallest distortion that breaks the prediction.
+    """
+
+    ball: LpBall
+    method: Method
+    max_radius: float | None
+    rtol: float
+    confirm: Confirm
+    attack: bool
+
+    def rows(self, model: BoundModel, picked: Picked, start: Tensor | None) -> list[SampleRow]:
+        """Examine samples at once.
+
+        Args:
+            model: the classifier.
+            picked: S samples.
+            start: ``(S,)`` where to begin, 0 where nothing is known.
+
+        Raises:
+            ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
+        """
+        inputs, labels = picked.inputs, picked.labels
+        found = search_radius(
+            model,
+            inputs,
+            labels,
+            self.ball,
+            method=self.method,
+            max_radius=self.max_radius,
+            rtol=self.rtol,
+            confirm=self.confirm,
+            start=start,
+        )
+        columns = [found.radius, found.capped, found.evaluations, _predictions(model, inputs)]
+        empirical: Sequence[float | None] = [None] * len(labels)
+        if self.attack:
+            broke = search_empirical(model, inputs, labels, self.ball, max_radius=self.max_radius)
+            empirical = broke.tolist()
+        answers = zip(
+            picked.positions.tolist(),
+            labels.tolist(),
+            *[column.tolist() for column in columns],
+            empirical,
+            strict=True,
+        )
+        return [_row(*answer) for answer in answers]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that a radius depends on but the model, as plain values."""
+        ball = self.ball
+        edges = {"low": ball.low, "high": ball.high, "frames": ball.frames}
+        return {
+            "p": str(ball.p),
+            "scope": ball.scope,
+            **{name: _plain(edge) for name, edge in edges.items()},
+            "method": str(self.method),
+            "max_radius": self.max_radius,
+            "rtol": self.rtol,
+            "confirm": self.confirm,
+            "attack": self.attack,
+        }
+
+
+@dataclass(frozen=True)
+class AtBall:
+    """Whether every sample is certified in one ball.
+
+    Attributes:
+        ball: of one epsilon.
+        method: how to bound.
+        confirm: prove again in float64.
+    """
+
+    ball: LpBall
+    method: Method
+    confirm: Confirm
+
+    def rows(self, model: BoundModel, picked: Picked, start: None) -> list[SampleRow]:
+        """Certify samples at once; see ``Examination.rows``."""
+        inputs, labels = picked.inputs, picked.labels
+        found = certify(model, inputs, labels, self.ball, method=self.method, confirm=self.confirm)
+        columns = (
+            picked.positions,
+            labels,
+            found.certified,
+            _predictions(model, inputs),
+            found.margin,
+        )
+        return [
+            SampleRow(
+                index,
+                label,
+                Status.CERTIFIED if certified else Status.NOT_CERTIFIED,
+                prediction,
+                margin=margin,
+            )
+            for index, label, certified, prediction, margin in zip(
+                *[column.tolist() for column in columns], strict=True
+            )
+        ]
+
+
+def _predictions(model: BoundModel, inputs: tuple[Any, ...]) -> Tensor:
+    with torch.no_grad(), undisturbed(model.model):
+        case = model.case(inputs, check=False)
+        return case.logits(case.center).argmax(1)
+
+
+def _row(
+    index: int,
+    label: int,
+    radius: float,
+    capped: bool,
+    evaluations: int,
+    prediction: int,
+    empirical: float | None,
+) -> SampleRow:
+    status = Status.CERTIFIED if radius > 0 else Status.NOT_CERTIFIED
+    row = SampleRow(index, label, status, prediction, radius, capped, empirical, evaluations)
+    if empirical is not None and empirical < radius:
+        # One of the two is wrong; neither may pass for an answer.
+        problem = f"attacked at {empirical:.6g}, below the certified radius {radius:.6g}"
+        row = replace(row, status=Status.ERROR, radius=None, empirical=None, error=problem)
+    return row
+
+
+def _plain(value: float | Tensor | None) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def failed(picked: Picked, error: Exception) -> list[SampleRow]:
+    """Rows of samples whose examination raised an error."""
+    text = f"{type(error).__name__}: {error}"
+    samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
+    return [SampleRow(index, label, Status.ERROR, error=text) for index, label in samples]
+
+
+def count_statuses(rows: Iterable[SampleRow]) -> dict[Status, int]:
+    """How many rows have each status, zeros included."""
+    counts = dict.fromkeys(Status, 0)
+    for row in rows:
+        counts[Status(row.status)] += 1
+    return counts

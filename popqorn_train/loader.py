@@ -1,0 +1,191 @@
+"""Certify everything that a loader gives, without Lightning."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from popqorn_train.batches import Picked, Unpack, grouped, unpack_pair, unpacked
+from popqorn_train.bound import BoundModel, bound
+from popqorn_train.certificate import Confirm
+from popqorn_train.examine import AtBall, Examination, SampleRow, Status, failed
+from popqorn_train.methods import Method, method_named
+from popqorn_train.perturbation import LpBall
+from popqorn_train.progress import Progress, Silent, shown
+from popqorn_train.radius import check_search
+from popqorn_train.region import Scope
+
+OnError = Literal["warn", "raise"]
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse an unknown way of dealing with errors."""
+    if on_error not in ("warn", "raise"):
+        raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+
+
+@dataclass
+class _Pass:
+    """One pass over a loader."""
+
+    model: BoundModel
+    question: Examination | AtBall
+    unpack: Unpack
+    on_error: OnError
+    samples: float
+    until: float
+    rows: list[SampleRow] = field(default_factory=list)
+
+    def run(self, loader: Iterable[Any], progress: Progress) -> list[SampleRow]:
+        """One row a sample, in the order of the loader."""
+        for batch in loader:
+            if len(self.rows) >= self.samples:
+                break
+            found = [row for picked in self._chunks(batch) for row in self._ask(picked, progress)]
+            self.rows += sorted(found, key=lambda row: row.index)
+        return self.rows
+
+    def _chunks(self, batch: Any) -> Iterator[Picked]:
+        inputs, target = unpacked(self.unpack, batch)
+        device = next((p.device for p in self.model.parameters()), target.device)
+        inputs, target = _moved(inputs, device), target.to(device)
+        count = int(min(len(target), self.samples - len(self.rows)))
+        chosen, axis = torch.arange(count), self.model.batch_axis(inputs)
+        return grouped([Picked.of(chosen + len(self.rows), inputs, target, chosen, axis)], axis)
+
+    def _ask(self, picked: Picked, progress: Progress) -> list[SampleRow]:
+        if time.monotonic() > self.until:
+            samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
+            return [SampleRow(index, label, Status.NOT_ATTEMPTED) for index, label in samples]
+        try:
+            rows = self.question.rows(self.model, picked, None)
+        except Exception as error:
+            # What fails at once would fail everywhere: the model or the settings are wrong.
+            if self.on_error == "raise" or not any(row.answered for row in self.rows):
+                raise
+            rows = failed(picked, error)
+        progress.advance(len(rows))
+        return rows
+
+
+def _moved(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, tuple):
+        return tuple(_moved(value, device) for value in inputs)
+    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+
+
+def certify_loader(
+    model: nn.Module,
+    loader: Iterable[Any],
+    ball: LpBall | None = None,
+    *,
+    p: float = math.inf,
+    method: str | Method = "popqorn",
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    max_radius: float | None = None,
+    rtol: float = 1e-2,
+    confirm: Confirm = "float64",
+    attack: bool = False,
+    unpack: Unpack = unpack_pair,
+    samples: int | None = None,
+    seconds: float | None = None,
+    on_error: OnError = "warn",
+    progress: bool = True,
+) -> list[SampleRow]:
+    """Certify the samples of a loader, in its order, with a progress bar.
+
+    With a ``ball`` every sample is certified in that ball; without one its radius is searched.
+
+    Args:
+        model: a classifier, or ``bound(model)``; inputs are moved to its device.
+        loader: gives batches, in the same order every time.
+        ball: fixed size; None searches the largest one.
+        p: norm of the ball that is searched; see ``certified_radius``, as for everything down to
+            ``confirm``. With a ``ball`` only ``method`` and ``confirm`` matter.
+        method: bounding method.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        low: least value of an input.
+        high: greatest value of an input.
+        max_radius: largest radius tried.
+        rtol: relative precision of the radii.
+        confirm: prove again in float64.
+        attack: also look for the smallest distortion that breaks the prediction.
+        unpack: from a batch to ``(inputs, target)``.
+        samples: how many to certify, from the first on; None takes all.
+        seconds: after which no further sample is attempted.
+        on_error: what to do when samples raise an error after others were certified: ``"warn"``
+            gives them the status error; ``"raise"`` raises it.
+        progress: show a bar on a terminal, or log a line every tenth.
+
+    Returns:
+        One ``SampleRow`` a sample; its index is the position in the loader.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certified_radius`` and ``certify``; a
+            loader that shuffles; a ``ball`` together with what describes another one.
+    """
+    check_on_error(on_error)
+    check_search(rtol, max_radius, confirm)
+    _check_loader(loader, samples, seconds)
+    described = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+    question: Examination | AtBall
+    if ball is None:
+        question = Examination(described, method_named(method), max_radius, rtol, confirm, attack)
+    else:
+        _check_ball(ball, described, attack=attack)
+        question = AtBall(ball, method_named(method), confirm)
+    most = math.inf if samples is None else samples
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    run = _Pass(bound(model), question, unpack, on_error, most, until)
+    bar = shown("certifying", _total(loader, most)) if progress else Silent()
+    try:
+        rows = run.run(loader, bar)
+    finally:
+        bar.close()
+    wrong = [row for row in rows if row.status == Status.ERROR]
+    if wrong:
+        warnings.warn(
+            f"{len(wrong)} of {len(rows)} samples ended in an error, first {wrong[0].error}",
+            stacklevel=2,
+        )
+    return rows
+
+
+def _total(loader: Iterable[Any], most: float) -> int | None:
+    dataset: Any = getattr(loader, "dataset", None)
+    return int(min(len(dataset), most)) if hasattr(dataset, "__len__") else None
+
+
+def _check_loader(loader: Iterable[Any], samples: int | None, seconds: float | None) -> None:
+    if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
+        raise ValueError(
+            "`loader` must give samples in the same order every time, got one that shuffles. Use "
+            "shuffle=False: a sample is known by its position."
+        )
+    if samples is not None and (not isinstance(samples, int) or samples < 1):
+        raise ValueError(f"`samples` must be at least 1, got {samples!r}.")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"`seconds` must be positive, got {seconds!r}.")
+
+
+def _check_ball(ball: LpBall, described: LpBall, *, attack: bool) -> None:
+    if not isinstance(ball, LpBall):
+        raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
+    other = described.p != math.inf or described.scope != "frame" or attack
+    if other or any(edge is not None for edge in (described.frames, described.low, described.high)):
+        raise ValueError(
+            "`ball` says what may move: pass p, frames, scope, low and high to LpBall, and leave "
+            "out `attack`, which searches radii."
+        )
+    if isinstance(ball.epsilon, Tensor) and ball.epsilon.ndim > 0:
+        raise ValueError("`ball` must have one epsilon for all batches, a float.")

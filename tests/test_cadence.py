@@ -1,0 +1,68 @@
+from popqorn_train.callbacks.cadence import Cadence
+
+
+def simulate(cadence, epochs, *, train, cost, state_at=None):
+    """Epochs that were certified, and seconds spent on it, on a clock of our own."""
+    now, certified = 0.0, []
+    cadence.start(now)
+    for epoch in range(epochs):
+        now += train
+        if cadence.due(epoch, now, final=epoch == epochs - 1):
+            certified.append(epoch)
+            now += cost
+            cadence.done(epoch, cost)
+    return certified, cadence.spent
+
+
+def test_the_first_and_the_last_epoch_are_certified_at_any_cost():
+    certified, _ = simulate(Cadence(1, 0.25), 10, train=1.0, cost=100.0)
+    assert certified == [0, 9]
+
+
+def test_the_share_of_the_rest_of_training_is_kept():
+    for cost in (0.1, 0.3, 1.0, 4.0):
+        for limit in (0.1, 0.25, 1.0):
+            certified, spent = simulate(Cadence(1, limit), 200, train=1.0, cost=cost)
+            assert spent <= max(limit * 200, 2 * cost) + 1e-9
+            assert spent > 0.8 * min(limit * 200, 200 * cost) - 2 * cost
+            assert certified[-1] == 199
+
+
+def test_without_a_limit_every_nth_epoch_is_certified():
+    assert simulate(Cadence(3, None), 9, train=1.0, cost=50.0)[0] == [0, 3, 6, 8]
+    assert simulate(Cadence(1, None), 4, train=1.0, cost=50.0)[0] == [0, 1, 2, 3]
+
+
+def test_several_validations_of_one_epoch_count_one_by_one():
+    cadence = Cadence(1, None)
+    cadence.start(0.0)
+    for now in (1.0, 2.0, 3.0):
+        assert cadence.due(0, now, final=False)
+        cadence.done(0, 0.1)
+
+
+def test_what_was_passed_over_is_counted():
+    cadence = Cadence(1, 0.1)
+    cadence.start(0.0)
+    assert cadence.due(0, 1.0, final=False)
+    cadence.done(0, 1.0)
+    for epoch in (1, 2, 3):
+        assert not cadence.due(epoch, 2.0 + epoch, final=False)
+    assert cadence.skipped == 3
+
+
+def test_a_resumed_fit_keeps_to_the_budget_of_the_whole():
+    cadence = Cadence(1, 0.25)
+    simulate(cadence, 20, train=1.0, cost=2.0)
+    resumed = Cadence(1, 0.25)
+    resumed.restore(cadence.state())
+    assert resumed.state() == cadence.state()
+    resumed.start(0.0)
+    assert not resumed.due(20, 0.1, final=False)
+
+
+def test_another_fit_starts_from_nothing():
+    cadence = Cadence(1, 0.25)
+    simulate(cadence, 5, train=1.0, cost=2.0)
+    cadence.reset()
+    assert cadence.state() == Cadence(1, 0.25).state()

@@ -1,0 +1,142 @@
+"""Certification of a whole loader, without Lightning."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from popqorn_train import LpBall, Status, certified_radius, certify, certify_loader
+from popqorn_train.examine import Examination, count_statuses
+from tests.problems import build, predicted, sequences
+
+MODEL = build("gru")
+X = sequences(90, 4)
+Y = predicted(MODEL, X)
+Y[::7] = (Y[::7] + 1) % 3  # wrong
+
+
+def loader(size=40, **options):
+    return DataLoader(TensorDataset(X, Y), size, **options)
+
+
+def run(**options):
+    return certify_loader(MODEL, options.pop("loader", loader()), progress=False, **options)
+
+
+def test_radii_are_those_of_certified_radius_whatever_the_batches():
+    expected = certified_radius(MODEL, X, Y, p=2, rtol=1e-3)
+    for size in (7, 40, 90):
+        rows = run(loader=loader(size), p=2, rtol=1e-3)
+        assert [row.index for row in rows] == list(range(90))
+        radii = torch.tensor([row.radius for row in rows], dtype=torch.float64)
+        torch.testing.assert_close(radii, expected, rtol=2e-3, atol=0)
+
+
+def test_a_row_says_what_is_known_of_a_sample():
+    rows = run(attack=True, samples=20)
+    assert len(rows) == 20
+    for row in rows:
+        assert row.label == Y[row.index]
+        assert row.status == (Status.CERTIFIED if row.index % 7 else Status.NOT_CERTIFIED)
+        assert (row.prediction == row.label) == bool(row.index % 7)
+        assert row.empirical >= row.radius
+        assert (row.radius > 0) == bool(row.index % 7)
+
+
+def test_a_ball_is_certified_at_its_own_size():
+    ball = LpBall(0.15, 2)
+    rows = certify_loader(MODEL, loader(), ball, progress=False)
+    expected = certify(MODEL, X, Y, ball)
+    assert [row.status == Status.CERTIFIED for row in rows] == expected.certified.tolist()
+    assert 0 < expected.certified.sum() < 70
+    margins = torch.tensor([row.margin for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(margins, expected.margin)
+    assert all(row.radius is None for row in rows)
+
+
+def test_time_that_is_over_leaves_samples_not_attempted(monkeypatch):
+    now = iter([0.0, *[0.5] * 2, *[2.0] * 99])
+    monkeypatch.setattr("popqorn_train.loader.time.monotonic", lambda: next(now))
+    rows = run(loader=loader(30), seconds=1.0)
+    counts = count_statuses(rows)
+    assert counts[Status.NOT_ATTEMPTED] == 30
+    assert {row.index for row in rows if row.status == Status.NOT_ATTEMPTED} == set(range(60, 90))
+
+
+def failing(monkeypatch, when):
+    rows_of = Examination.rows
+
+    def rows(self, model, picked, start):
+        if when(picked):
+            raise FloatingPointError("the bounds fell over")
+        return rows_of(self, model, picked, start)
+
+    monkeypatch.setattr(Examination, "rows", rows)
+
+
+def test_a_batch_that_fails_costs_itself_alone(monkeypatch):
+    failing(monkeypatch, lambda picked: 45 in picked.positions)
+    with pytest.warns(UserWarning, match="40 of 90 samples ended in an error, first FloatingPoint"):
+        rows = run()
+    assert {row.index for row in rows if row.status == Status.ERROR} == set(range(40, 80))
+    with pytest.raises(FloatingPointError):
+        run(on_error="raise")
+
+
+def test_what_fails_at_once_is_raised(monkeypatch):
+    failing(monkeypatch, lambda picked: True)
+    with pytest.raises(FloatingPointError):
+        run()
+
+
+def test_progress_is_written_off_a_terminal_when_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr("popqorn_train.progress._QUIET", 0.0)
+    certify_loader(MODEL, loader(30))
+    assert capsys.readouterr().err.splitlines() == [
+        "certifying: 30 of 90 samples (33 %)",
+        "certifying: 60 of 90 samples (66 %)",
+        "certifying: 90 of 90 samples (100 %)",
+    ]
+
+
+def test_a_bar_is_shown_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    certify_loader(MODEL, loader(30))
+    assert "certifying: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loader": loader(shuffle=True)}, "`loader` must give samples in the same order"),
+        ({"samples": 0}, "`samples` must be at least 1, got 0"),
+        ({"seconds": 0}, "`seconds` must be positive, got 0"),
+        ({"on_error": "no"}, "`on_error` must be 'warn' or 'raise'"),
+        ({"rtol": 2}, "`rtol` must be a number strictly"),
+        ({"ball": LpBall(0.1), "p": 2}, "`ball` says what may move"),
+        ({"ball": LpBall(0.1), "low": -9.0}, "`ball` says what may move"),
+        ({"ball": LpBall(0.1), "attack": True}, "`ball` says what may move"),
+        ({"ball": LpBall(torch.full((90,), 0.1))}, "`ball` must have one epsilon"),
+        ({"low": 0.0}, r"`inputs` must lie inside \[low, high\]"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+
+
+def test_a_ball_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match="`ball` must be an LpBall, got float"):
+        certify_loader(MODEL, loader(), 0.1)
+
+
+def test_batches_in_another_form_go_through_unpack():
+    batches = [{"x": X[:10], "y": Y[:10]}, {"x": X[10:15], "y": Y[10:15]}]
+    rows = run(loader=batches, unpack=lambda batch: (batch["x"], batch["y"]))
+    assert [row.index for row in rows] == list(range(15))
+    assert all(row.radius < math.inf for row in rows)
+    with pytest.raises(TypeError, match=r"a batch must give \(inputs, target\), got a dict"):
+        run(loader=[{"x": X}])
+    with pytest.raises(TypeError, match="must be a tensor of 2 labels, got list"):
+        run(loader=[(X[:2], [0, 1])])

@@ -1,0 +1,118 @@
+"""When certification itself fails: training goes on, or stops everywhere, as was asked."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from popqorn_train import Status
+from popqorn_train.callbacks import CertifiedRadiusMonitor
+from popqorn_train.certification import read_certifications
+from popqorn_train.examine import Examination, count_statuses
+from tests.fitting import QUIET, Classifier, fit, val_loader
+
+rows_of = Examination.rows
+
+
+def failing(monkeypatch, when):
+    """Let the examination of samples fail when ``when(picked, call)`` says so."""
+    calls = []
+
+    def rows(self, model, picked, start):
+        calls.append(len(picked.labels))
+        if when(picked, len(calls)):
+            raise FloatingPointError("the bounds fell over")
+        return rows_of(self, model, picked, start)
+
+    monkeypatch.setattr(Examination, "rows", rows)
+
+
+def test_training_goes_on_and_the_samples_say_error(monkeypatch, tmp_path):
+    failing(monkeypatch, lambda picked, call: call == 3)  # pre-flight, epoch 0, epoch 1
+    monitor = CertifiedRadiusMonitor(samples=6, max_overhead=None, folder=tmp_path)
+    logged = []
+
+    class Watch(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                logged.append(dict(trainer.callback_metrics))
+
+    with pytest.warns(
+        UserWarning, match=r"6 of 6 samples could not .* epoch 1, first sample \d+: F"
+    ):
+        trainer, _ = fit(monitor, Watch(), epochs=3)
+    assert trainer.current_epoch == 3
+    found = read_certifications(monitor.path)
+    assert [count_statuses(entry.rows)[Status.ERROR] for entry in found] == [0, 6, 0]
+    assert "FloatingPointError: the bounds fell over" in found[1].rows[0].error
+    assert [values["certification/fresh"] for values in logged] == [1, 0, 1]
+    assert logged[1]["certification/error"] == 6
+    # Nothing was found out in epoch 1: its radii are those of epoch 0, not logged anew.
+    assert logged[1]["certified_radius/median"] == logged[0]["certified_radius/median"]
+
+
+def test_a_part_that_fails_is_left_out_of_the_radii(monkeypatch):
+    monkeypatch.setattr("popqorn_train.batches.CHUNK", 8)
+    failing(monkeypatch, lambda picked, call: 0 in picked.positions and call > 1)
+    monitor = CertifiedRadiusMonitor(samples=20)
+    with pytest.warns(UserWarning, match="8 of 20 samples could not be certified"):
+        trainer, _ = fit(monitor, epochs=1)
+    assert count_statuses(monitor.last.rows)[Status.ERROR] == 8
+    assert len(monitor.last.radii) == 12
+    mean = trainer.callback_metrics["certified_radius/mean"].item()
+    assert mean == pytest.approx(monitor.last.radii.mean().item(), rel=1e-6)
+    assert not monitor.fresh
+
+
+def test_raise_stops_training(monkeypatch):
+    failing(monkeypatch, lambda picked, call: call == 3)
+    monitor = CertifiedRadiusMonitor(samples=6, max_overhead=None, on_error="raise")
+    with pytest.raises(RuntimeError, match="6 of 6 samples could not be certified in epoch 1"):
+        fit(monitor, epochs=3)
+
+
+def test_samples_that_never_came_were_not_attempted():
+    monitor = CertifiedRadiusMonitor(samples=20)
+
+    class Forget(pl.Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, *_):
+            if batch_idx == 1 and not trainer.sanity_checking:
+                monitor._watch._session._picked.clear()  # as if the first batch was lost
+
+    fit(Forget(), monitor, epochs=1)
+    counts = count_statuses(monitor.last.rows)
+    assert counts[Status.NOT_ATTEMPTED] == 8
+    assert len(monitor.last.answered) == 12
+
+
+def test_a_certificate_that_an_attack_beats_is_an_error(monkeypatch):
+    monkeypatch.setattr(
+        "popqorn_train.examine.search_empirical",
+        lambda model, inputs, target, ball, max_radius: torch.full((len(target),), 1e-9),
+    )
+    monitor = CertifiedRadiusMonitor(samples=20, attack=True)
+    with pytest.warns(UserWarning, match="attacked at 1e-09, below the certified radius"):
+        fit(monitor, epochs=1, num_sanity_val_steps=0)
+    wrong = [row for row in monitor.last.rows if row.status == Status.ERROR]
+    assert wrong
+    assert all(row.radius is None for row in wrong)
+    assert not monitor.fresh
+
+
+def test_outside_of_fit_a_certification_without_any_answer_raises(monkeypatch):
+    failing(monkeypatch, lambda picked, call: True)
+    trainer = pl.Trainer(callbacks=[CertifiedRadiusMonitor()], logger=False, **QUIET)
+    with pytest.raises(RuntimeError, match="FloatingPointError: the bounds fell over"):
+        trainer.validate(Classifier(), val_loader(), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "ignore"}, "`on_error` must be 'warn' or 'raise', got 'ignore'"),
+        ({"max_overhead": 0.0}, "`max_overhead` must be positive or None, got 0.0"),
+        ({"dataloader": -1}, "`dataloader` must be at least 0, got -1"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CertifiedRadiusMonitor(**options)
