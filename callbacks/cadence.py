@@ -17,7 +17,7 @@ class Cadence:
     Attributes:
         spent: seconds spent certifying.
         elapsed: seconds of training and validation without that.
-        cost: seconds of the last certification.
+        cost: seconds of the costliest certification.
         epoch: of the last certification in this fit.
         skipped: validations passed over since.
     """
@@ -62,7 +62,7 @@ class Cadence:
 
     def done(self, epoch: int, seconds: float) -> None:
         """Book a certification that took so many seconds."""
-        self.epoch, self.cost = epoch, seconds
+        self.epoch, self.cost = epoch, max(self.cost, seconds)
         self.spent += seconds
         self.elapsed -= seconds
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from popqorn_train.batches import Unpack, unpack_pair
@@ -119,7 +119,7 @@ class CertifiedRadiusMonitor(Callback):
         self._cadence = Cadence(every_n_epochs, max_overhead)
         self._reports = Reports(name, None if folder is None else Path(folder))
         self._watch = Watch(question, options, self._reports)
-        self._resumed = False
+        self._resumed = self._said = False
 
     @property
     def last(self) -> Certification | None:
@@ -182,7 +182,7 @@ class CertifiedRadiusMonitor(Callback):
         if not self._resumed:
             self._cadence.reset()
             self._reports.forget()
-        self._resumed = False
+        self._resumed = self._said = False
         if not trainer.enable_validation:
             rank_zero_warn(
                 "CertifiedRadiusMonitor certifies nothing: fit has no validation. Pass "
@@ -211,6 +211,14 @@ class CertifiedRadiusMonitor(Callback):
         epoch, steps = trainer.current_epoch, trainer.max_steps
         final = epoch + 1 == trainer.max_epochs or 0 < steps <= trainer.global_step
         due = self._cadence.due(epoch, time.monotonic(), final=final)
+        if not due and not self._said and self._cadence.too_costly():
+            self._said = True
+            rank_zero_info(
+                f"CertifiedRadiusMonitor passes over epochs: certification takes "
+                f"{self._cadence.cost:.2g} s, and max_overhead={self._cadence.max_overhead} allows "
+                "that share of the time of the rest of training. certification/fresh says which "
+                "epochs were certified."
+            )
         return bool(trainer.strategy.broadcast(due))
 
     def on_validation_batch_end(

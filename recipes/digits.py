@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from popqorn_train import CertifiedLoss
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
-from popqorn_train.plots import draw_accuracy_curves
+from popqorn_train.plots import draw_accuracy_curves, draw_certifications
 from popqorn_train.recipes.classifier import RecurrentNet, RobustClassifier
 from popqorn_train.recipes.data_digits import Digits
 from popqorn_train.recipes.evaluate import Evaluation, evaluate
@@ -87,7 +87,10 @@ def _objective(name: str, config: Config) -> tuple[CertifiedLoss | None, list[pl
         low=0.0,
         high=1.0,
         every_n_epochs=config.every_n_epochs,
+        max_overhead=None,
         epsilons=(0.02, 0.05),
+        attack=True,
+        folder=config.folder / name,
     )
     if name == "standard":
         return None, [monitor]
@@ -172,8 +175,14 @@ def _report(config: Config, results: dict[str, Evaluation], rows: list[str]) -> 
         title="GRU on handwritten digits: what is proved, and what an attack leaves standing",
     )
     figure.savefig(config.folder / "certified_accuracy.png", dpi=120)
-    names = "certified_accuracy.png, table.txt, radii.csv, config.json, *.ckpt"
-    print(f"\nwritten to {config.folder}: {names}")
+    figure, _ = draw_certifications(
+        config.folder / "certified" / "certification.jsonl",
+        xlabel="perturbation of every pixel, epsilon (l_inf, pixels in [0, 1])",
+        title="Certified training of a GRU: what is proved after each epoch",
+    )
+    figure.savefig(config.folder / "certified_curves.png", dpi=120)
+    names = "certified_accuracy.png, certified_curves.png, table.txt, radii.csv, config.json, *.ckpt"
+    print(f"\nwritten to {config.folder}: {names}, */certification.jsonl")
 
 
 def main() -> None:

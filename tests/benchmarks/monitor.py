@@ -1,0 +1,137 @@
+"""What the monitor costs at its default settings, on digits and on MNIST in four frames.
+
+python tests/benchmarks/monitor.py [--threads 1]
+
+MNIST is read from the folder named by POPQORN_DATA (default: ../shared/data beside the repository),
+which is not part of the repository; without it that row is left out. Share is what certification
+took of the time that the rest of training took; limit is ``max_overhead``.
+"""
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from popqorn_train.callbacks import CertifiedRadiusMonitor
+from popqorn_train.certification import Certification, read_certifications
+from popqorn_train.recipes.classifier import RobustClassifier
+from popqorn_train.recipes.data_digits import Digits
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("POPQORN_DATA", ROOT.parent / "shared" / "data"))
+
+
+class Net(nn.Module):
+    """A recurrent layer and a linear read-out of its last state."""
+
+    def __init__(self, cell: type[nn.RNNBase], features: int, hidden: int) -> None:
+        super().__init__()
+        self.rnn = cell(features, hidden, batch_first=True)
+        self.linear = nn.Linear(hidden, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.rnn(x)[0][:, -1])
+
+
+class Task(NamedTuple):
+    """One training."""
+
+    name: str
+    net: Net
+    train: TensorDataset
+    validation: TensorDataset
+    batch: int
+    epochs: int
+
+
+def tasks() -> list[Task]:
+    digits = Digits()
+    found = [
+        Task(f"digits, {cell.__name__} 32", Net(cell, 8, 32), digits.train, digits.test, 64, 60)
+        for cell in (nn.GRU, nn.LSTM)
+    ]
+    if (DATA / "mnist.npz").is_file():
+        train, test = mnist("train"), mnist("test")
+        found.append(Task("MNIST 4x196, LSTM 64", Net(nn.LSTM, 196, 64), train, test, 128, 12))
+    return found
+
+
+def mnist(part: str) -> TensorDataset:
+    with np.load(DATA / "mnist.npz") as file:
+        x, y = file[f"x_{part}"], file[f"y_{part}"]
+    x = torch.tensor(x, dtype=torch.float32).view(-1, 4, 196) / 255
+    return TensorDataset(x, torch.tensor(y, dtype=torch.long))
+
+
+def run(task: Task, folder: str) -> tuple[float, list[Certification], float]:
+    """Seconds of the whole training, its certifications, and the limit that was set."""
+    pl.seed_everything(0, verbose=False)
+    monitor = CertifiedRadiusMonitor(low=0.0, high=1.0, folder=folder)
+    trainer = pl.Trainer(
+        max_epochs=task.epochs,
+        callbacks=[monitor],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        accelerator="auto",
+    )
+    train = DataLoader(task.train, task.batch, shuffle=True)
+    module = RobustClassifier(task.net, None, 2e-3)
+    started = time.perf_counter()
+    trainer.fit(module, train, DataLoader(task.validation, 500))
+    seconds = time.perf_counter() - started
+    return seconds, read_certifications(Path(folder) / "certification.jsonl"), 0.25
+
+
+def evaluations(entry: Certification) -> float:
+    counts = [row.evaluations for row in entry.answered if row.evaluations]
+    return sum(counts) / max(1, len(counts))
+
+
+def row(task: Task) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, found, limit = run(task, folder)
+    spent = sum(entry.seconds for entry in found)
+    cold, warm = found[0], found[1:]
+    cells = [
+        f"{task.name:<22}",
+        f"{(seconds - spent) / task.epochs:9.2f}",
+        f"{cold.seconds:8.2f}",
+        f"{sum(entry.seconds for entry in warm) / len(warm):8.2f}",
+        f"{evaluations(cold):10.1f}",
+        f"{sum(map(evaluations, warm)) / len(warm):10.1f}",
+        f"{len(found):6d}/{task.epochs}",
+        f"{spent / (seconds - spent):8.2f}",
+        f"{limit:8.2f}",
+    ]
+    return "".join(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    torch.set_num_threads(parser.parse_args().threads)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    print("128 samples, l_inf, clipped to [0, 1], rtol 1e-2; seconds; evaluations per radius")
+    print(
+        f"{'training':<22}{'epoch':>9}{'cold':>8}{'warm':>8}{'ev. cold':>10}{'ev. warm':>10}"
+        f"{'certified':>9}{'share':>8}{'limit':>8}"
+    )
+    for task in tasks():
+        print(row(task), flush=True)
+
+
+if __name__ == "__main__":
+    main()
