@@ -1,9 +1,13 @@
 """A root finder for many samples at once: where does the certified margin reach 0?
 
-The margin falls smoothly with epsilon, from the clean margin at 0. Every sample keeps a bracket
-``lower < upper`` (proved, not proved) and a parabola through what it has seen; the next epsilon
-lies just beyond the parabola's root as seen from the nearer end, so that the far end of the
-bracket jumps close to it.
+Ranges that feed on ranges make the margin fall roughly exponentially:
+
+    margin(r) = clean - fall (exp(rate r) - 1) / rate
+
+Every sample keeps a bracket ``lower < upper`` (proved, not proved), the rate that its newest
+margin asks for, and an estimate of the root: the line through its two newest margins, drawn over
+exp(rate r). It is finished when the bracket is narrow, or when two estimates in a row agree that
+the root lies just above ``lower``.
 
 B: batch.
 """
@@ -17,6 +21,8 @@ from popqorn_train.certificate import proved
 
 _SMALLEST = 1e-7  # radii below this share of the largest count as 0
 _TRIES = 60  # evaluations after which a sample keeps what it has
+_FAILED = -1e30  # stands for a margin that is no number
+_SHY = 0.4  # how far below the estimated root to look, in relative tolerances
 
 
 class Brackets:
@@ -27,17 +33,18 @@ class Brackets:
         fall: ``(B,)`` how fast the margin falls at 0.
         cap: ``(B,)`` largest radius tried.
         guess: ``(B,)`` first epsilon.
-        rtol: relative width at which a bracket is closed.
+        rtol: relative distance to the root at which a sample is finished.
     """
 
     def __init__(
         self, clean: Tensor, fall: Tensor, cap: Tensor, guess: Tensor, rtol: float
     ) -> None:
-        self.clean, self.fall, self.cap, self.rtol = clean, fall, cap, rtol
-        self.lower, self.at_lower = torch.zeros_like(clean), clean.clone()
-        unknown = torch.full_like(clean, math.nan)
-        self.upper, self.at_upper = torch.full_like(clean, math.inf), unknown.clone()
-        self.third, self.at_third = unknown.clone(), unknown.clone()
+        self.clean, self.fall = clean, fall.clamp(min=1e-12)
+        self.cap, self.rtol = cap, rtol
+        self.lower, self.upper = torch.zeros_like(clean), torch.full_like(clean, math.inf)
+        self.newest, self.at_newest = torch.zeros_like(clean), clean.clone()
+        self.root = torch.full_like(clean, math.nan)
+        self.agreed = torch.zeros_like(clean, dtype=torch.bool)
         guess = torch.where(guess.isfinite(), guess, cap / 100)
         self.next = torch.minimum(torch.maximum(guess, 10 * _SMALLEST * cap), cap)
         self.wrong = ~(clean > 0)
@@ -45,7 +52,7 @@ class Brackets:
 
     def open(self) -> Tensor:
         """Indices of the samples that are not finished."""
-        tight = self.upper <= self.lower * (1 + self.rtol)
+        tight = self.agreed | (self.upper <= self.lower * (1 + self.rtol))
         tiny = self.upper <= _SMALLEST * self.cap
         done = self.wrong | tight | tiny | (self.lower >= self.cap) | (self.evaluations >= _TRIES)
         return (~done).nonzero()[:, 0]
@@ -54,51 +61,61 @@ class Brackets:
         """Record margins at ``next`` and choose the next epsilons."""
         self.evaluations[chosen] += 1
         epsilon, good = self.next[chosen], proved(margin)
-        margin = margin.nan_to_num(-1e30, -1e30, -1e30)
-        for mask, ends, values in (
-            (good, self.lower, self.at_lower),
-            (~good, self.upper, self.at_upper),
-        ):
-            at = chosen[mask]
-            known = ends[at].isfinite() & (ends[at] > 0)
-            self.third[at] = torch.where(known, ends[at], self.third[at])
-            self.at_third[at] = torch.where(known, values[at], self.at_third[at])
-            ends[at], values[at] = epsilon[mask], margin[mask]
-        self.next = torch.where(self.upper.isinf(), self._beyond(), self._between())
-        self.next = torch.minimum(self.next, self.cap)
+        margin = margin.nan_to_num(_FAILED, _FAILED, _FAILED)
+        self.lower[chosen[good]] = epsilon[good]
+        self.upper[chosen[~good]] = epsilon[~good]
+        root, lower = self._estimate(chosen, epsilon, margin), self.lower[chosen]
+        miss = (root - self.root[chosen]).abs() / 2  # estimates get several times better
+        self.agreed[chosen] = (root >= lower) & (root + miss <= lower * (1 + self.rtol))
+        # Far beyond the root the margin may hardly change: then its slope tells nothing.
+        before = self.at_newest[chosen]
+        flat = (before < 0) & (margin < 0.7 * before) | (margin <= _FAILED)
+        self.root[chosen], self.newest[chosen], self.at_newest[chosen] = root, epsilon, margin
+        self.next[chosen] = self._aim(chosen, flat)
 
-    def _parabola_from_zero(self, at: Tensor, margin: Tensor) -> Tensor:
-        """Root of the parabola with the clean margin and its slope at 0, through one point."""
-        bend = ((self.clean - self.fall * at - margin) / at**2).clamp(min=0)
-        return 2 * self.clean / (self.fall + (self.fall**2 + 4 * bend * self.clean).sqrt())
+    def _estimate(self, chosen: Tensor, epsilon: Tensor, margin: Tensor) -> Tensor:
+        """Where the margin reaches 0, ``(b,)``; NaN where it does not fall towards that."""
+        clean, before, at_before = (
+            values[chosen] for values in (self.clean, self.newest, self.at_newest)
+        )
+        rate = _rate((clean - margin) / (self.fall[chosen] * epsilon)) / epsilon
+        far = at_before.abs() > clean  # then the margin at 0 is the better second point
+        before = torch.where(far, torch.zeros_like(before), before)
+        at_before = torch.where(far, clean, at_before)
+        step = torch.expm1(rate * (before - epsilon)) / rate
+        slope = (at_before - margin) / step
+        root = epsilon + torch.log1p(-rate * margin / slope) / rate
+        return torch.where(slope < 0, root, torch.full_like(root, math.nan))
 
-    def _beyond(self) -> Tensor:
-        """No upper end yet: extrapolate, between 1.2 and 4 times what is proved."""
-        root = self._parabola_from_zero(self.lower, self.at_lower)
-        return torch.clamp(root.nan_to_num(math.inf), self.lower * 1.2, self.lower * 4)
+    def _aim(self, chosen: Tensor, flat: Tensor) -> Tensor:
+        """The next epsilons, ``(b,)``: a little below the root, so that they are proved."""
+        lower, upper, root = self.lower[chosen], self.upper[chosen], self.root[chosen]
+        more, less = 1 + _SHY * self.rtol, 1 - _SHY * self.rtol
+        near = root <= lower * (1 + self.rtol)  # what is left is to refute a little more
+        aim = root * torch.where(near, more, less)
+        aim = torch.maximum(aim, torch.where(root > lower, lower * more, aim))
+        aim = torch.where(lower > 0, torch.minimum(aim, lower * 4), aim)
+        count = self.evaluations[chosen]
+        halve = flat | (count >= 7) & (count % 2 == 1)  # whatever the shape
+        one_end = torch.where(lower > 0, lower * 2, upper / 4)
+        middle = torch.where((lower > 0) & upper.isfinite(), (lower * upper).sqrt(), one_end)
+        usable = (aim > lower) & (aim < upper) & ~halve
+        return torch.minimum(torch.where(usable, aim, middle), self.cap[chosen])
 
-    def _between(self) -> Tensor:
-        """Inside the bracket, aimed a little past the root at the end that is farther away."""
-        lower, width = self.lower, self.upper - self.lower
-        root = torch.where(self.lower > 0, lower + width * self._share(), self._first_root())
-        far_below = root - lower > self.upper - root
-        aimed = root * torch.where(far_below, 1 - 0.4 * self.rtol, 1 + 0.4 * self.rtol)
-        stuck = self.evaluations % 6 == 5  # whatever the shape, halve now and then
-        middle = torch.where(lower > 0, (lower * self.upper).sqrt(), self.upper / 16)
-        usable = (aimed > lower) & (aimed < self.upper) & ~stuck
-        return torch.where(usable, aimed, middle)
 
-    def _first_root(self) -> Tensor:
-        return self._parabola_from_zero(self.upper, self.at_upper)
+def _rate(ratio: Tensor) -> Tensor:
+    """Solve ``(exp(z) - 1) / z = ratio`` for z, between -5 and 50 and never 0.
 
-    def _share(self) -> Tensor:
-        """Where in the bracket, from 0 to 1, the parabola through three points is 0."""
-        span = self.upper - self.lower
-        chord = self.at_upper - self.at_lower
-        outer = (self.at_third - self.at_upper) / (self.third - self.upper)
-        bend = (outer - chord / span) / (self.third - self.lower) * span**2
-        bend = torch.where(bend.isfinite(), bend, torch.zeros_like(bend))
-        slope = chord - bend
-        root = (slope**2 - 4 * bend * self.at_lower).clamp(min=0).sqrt()
-        share = 2 * self.at_lower / (root - slope)
-        return torch.where((share > 0) & (share < 1), share, -self.at_lower / chord)
+    The logarithm of the left side is convex and at least z / 2, so Newton's method falls to the
+    root from 2 log(ratio).
+    """
+    goal = ratio.clamp(0.1, 1e20).log()
+    z = _off_zero(2 * goal)
+    for _ in range(6):
+        value = (torch.expm1(z) / z).log() - goal
+        z = _off_zero(z - value / (1 / -torch.expm1(-z) - 1 / z))
+    return z.clamp(-5, 50)
+
+
+def _off_zero(z: Tensor) -> Tensor:
+    return torch.where(z.abs() < 1e-4, torch.full_like(z, 1e-4), z)

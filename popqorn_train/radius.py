@@ -81,8 +81,9 @@ class Question:
                 pair = torch.stack([self.target, self.against], 1)
                 margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
             (gradient,) = torch.autograd.grad(margin.sum(), x)
-        region = self.ball.around(self.case.center)
-        gradient = gradient * region.moved[..., None]
+        region = replace(self.ball, epsilon=1.0).around(self.case.center)
+        free = torch.where(gradient > 0, region.down, region.up) > 0  # not stopped by the domain
+        gradient = gradient * free
         if region.scope == "sequence":
             gradient = gradient.flatten(1)[:, None]
         return margin.detach().double(), dual_norm(gradient, region.p).sum(1).double()
@@ -116,7 +117,7 @@ def search_radius(
         question = pose(layer, inputs, target, against, ball, method_named(method))
         clean, fall = question.clean()
         cap = largest_radius(question.case, ball, max_radius)
-        cold = 0.4 * clean / fall.clamp(min=1e-12)
+        cold = 0.3 * clean / fall.clamp(min=1e-12)
         guess = cold if start is None else _warm(start, cold, rtol)
         state = Brackets(clean, fall, cap, guess, rtol)
         while len(chosen := state.open()):
@@ -249,7 +250,8 @@ def certified_radius(
         high: greatest value of an input.
         max_radius: largest radius tried; None takes the p-norm of the domain's width where both
             ends are given, else 10 times the largest p-norm of a moved frame (at least 1).
-        rtol: relative precision of the answer.
+        rtol: relative precision of the answer: it is proved, and either (1 + rtol) times it is
+            not, or the last two estimates of where the margin reaches 0 agree on less than that.
         confirm: ``"float64"`` proves every radius again in float64; None leaves the precision of
             the weights (at least float32).
         against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted

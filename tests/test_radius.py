@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, certified_radius, certify
+from popqorn_train.brackets import Brackets
 from popqorn_train.radius import search_radius
 from popqorn_train.region import dual_norm
 from tests.problems import CELLS, F64, METHODS, NORMS, build, margins, predicted, sequences
@@ -53,17 +54,49 @@ def test_at_most_8_evaluations_on_average(cell, p):
     assert 2 <= counts.mean() <= 8
 
 
+@pytest.mark.parametrize(("rtol", "most"), [(1e-3, 5), (1e-2, 3)])
 @cells
-def test_at_most_5_evaluations_on_average_from_the_last_radius(cell):
+def test_few_evaluations_on_average_from_the_last_radius(cell, rtol, most):
     model, x, y = problem(cell, batch=64, time=6)
     cold = search_radius(model, x, y, LpBall(0.0, 2), rtol=RTOL)
     generator = torch.Generator().manual_seed(0)
-    drift = 1 + 0.05 * torch.randn(64, generator=generator, dtype=F64)
-    warm = search_radius(model, x, y, LpBall(0.0, 2), rtol=RTOL, start=cold.radius * drift)
-    assert warm.evaluations.double().mean() <= 5
-    # The lines of relu jump with the box, so that a margin can cross 0 more than once.
-    close = torch.isclose(warm.radius, cold.radius, rtol=RTOL, atol=0).double().mean()
+    drift = (0.05 * torch.randn(64, generator=generator, dtype=F64)).exp()
+    warm = search_radius(model, x, y, LpBall(0.0, 2), rtol=rtol, start=cold.radius * drift)
+    # The lines of relu jump with the box, and the margin with them; a jump takes halving.
+    assert warm.evaluations.double().mean() <= (most + 0.5 if cell == "relu" else most)
+    # It can even cross 0 more than once.
+    close = torch.isclose(warm.radius, cold.radius, rtol=rtol, atol=0).double().mean()
     assert close >= (0.95 if cell == "relu" else 1)
+
+
+SHAPES = {
+    "a line": lambda r: 1 - r,
+    "an exponential": lambda r: 2 - (3 * r).exp(),
+    "a square root": lambda r: 1 - r.sqrt(),
+    "rising at first": lambda r: 1 + r - 3 * r**2,
+    "flat far away": lambda r: 1 - 5 * ((r - 0.6) * 20).sigmoid(),
+    "a jump": lambda r: torch.where(r < 0.3, 1.0, -1.0).to(r),
+    "two roots more": lambda r: (0.2 - r) * (0.5 - r) * (0.6 - r) * 20,
+    "NaN beyond": lambda r: torch.where(r < 0.4, 1 - r, torch.nan),
+    "steep at the end": lambda r: 1 - r - (40 * (r - 0.7)).exp(),
+}
+
+
+@pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-4])
+@pytest.mark.parametrize("guess", [1e-6, 0.01, 0.2, 0.7, 5.0])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_root_of_any_margin_is_found(shape, guess, rtol):
+    start = torch.tensor([guess], dtype=F64)
+    one = torch.ones_like(start)
+    state = Brackets(one, one, 10 * one, start, rtol)
+    while len(chosen := state.open()):
+        state.tell(chosen, shape(state.next))
+    assert state.evaluations.item() <= 30
+    grid = torch.linspace(0, 10, 100001, dtype=F64)
+    held = shape(grid) > 0
+    left = grid[1:][held[:-1] & ~held[1:]]  # where margins stop being positive
+    assert shape(state.lower) > 0
+    assert (((left + 1e-4) / state.lower - 1).abs() <= 1.1 * rtol + 2e-4 / left).any()
 
 
 @pytest.mark.parametrize("start", [0.0, 1e-9, 1e9, math.nan, math.inf, -1.0])
