@@ -19,6 +19,7 @@ from popqorn_train.preserve import preserved
 from popqorn_train.structure import structure
 from popqorn_train.trace import record
 from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.wrapped import unwrapped
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -212,7 +213,8 @@ def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
     Everything that takes a model also takes the result.
 
     Args:
-        model: a classifier that returns logits ``(B, C)``; itself returned if already bound.
+        model: a classifier that returns logits ``(B, C)``; itself returned if already bound. What
+            is compiled, or wrapped for training in parallel, is bounded without the wrapper.
         perturb: see ``BoundModel``.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
@@ -221,4 +223,10 @@ def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
         )
     if isinstance(model, BoundModel):
         return model if perturb is None else BoundModel(model.model, perturb)
-    return BoundModel(model, perturb)
+    inner = unwrapped(model)
+    if inner is not model and (model._forward_hooks or model._forward_pre_hooks):
+        raise UnsupportedModelError(
+            f"`model` is a {type(model).__name__} with hooks of its own. Put them on the "
+            f"{type(inner).__name__} inside, or bound that."
+        )
+    return BoundModel(inner, perturb)

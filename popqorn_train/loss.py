@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from popqorn_train.attack import search
-from popqorn_train.bound import Inputs, as_tuple, bound
+from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.case import Case, full_precision, undisturbed
 from popqorn_train.certificate import check_target, margins_of, proved
 from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Scope
+from popqorn_train.wrapped import as_written
 
 _CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
 
@@ -111,6 +112,7 @@ class CertifiedLoss(nn.Module):
         """
         return self.parts(model, inputs, target).total
 
+    @as_written
     def parts(self, model: nn.Module, inputs: Inputs, target: Tensor) -> LossParts:
         """The loss with its terms; see ``forward``.
 
@@ -133,7 +135,8 @@ class CertifiedLoss(nn.Module):
         target = target.long()
         clean = worst = attacked = certified = case.value.new_zeros(())
         if self.kappa > 0:
-            clean = cross_entropy(_precise(layer.model(*as_tuple(inputs))), target)
+            called = layer.model if isinstance(model, BoundModel) else model  # with its wrapper
+            clean = cross_entropy(_precise(called(*as_tuple(inputs))), target)
         if self.kappa < 1 and self.alpha > 0:
             worst, certified = self._worst(layer.model, case, target, ball)
         if self.kappa < 1 and self.alpha < 1:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from popqorn_train.lift import Lifter
 from popqorn_train.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracer import UnsupportedModelError, called_name
+from popqorn_train.wrapped import plain_path
 
 _SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
 _SOFTMAX = ("softmax", "log_softmax")
@@ -121,7 +122,7 @@ def _named(trace: Trace, perturb: str) -> Step:
             and perturb
             in (
                 step.name,
-                step.target if step.kind in ("input", "module") else None,
+                plain_path(step.target) if step.kind in ("input", "module") else None,
             )
         ):
             return step

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from popqorn_train.wrapped import uncompiled
+
 _SMALL = 1_000_000  # entries of a buffer that is copied, so that writes to it can be undone
 
 
@@ -20,7 +22,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     buffers = [(b, b.clone()) for b in model.buffers() if b.numel() <= _SMALL]
     gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(gpus)):
+        with torch.random.fork_rng(devices=sorted(gpus)), uncompiled():
             yield
     finally:
         for place, before in zip(places, saved, strict=True):

@@ -14,6 +14,7 @@ from torch.fx.proxy import Attribute, TraceError
 from torch.nn.utils.rnn import PackedSequence
 
 from popqorn_train.preserve import preserved
+from popqorn_train.wrapped import inside
 
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
 
@@ -151,6 +152,8 @@ class Tracer(fx.Tracer):
         """Record a leaf module, go through any other; hooks are left to faithful.py."""
         if self._running:
             return forward(*args, **kwargs)
+        if (name := inside(m)) is not None:
+            return m.get_submodule(name)(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             if any(isinstance(arg, PackedSequence) for arg in args):
