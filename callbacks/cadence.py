@@ -17,7 +17,7 @@ class Cadence:
     Attributes:
         spent: seconds spent certifying.
         elapsed: seconds of training and validation without that.
-        cost: seconds of the costliest certification.
+        cost: seconds that one certification may take.
         epoch: of the last certification in this fit.
         skipped: validations passed over since.
     """
@@ -60,9 +60,16 @@ class Cadence:
             return False
         return self.spent + 2 * self.cost > self.max_overhead * self.elapsed
 
-    def done(self, epoch: int, seconds: float) -> None:
-        """Book a certification that took so many seconds."""
-        self.epoch, self.cost = epoch, max(self.cost, seconds)
+    def done(self, epoch: int, seconds: float, share: float = 1.0) -> None:
+        """Book a certification.
+
+        Args:
+            epoch: in which it was.
+            seconds: that it took.
+            share: of the samples there was something to search for. Wrong predictions cost
+                nothing: a model that has learned little is cheap, and will not stay so.
+        """
+        self.epoch, self.cost = epoch, max(self.cost, seconds / max(share, 0.1))
         self.spent += seconds
         self.elapsed -= seconds
 

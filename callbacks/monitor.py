@@ -78,7 +78,7 @@ class CertifiedRadiusMonitor(Callback):
         self,
         p: float = math.inf,
         *,
-        samples: int = 128,
+        samples: int = 64,
         every_n_epochs: int = 1,
         max_overhead: float | None = 0.25,
         epsilons: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
@@ -253,8 +253,10 @@ class CertifiedRadiusMonitor(Callback):
         if trainer.sanity_checking:
             return
         self._watch.log(trainer, pl_module)
-        if trainer.state.fn == TrainerFn.FITTING and self._watch.seconds is not None:
-            self._cadence.done(trainer.current_epoch, self._watch.seconds)
+        newest = self._watch.unpublished
+        if trainer.state.fn == TrainerFn.FITTING and newest is not None:
+            searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
+            self._cadence.done(trainer.current_epoch, newest.seconds, searched)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified."""

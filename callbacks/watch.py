@@ -19,6 +19,7 @@ from popqorn_train.callbacks.subset import Order, choose
 from popqorn_train.certification import Certification
 from popqorn_train.examine import Examination, Status
 from popqorn_train.loader import OnError
+from popqorn_train.methods import name_of
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
@@ -54,6 +55,7 @@ class Watch:
     Attributes:
         last: the newest certification.
         fresh: whether the newest pass certified, and every sample was answered.
+        unpublished: the certification of this pass, until ``publish``.
     """
 
     def __init__(self, question: Examination, options: Options, reports: Reports) -> None:
@@ -63,7 +65,7 @@ class Watch:
         self._stage = "fit"
         self._chosen: dict[str, tuple[int, list[int]]] = {}  # size of the set, positions
         self._session: Session | None = None
-        self._unpublished: Certification | None = None
+        self.unpublished: Certification | None = None
 
     def identity(self) -> dict[str, Any]:
         """Settings that tell monitors apart, as text."""
@@ -157,8 +159,8 @@ class Watch:
         count = min(self.options.samples, total)
         ball, method = self.question.ball, self.question.method
         rank_zero_info(
-            f"CertifiedRadiusMonitor: {count} of {total} samples, l_{ball.p:g}, {method}; one "
-            f"certification takes about {seconds * count / trainer.world_size:.2g} s."
+            f"CertifiedRadiusMonitor: {count} of {total} samples, l_{ball.p:g}, {name_of(method)}; "
+            f"one certification takes about {seconds * count / trainer.world_size:.2g} s."
         )
 
     def collect(
@@ -199,13 +201,13 @@ class Watch:
         session = self._session
         values = {"certification/fresh": 0.0}
         if session is not None:
-            self._unpublished = self._certification(trainer, session)
-            self.fresh = self._unpublished.complete
+            self.unpublished = self._certification(trainer, session)
+            self.fresh = self.unpublished.complete
             values["certification/fresh"] = float(self.fresh)
-            values |= scalars(self._unpublished, self.options.epsilons)
+            values |= scalars(self.unpublished, self.options.epsilons)
             if self._stage != "test":
-                self.last = self._unpublished
-            self._deal_with_errors(self._unpublished)
+                self.last = self.unpublished
+            self._deal_with_errors(self.unpublished)
         prefix = self._reports.prefix
         self._reports.define(prefix + key for key in values)
         # All processes hold the same values: any of them is their maximum.
@@ -240,14 +242,9 @@ class Watch:
             raise RuntimeError(message)
         rank_zero_warn(f"CertifiedRadiusMonitor: {message}")
 
-    @property
-    def seconds(self) -> float | None:
-        """What the certification of this pass has cost; None if there was none."""
-        return None if self._unpublished is None else self._unpublished.seconds
-
     def publish(self, trainer: Trainer) -> None:
         """Keep and show the certification of this pass."""
-        newest, self._unpublished = self._unpublished, None
+        newest, self.unpublished = self.unpublished, None
         if newest is not None:
             self._reports.publish(trainer, newest)
 

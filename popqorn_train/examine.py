@@ -16,7 +16,7 @@ from popqorn_train.bound import BoundModel
 from popqorn_train.case import undisturbed
 from popqorn_train.certificate import Confirm, certify
 from popqorn_train.empirical import search_empirical
-from popqorn_train.methods import Method
+from popqorn_train.methods import Method, name_of
 from popqorn_train.perturbation import LpBall
 from popqorn_train.radius import search_radius
 
@@ -131,7 +131,7 @@ class Examination:
             "p": str(ball.p),
             "scope": ball.scope,
             **{name: _plain(edge) for name, edge in edges.items()},
-            "method": str(self.method),
+            "method": name_of(self.method),
             "max_radius": self.max_radius,
             "rtol": self.rtol,
             "confirm": self.confirm,

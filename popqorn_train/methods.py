@@ -84,3 +84,8 @@ def method_named(method: str | Method) -> Method:
         known = ", ".join(repr(name) for name in METHODS)
         raise ValueError(f"`method` must be one of {known}, got {method!r}.")
     return METHODS[method]
+
+
+def name_of(method: Method) -> str:
+    """The name of a method, or how it is made where its options have no name."""
+    return next((name for name, known in METHODS.items() if known == method), repr(method))

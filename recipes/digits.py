@@ -181,8 +181,8 @@ def _report(config: Config, results: dict[str, Evaluation], rows: list[str]) -> 
         title="Certified training of a GRU: what is proved after each epoch",
     )
     figure.savefig(config.folder / "certified_curves.png", dpi=120)
-    names = "certified_accuracy.png, certified_curves.png, table.txt, radii.csv, config.json, *.ckpt"
-    print(f"\nwritten to {config.folder}: {names}, */certification.jsonl")
+    names = "certified_accuracy.png, certified_curves.png, table.txt, radii.csv, config.json"
+    print(f"\nwritten to {config.folder}: {names}, *.ckpt, */certification.jsonl")
 
 
 def main() -> None:

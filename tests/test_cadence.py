@@ -61,6 +61,15 @@ def test_a_resumed_fit_keeps_to_the_budget_of_the_whole():
     assert not resumed.due(20, 0.1, final=False)
 
 
+def test_a_cheap_first_certification_of_a_model_that_is_mostly_wrong_is_not_taken_for_granted():
+    cadence = Cadence(1, 0.25)
+    cadence.start(0.0)
+    cadence.due(0, 1.0, final=False)
+    cadence.done(0, 1.0, share=0.25)
+    assert not cadence.due(1, 30.0, final=False)  # 1 + 2 * 4 > 0.25 * 29
+    assert cadence.due(2, 40.0, final=False)
+
+
 def test_another_fit_starts_from_nothing():
     cadence = Cadence(1, 0.25)
     simulate(cadence, 5, train=1.0, cost=2.0)

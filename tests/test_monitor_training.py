@@ -82,6 +82,26 @@ def test_other_precisions_are_certified_as_their_float32_or_float64_copy(precisi
     torch.testing.assert_close(monitor.last.radii, radius.double(), rtol=1e-2, atol=1e-9)
 
 
+class Compiled(Classifier):
+    """Its network runs as compiled code."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.compile(Classifier(), backend="eager")
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("model", [None, "net"])
+def test_a_compiled_sub_module_is_certified(model):
+    monitor = CertifiedRadiusMonitor(samples=20, max_overhead=None, model=model)
+    _, module = fit(monitor, module=Compiled(), epochs=1)
+    x, y = val_loader().dataset.tensors
+    radius = certified_radius(module.net._orig_mod.eval(), x, y, rtol=1e-3)
+    torch.testing.assert_close(monitor.last.radii, radius.double(), rtol=1e-2, atol=1e-9)
+
+
 def test_gradient_accumulation_and_several_validations_an_epoch():
     monitor = CertifiedRadiusMonitor(samples=4, max_overhead=None)
     steps = []

@@ -33,6 +33,7 @@ def test_the_recipe_writes_table_picture_radii_and_checkpoints(
     assert len(rows) == 900
     assert {row["model"] for row in rows} == {"standard", "certified"}
     assert (tmp_path / "certified_accuracy.png").stat().st_size > 10_000
+    assert (tmp_path / "certified_curves.png").stat().st_size > 10_000
     assert "cert .05" in capsys.readouterr().out
     if wandb:
         assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))

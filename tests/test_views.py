@@ -102,7 +102,7 @@ def test_the_settings_of_certification_are_in_the_configuration(run):
     assert settings["scope"] == "frame"
     assert settings["low"] == -9.0
     assert settings["high"] is None
-    assert "Popqorn" in settings["method"]
+    assert settings["method"] == "popqorn"
     assert settings["samples"] == 9
     assert settings["versions"]["torch"] == torch.__version__
 
