@@ -8,6 +8,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from popqorn_train.node import Node
+from popqorn_train.packed import call
 from popqorn_train.steps import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
 from popqorn_train.tracer import UnsupportedModelError, called_name
 
@@ -159,8 +161,8 @@ class Lifter:
         tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
         cast = {name: self.cast(tensor) for name, tensor in tensors.items()}
         if all(cast[name] is tensor for name, tensor in tensors.items()):
-            return called.forward(*args, **kwargs)
-        return torch.func.functional_call(called, cast, args, kwargs)
+            return call(called.forward, args, kwargs)
+        return call(partial(_with_weights, called, cast), args, kwargs)
 
     def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":
@@ -176,6 +178,10 @@ class Lifter:
         if name not in OPERATIONS:
             raise unsupported(step, f"the operation {name!r}")
         return OPERATIONS[name](self, step, *args, **kwargs)
+
+
+def _with_weights(called: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return torch.func.functional_call(called, weights, args, kwargs)
 
 
 def _is_plainly(called: nn.Module, kind: type) -> bool:

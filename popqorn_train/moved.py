@@ -198,7 +198,7 @@ def _folds(step: Step, before: Step, model: nn.Module) -> bool:
         return False
     if name in MOVES:
         # A list or a tensor among the indices could repeat entries.
-        return not name.startswith("expand") and (name != "getitem" or _is_basic(step.args[1]))
+        return name != "getitem" or _is_basic(step.args[1])
     alone = step.refs().count(before.name) == 1 and not step.kwargs
     first = isinstance(step.args[0], Ref) and step.args[0].name == before.name
     return name in _SCALES and alone and step.shape == before.shape and (first or "div" not in name)

@@ -11,10 +11,16 @@ IDENTITIES = frozenset(
 )  # operations that do nothing to real numbers in eval mode
 MOVES = frozenset(
     (
-        "expand", "flatten", "getitem", "movedim", "narrow", "permute", "reshape",
-        "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze", "view",
+        "flatten", "flip", "getitem", "moveaxis", "movedim", "narrow", "permute", "reshape", "roll",
+        "select", "squeeze", "swapaxes", "t", "transpose", "unflatten", "unsqueeze", "view",
     )
 )  # operations that only move entries  # fmt: skip
+REPEATS = frozenset(
+    (
+        "expand", "gather", "index_select", "repeat", "repeat_interleave", "take_along_dim",
+        "tile", "unfold",
+    )
+)  # operations that also repeat entries  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from popqorn_train.steps import MOVES, Baked, Multiple, Ref, Step, Trace, pick_samples
+from popqorn_train.steps import MOVES, REPEATS, Baked, Multiple, Ref, Step, Trace, pick_samples
 from popqorn_train.tracer import UnsupportedModelError, called_name, run_tracer
 
 _BATCHES = (2, 3)
@@ -86,7 +86,10 @@ def _check_samples_apart(node: fx.Node, step: Step) -> None:
     ``h_n.reshape(B, -1)`` of a ``(layers, B, H)`` tensor, for one, would deal samples anew.
     """
     source = next((arg for arg in node.all_input_nodes), None)
-    moved = called_name(node.target) in MOVES and node.op in ("call_function", "call_method")
+    moved = called_name(node.target) in MOVES | REPEATS and node.op in (
+        "call_function",
+        "call_method",
+    )
     if not moved or source is None or step.batch_axis is None:
         return
     value, axis = source.meta["value"], source.meta["batch_axis"]

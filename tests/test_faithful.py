@@ -277,22 +277,3 @@ def test_named_results_of_torch_keep_their_names():
     x = torch.randn(2, 5, 3)
     bounds = logit_bounds(model, x, LpBall(0.0))
     torch.testing.assert_close(bounds.lower, model(x), rtol=1e-4, atol=1e-5)
-
-
-def test_max_over_time_is_refused_with_its_name():
-    class MaxOverTime(SortedConstant):
-        def forward(self, x):
-            return self.head(self.rnn(x)[0].max(dim=1).values)
-
-    with pytest.raises(UnsupportedModelError, match="'max'"):
-        logit_bounds(MaxOverTime(), torch.randn(2, 5, 3), LpBall(0.1))
-
-
-def test_packed_sequences_are_refused_by_name():
-    class Packed(SortedConstant):
-        def forward(self, x):
-            packed = nn.utils.rnn.pack_padded_sequence(x, [x.shape[1]] * len(x), batch_first=True)
-            return self.head(self.rnn(packed)[1][-1])
-
-    with pytest.raises(UnsupportedModelError, match=r"packed sequences|pack_padded_sequence"):
-        logit_bounds(Packed(), torch.randn(2, 5, 3), LpBall(0.1))

@@ -234,7 +234,7 @@ class Squared(Base):
 class Normed(Base):
     def __init__(self):
         super().__init__()
-        self.norm = nn.LayerNorm(HIDDEN)
+        self.norm = nn.GroupNorm(2, HIDDEN)
 
     def forward(self, x):
         return self.head(self.norm(self.rnn(x)[0][:, -1]))
@@ -260,7 +260,7 @@ REFUSED = {
     Branches: r"control flow depends on the data \(test_trace.py, line \d+.*Move",
     Attended: r"'softmax'.*\(test_trace.py, line \d+.*Use",
     Squared: r"'mul'.*product.*two things that move.*\(test_trace.py, line \d+",
-    Normed: r"module 'norm' is a LayerNorm.*\(test_trace.py, line \d+.*Use",
+    Normed: r"module 'norm' is a GroupNorm.*\(test_trace.py, line \d+.*Use",
     Mixed: r"mixes samples.*\(test_trace.py, line \d+",
     Unread: r"do not depend on 'x'.*perturb|'ones_like'.*Use",
     Random: r"randomness|'randn_like'",
