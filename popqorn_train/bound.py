@@ -15,6 +15,7 @@ from popqorn_train.case import Case, undisturbed
 from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan, center_and_scale, frame_order, plan
+from popqorn_train.packed import call_sorted
 from popqorn_train.preserve import preserved
 from popqorn_train.structure import structure
 from popqorn_train.trace import record
@@ -169,7 +170,7 @@ class BoundModel(nn.Module):
         """What the model itself returns."""
         try:
             with preserved(self.model), torch.no_grad():
-                return self.model(*named.values())
+                return call_sorted(self.model, list(named.values()))
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in _tensors(named).items())
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.affine import Affine
+from popqorn_train.affine import Affine, Linear
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan
 from popqorn_train.node import Node, Root
@@ -91,7 +91,21 @@ class Case(NamedTuple):
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
                 "tensor with bound(model, perturb=...)."
             )
-        return node
+        return self._two_classes(node) if self.plan.single else node
+
+    def _two_classes(self, node: Node) -> Node:
+        """The classes (0, logit) of a model that returns one logit a sample."""
+        column = Affine(lambda x: x.reshape(len(x), 1), [node], (1,), 0, exact=True)
+        return Linear(column, self.value.new_tensor([[0.0], [1.0]]))
+
+    def as_logits(self, output: Tensor) -> Tensor:
+        """Logits ``(B, C)`` from what the model returns; those before a softmax are not undone."""
+        if not self.plan.single:
+            return output
+        logit = output.reshape(-1, 1)
+        if self.plan.squashed:
+            logit = torch.logit(logit, eps=1e-6)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
 
     def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:
         """Logits ``(B, C)`` for another value ``(B, T, N)`` of what moves.
@@ -105,8 +119,11 @@ class Case(NamedTuple):
         change = moved - self.center
         value = self.value + (change if self.scale is None else change * self.scale)
         value = self._in_users_layout(value)
-        logits: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
-        return logits
+        output: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
+        if whole or not self.plan.single:
+            return output
+        logit = output.reshape(-1, 1)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
 
     @property
     def _axis(self) -> int:

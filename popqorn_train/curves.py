@@ -98,7 +98,9 @@ def _above(curve: Curve, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         )
     pair = slopes, lower.expand_as(slopes), upper.expand_as(slopes)
     intercepts = _intercept(curve, *pair)
-    first = (slopes[0] * middle + intercepts[0] <= slopes[1] * middle + intercepts[1]).detach()
+    values = (slopes * middle + intercepts).detach()
+    # Rounding must not decide between lines that are as good as each other.
+    first = values[0] - values[1] <= torch.finfo(lower.dtype).eps ** 0.5 * (1 + values[1].abs())
     return (
         torch.where(first, slopes[0], slopes[1]),
         torch.where(first, intercepts[0], intercepts[1]),

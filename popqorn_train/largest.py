@@ -34,10 +34,11 @@ class Sides(NamedTuple):
 
 
 def _upper_slopes(lower: Tensor, upper: Tensor) -> Tensor:
-    count = min(3, upper.shape[1])
-    top = upper.topk(count, dim=1).values
-    second, third = top[:, min(1, count - 1)], top[:, count - 1]
-    t = torch.maximum(lower.amax(1), _SHARE * second + (1 - _SHARE) * third)
+    least = lower.amax(1)
+    top = torch.maximum(upper.topk(min(3, upper.shape[1]), dim=1).values, least[:, None])
+    second = top[:, 1] if top.shape[1] > 1 else least
+    third = top[:, 2] if top.shape[1] > 2 else least
+    t = _SHARE * second + (1 - _SHARE) * third
     width = upper - lower
     reach = (upper - t[:, None]).clamp(min=0)
     safe = torch.where(reach > 0, width, torch.ones_like(width))  # reach > 0 needs width > 0

@@ -17,7 +17,7 @@ from torch.nn.functional import dropout
 
 from popqorn_train.node import Node
 from popqorn_train.packed import call
-from popqorn_train.steps import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
+from popqorn_train.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples, walk
 from popqorn_train.tracer import UnsupportedModelError, called_name
 
 Handler = Callable[..., Any]
@@ -117,6 +117,8 @@ class Lifter:
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, Ref):
             return self.values[value.name]
+        if isinstance(value, Repeated):
+            return [value.item] * self.batch
         return value.per_sample * self.batch + value.rest
 
     def _run_or_say_where(self, step: Step) -> Any:
@@ -133,8 +135,8 @@ class Lifter:
             return self.cast(operator.attrgetter(step.target)(self.model))
         if step.kind == "baked":
             return self.cast(self._expanded(step.target))
-        args = walk(step.args, (Ref, Multiple), self._resolve)
-        kwargs = walk(step.kwargs, (Ref, Multiple), self._resolve)
+        args = walk(step.args, (Ref, Multiple, Repeated), self._resolve)
+        kwargs = walk(step.kwargs, (Ref, Multiple, Repeated), self._resolve)
         if has_node((args, kwargs)):
             return self._lift(step, args, kwargs)
         # A cast in forward must not undo the precision of the bounds.
@@ -150,6 +152,8 @@ class Lifter:
         return step.target(*args, **kwargs)
 
     def _expanded(self, baked: Baked) -> Tensor:
+        if baked.value is None:
+            return torch.arange(self.batch, device=self.device)
         if baked.batch_axis is None:
             return baked.value
         shape = [-1] * baked.value.ndim

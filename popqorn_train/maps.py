@@ -101,10 +101,13 @@ def _max_pool(
     size, last = _one(kernel_size), len(x.shape)
     pace = _one(stride) if stride else size
     windows = (x.shape[-1] - size) // pace + 1
+    stop = pace * (windows - 1) + 1
+
+    def unfold(x: Tensor) -> Tensor:
+        return torch.stack([x[..., at : at + stop : pace] for at in range(size)], -1)
+
     shape = (*x.shape[:-1], windows, size)
-    unfolded = affine_of(
-        torch.Tensor.unfold, (x, last, size, pace), {}, shape=shape, axis=0, exact=True
-    )
+    unfolded = affine_of(unfold, (x,), {}, shape=shape, axis=0, exact=True)
     return largest_over(lifter, step, unfolded, last + 1, keepdim=False)
 
 
@@ -116,8 +119,10 @@ def _max_pool_module(lifter: Lifter, step: Step, layer: nn.MaxPool1d, x: Node) -
 
 
 @operation("adaptive_max_pool1d")
-def _adaptive_max_pool(lifter: Lifter, step: Step, x: Node, output_size: Any, *rest: Any) -> Node:
-    if _one(output_size) != 1 or any(rest):
+def _adaptive_max_pool(
+    lifter: Lifter, step: Step, x: Node, output_size: Any, return_indices: bool = False
+) -> Node:
+    if _one(output_size) != 1 or return_indices:
         raise unsupported(step, "an adaptive_max_pool1d to more than one frame, or with indices")
     return _max_pool(lifter, step, x, x.shape[-1])
 

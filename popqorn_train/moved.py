@@ -29,7 +29,9 @@ class Plan(NamedTuple):
         source: the step whose result moves.
         chain: steps after it that are folded into the ball; the last one is the root.
         output: name of the logits, before a softmax.
-        classes: number of logits.
+        classes: number of logits; 2 where the model returns one, bounded as (0, logit).
+        single: whether it returns one logit a sample.
+        squashed: whether it returns a sigmoid of it.
         layout: steps from the root to the first recurrent layer that only arrange coordinates;
             they say what a frame is where the root is also read on another way.
     """
@@ -40,6 +42,8 @@ class Plan(NamedTuple):
     chain: tuple[Step, ...]
     output: str
     classes: int
+    single: bool
+    squashed: bool
     layout: tuple[Step, ...]
 
     @property
@@ -64,6 +68,9 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
     output = steps[trace.output]
     while _is_softmax(output, model):
         output = steps[output.refs()[0]]
+    single = output.batch_axis == 0 and output.shape in ((2,), (2, 1))
+    inner = _before_sigmoid(output, steps, model) if single else None
+    output = inner or output
     readers: dict[str, list[Step]] = {}
     for step in trace.steps:
         for name in set(step.refs()):
@@ -73,7 +80,7 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
         )
-    if output.shape is None or len(output.shape) != 2 or output.batch_axis != 0:
+    if not single and (output.shape is None or len(output.shape) != 2 or output.batch_axis != 0):
         shape = "a tuple" if output.shape is None else f"a tensor like {output.shape}"
         raise UnsupportedModelError(
             f"{type(model).__name__} returns {shape} for a batch of 2, expected logits (B, C). "
@@ -81,7 +88,9 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
             "output."
         )
     chain, layout = _chain(trace, model, source, readers)
-    return Plan(trace, batch_axis, source, chain, output.name, output.shape[1], layout)
+    classes = 2 if single or output.shape is None else output.shape[1]
+    found = trace, batch_axis, source, chain, output.name
+    return Plan(*found, classes, single, inner is not None, layout)
 
 
 def _chain(
@@ -164,6 +173,18 @@ def _is_softmax(step: Step, model: nn.Module) -> bool:
         return isinstance(layer, nn.Softmax | nn.LogSoftmax) and layer.dim in (1, -1, None)
     dim = step.kwargs.get("dim", step.args[1] if len(step.args) > 1 else None)
     return called_name(step.target) in _SOFTMAX and dim in (1, -1, None)
+
+
+def _before_sigmoid(output: Step, steps: dict[str, Step], model: nn.Module) -> Step | None:
+    """What a sigmoid at the end reads, through operations that only move its one entry."""
+    at = output
+    while called_name(at.target) in MOVES and isinstance(at.args[0], Ref):
+        at = steps[at.args[0].name]
+    layer = model.get_submodule(at.target) if at.kind == "module" else None
+    found = isinstance(layer, nn.Sigmoid) or called_name(at.target) in ("sigmoid", "expit")
+    before = steps[at.refs()[0]] if found else None
+    alone = before is not None and before.batch_axis == 0 and before.shape in ((2,), (2, 1))
+    return before if alone else None
 
 
 def _is_recurrent(step: Step, model: nn.Module) -> bool:

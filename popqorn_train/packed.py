@@ -11,12 +11,15 @@ same without ever building the padding.
 B: batch, T: frames, F: features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence as torch_pack
+from torch.nn.utils.rnn import pad_packed_sequence as torch_pad
+
+from popqorn_train.steps import pick_samples
 
 
 class Packed(NamedTuple):
@@ -33,6 +36,13 @@ class Packed(NamedTuple):
     batch_axis: int
 
 
+class Padded(NamedTuple):
+    """What ``pad_packed_sequence`` gives."""
+
+    padded: Any
+    lengths: Tensor
+
+
 def pack_lengths(
     input: Any, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
 ) -> Packed:
@@ -45,7 +55,7 @@ def pad_lengths(
     batch_first: bool = False,
     padding_value: float = 0.0,
     total_length: int | None = None,
-) -> tuple[Any, Tensor]:
+) -> Padded:
     """Stands for ``pad_packed_sequence``; as long as the sequence was before it was packed."""
     padded, lengths, axis = sequence
     time = padded.shape[1 - axis]
@@ -54,12 +64,12 @@ def pad_lengths(
     mask = torch.arange(time, device=padded.device)[None] < lengths.to(padded.device)[:, None]
     mask = mask.view(*mask.shape, *[1] * (padded.ndim - 2)).transpose(0, axis)
     padded = torch.where(mask, padded, torch.full_like(padded, padding_value))
-    return padded.transpose(0, axis).transpose(0, 0 if batch_first else 1), lengths
+    return Padded(padded.transpose(0, axis).transpose(0, 0 if batch_first else 1), lengths)
 
 
 REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
-    pack_padded_sequence: pack_lengths,
-    pad_packed_sequence: pad_lengths,
+    torch_pack: pack_lengths,
+    torch_pad: pad_lengths,
 }
 
 
@@ -70,7 +80,22 @@ def call(layer: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     sequence, *rest = args
     first, time = sequence.batch_axis == 0, sequence.padded.shape[1 - sequence.batch_axis]
     lengths = sequence.lengths.cpu()
-    packed = pack_padded_sequence(sequence.padded, lengths, first, enforce_sorted=False)
+    packed = torch_pack(sequence.padded, lengths, first, enforce_sorted=False)
     out, state = layer(packed, *rest, **kwargs)
-    padded, _ = pad_packed_sequence(out, first, total_length=time)
+    padded, _ = torch_pad(out, first, total_length=time)
     return sequence._replace(padded=padded), state
+
+
+def call_sorted(model: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """Call a model, the longest sample first if it insists on that (``enforce_sorted``)."""
+    try:
+        return model(*values)
+    except RuntimeError as error:
+        lengths = next((v for v in values if isinstance(v, Tensor) and v.ndim == 1), None)
+        if lengths is None or "enforce_sorted" not in str(error):
+            raise
+    order = lengths.argsort(descending=True, stable=True)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    axis = 0 if all(len(value) == len(order) for value in tensors) else 1
+    output = model(*[pick_samples(value, order, axis) for value in values])
+    return output[order.argsort()]

@@ -152,7 +152,7 @@ def _split(
     if called_name(step.target) == "chunk":
         parts = places.chunk(sizes)
     else:
-        parts = places.split(sizes if isinstance(sizes, int) else list(sizes))
+        parts = torch.split(places, sizes if isinstance(sizes, int) else list(sizes))
     return _pieces(x, [(int(part[0]), len(part)) for part in parts], dim)
 
 
@@ -172,6 +172,13 @@ def _join(
         if dim % (last + 1) == last and len(axes) == 1 and last not in axes:
             return Join(tensors)
     return lifted(lifter, step, torch.cat, (tensors, dim), {}, exact=True)
+
+
+@operation("hstack", "column_stack")
+def _hstack(lifter: Lifter, step: Step, tensors: Any) -> Node:
+    if len(step.shape or ()) < 2:
+        raise unsupported(step, "a stack of single numbers")
+    return _join(lifter, step, tensors, 1)
 
 
 @operation("stack")

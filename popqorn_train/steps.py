@@ -39,10 +39,20 @@ class Multiple:
 
 
 @dataclass(frozen=True, eq=False)
-class Baked:
-    """A tensor that the code made while it was recorded, and the axis along which it repeats."""
+class Repeated:
+    """A list with the same item for every sample."""
 
-    value: Tensor
+    item: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Baked:
+    """A tensor that the code made while it was recorded, and the axis along which it repeats.
+
+    A value of None stands for the numbers of the samples, ``torch.arange(batch)``.
+    """
+
+    value: Tensor | None
     batch_axis: int | None
 
 

@@ -119,8 +119,8 @@ class TimeMajorPacked(nn.Module):
         h0 = self.start.expand(-1, x.size(1), -1).contiguous()
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
         out, h_n = self.gru(packed, h0)
-        out, _ = pad_packed_sequence(out, padding_value=-1.0)
-        return self.fc(h_n[0]) + out.mean(0).sum(1, keepdim=True)
+        out, _ = pad_packed_sequence(out, total_length=x.size(0))
+        return self.fc(h_n[0] + out.sum(0))
 
 
 class SpeechGRU(nn.Module):
@@ -354,13 +354,15 @@ class ImageRows(Model):
         return self.fc(out[:, -1])
 
 
-class ImageColumns(ImageRows):
-    """A squeezed image, read column by column."""
+class ImageColumns(Model):
+    """A squeezed image, read column by column, time first."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.LSTM(4, H))
 
     def forward(self, x):
         x = torch.squeeze(x, 1).permute(2, 0, 1)
         assert x.shape[0] == 4
-        self.rnn.batch_first = False
         out, _ = self.rnn(x)
         return self.fc(out[-1])
 
