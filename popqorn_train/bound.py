@@ -95,6 +95,11 @@ class BoundModel(nn.Module):
         center, value = _frames(center, axis, order), _frames(value, axis, order)
         return Case(lifter, found, center, value, scale, order)
 
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """Precision of the weights; None without any."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+
     def _precision(self) -> torch.dtype:
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         return torch.float64 if torch.float64 in kinds else torch.float32
@@ -119,7 +124,7 @@ class BoundModel(nn.Module):
         return {name: _usable(value) for name, value in named.items()}
 
     def _check_dtype(self, name: str, tensor: Tensor) -> None:
-        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+        own = self.weights_dtype
         if tensor.is_floating_point() and own is not None and tensor.dtype != own:
             raise TypeError(
                 f"`inputs` ({name}) must be {own} as the model's weights are, got {tensor.dtype}. "

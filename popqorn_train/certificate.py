@@ -32,7 +32,9 @@ class Certificate(NamedTuple):
             the label itself.
         margin: ``(B,)`` the least of them.
         certified: ``(B,)`` whether ``margin > 0``; a wrong prediction or a NaN never is.
-        numerics: precision of what is certified: ``"float64"`` or that of the weights. Sound for
+        numerics: precision of what is certified: ``"float64"`` or that of the weights; for a
+            model in half precision ``"float64 of bfloat16 weights"``: its float32 or float64
+            copy is certified, not its arithmetic. Sound for
             the network over the real numbers up to the rounding of that precision; tested
             against, but not proved for, the deployed kernel.
     """
@@ -180,7 +182,12 @@ def certify(
         if confirm == "float64" and case.value.dtype != torch.float64:
             margins = _confirmed(layer, inputs, target, ball, method, margins)
     margin = least(margins)
-    return Certificate(margins, margin, proved(margin), str(margins.dtype).removeprefix("torch."))
+    return Certificate(margins, margin, proved(margin), _numerics(margins.dtype, layer))
+
+
+def _numerics(dtype: torch.dtype, layer: BoundModel) -> str:
+    name, own = (str(kind).removeprefix("torch.") for kind in (dtype, layer.weights_dtype))
+    return f"{name} of {own} weights" if own in ("float16", "bfloat16") else name
 
 
 def check_confirm(confirm: str | None) -> None:
