@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train import tables  # noqa: F401  (fills the tables of lift.py)
-from popqorn_train.case import Case, undisturbed
+from popqorn_train.case import Case, as_frames, undisturbed
 from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan, center_and_scale, frame_order, plan
@@ -91,8 +91,8 @@ class BoundModel(nn.Module):
         value = lifter.value(found.root.name)
         center, scale = center_and_scale(found, lifter)
         axis, order = found.root.batch_axis or 0, frame_order(found, lifter)
-        scale = None if scale is None else _frames(scale, axis, order)
-        center, value = _frames(center, axis, order), _frames(value, axis, order)
+        scale = None if scale is None else as_frames(scale, axis, order)
+        center, value = as_frames(center, axis, order), as_frames(value, axis, order)
         return Case(lifter, found, center, value, scale, order)
 
     @property
@@ -191,14 +191,6 @@ def _tensors(named: dict[str, Any]) -> dict[str, Tensor]:
 def _usable(value: Any) -> Any:
     """Autograd cannot save an inference tensor: take a normal copy."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
-    """``(B, T, N)`` from the user's layout; numbers are frames of one feature."""
-    x = x.movedim(batch_axis, 0)
-    if order is not None:
-        return x.flatten(1)[:, order]
-    return x[..., None] if x.ndim == 2 else x.flatten(2)
 
 
 def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:

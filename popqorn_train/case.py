@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from popqorn_train.affine import Affine, Linear
 from popqorn_train.lift import Lifter
-from popqorn_train.moved import Plan
+from popqorn_train.moved import Plan, embedded
 from popqorn_train.node import Node, Root
 from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Region
+from popqorn_train.substitutions import Choices, Substitutions
 from popqorn_train.tracer import UnsupportedModelError
 
 
@@ -50,6 +52,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def as_frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
+    """``(B, T, N)`` from the user's layout; numbers are frames of one feature."""
+    x = x.movedim(batch_axis, 0)
+    if order is not None:
+        return x.flatten(1)[:, order]
+    return x[..., None] if x.ndim == 2 else x.flatten(2)
+
+
 class Case(NamedTuple):
     """A batch of inputs, ready to be bounded or attacked.
 
@@ -78,11 +88,16 @@ class Case(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
-    def graph(self, ball: LpBall) -> Node:
-        """The logits ``(B, C)`` as a node over the ball around the inputs."""
-        if not isinstance(ball, LpBall):
-            raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
-        region = ball.around(self.center, self.value, self.scale)
+    def graph(self, ball: LpBall | Substitutions) -> Node:
+        """The logits ``(B, C)`` as a node over what may move around the inputs."""
+        if isinstance(ball, Substitutions):
+            region: Region | Choices = self._choices(ball)
+        elif isinstance(ball, LpBall):
+            region = ball.around(self.center, self.value, self.scale)
+        else:
+            raise TypeError(
+                f"`ball` must be an LpBall or Substitutions, got {type(ball).__name__}."
+            )
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
         node = self._run(root if plain else self._as_users(root))
@@ -92,6 +107,17 @@ class Case(NamedTuple):
                 "tensor with bound(model, perturb=...)."
             )
         return self._two_classes(node) if self.plan.single else node
+
+    def _choices(self, words: Substitutions) -> Choices:
+        source = self.plan.source
+        tokens = self.lifter.value(source.refs()[0]) if source.refs() else self.value
+        axis = source.batch_axis or 0
+
+        def embed(tokens: Tensor) -> Tensor:
+            found = embedded(self.plan, self.lifter, tokens.movedim(0, axis))
+            return as_frames(found, self._axis, self.order)
+
+        return words.around(tokens.movedim(axis, 0), embed, self.value)
 
     def _two_classes(self, node: Node) -> Node:
         """The classes (0, logit) of a model that returns one logit a sample."""

@@ -18,6 +18,7 @@ from popqorn_train.methods import Method, method_named
 from popqorn_train.node import Node
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Bounds
+from popqorn_train.substitutions import Substitutions
 
 Confirm = Literal["float64"] | None
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -115,14 +116,18 @@ def proved(margin: Tensor) -> Tensor:
 
 
 def logit_bounds(
-    model: nn.Module, inputs: Inputs, ball: LpBall, *, method: str | Method = "popqorn"
+    model: nn.Module,
+    inputs: Inputs,
+    ball: LpBall | Substitutions,
+    *,
+    method: str | Method = "popqorn",
 ) -> Bounds:
     """Bound every logit over the ball; differentiable in the weights.
 
     Args:
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
-        ball: what may move.
+        ball: what may move, an ``LpBall`` or ``Substitutions``.
         method: a name, see methods.py, or an object.
 
     Returns:
@@ -148,7 +153,7 @@ def certify(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: LpBall | Substitutions,
     *,
     method: str | Method = "popqorn",
     confirm: Confirm = "float64",
@@ -159,7 +164,7 @@ def certify(
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
-        ball: what may move.
+        ball: what may move, an ``LpBall`` or ``Substitutions``.
         method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
         confirm: ``"float64"`` bounds every sample that would be certified again in float64, and
             reports that; None leaves the precision of the weights (at least float32).
@@ -200,7 +205,7 @@ def _confirmed(
     layer: BoundModel,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: LpBall | Substitutions,
     method: Method,
     margins: Tensor,
 ) -> Tensor:

@@ -253,6 +253,32 @@ def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None
     return center, torch.func.jvp(chain, (raw,), (torch.ones_like(raw),))[1]
 
 
+def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
+    """What the root holds for other tokens, in the user's layout.
+
+    Raises:
+        UnsupportedModelError: it is no embedding that moves.
+        ValueError: tokens that it does not know.
+    """
+    layer = lifter.model.get_submodule(found.source.target) if _is_module(found.source) else None
+    if not isinstance(layer, nn.Embedding):
+        raise UnsupportedModelError(
+            f"Substitutions replace tokens, but {found.source.name!r} moves, which is no "
+            "nn.Embedding. Use an LpBall, or name the embedding with bound(model, perturb=...)."
+        )
+    if int(tokens.max()) >= layer.num_embeddings:
+        raise ValueError(
+            f"`candidates` must be tokens in 0..{layer.num_embeddings - 1}, got "
+            f"{int(tokens.max())}."
+        )
+    vectors = lifter.cast(layer.forward(tokens))
+    return _through(found, lifter, vectors, scaled=True)
+
+
+def _is_module(step: Step) -> bool:
+    return step.kind == "module"
+
+
 def _through(found: Plan, lifter: Lifter, x: Tensor, *, scaled: bool) -> Tensor:
     """Send a tensor through the chain, leaving changes of unit out if asked."""
     fork = lifter.fork()

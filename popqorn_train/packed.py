@@ -47,7 +47,11 @@ def pack_lengths(
     input: Any, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
 ) -> Packed:
     """Stands for ``pack_padded_sequence``; the order of samples does not matter here."""
-    return Packed(input, torch.as_tensor(lengths), 0 if batch_first else 1)
+    packed = Packed(input, torch.as_tensor(lengths), 0 if batch_first else 1)
+    batch = input.shape[packed.batch_axis]
+    if packed.lengths.shape != (batch,):
+        raise ValueError(f"lengths must be ({batch},), got {tuple(packed.lengths.shape)}")
+    return packed
 
 
 def pad_lengths(
