@@ -6,6 +6,7 @@ input while frames are those the layer reads.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +117,9 @@ def _way_to_layer(at: Step, model: nn.Module, readers: dict[str, list[Step]]) ->
         if _is_recurrent(step, model) and isinstance(step.args[0], Ref):
             if step.args[0].name == at.name:
                 return []
+        elif _is_convolution(step, model):  # it reads (B, N, T)
+            axes = Ref(at.name), 1, 2
+            return [replace(step, name="frames", kind="method", target="transpose", args=axes)]
         elif _folds(step, at, model):
             rest = _way_to_layer(step, model, readers)
             if rest is not None:
@@ -185,6 +189,11 @@ def _before_sigmoid(output: Step, steps: dict[str, Step], model: nn.Module) -> S
     before = steps[at.refs()[0]] if found else None
     alone = before is not None and before.batch_axis == 0 and before.shape in ((2,), (2, 1))
     return before if alone else None
+
+
+def _is_convolution(step: Step, model: nn.Module) -> bool:
+    layer = model.get_submodule(step.target) if step.kind == "module" else None
+    return isinstance(layer, nn.Conv1d) or called_name(step.target) == "conv1d"
 
 
 def _is_recurrent(step: Step, model: nn.Module) -> bool:
