@@ -1,6 +1,8 @@
 """Every classifier of the zoo is certified soundly, and as people would use it."""
 
 import math
+import time
+from importlib import import_module
 
 import pytest
 import pytorch_lightning as pl
@@ -18,6 +20,7 @@ from tests.zoo import B, zoo
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 ZOO = zoo()
+MODULE = import_module("popqorn_train.bound")  # the name in the package is the function
 POINTS = 100
 every_model = pytest.mark.parametrize("name", ZOO)
 # Models in which padding changes nothing: neither values nor what a mean is divided by.
@@ -165,3 +168,17 @@ def test_a_fit_is_monitored(name):
     trainer.fit(Fitted(model.train()), batches(inputs, axis), batches(inputs, axis))
     assert len(monitor.last.radii) == 4
     assert ((monitor.last.radii > 0) == monitor.last.correct).all()
+
+
+def test_tracing_is_quick_and_remembered(monkeypatch):
+    seconds = []
+    for name, (model, x) in zoo().items():
+        started = time.process_time()
+        bound(model).case(x)
+        seconds.append((time.process_time() - started, name))
+        monkeypatch.setattr(MODULE, "record", None)  # a second recording would fail
+        bound(model).case(x)
+        monkeypatch.undo()
+    median, most = sorted(seconds)[len(seconds) // 2], max(seconds)
+    print(f"traced and checked: median {median[0]:.3f} s, most {most[0]:.3f} s ({most[1]})")
+    assert median[0] < 0.1  # on an idle core less than half of it
