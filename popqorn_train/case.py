@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from popqorn_train.affine import Affine, Linear
 from popqorn_train.lift import Lifter
-from popqorn_train.moved import Plan, embedded
+from popqorn_train.moved import Plan
 from popqorn_train.node import Node, Root
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Region
 from popqorn_train.substitutions import Choices, Substitutions
 from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.units import embedded
 
 
 @contextlib.contextmanager

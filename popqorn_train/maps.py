@@ -13,8 +13,9 @@ from torch.nn import functional
 from popqorn_train.affine import full
 from popqorn_train.lift import Lifter, module, operation, unsupported
 from popqorn_train.node import Node, Tape
+from popqorn_train.reductions import largest_over
 from popqorn_train.region import Bounds, dot
-from popqorn_train.shapes import affine_of, largest_over, lifted
+from popqorn_train.shapes import affine_of, lifted
 from popqorn_train.steps import Step
 
 Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -108,7 +109,7 @@ def _max_pool(
 
     shape = (*x.shape[:-1], windows, size)
     unfolded = affine_of(unfold, (x,), {}, shape=shape, axis=0, exact=True)
-    return largest_over(lifter, step, unfolded, last + 1, keepdim=False)
+    return largest_over(step, unfolded, last + 1, keepdim=False)
 
 
 @module(nn.MaxPool1d)

@@ -1,17 +1,15 @@
-"""How operations that move, pick, join, mask or add up entries act on nodes.
+"""How operations that move, pick, split or join entries act on nodes.
 
 They are told apart by whether every output reads a single coordinate ("exact").
 """
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train.affine import Affine, Join, frame, frames
-from popqorn_train.largest import Largest
 from popqorn_train.lift import Lifter, module, operation, unsupported
 from popqorn_train.node import Node
 from popqorn_train.steps import MOVES, REPEATS, Step, walk
@@ -104,7 +102,8 @@ def _is_sequence(x: Any) -> bool:
     return isinstance(x, Node) and len(x.shape) == 2 and x.batch_axis < 2
 
 
-def _ndim(x: Node) -> int:
+def ndim(x: Node) -> int:
+    """Number of axes in the user's layout."""
     return len(x.shape) + 1
 
 
@@ -126,7 +125,7 @@ def _pieces(x: Node, pieces: list[tuple[int, int]], dim: int) -> tuple[Node, ...
 
 @operation("unbind")
 def _unbind(lifter: Lifter, step: Step, x: Node, dim: int = 0) -> Any:
-    dim = dim % _ndim(x)
+    dim = dim % ndim(x)
     if dim == x.batch_axis:
         raise unsupported(step, "an unbind of the batch")
     if _is_sequence(x) and dim == (1 if x.batch_axis == 0 else 0):
@@ -144,7 +143,7 @@ def _split(
     lifter: Lifter, step: Step, x: Node, sizes: Any = None, dim: int = 0, **more: Any
 ) -> Any:
     sizes = more.get("split_size_or_sections", more.get("split_size", more.get("chunks", sizes)))
-    dim = dim % _ndim(x)
+    dim = dim % ndim(x)
     if dim == x.batch_axis:
         raise unsupported(step, "a split of the batch")
     length = x.shape[dim - (dim > x.batch_axis)]
@@ -156,19 +155,14 @@ def _split(
     return _pieces(x, [(int(part[0]), len(part)) for part in parts], dim)
 
 
-@operation("sum", "mean")
-def _reduce(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
-    return lifted(lifter, step, function_of(step), args, kwargs, exact=False)
-
-
 @operation("cat", "concat", "concatenate")
 def _join(
     lifter: Lifter, step: Step, tensors: Any, dim: int = 0, *, axis: int | None = None
 ) -> Node:
     dim = dim if axis is None else axis
-    if all(isinstance(part, Node) and _ndim(part) > 1 for part in tensors):
+    if all(isinstance(part, Node) and ndim(part) > 1 for part in tensors):
         first = tensors[0]
-        last, axes = _ndim(first) - 1, {part.batch_axis for part in tensors}
+        last, axes = ndim(first) - 1, {part.batch_axis for part in tensors}
         if dim % (last + 1) == last and len(axes) == 1 and last not in axes:
             return Join(tensors)
     return lifted(lifter, step, torch.cat, (tensors, dim), {}, exact=True)
@@ -184,79 +178,6 @@ def _hstack(lifter: Lifter, step: Step, tensors: Any) -> Node:
 @operation("stack")
 def _stack(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
     return lifted(lifter, step, torch.stack, args, kwargs, exact=True)
-
-
-@operation("where")
-def _where(lifter: Lifter, step: Step, condition: Any, one: Any, other: Any) -> Node:
-    if isinstance(condition, Node):
-        raise unsupported(step, "a choice that depends on what moves")
-    return lifted(lifter, step, torch.where, (condition, one, other), {}, exact=True)
-
-
-@operation("masked_fill")
-def _masked_fill(lifter: Lifter, step: Step, x: Node, mask: Any, value: Any) -> Node:
-    """A mask that does not move; -inf becomes a number below all others, which a maximum needs."""
-    if isinstance(value, Tensor):
-        value = value.item()
-    if value == -math.inf:
-        value = torch.finfo(lifter.dtype).min / 4
-    return lifted(lifter, step, torch.masked_fill, (x, mask, value), {}, exact=True)
-
-
-@operation("max", "amax")
-def _max(lifter: Lifter, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """Maximum over one axis; ``max`` gives a pair, of which the indices have no bound."""
-    if isinstance(dim, Node):
-        raise unsupported(step, "a maximum of two tensors", "Stack them and take max(0).")
-    if isinstance(dim, tuple | list) and len(dim) == 1:
-        dim = dim[0]
-    if not isinstance(dim, int):
-        raise unsupported(step, "a maximum over several axes", "Name one axis.")
-    found = largest_over(lifter, step, x, dim % _ndim(x), keepdim=keepdim)
-    return _Values(found) if called_name(step.target) == "max" else found
-
-
-class _Values(NamedTuple):
-    """What ``max`` returns, without the indices, which have no bound."""
-
-    values: Node
-
-
-@operation("getattr")
-def _field(lifter: Lifter, step: Step, x: Any, name: str) -> Any:
-    if isinstance(x, _Values) and name == "values":
-        return x.values
-    if name == "data":
-        return x
-    raise unsupported(step, f"the field {name!r}")
-
-
-def largest_over(lifter: Lifter, step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
-    """Greatest entry along an axis of the user's layout."""
-    if dim == x.batch_axis:
-        raise unsupported(step, "a maximum over the batch")
-    own = dim - (dim > x.batch_axis)
-    rest = (*x.shape[:own], *x.shape[own + 1 :])
-    rows = affine_of(
-        lambda value: value.movedim((x.batch_axis, dim), (0, 1)).flatten(2),
-        (x,),
-        {},
-        shape=(x.shape[own], math.prod(rest)),
-        axis=0,
-        exact=True,
-    )
-    if x.batch_axis == 0 and dim == 1 and len(rest) == 1:
-        rows = x
-    shape = (*rest[:own], 1, *rest[own:]) if keepdim else rest
-    axis = x.batch_axis - (dim < x.batch_axis and not keepdim)
-    best = Largest(rows)
-    if (shape, axis) == (best.shape, 0):
-        return best
-
-    def back(value: Tensor) -> Tensor:
-        return value.reshape(len(value), *shape).movedim(0, axis)
-
-    return affine_of(back, (best,), {}, shape=shape, axis=axis, exact=True)
 
 
 @operation("expand_as")

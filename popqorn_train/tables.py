@@ -7,6 +7,7 @@ from popqorn_train import (  # noqa: F401
     norms,
     operations,
     padding,
+    reductions,
     shapes,
 )
 from popqorn_train.lift import MODULES, OPERATIONS
@@ -19,7 +20,8 @@ _TITLES = {
     "elementwise": "activations",
     "maps": "convolution and pooling",
     "norms": "normalisation",
-    "shapes": "shapes, picking, joining, reductions",
+    "reductions": "sums, means, maxima, masks",
+    "shapes": "shapes, picking, joining",
 }
 
 

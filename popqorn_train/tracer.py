@@ -81,7 +81,9 @@ class Tracer(fx.Tracer):
         self._autowrap_search += [
             place
             for place in list(sys.modules.values())
-            if any(vars(place).get(name) is one for name, one in _PACKING.items())
+            if any(
+                getattr(place, "__dict__", {}).get(name) is one for name, one in _PACKING.items()
+            )
         ]
         self.inputs = inputs
         self.baked: dict[str, Tensor] = {}
