@@ -82,6 +82,11 @@ class Activation(Nonlinear):
         return dot(positive, relaxation.lower_intercept) + dot(negative, relaxation.upper_intercept)
 
 
+def is_curve(node: Node, name: str) -> bool:
+    """Whether a node is this activation."""
+    return isinstance(node, Activation) and node.curve is _CURVES[name]
+
+
 def _corners(one: Bounds, two: Bounds) -> Bounds:
     """Range of a product: exact on the corners of the box."""
     products = torch.stack([x * y for x in one for y in two])

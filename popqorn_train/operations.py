@@ -5,11 +5,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from popqorn_train.activation import Activation, SigmoidIdentity, SigmoidTanh, is_curve
 from popqorn_train.affine import Linear, Negative, Sum
+from popqorn_train.curves import CURVES
 from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.node import Node
+from popqorn_train.products import Product
 from popqorn_train.shapes import function_of, lifted
 from popqorn_train.steps import IDENTITIES, Step
+from popqorn_train.tracer import called_name
 
 
 @operation("add")
@@ -32,12 +36,29 @@ def _subtract(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node
 
 @operation("mul", "multiply", "div", "divide", "true_divide", "truediv", "rsub")
 def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
-    both = isinstance(x, Node) and isinstance(y, Node)
-    if both or ("div" in str(step.target) and isinstance(y, Node)):
-        raise unsupported(step, "a product or quotient of two things that move")
+    if isinstance(y, Node) and "div" in called_name(step.target):
+        raise unsupported(step, "a quotient by something that moves")
+    if isinstance(x, Node) and isinstance(y, Node) and "mul" in called_name(step.target):
+        return _product(step, x, y)
     if kwargs:
         raise unsupported(step, f"a scaling with {sorted(kwargs)}")
     return lifted(lifter, step, function_of(step), (x, y), kwargs, exact=True)
+
+
+def _product(step: Step, x: Node, y: Node) -> Node:
+    """Gates as in a cell get the planes of the cell, other products a strip."""
+    if (x.shape, x.batch_axis) != (y.shape, y.batch_axis):
+        raise unsupported(
+            step, "a product of two things that move, of different shapes", "Expand one of them."
+        )
+    if x is y:
+        return Activation(CURVES["square"](), x)
+    for gate, other in ((x, y), (y, x)):
+        if is_curve(gate, "sigmoid") and (len(gate.shape), gate.batch_axis) == (1, 0):
+            if is_curve(other, "tanh"):
+                return SigmoidTanh(gate.inputs[0], other.inputs[0])
+            return SigmoidIdentity(gate.inputs[0], other)
+    return Product(x, y)
 
 
 @operation("neg")

@@ -78,13 +78,7 @@ class Tracer(fx.Tracer):
     def __init__(self, inputs: dict[str, Any]) -> None:
         super().__init__(autowrap_functions=tuple(REPLACED))
         # Wherever a name of torch's packing was imported to, it is recorded.
-        self._autowrap_search += [
-            place
-            for place in list(sys.modules.values())
-            if any(
-                getattr(place, "__dict__", {}).get(name) is one for name, one in _PACKING.items()
-            )
-        ]
+        self._autowrap_search += [place for place in [*sys.modules.values()] if _packs(place)]
         self.inputs = inputs
         self.baked: dict[str, Tensor] = {}
         self.visited = {""}
@@ -171,6 +165,11 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", path, args, kwargs)
         self.visited.add(path)
         return m.forward(*args, **kwargs)
+
+
+def _packs(module: Any) -> bool:
+    names = getattr(module, "__dict__", {})
+    return any(names.get(name) is function for name, function in _PACKING.items())
 
 
 def _user_line(stack: traceback.StackSummary) -> str:

@@ -6,6 +6,7 @@ import torch
 from popqorn_train.curves import CURVES
 from popqorn_train.largest import Largest
 from popqorn_train.node import Node
+from popqorn_train.products import Product
 from popqorn_train.region import Bounds
 
 F64 = torch.float64
@@ -105,3 +106,20 @@ def test_a_maximum_that_one_entry_always_attains_is_exact():
     torch.testing.assert_close(sides.lower, expected)
     torch.testing.assert_close(sides.upper, expected)
     assert 0 <= sides.intercept.item() < 1e-13
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-6, 0.1, 5.0])
+def test_a_strip_encloses_a_product_and_touches_it(width):
+    generator = torch.Generator().manual_seed(1)
+    lower = torch.randn(2, 300, 4, generator=generator, dtype=F64)
+    upper = lower + width * torch.rand(2, 300, 4, generator=generator, dtype=F64)
+    pair = Bounds(lower[0], upper[0]), Bounds(lower[1], upper[1])
+    node = Product(Node([], (4,)), Node([], (4,)))
+    strip, hull = node.relax(*pair), node.range(*pair)
+    share = torch.rand(200, 2, 300, 4, generator=generator, dtype=F64)
+    share[100:] = share[100:].round()
+    x, y = torch.lerp(lower, upper, share).unbind(1)
+    gap = x * y - (strip.x * x + strip.y * y + strip.intercept)
+    assert (gap.abs() <= strip.reach).all()
+    assert (gap.abs().amax(0) >= strip.reach - 1e-11).float().mean() > 0.99
+    assert ((hull.lower <= x * y) & (x * y <= hull.upper)).all()

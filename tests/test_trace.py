@@ -225,10 +225,10 @@ class Attended(Base):
         return self.head((out * out.softmax(1)).sum(1))
 
 
-class Squared(Base):
+class Divided(Base):
     def forward(self, x):
         out = self.rnn(x)[0][:, -1]
-        return self.head(out * out)
+        return self.head(out / (2 + out))
 
 
 class Normed(Base):
@@ -259,7 +259,7 @@ class Random(Base):
 REFUSED = {
     Branches: r"control flow depends on the data \(test_trace.py, line \d+.*Move",
     Attended: r"'softmax'.*\(test_trace.py, line \d+.*Use",
-    Squared: r"'mul'.*product.*two things that move.*\(test_trace.py, line \d+",
+    Divided: r"'truediv'.*quotient.*\(test_trace.py, line \d+",
     Normed: r"module 'norm' is a GroupNorm.*\(test_trace.py, line \d+.*Use",
     Mixed: r"mixes samples.*\(test_trace.py, line \d+",
     Unread: r"do not depend on 'x'.*perturb|'ones_like'.*Use",

@@ -206,6 +206,45 @@ class LSTMCellLoop(nn.Module):
         return self.fc(torch.stack(outputs, dim=1).mean(1))
 
 
+class GRUByHand(nn.Module):
+    """Gates from linear layers, the blend written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.candidate = nn.Linear(F + H, 2 * H), nn.Linear(F + H, H)
+        self.fc = nn.Linear(H, C)
+
+    def step(self, x, h):
+        r, z = torch.sigmoid(self.gates(torch.cat([x, h], dim=1))).chunk(2, dim=1)
+        n = torch.tanh(self.candidate(torch.cat([x, r * h], dim=1)))
+        return (1 - z) * n + z * h
+
+    def forward(self, x):
+        h = torch.zeros(len(x), H, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            h = self.step(x[:, t], h)
+        return self.fc(h)
+
+
+class LSTMByHand(nn.Module):
+    """Four gates by matrix products, peephole by a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(F, 4 * H) / 2)
+        self.u = nn.Parameter(torch.randn(H, 4 * H) / 2)
+        self.bias, self.fc = nn.Parameter(torch.zeros(4 * H)), nn.Linear(H, C)
+        self.peephole = nn.Parameter(torch.randn(H) / 2)
+
+    def forward(self, x):
+        h, c = (torch.zeros(x.size(0), H, dtype=x.dtype) for _ in range(2))
+        for t in range(x.size(1)):
+            i, f, g, o = torch.split(x[:, t] @ self.w + h @ self.u + self.bias, H, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o + self.peephole * c) * torch.tanh(c)
+        return self.fc(h)
+
+
 class RNNCellDecay(nn.Module):
     """A relu cell, products with constants, a running sum."""
 
@@ -469,7 +508,8 @@ def zoo() -> dict[str, tuple[nn.Module, Any]]:
     }  # fmt: skip
     kinds = [
         *inputs, SpeechGRU, StackedSensors, CharRNN, GRUCellLoop, LSTMCellLoop, RNNCellDecay,
-        Residual, MaxOverTime, RCNN, MeanMaxPool, BinarySigmoid, BinarySqueezed, BatchNormHead,
+        GRUByHand, LSTMByHand, Residual, MaxOverTime, RCNN, MeanMaxPool, BinarySigmoid,
+        BinarySqueezed, BatchNormHead,
         NormedLSTM, StateViewed, Projected, WeightNormed, SharedTwice, EncoderState, WithLogits,
     ]  # fmt: skip
     torch.manual_seed(5)
