@@ -115,6 +115,13 @@ def _pieces(value: Callable[[Tensor], Tensor], *breaks: float, rises: bool = Tru
     return Curve(value, 0.0, breaks, rises)
 
 
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(
+            f"`{name}` of an activation must be positive to have a bound, got {value}."
+        )
+
+
 def leaky_relu(negative_slope: float = 0.01) -> Curve:
     """``x`` above 0, ``negative_slope x`` below."""
     rises = negative_slope >= 0
@@ -127,12 +134,12 @@ def prelu(weight: Tensor) -> Curve:
 
 
 def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Curve:
-    """X cut to an interval."""
+    """Cut x to an interval."""
     return _pieces(lambda x: x.clamp(min_val, max_val), min_val, max_val)
 
 
 def clamp(min: float | None = None, max: float | None = None) -> Curve:
-    """X cut on one side or both."""
+    """Cut x on one side or both."""
     ends = [end for end in (min, max) if end is not None]
     return _pieces(lambda x: x.clamp(min, max), *ends)
 
@@ -144,7 +151,8 @@ def elu(alpha: float = 1.0) -> Curve:
 
 def celu(alpha: float = 1.0) -> Curve:
     """``alpha (exp(x / alpha) - 1)`` below 0."""
-    return Curve(lambda x: functional.celu(x, alpha), 1 / abs(alpha), (0.0,), rises=alpha > 0)
+    _check_positive("alpha", alpha)
+    return Curve(lambda x: functional.celu(x, alpha), 1 / alpha, (0.0,))
 
 
 def gelu(approximate: str = "none") -> Curve:
@@ -154,6 +162,7 @@ def gelu(approximate: str = "none") -> Curve:
 
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Curve:
     """``log(1 + exp(beta x)) / beta``, for which torch takes x beyond the threshold."""
+    _check_positive("beta", beta)
     miss = torch.tensor(-threshold, dtype=torch.float64).exp().item() / beta
 
     def value(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from popqorn_train.curves import CURVES
 from popqorn_train.steps import (
     MOVES,
     REPEATS,
@@ -77,8 +78,9 @@ def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
     for step in steps:
         layer = model.get_submodule(step.target) if step.kind == "module" else None
         inplace = not isinstance(layer, nn.Dropout) and getattr(layer, "inplace", False)
-        if called_name(step.target) == "relu":
-            inplace = step.kwargs.get("inplace", False) or step.args[1:] == (True,)
+        if called_name(step.target) in CURVES.keys() | {"relu"}:
+            positional = any(arg is True for arg in step.args[1:])
+            inplace = step.kwargs.get("inplace", False) or positional
         if not inplace or not step.refs():
             continue
         argument = by_name[step.refs()[0]]

@@ -123,3 +123,9 @@ def test_a_strip_encloses_a_product_and_touches_it(width):
     assert (gap.abs() <= strip.reach).all()
     assert (gap.abs().amax(0) >= strip.reach - 1e-11).float().mean() > 0.99
     assert ((hull.lower <= x * y) & (x * y <= hull.upper)).all()
+
+
+@pytest.mark.parametrize(("name", "settings"), [("celu", (-1.0,)), ("softplus", (-2.0,))])
+def test_settings_without_a_known_bend_are_refused(name, settings):
+    with pytest.raises(ValueError, match="must be positive"):
+        CURVES[name](*settings)

@@ -107,6 +107,18 @@ def module_on_a_view(net, x):
     return net.head(net.act(states[:, -1]) + states.mean(1))
 
 
+def leaky_on_a_view(net, x):
+    states = net.rnn(x)[0]
+    functional.leaky_relu(states[:, -1], 0.1, True)
+    return net.head(states.mean(1))
+
+
+def hardtanh_on_a_view(net, x):
+    states = net.rnn(x)[0]
+    functional.hardtanh(states[:, -1], -0.1, 0.1, inplace=True)
+    return net.head(states.mean(1))
+
+
 def batch_mean(net, x):
     return net.head(net.rnn(x)[0][:, -1]) - net.start.sum() * x.detach().mean(0).sum()
 
@@ -134,6 +146,8 @@ def dealt_anew(net, x):
     [
         (view_then_relu, "works in place", {}),
         (module_on_a_view, "works in place", {}),
+        (leaky_on_a_view, "works in place", {}),
+        (hardtanh_on_a_view, "works in place", {}),
         (batch_mean, "mixes samples", {}),
         (written, r"in place \(mul_\)", {}),
         (floored, "rounding_mode", {}),
