@@ -69,11 +69,6 @@ def check_target(target: Tensor, batch: int, classes: int, name: str = "target")
     if target.shape != (batch,):
         shape = tuple(target.shape)
         raise ValueError(f"`{name}` must hold one label a sample, ({batch},), got shape {shape}.")
-    if classes < 2:
-        raise ValueError(
-            f"the model must return at least 2 logits, got {classes}. For a binary classifier with "
-            "one logit return torch.cat([torch.zeros_like(logit), logit], 1)."
-        )
     least, most = int(target.min()), int(target.max())
     if least < 0 or most >= classes:
         raise ValueError(

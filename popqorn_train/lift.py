@@ -197,9 +197,8 @@ def unsupported(step: Step, what: str, way_out: str = "") -> UnsupportedModelErr
     """The error for a step that cannot be bounded."""
     where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
     way_out = way_out or (
-        "Use recurrent layers, nn.Linear, ReLU, Tanh, Sigmoid, Dropout and shape operations on "
-        "what moves; compute the rest outside forward, or certify the part of the model after it "
-        "with bound(model, perturb=...)."
+        "Use what `popqorn-train supported` lists on what moves; compute the rest outside "
+        "forward, or certify the part of the model after it with bound(model, perturb=...)."
     )
     return UnsupportedModelError(
         f"{where} is {what}, which has no bound ({step.source}). {way_out}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 IDENTITIES = frozenset(
-    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type_as")
+    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type", "type_as")
 )  # operations that do nothing to real numbers in eval mode
 MOVES = frozenset(
     (

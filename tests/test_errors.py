@@ -150,10 +150,12 @@ def test_a_model_that_cannot_be_bounded_is_refused(model, message):
         certify(model, sequences(2, 3).float(), torch.tensor([0, 0]), LpBall(0.1))
 
 
-def test_labels_for_a_single_logit_are_refused():
-    model = Classifier("gru", classes=1)
-    with pytest.raises(ValueError, match="at least 2 logits, got 1"):
-        certify(model, sequences(2, 3).float(), torch.tensor([0, 0]), LpBall(0.1))
+def test_labels_for_a_single_logit_are_0_and_1():
+    model, inputs = Classifier("gru", classes=1), sequences(2, 3).float()
+    proof = certify(model, inputs, (model(inputs)[:, 0] > 0).long(), LpBall(0.0))
+    assert proof.certified.all()
+    with pytest.raises(ValueError, match=r"`target`.*0\.\.1 for 2 logits.*2"):
+        certify(model, inputs, torch.tensor([0, 2]), LpBall(0.0))
 
 
 SETTINGS = {
