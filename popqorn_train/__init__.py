@@ -1,6 +1,7 @@
 """Certified robustness radii for recurrent classifiers, computed while they train."""
 
 from popqorn_train.bound import BoundModel, bound
+from popqorn_train.budget import certified_budget
 from popqorn_train.certificate import Certificate, certify, logit_bounds
 from popqorn_train.empirical import empirical_radius
 from popqorn_train.examine import SampleRow, Status
@@ -10,6 +11,7 @@ from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.perturbation import LpBall
 from popqorn_train.radius import RadiusSearch, certified_radius, search_radius
 from popqorn_train.region import Bounds
+from popqorn_train.substitutions import Substitutions
 from popqorn_train.tracer import UnsupportedModelError
 
 __all__ = [
@@ -24,8 +26,10 @@ __all__ = [
     "RadiusSearch",
     "SampleRow",
     "Status",
+    "Substitutions",
     "UnsupportedModelError",
     "bound",
+    "certified_budget",
     "certified_radius",
     "certify",
     "certify_loader",

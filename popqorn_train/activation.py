@@ -1,6 +1,6 @@
 """Nonlinear nodes: an activation of one argument and the products of gated cells.
 
-    Activation        f(a)                                  tanh, sigmoid, relu
+    Activation        f(a)                                  tanh, sigmoid, relu; curves.py
     SigmoidTanh       sigmoid(a) tanh(b)                    LSTM: i g and o tanh(c)
     SigmoidIdentity   sigmoid(a) b                          LSTM: f c; GRU: r q
     Blend             sigmoid(-a) tanh(b) + sigmoid(a) h    GRU: the next state
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.curves import Curve
 from popqorn_train.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.node import Node, Nonlinear, Tape
 from popqorn_train.planes import (
@@ -25,10 +26,22 @@ from popqorn_train.planes import (
 )
 from popqorn_train.region import Bounds, dot
 
-_CURVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Lines]]] = {
-    "tanh": (torch.tanh, tanh_lines),
-    "sigmoid": (torch.sigmoid, sigmoid_lines),
-    "relu": (torch.relu, relu_lines),
+
+class _Rising(NamedTuple):
+    """A function that rises, with lines of its own."""
+
+    value: Callable[[Tensor], Tensor]
+    lines: Callable[[Tensor, Tensor], Lines]
+
+    def range(self, bounds: Bounds) -> Bounds:
+        """Images of the ends."""
+        return Bounds(self.value(bounds.lower), self.value(bounds.upper))
+
+
+_CURVES = {
+    "tanh": _Rising(torch.tanh, tanh_lines),
+    "sigmoid": _Rising(torch.sigmoid, sigmoid_lines),
+    "relu": _Rising(torch.relu, relu_lines),
 }
 
 
@@ -41,21 +54,21 @@ class Activation(Nonlinear):
     """``f(x)`` unit by unit.
 
     Args:
-        name: ``"tanh"``, ``"sigmoid"`` or ``"relu"``.
+        curve: ``"tanh"``, ``"sigmoid"``, ``"relu"``, or any other function.
         x: node of any shape.
     """
 
-    def __init__(self, name: str, x: Node) -> None:
+    def __init__(self, curve: str | Curve, x: Node) -> None:
         super().__init__([x], x.shape, x.batch_axis)
-        self.value, self.lines = _CURVES[name]
+        self.curve = _CURVES[curve] if isinstance(curve, str) else curve
 
     def range(self, *inputs: Bounds) -> Bounds:
-        """All three functions rise."""
-        return Bounds(self.value(inputs[0].lower), self.value(inputs[0].upper))
+        """Range of the function."""
+        return self.curve.range(inputs[0])
 
     def relax(self, *inputs: Bounds) -> Lines:
         """A line below and one above."""
-        return self.lines(*inputs[0])
+        return self.curve.lines(*inputs[0])
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Lines) -> Tensor:
         """Replace the function by the line on the side that matters."""
@@ -67,6 +80,11 @@ class Activation(Nonlinear):
             positive * relaxation.lower_slope[:, None] + negative * relaxation.upper_slope[:, None],
         )
         return dot(positive, relaxation.lower_intercept) + dot(negative, relaxation.upper_intercept)
+
+
+def is_curve(node: Node, name: str) -> bool:
+    """Whether a node is this activation."""
+    return isinstance(node, Activation) and node.curve is _CURVES[name]
 
 
 def _corners(one: Bounds, two: Bounds) -> Bounds:

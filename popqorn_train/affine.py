@@ -81,7 +81,7 @@ class Sum(Node):
             tape.add(term, slope)
         if self.constant is None:
             return None
-        return dot(_full(slope, self.shape), self.constant.expand(-1, *self.shape))
+        return dot(full(slope, self.shape), self.constant.expand(-1, *self.shape))
 
 
 class Negative(Node):
@@ -145,14 +145,14 @@ class Affine(Node):
         batch = tape.batch
         zeros = [slope.new_zeros(batch, *node.shape) for node in self.inputs]
         constant, transpose, *_ = torch.func.vjp(self._run, *zeros)
-        slope = _full(slope, self.shape).expand(batch, -1, *self.shape)
+        slope = full(slope, self.shape).expand(batch, -1, *self.shape)
         parts = torch.vmap(transpose, in_dims=1, out_dims=1)(slope)
         for node, part in zip(self.inputs, parts, strict=True):
             tape.add(node, part)
         return dot(slope, constant)
 
 
-def _full(slope: Tensor, shape: tuple[int, ...]) -> Tensor:
+def full(slope: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A slope that covers every frame."""
     return pad_frames(slope, shape[0]) if len(shape) > 1 else slope
 
@@ -179,6 +179,63 @@ class Stack(Node):
         """Every frame gets its part."""
         for t in range(slope.shape[2]):
             tape.add(self.inputs[t], slope[:, :, t])
+
+
+class Join(Node):
+    """Nodes side by side on the last axis, features on features.
+
+    Args:
+        parts: nodes that differ in their last size only.
+    """
+
+    exact = True
+
+    def __init__(self, parts: Sequence[Node]) -> None:
+        self.sizes = [part.shape[-1] for part in parts]
+        super().__init__(parts, (*parts[0].shape[:-1], sum(self.sizes)), parts[0].batch_axis)
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Join the ends."""
+        lower, upper = (torch.cat(ends, -1) for ends in zip(*inputs, strict=True))
+        return Bounds(lower, upper)
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
+        """Every part gets its columns."""
+        for part, own in zip(self.inputs, torch.split(slope, self.sizes, -1), strict=True):
+            tape.add(part, own)
+
+
+class Select(Node):
+    """One node for some samples of the batch, another for the rest.
+
+    Args:
+        mask: ``(B,)`` boolean, where the first one counts.
+        one: node.
+        other: node of the same shape.
+    """
+
+    exact = True
+
+    def __init__(self, mask: Tensor, one: Node, other: Node) -> None:
+        super().__init__([one, other], one.shape, one.batch_axis)
+        self.mask = mask
+
+    def _as(self, x: Tensor) -> Tensor:
+        return self.mask.view(-1, *[1] * (x.ndim - 1))
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """The range that counts."""
+        one, other = inputs
+        mask = self._as(one.lower)
+        return Bounds(
+            torch.where(mask, one.lower, other.lower), torch.where(mask, one.upper, other.upper)
+        )
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
+        """The node that counts gets the slope, the other one exactly 0."""
+        zero = slope.new_zeros(())
+        tape.add(self.inputs[0], torch.where(self._as(slope), slope, zero))
+        tape.add(self.inputs[1], torch.where(self._as(slope), zero, slope))
 
 
 def frame(node: Node, position: int) -> Node:

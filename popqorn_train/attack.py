@@ -139,6 +139,8 @@ def attack(
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"`steps` and `restarts` must be at least 1, got {steps}, {restarts}.")
+    if not isinstance(ball, LpBall):
+        raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
         case = layer.case(inputs)

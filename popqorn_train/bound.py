@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train import layers, operations  # noqa: F401  (fill the tables of lift.py)
-from popqorn_train.case import Case, undisturbed
+from popqorn_train import tables  # noqa: F401  (fills the tables of lift.py)
+from popqorn_train.case import Case, as_frames, undisturbed
 from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
-from popqorn_train.moved import Plan, center_and_scale, frame_order, plan
+from popqorn_train.moved import Plan, plan
+from popqorn_train.packed import call_sorted
 from popqorn_train.preserve import preserved
 from popqorn_train.structure import structure
 from popqorn_train.trace import record
 from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.units import center_and_scale, frame_order
 from popqorn_train.wrapped import unwrapped
 
 Inputs = Tensor | tuple[Any, ...]
@@ -90,9 +92,14 @@ class BoundModel(nn.Module):
         value = lifter.value(found.root.name)
         center, scale = center_and_scale(found, lifter)
         axis, order = found.root.batch_axis or 0, frame_order(found, lifter)
-        scale = None if scale is None else _frames(scale, axis, order)
-        center, value = _frames(center, axis, order), _frames(value, axis, order)
+        scale = None if scale is None else as_frames(scale, axis, order)
+        center, value = as_frames(center, axis, order), as_frames(value, axis, order)
         return Case(lifter, found, center, value, scale, order)
+
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """Precision of the weights; None without any."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
 
     def _precision(self) -> torch.dtype:
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
@@ -118,7 +125,7 @@ class BoundModel(nn.Module):
         return {name: _usable(value) for name, value in named.items()}
 
     def _check_dtype(self, name: str, tensor: Tensor) -> None:
-        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+        own = self.weights_dtype
         if tensor.is_floating_point() and own is not None and tensor.dtype != own:
             raise TypeError(
                 f"`inputs` ({name}) must be {own} as the model's weights are, got {tensor.dtype}. "
@@ -169,7 +176,7 @@ class BoundModel(nn.Module):
         """What the model itself returns."""
         try:
             with preserved(self.model), torch.no_grad():
-                return self.model(*named.values())
+                return call_sorted(self.model, list(named.values()))
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in _tensors(named).items())
             raise ValueError(
@@ -185,14 +192,6 @@ def _tensors(named: dict[str, Any]) -> dict[str, Tensor]:
 def _usable(value: Any) -> Any:
     """Autograd cannot save an inference tensor: take a normal copy."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
-    """``(B, T, N)`` from the user's layout; numbers are frames of one feature."""
-    x = x.movedim(batch_axis, 0)
-    if order is not None:
-        return x.flatten(1)[:, order]
-    return x[..., None] if x.ndim == 2 else x.flatten(2)
 
 
 def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:

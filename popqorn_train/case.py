@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.affine import Affine
+from popqorn_train.affine import Affine, Linear
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan
 from popqorn_train.node import Node, Root
 from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Region
+from popqorn_train.substitutions import Choices, Substitutions
 from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.units import embedded
 
 
 @contextlib.contextmanager
@@ -50,6 +53,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def as_frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
+    """``(B, T, N)`` from the user's layout; numbers are frames of one feature."""
+    x = x.movedim(batch_axis, 0)
+    if order is not None:
+        return x.flatten(1)[:, order]
+    return x[..., None] if x.ndim == 2 else x.flatten(2)
+
+
 class Case(NamedTuple):
     """A batch of inputs, ready to be bounded or attacked.
 
@@ -78,11 +89,16 @@ class Case(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
-    def graph(self, ball: LpBall) -> Node:
-        """The logits ``(B, C)`` as a node over the ball around the inputs."""
-        if not isinstance(ball, LpBall):
-            raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
-        region = ball.around(self.center, self.value, self.scale)
+    def graph(self, ball: LpBall | Substitutions) -> Node:
+        """The logits ``(B, C)`` as a node over what may move around the inputs."""
+        if isinstance(ball, Substitutions):
+            region: Region | Choices = self._choices(ball)
+        elif isinstance(ball, LpBall):
+            region = ball.around(self.center, self.value, self.scale)
+        else:
+            raise TypeError(
+                f"`ball` must be an LpBall or Substitutions, got {type(ball).__name__}."
+            )
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
         node = self._run(root if plain else self._as_users(root))
@@ -91,7 +107,32 @@ class Case(NamedTuple):
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
                 "tensor with bound(model, perturb=...)."
             )
-        return node
+        return self._two_classes(node) if self.plan.single else node
+
+    def _choices(self, words: Substitutions) -> Choices:
+        source = self.plan.source
+        tokens = self.lifter.value(source.refs()[0]) if source.refs() else self.value
+        axis = source.batch_axis or 0
+
+        def embed(tokens: Tensor) -> Tensor:
+            found = embedded(self.plan, self.lifter, tokens.movedim(0, axis))
+            return as_frames(found, self._axis, self.order)
+
+        return words.around(tokens.movedim(axis, 0), embed, self.value)
+
+    def _two_classes(self, node: Node) -> Node:
+        """The classes (0, logit) of a model that returns one logit a sample."""
+        column = Affine(lambda x: x.reshape(len(x), 1), [node], (1,), 0, exact=True)
+        return Linear(column, self.value.new_tensor([[0.0], [1.0]]))
+
+    def as_logits(self, output: Tensor) -> Tensor:
+        """Logits ``(B, C)`` from what the model returns; those before a softmax are not undone."""
+        if not self.plan.single:
+            return output
+        logit = output.reshape(-1, 1)
+        if self.plan.squashed:
+            logit = torch.logit(logit, eps=1e-6)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
 
     def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:
         """Logits ``(B, C)`` for another value ``(B, T, N)`` of what moves.
@@ -105,8 +146,11 @@ class Case(NamedTuple):
         change = moved - self.center
         value = self.value + (change if self.scale is None else change * self.scale)
         value = self._in_users_layout(value)
-        logits: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
-        return logits
+        output: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
+        if whole or not self.plan.single:
+            return output
+        logit = output.reshape(-1, 1)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
 
     @property
     def _axis(self) -> int:

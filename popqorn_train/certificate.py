@@ -18,6 +18,7 @@ from popqorn_train.methods import Method, method_named
 from popqorn_train.node import Node
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Bounds
+from popqorn_train.substitutions import Substitutions
 
 Confirm = Literal["float64"] | None
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -32,7 +33,9 @@ class Certificate(NamedTuple):
             the label itself.
         margin: ``(B,)`` the least of them.
         certified: ``(B,)`` whether ``margin > 0``; a wrong prediction or a NaN never is.
-        numerics: precision of what is certified: ``"float64"`` or that of the weights. Sound for
+        numerics: precision of what is certified: ``"float64"`` or that of the weights; for a
+            model in half precision ``"float64 of bfloat16 weights"``: its float32 or float64
+            copy is certified, not its arithmetic. Sound for
             the network over the real numbers up to the rounding of that precision; tested
             against, but not proved for, the deployed kernel.
     """
@@ -66,11 +69,6 @@ def check_target(target: Tensor, batch: int, classes: int, name: str = "target")
     if target.shape != (batch,):
         shape = tuple(target.shape)
         raise ValueError(f"`{name}` must hold one label a sample, ({batch},), got shape {shape}.")
-    if classes < 2:
-        raise ValueError(
-            f"the model must return at least 2 logits, got {classes}. For a binary classifier with "
-            "one logit return torch.cat([torch.zeros_like(logit), logit], 1)."
-        )
     least, most = int(target.min()), int(target.max())
     if least < 0 or most >= classes:
         raise ValueError(
@@ -113,14 +111,18 @@ def proved(margin: Tensor) -> Tensor:
 
 
 def logit_bounds(
-    model: nn.Module, inputs: Inputs, ball: LpBall, *, method: str | Method = "popqorn"
+    model: nn.Module,
+    inputs: Inputs,
+    ball: LpBall | Substitutions,
+    *,
+    method: str | Method = "popqorn",
 ) -> Bounds:
     """Bound every logit over the ball; differentiable in the weights.
 
     Args:
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
-        ball: what may move.
+        ball: what may move, an ``LpBall`` or ``Substitutions``.
         method: a name, see methods.py, or an object.
 
     Returns:
@@ -146,7 +148,7 @@ def certify(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: LpBall | Substitutions,
     *,
     method: str | Method = "popqorn",
     confirm: Confirm = "float64",
@@ -157,7 +159,7 @@ def certify(
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
-        ball: what may move.
+        ball: what may move, an ``LpBall`` or ``Substitutions``.
         method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
         confirm: ``"float64"`` bounds every sample that would be certified again in float64, and
             reports that; None leaves the precision of the weights (at least float32).
@@ -180,7 +182,12 @@ def certify(
         if confirm == "float64" and case.value.dtype != torch.float64:
             margins = _confirmed(layer, inputs, target, ball, method, margins)
     margin = least(margins)
-    return Certificate(margins, margin, proved(margin), str(margins.dtype).removeprefix("torch."))
+    return Certificate(margins, margin, proved(margin), _numerics(margins.dtype, layer))
+
+
+def _numerics(dtype: torch.dtype, layer: BoundModel) -> str:
+    name, own = (str(kind).removeprefix("torch.") for kind in (dtype, layer.weights_dtype))
+    return f"{name} of {own} weights" if own in ("float16", "bfloat16") else name
 
 
 def check_confirm(confirm: str | None) -> None:
@@ -193,7 +200,7 @@ def _confirmed(
     layer: BoundModel,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: LpBall | Substitutions,
     method: Method,
     margins: Tensor,
 ) -> Tensor:

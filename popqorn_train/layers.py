@@ -1,50 +1,104 @@
-"""How recurrent layers act on nodes: checked, given their weights, and unrolled."""
+"""How recurrent layers and cells act on nodes: checked, given their weights, and unrolled."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train.activation import Constant
-from popqorn_train.affine import Linear, Stack, frame, frames
+from popqorn_train.affine import Join, Stack, frame, frames
 from popqorn_train.lift import Lifter, module, unsupported
 from popqorn_train.node import Node, Root
-from popqorn_train.recurrent import State, Weights, unroll
+from popqorn_train.packed import Packed
+from popqorn_train.recurrent import State, Weights, project, step_of, unroll
 from popqorn_train.steps import Step
 
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
 
 
+class _Parameters(NamedTuple):
+    """Weights of one layer in one direction."""
+
+    w_ih: Tensor
+    bias: Tensor | None
+    step: Weights
+
+
 @module(nn.RNN, nn.LSTM, nn.GRU)
 def _recurrent_module(
-    lifter: Lifter, step: Step, layer: nn.RNNBase, x: Node, state: Any = None
-) -> tuple[Node, Any]:
+    lifter: Lifter, step: Step, layer: nn.RNNBase, x: Any, hx: Any = None
+) -> tuple[Any, Any]:
     """Unroll every layer; the outputs are those of torch: ``out, h_n`` or ``out, (h_n, c_n)``."""
-    _check_recurrent(step, layer, x)
-    kind = layer.nonlinearity if isinstance(layer, nn.RNN) else layer.mode.lower()
-    lstm = kind == "lstm"
-    h0, c0 = state if lstm and state is not None else (state, None)
-    below, last_h, last_c = frames(x) if not isinstance(x, Root) else [x], [], []
+    sequence = x.padded if isinstance(x, Packed) else x
+    sequence = _check_recurrent(lifter, step, layer, sequence)
+    below: list[Any] = frames(sequence) if not isinstance(sequence, Root) else [sequence]
+    valid = _valid(lifter, x, sequence.shape[0])
+    last: list[State] = []
     for index in range(layer.num_layers):
-        w_ih, w_hh, b_ih, b_hh = (
-            lifter.weight(step.target, f"{name}_l{index}")
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        assert w_ih is not None
-        assert w_hh is not None
-        bias, bias_q = _biases(kind, layer.hidden_size, b_ih, b_hh)
-        projected: Sequence[Node] = [Linear(node, w_ih, bias) for node in below]
-        if len(below[0].shape) > 1:  # the perturbed sequence, projected in one go
-            projected = frames(projected[0])
-        start = State(_initial(lifter, step, h0, index), _initial(lifter, step, c0, index))
-        if kind == "gru" and start.h is None:
-            start = State(Constant(w_hh.new_zeros(lifter.batch, layer.hidden_size)))
-        below, c = unroll(kind, projected, start, Weights(w_hh, bias_q))
-        last_h.append(below[-1])
-        last_c.append(c)
-    out, h_n = Stack(below, x.batch_axis), Stack(last_h, 1)
-    return (out, (h_n, Stack(last_c, 1))) if lstm else (out, h_n)  # type: ignore[arg-type]
+        sides = []
+        for suffix in ("", "_reverse")[: 1 + layer.bidirectional]:
+            start = _start(lifter, step, layer, hx, place=len(last))
+            if any(there is not None for there in valid):
+                start = _without_none(lifter, layer, start)
+            found = _parameters(lifter, step, layer, f"_l{index}{suffix}")
+            hidden, state = _direction(layer, below, start, found, valid, reverse=bool(suffix))
+            sides.append(hidden)
+            last.append(state)
+        below = [Join(pair) for pair in zip(*sides, strict=True)] if sides[1:] else sides[0]
+    out: Any = Stack(below, sequence.batch_axis)
+    out = x._replace(padded=out) if isinstance(x, Packed) else out
+    h_n = Stack([cast(Node, state.h) for state in last], 1)
+    if not isinstance(layer, nn.LSTM):
+        return out, h_n
+    return out, (h_n, Stack([cast(Node, state.c) for state in last], 1))
+
+
+def _direction(
+    layer: nn.RNNBase,
+    below: Sequence[Node],
+    start: State,
+    found: _Parameters,
+    valid: Sequence[Tensor | None],
+    *,
+    reverse: bool,
+) -> tuple[list[Node], State]:
+    projected: Sequence[Node] = [project(node, found.w_ih, found.bias) for node in below]
+    if len(below[0].shape) > 1:  # the perturbed sequence, projected in one go
+        projected = frames(projected[0])
+    kind, longest = _kind(layer), len(valid)
+    hidden, state = unroll(
+        kind, projected[:longest], start, found.step, valid=valid, reverse=reverse
+    )
+    return hidden + hidden[-1:] * (len(projected) - longest), state
+
+
+def _kind(layer: nn.RNNBase | nn.RNNCellBase) -> str:
+    if isinstance(layer, nn.RNN | nn.RNNCell):
+        return layer.nonlinearity
+    return "lstm" if isinstance(layer, nn.LSTM | nn.LSTMCell) else "gru"
+
+
+def _valid(lifter: Lifter, x: Any, time: int) -> list[Tensor | None]:
+    """Which samples have each frame, up to the longest sample; None where all have it."""
+    if not isinstance(x, Packed):
+        return [None] * time
+    shortest, longest = int(x.lengths.min()), int(x.lengths.max())
+    lengths = x.lengths.to(lifter.device)
+    return [None if t < shortest else lengths > t for t in range(longest)]
+
+
+def _parameters(
+    lifter: Lifter, step: Step, layer: nn.RNNBase | nn.RNNCellBase, suffix: str
+) -> _Parameters:
+    w_ih, w_hh, b_ih, b_hh, w_hr = (
+        lifter.weight(step.target, name + suffix)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    )
+    assert w_ih is not None
+    assert w_hh is not None
+    bias, bias_q = _biases(_kind(layer), layer.hidden_size, b_ih, b_hh)
+    return _Parameters(w_ih, bias, Weights(w_hh, bias_q, w_hr))
 
 
 def _biases(
@@ -59,32 +113,77 @@ def _biases(
     return torch.cat([b_ih[: 2 * hidden] + gates, b_ih[2 * hidden :]]), candidate
 
 
-def _check_recurrent(step: Step, layer: nn.RNNBase, x: Node) -> None:
-    if layer.proj_size:
-        raise unsupported(step, "an LSTM with proj_size", "Use proj_size=0 and a Linear after it.")
-    if layer.bidirectional:
-        raise unsupported(step, "a bidirectional layer", "Use one direction.")
+def _check_recurrent(lifter: Lifter, step: Step, layer: nn.RNNBase, x: Any) -> Node:
+    """The sequence as a node."""
+    axis = 0 if layer.batch_first else 1
     if not isinstance(x, Node):
-        raise unsupported(step, "a recurrent layer whose input stays while its state moves")
+        x = Stack([Constant(value) for value in x.unbind(1 - axis)], axis)
     if len(x.shape) != 2:
         raise unsupported(step, "a recurrent layer on a single sequence", "Feed it (B, T, N).")
-    if x.batch_axis != (0 if layer.batch_first else 1):
+    if x.batch_axis != axis:
         raise unsupported(
             step,
             f"a recurrent layer with batch_first={layer.batch_first} that reads the batch, axis "
             f"{x.batch_axis}, as time",
             _SEQUENCE,
         )
+    return x
 
 
-def _initial(lifter: Lifter, step: Step, state: Any, layer: int) -> Node | None:
-    """Initial state of one layer; zeros are left out."""
+def _start(lifter: Lifter, step: Step, layer: nn.RNNBase, state: Any, *, place: int) -> State:
+    """State of one layer and direction before its first frame; None stands for zeros."""
+    lstm = isinstance(layer, nn.LSTM)
+    h, c = state if lstm and state is not None else (state, None)
+    start = State(_initial(lifter, step, h, place), _initial(lifter, step, c, place))
+    return _without_none(lifter, layer, start) if isinstance(layer, nn.GRU) else start
+
+
+def _initial(lifter: Lifter, step: Step, state: Any, place: int) -> Node | None:
     if state is None:
         return None
     if isinstance(state, Node):
         if state.batch_axis != 1:
             raise unsupported(step, "a recurrent layer whose state has its batch elsewhere than 1")
-        return frame(state, layer)
-    value: Tensor = state[layer].expand(lifter.batch, -1)
+        return frame(state, place)
+    return _constant_state(lifter, state[place])
+
+
+def _constant_state(lifter: Lifter, value: Tensor) -> Node | None:
+    """A state that does not move; zeros are left out."""
+    value = value.expand(lifter.batch, -1)
     zero = not value.requires_grad and not bool(value.any())
     return None if zero else Constant(value)
+
+
+def _without_none(lifter: Lifter, layer: nn.RNNBase | nn.RNNCellBase, state: State) -> State:
+    """Zeros written out."""
+    size = getattr(layer, "proj_size", 0) or layer.hidden_size
+
+    def zeros(width: int) -> Node:
+        return Constant(torch.zeros(lifter.batch, width, dtype=lifter.dtype, device=lifter.device))
+
+    lstm = isinstance(layer, nn.LSTM | nn.LSTMCell)
+    c = (state.c or zeros(layer.hidden_size)) if lstm else None
+    return State(state.h or zeros(size), c)
+
+
+@module(nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+def _cell_module(
+    lifter: Lifter, step: Step, layer: nn.RNNCellBase, input: Any, hx: Any = None
+) -> Any:
+    """One step: ``h``, or ``(h, c)`` of an LSTM."""
+    lstm = isinstance(layer, nn.LSTMCell)
+    parts = [
+        part if isinstance(part, Node) or part is None else _constant_state(lifter, part)
+        for part in (hx if lstm and hx is not None else (hx,))
+    ]
+    x = input if isinstance(input, Node) else Constant(input.expand(lifter.batch, -1))
+    for node in (x, *parts):
+        if node is not None and (len(node.shape), node.batch_axis) != (1, 0):
+            raise unsupported(step, "a cell on a single sample", "Feed it (B, N).")
+    state = State(*parts)
+    if isinstance(layer, nn.GRUCell):
+        state = _without_none(lifter, layer, state)
+    found = _parameters(lifter, step, layer, "")
+    state = step_of(_kind(layer))(project(x, found.w_ih, found.bias), state, found.step)
+    return tuple(state) if lstm else state.h

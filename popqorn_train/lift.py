@@ -8,6 +8,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from popqorn_train.node import Node
-from popqorn_train.steps import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
+from popqorn_train.packed import call
+from popqorn_train.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples, walk
 from popqorn_train.tracer import UnsupportedModelError, called_name
 
 Handler = Callable[..., Any]
@@ -115,6 +117,8 @@ class Lifter:
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, Ref):
             return self.values[value.name]
+        if isinstance(value, Repeated):
+            return [value.item] * self.batch
         return value.per_sample * self.batch + value.rest
 
     def _run_or_say_where(self, step: Step) -> Any:
@@ -131,8 +135,8 @@ class Lifter:
             return self.cast(operator.attrgetter(step.target)(self.model))
         if step.kind == "baked":
             return self.cast(self._expanded(step.target))
-        args = walk(step.args, (Ref, Multiple), self._resolve)
-        kwargs = walk(step.kwargs, (Ref, Multiple), self._resolve)
+        args = walk(step.args, (Ref, Multiple, Repeated), self._resolve)
+        kwargs = walk(step.kwargs, (Ref, Multiple, Repeated), self._resolve)
         if has_node((args, kwargs)):
             return self._lift(step, args, kwargs)
         # A cast in forward must not undo the precision of the bounds.
@@ -148,6 +152,8 @@ class Lifter:
         return step.target(*args, **kwargs)
 
     def _expanded(self, baked: Baked) -> Tensor:
+        if baked.value is None:
+            return torch.arange(self.batch, device=self.device)
         if baked.batch_axis is None:
             return baked.value
         shape = [-1] * baked.value.ndim
@@ -159,8 +165,8 @@ class Lifter:
         tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
         cast = {name: self.cast(tensor) for name, tensor in tensors.items()}
         if all(cast[name] is tensor for name, tensor in tensors.items()):
-            return called.forward(*args, **kwargs)
-        return torch.func.functional_call(called, cast, args, kwargs)
+            return call(called.forward, args, kwargs)
+        return call(partial(_with_weights, called, cast), args, kwargs)
 
     def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":
@@ -178,6 +184,10 @@ class Lifter:
         return OPERATIONS[name](self, step, *args, **kwargs)
 
 
+def _with_weights(called: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return torch.func.functional_call(called, weights, args, kwargs)
+
+
 def _is_plainly(called: nn.Module, kind: type) -> bool:
     """Whether a module computes what this registered kind does, not something of its own."""
     return kind in MODULES and type(called).forward is kind.forward
@@ -187,9 +197,8 @@ def unsupported(step: Step, what: str, way_out: str = "") -> UnsupportedModelErr
     """The error for a step that cannot be bounded."""
     where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
     way_out = way_out or (
-        "Use recurrent layers, nn.Linear, ReLU, Tanh, Sigmoid, Dropout and shape operations on "
-        "what moves; compute the rest outside forward, or certify the part of the model after it "
-        "with bound(model, perturb=...)."
+        "Use what `popqorn-train supported` lists on what moves; compute the rest outside "
+        "forward, or certify the part of the model after it with bound(model, perturb=...)."
     )
     return UnsupportedModelError(
         f"{where} is {what}, which has no bound ({step.source}). {way_out}"

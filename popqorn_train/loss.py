@@ -136,7 +136,7 @@ class CertifiedLoss(nn.Module):
         clean = worst = attacked = certified = case.value.new_zeros(())
         if self.kappa > 0:
             called = layer.model if isinstance(model, BoundModel) else model  # with its wrapper
-            clean = cross_entropy(_precise(called(*as_tuple(inputs))), target)
+            clean = cross_entropy(case.as_logits(_precise(called(*as_tuple(inputs)))), target)
         if self.kappa < 1 and self.alpha > 0:
             worst, certified = self._worst(layer.model, case, target, ball)
         if self.kappa < 1 and self.alpha < 1:

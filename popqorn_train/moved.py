@@ -6,17 +6,16 @@ input while frames are those the layer reads.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from popqorn_train.lift import Lifter
 from popqorn_train.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracer import UnsupportedModelError, called_name
 from popqorn_train.wrapped import plain_path
 
-_SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
+SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
 _SOFTMAX = ("softmax", "log_softmax")
 
 
@@ -29,7 +28,9 @@ class Plan(NamedTuple):
         source: the step whose result moves.
         chain: steps after it that are folded into the ball; the last one is the root.
         output: name of the logits, before a softmax.
-        classes: number of logits.
+        classes: number of logits; 2 where the model returns one, bounded as (0, logit).
+        single: whether it returns one logit a sample.
+        squashed: whether it returns a sigmoid of it.
         layout: steps from the root to the first recurrent layer that only arrange coordinates;
             they say what a frame is where the root is also read on another way.
     """
@@ -40,6 +41,8 @@ class Plan(NamedTuple):
     chain: tuple[Step, ...]
     output: str
     classes: int
+    single: bool
+    squashed: bool
     layout: tuple[Step, ...]
 
     @property
@@ -50,7 +53,7 @@ class Plan(NamedTuple):
     @property
     def scales(self) -> bool:
         """Whether the units change between source and root."""
-        return any(called_name(step.target) in _SCALES for step in self.chain)
+        return any(called_name(step.target) in SCALES for step in self.chain)
 
 
 def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -> Plan:
@@ -64,6 +67,9 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
     output = steps[trace.output]
     while _is_softmax(output, model):
         output = steps[output.refs()[0]]
+    single = output.batch_axis == 0 and output.shape in ((2,), (2, 1))
+    inner = _before_sigmoid(output, steps, model) if single else None
+    output = inner or output
     readers: dict[str, list[Step]] = {}
     for step in trace.steps:
         for name in set(step.refs()):
@@ -73,7 +79,7 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
         )
-    if output.shape is None or len(output.shape) != 2 or output.batch_axis != 0:
+    if not single and (output.shape is None or len(output.shape) != 2 or output.batch_axis != 0):
         shape = "a tuple" if output.shape is None else f"a tensor like {output.shape}"
         raise UnsupportedModelError(
             f"{type(model).__name__} returns {shape} for a batch of 2, expected logits (B, C). "
@@ -81,7 +87,9 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
             "output."
         )
     chain, layout = _chain(trace, model, source, readers)
-    return Plan(trace, batch_axis, source, chain, output.name, output.shape[1], layout)
+    classes = 2 if single or output.shape is None else output.shape[1]
+    found = trace, batch_axis, source, chain, output.name
+    return Plan(*found, classes, single, inner is not None, layout)
 
 
 def _chain(
@@ -107,6 +115,9 @@ def _way_to_layer(at: Step, model: nn.Module, readers: dict[str, list[Step]]) ->
         if _is_recurrent(step, model) and isinstance(step.args[0], Ref):
             if step.args[0].name == at.name:
                 return []
+        elif _is_convolution(step, model):  # it reads (B, N, T)
+            axes = Ref(at.name), 1, 2
+            return [replace(step, name="frames", kind="method", target="transpose", args=axes)]
         elif _folds(step, at, model):
             rest = _way_to_layer(step, model, readers)
             if rest is not None:
@@ -166,6 +177,23 @@ def _is_softmax(step: Step, model: nn.Module) -> bool:
     return called_name(step.target) in _SOFTMAX and dim in (1, -1, None)
 
 
+def _before_sigmoid(output: Step, steps: dict[str, Step], model: nn.Module) -> Step | None:
+    """What a sigmoid at the end reads, through operations that only move its one entry."""
+    at = output
+    while called_name(at.target) in MOVES and isinstance(at.args[0], Ref):
+        at = steps[at.args[0].name]
+    layer = model.get_submodule(at.target) if at.kind == "module" else None
+    found = isinstance(layer, nn.Sigmoid) or called_name(at.target) in ("sigmoid", "expit")
+    before = steps[at.refs()[0]] if found else None
+    alone = before is not None and before.batch_axis == 0 and before.shape in ((2,), (2, 1))
+    return before if alone else None
+
+
+def _is_convolution(step: Step, model: nn.Module) -> bool:
+    layer = model.get_submodule(step.target) if step.kind == "module" else None
+    return isinstance(layer, nn.Conv1d) or called_name(step.target) == "conv1d"
+
+
 def _is_recurrent(step: Step, model: nn.Module) -> bool:
     return step.kind == "module" and isinstance(model.get_submodule(step.target), nn.RNNBase)
 
@@ -198,10 +226,10 @@ def _folds(step: Step, before: Step, model: nn.Module) -> bool:
         return False
     if name in MOVES:
         # A list or a tensor among the indices could repeat entries.
-        return not name.startswith("expand") and (name != "getitem" or _is_basic(step.args[1]))
+        return name != "getitem" or _is_basic(step.args[1])
     alone = step.refs().count(before.name) == 1 and not step.kwargs
     first = isinstance(step.args[0], Ref) and step.args[0].name == before.name
-    return name in _SCALES and alone and step.shape == before.shape and (first or "div" not in name)
+    return name in SCALES and alone and step.shape == before.shape and (first or "div" not in name)
 
 
 def _is_basic(index: Any) -> bool:
@@ -212,57 +240,3 @@ def _is_basic(index: Any) -> bool:
         or (isinstance(part, int | slice) and not isinstance(part, bool))
         for part in parts
     )
-
-
-def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None]:
-    """What moves in its own units, and the factor from these to what the root holds.
-
-    Returns:
-        Both in the user's layout of the root.
-    """
-    raw = lifter.value(found.source.name)
-    lifter.value(found.root.name)  # everything the chain reads is known from here on
-    center = _through(found, lifter, raw, scaled=False)
-    if not found.scales:
-        return center, None
-
-    def chain(x: Tensor) -> Tensor:
-        return _through(found, lifter, x, scaled=True)
-
-    return center, torch.func.jvp(chain, (raw,), (torch.ones_like(raw),))[1]
-
-
-def _through(found: Plan, lifter: Lifter, x: Tensor, *, scaled: bool) -> Tensor:
-    """Send a tensor through the chain, leaving changes of unit out if asked."""
-    fork = lifter.fork()
-    before = found.source.name
-    fork.values[before] = x
-    for step in found.chain:
-        moves = called_name(step.target) in MOVES
-        scales = scaled and called_name(step.target) in _SCALES
-        fork.values[step.name] = fork.run(step) if moves or scales else fork.values[before]
-        before = step.name
-    return fork.values[before]
-
-
-def frame_order(found: Plan, lifter: Lifter) -> Tensor | None:
-    """Which entries of a sample of the root make each frame.
-
-    Returns:
-        ``(T, N)`` positions in a flat sample; None where frames are axis 1 as they lie.
-    """
-    if not found.layout:
-        return None
-    value, axis = lifter.value(found.root.name), found.root.batch_axis or 0
-    sample = value.movedim(axis, 0)[0]
-    positions = torch.arange(sample.numel(), device=value.device)
-    fork, before = lifter.fork(), found.root
-    fork.values[before.name] = positions.view(sample.shape).unsqueeze(axis).expand(value.shape)
-    for step in found.layout:
-        moves = called_name(step.target) in MOVES
-        fork.values[step.name] = fork.run(step) if moves else fork.values[before.name]
-        before = step
-    order: Tensor = fork.values[before.name].movedim(before.batch_axis or 0, 0)[0]
-    order = order[:, None] if order.ndim == 1 else order.flatten(1)
-    lies = order.shape[0] == sample.shape[0] and torch.equal(order.flatten(), positions)
-    return None if lies or order.numel() != sample.numel() else order

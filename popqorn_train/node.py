@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.region import Bounds, Region
+from popqorn_train.substitutions import Choices
 
 _created = itertools.count()
 
@@ -74,7 +75,7 @@ class Root(Node):
 
     exact = True
 
-    def __init__(self, region: Region, batch_axis: int = 0) -> None:
+    def __init__(self, region: Region | Choices, batch_axis: int = 0) -> None:
         super().__init__((), region.value.shape[1:], batch_axis)
         self.region = region
 

@@ -11,7 +11,7 @@ Ko et al., "POPQORN", ICML 2019, appendices A.1, A.3 and A.7 bound the same prod
 T: frames, F: features, H: hidden units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from popqorn_train.activation import Activation, Blend, Constant, SigmoidIdentity, SigmoidTanh
-from popqorn_train.affine import Linear, Sum
+from popqorn_train.affine import Linear, Select, Sum
 from popqorn_train.node import Node, split
 
 
@@ -31,10 +31,12 @@ class Weights(NamedTuple):
         w_hh: ``(G H, H)`` for G gates.
         bias_q: ``(H,)`` b_hn of a GRU, which sits inside the product with r; else None. All
             other biases are part of the projected input.
+        w_hr: ``(P, H)`` projection of an LSTM's hidden state; else None.
     """
 
     w_hh: Tensor
     bias_q: Tensor | None = None
+    w_hr: Tensor | None = None
 
 
 class State(NamedTuple):
@@ -44,7 +46,7 @@ class State(NamedTuple):
     c: Node | None = None
 
 
-def _linear(h: Node, weight: Tensor, bias: Tensor | None) -> Node:
+def project(h: Node, weight: Tensor, bias: Tensor | None = None) -> Node:
     """``W h + b``, worked out at once where h does not move."""
     if isinstance(h, Constant):
         return Constant(linear(h.value, weight, bias))
@@ -55,7 +57,7 @@ def _add(x: Node, h: Node | None, weight: Tensor) -> Node:
     """``x + W h``, where x is the projected input."""
     if h is None:
         return Sum([x])
-    projected = _linear(h, weight, None)
+    projected = project(h, weight)
     if isinstance(projected, Constant):
         return Sum([x], projected.value)
     return Sum([x, projected])
@@ -68,12 +70,13 @@ def rnn_step(kind: str, x: Node, state: State, weights: Weights) -> State:
 
 def lstm_step(x: Node, state: State, weights: Weights) -> State:
     """One step of an LSTM."""
-    hidden = weights.w_hh.shape[1]
+    hidden = weights.w_hh.shape[0] // 4
     i, f, g, o = split(_add(x, state.h, weights.w_hh), hidden, hidden, hidden, hidden)
     c: Node = SigmoidTanh(i, g)
     if state.c is not None:
         c = Sum([SigmoidIdentity(f, state.c), c])
-    return State(SigmoidTanh(o, c), c)
+    h: Node = SigmoidTanh(o, c)
+    return State(h if weights.w_hr is None else project(h, weights.w_hr), c)
 
 
 def gru_step(x: Node, state: State, weights: Weights) -> State:
@@ -85,29 +88,54 @@ def gru_step(x: Node, state: State, weights: Weights) -> State:
     w_rz, w_n = torch.split(weights.w_hh, [2 * hidden, hidden])
     x_rz, x_n = split(x, 2 * hidden, hidden)
     r, z = split(_add(x_rz, h, w_rz), hidden, hidden)
-    q = _linear(h, w_n, weights.bias_q)
+    q = project(h, w_n, weights.bias_q)
     n = Sum([x_n, SigmoidIdentity(r, q)])
     return State(Blend(z, n, h))
 
 
+def step_of(kind: str) -> Callable[[Node, State, Weights], State]:
+    """One step of a cell: ``"tanh"``, ``"relu"``, ``"lstm"`` or ``"gru"``."""
+    gated = {"lstm": lstm_step, "gru": gru_step}
+    return gated.get(kind) or partial(rnn_step, kind)
+
+
+def _held(new: State, old: State, valid: Tensor) -> State:
+    """The new state where a sample has this frame, else the old one."""
+    parts = [
+        None if one is None or two is None else Select(valid, one, two)
+        for one, two in zip(new, old, strict=True)
+    ]
+    return State(*parts)
+
+
 def unroll(
-    kind: str, inputs: Sequence[Node], state: State, weights: Weights
-) -> tuple[list[Node], Node | None]:
+    kind: str,
+    inputs: Sequence[Node],
+    state: State,
+    weights: Weights,
+    *,
+    valid: Sequence[Tensor | None],
+    reverse: bool = False,
+) -> tuple[list[Node], State]:
     """Walk a layer through its projected inputs.
 
     Args:
         kind: ``"tanh"``, ``"relu"``, ``"lstm"`` or ``"gru"``.
         inputs: ``W_ih x[t]`` and biases for every frame.
-        state: before the first frame.
+        state: before the first frame walked; without None if there is a ``valid`` frame.
         weights: of the layer.
+        valid: for every frame the samples ``(B,)`` that have it; None where all do. The others
+            keep their state.
+        reverse: walk from the last frame to the first.
 
     Returns:
-        The hidden state of every frame, and the last cell state of an LSTM.
+        The hidden state of every frame, in the order of ``inputs``, and the last state.
     """
-    gated = {"lstm": lstm_step, "gru": gru_step}
-    step = gated.get(kind) or partial(rnn_step, kind)
-    hidden: list[Node] = []
-    for x in inputs:
-        state = step(x, state, weights)
-        hidden.append(cast(Node, state.h))
-    return hidden, state.c
+    step = step_of(kind)
+    hidden: dict[int, Node] = {}
+    places = range(len(inputs))
+    for t in reversed(places) if reverse else places:
+        new, there = step(inputs[t], state, weights), valid[t]
+        state = new if there is None else _held(new, state, there)
+        hidden[t] = cast(Node, state.h)
+    return [hidden[t] for t in places], state

@@ -143,4 +143,5 @@ class Region(NamedTuple):
 
 def dot(slope: Tensor, x: Tensor) -> Tensor:
     """Inner product of ``(B, K, ...)`` slopes with ``(B, ...)`` values: ``(B, K)``."""
-    return (slope.flatten(2) @ x.flatten(1)[..., None]).squeeze(-1)
+    columns = x.reshape(len(x), -1, 1)  # one number a sample counts as one feature
+    return (slope.reshape(*slope.shape[:2], -1) @ columns).squeeze(-1)

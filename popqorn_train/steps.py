@@ -7,14 +7,20 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 IDENTITIES = frozenset(
-    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type_as")
+    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type", "type_as")
 )  # operations that do nothing to real numbers in eval mode
 MOVES = frozenset(
     (
-        "expand", "flatten", "getitem", "movedim", "narrow", "permute", "reshape",
-        "select", "squeeze", "swapaxes", "transpose", "unflatten", "unsqueeze", "view",
+        "flatten", "flip", "getitem", "moveaxis", "movedim", "narrow", "permute", "reshape", "roll",
+        "select", "squeeze", "swapaxes", "t", "transpose", "unflatten", "unsqueeze", "view",
     )
 )  # operations that only move entries  # fmt: skip
+REPEATS = frozenset(
+    (
+        "expand", "gather", "index_select", "repeat", "repeat_interleave", "take_along_dim",
+        "tile", "unfold",
+    )
+)  # operations that also repeat entries  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +39,20 @@ class Multiple:
 
 
 @dataclass(frozen=True, eq=False)
-class Baked:
-    """A tensor that the code made while it was recorded, and the axis along which it repeats."""
+class Repeated:
+    """A list with the same item for every sample."""
 
-    value: Tensor
+    item: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Baked:
+    """A tensor that the code made while it was recorded, and the axis along which it repeats.
+
+    A value of None stands for the numbers of the samples, ``torch.arange(batch)``.
+    """
+
+    value: Tensor | None
     batch_axis: int | None
 
 

@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from popqorn_train.steps import MOVES, Baked, Multiple, Ref, Step, Trace, pick_samples
+from popqorn_train.curves import CURVES
+from popqorn_train.steps import (
+    MOVES,
+    REPEATS,
+    Baked,
+    Multiple,
+    Ref,
+    Repeated,
+    Step,
+    Trace,
+    pick_samples,
+)
 from popqorn_train.tracer import UnsupportedModelError, called_name, run_tracer
 
 _BATCHES = (2, 3)
@@ -57,7 +68,8 @@ def _resized(value: Any, batch: int, axis: int) -> Any:
     if not isinstance(value, Tensor):
         return value
     size = value.shape[min(axis, value.ndim - 1)]
-    return pick_samples(value.detach(), torch.arange(batch) % size, axis)
+    chosen = (torch.arange(batch) % size).sort().values  # lengths may have to fall
+    return pick_samples(value.detach(), chosen, axis)
 
 
 def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
@@ -66,8 +78,9 @@ def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
     for step in steps:
         layer = model.get_submodule(step.target) if step.kind == "module" else None
         inplace = not isinstance(layer, nn.Dropout) and getattr(layer, "inplace", False)
-        if called_name(step.target) == "relu":
-            inplace = step.kwargs.get("inplace", False) or step.args[1:] == (True,)
+        if called_name(step.target) in CURVES.keys() | {"relu"}:
+            positional = any(arg is True for arg in step.args[1:])
+            inplace = step.kwargs.get("inplace", False) or positional
         if not inplace or not step.refs():
             continue
         argument = by_name[step.refs()[0]]
@@ -86,7 +99,10 @@ def _check_samples_apart(node: fx.Node, step: Step) -> None:
     ``h_n.reshape(B, -1)`` of a ``(layers, B, H)`` tensor, for one, would deal samples anew.
     """
     source = next((arg for arg in node.all_input_nodes), None)
-    moved = called_name(node.target) in MOVES and node.op in ("call_function", "call_method")
+    moved = called_name(node.target) in MOVES | REPEATS and node.op in (
+        "call_function",
+        "call_method",
+    )
     if not moved or source is None or step.batch_axis is None:
         return
     value, axis = source.meta["value"], source.meta["batch_axis"]
@@ -125,9 +141,16 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
     axis = _batch_axis(one, two) if isinstance(one, Tensor) else None
     a.meta["batch_axis"] = axis
     args, kwargs = _merge(a.args, b.args), _merge(a.kwargs, b.kwargs)
+    if called_name(target) == "squeeze" and len(args) + len(kwargs) == 1:
+        args = (*args, _of_size_one(a.args[0], b.args[0]))  # else a batch of 1 is squeezed too
     if kind != "module":  # torch's names for its first two arguments
         args = (*[kwargs.pop(name) for name in ("input", "other") if name in kwargs], *args)
     return Step(a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source)
+
+
+def _of_size_one(one: Any, two: Any) -> tuple[int, ...]:
+    sizes = zip(one.meta["value"].shape, two.meta["value"].shape, strict=True)
+    return tuple(axis for axis, pair in enumerate(sizes) if pair == (1, 1))
 
 
 def _batch_axis(one: Tensor, two: Tensor) -> int | None:
@@ -142,6 +165,8 @@ def _batch_axis(one: Tensor, two: Tensor) -> int | None:
 
 
 def _merge_baked(one: Tensor, two: Tensor, source: str) -> Baked:
+    if one.ndim == 1 and one.tolist() == [*range(_BATCHES[0])] and two.tolist() == [*range(3)]:
+        return Baked(None, 0)
     axis = _batch_axis(one, two) if one.ndim == two.ndim else None
     if axis is not None:
         one, two = one.narrow(axis, 0, 1), two
@@ -169,6 +194,13 @@ def _merge(one: Any, two: Any) -> Any:
         return slice(*[_merge(a, b) for a, b in ends])
     if isinstance(one, dict):
         return {key: _merge(value, two[key]) for key, value in one.items()}
+    if isinstance(one, tuple | list) and (len(one), len(two)) == _BATCHES:
+        items = [_merge(one[0], item) for item in (*one, *two)]
+        if any(item != items[0] for item in items):
+            raise UnsupportedModelError(
+                f"forward makes a list {one!r} with other items for every sample. Pass a tensor."
+            )
+        return Repeated(items[0])
     if isinstance(one, tuple | list):
         return tuple(_merge(a, b) for a, b in zip(one, two, strict=True))
     if one is not two and one != two:

@@ -5,17 +5,19 @@ over frames, ``x.dim()`` tests and shape asserts in the user's code are concrete
 """
 
 import operator
+import sys
 import traceback
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
-from torch.nn.utils.rnn import PackedSequence
 
+from popqorn_train.packed import REPLACED, call
 from popqorn_train.preserve import preserved
 from popqorn_train.wrapped import inside
 
+_PACKING = {function.__name__: function for function in REPLACED}
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
@@ -74,7 +76,9 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, inputs: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=tuple(REPLACED))
+        # Wherever a name of torch's packing was imported to, it is recorded.
+        self._autowrap_search += [place for place in [*sys.modules.values()] if _packs(place)]
         self.inputs = inputs
         self.baked: dict[str, Tensor] = {}
         self.visited = {""}
@@ -108,6 +112,8 @@ class Tracer(fx.Tracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
     ) -> Any:
         """Record an operation and run it on the example."""
+        if kind == "call_function":
+            target = REPLACED.get(target, target)
         name = called_name(target) if kind in ("call_function", "call_method") else ""
         if name.strip("_") in _WRITES or (name.endswith("_") and not name.endswith("__")):
             raise TraceError(f"it writes into a tensor in place ({name})")
@@ -135,7 +141,7 @@ class Tracer(fx.Tracer):
             if node.op == "get_attr":
                 return operator.attrgetter(str(node.target))(self.root)
             if node.op == "call_module":
-                return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+                return call(self.root.get_submodule(str(node.target)).forward, args, kwargs)
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -156,11 +162,14 @@ class Tracer(fx.Tracer):
             return m.get_submodule(name)(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
-            if any(isinstance(arg, PackedSequence) for arg in args):
-                raise TraceError("packed sequences have no bound yet; pad, and average with a mask")
             return self.create_proxy("call_module", path, args, kwargs)
         self.visited.add(path)
         return m.forward(*args, **kwargs)
+
+
+def _packs(module: Any) -> bool:
+    names = getattr(module, "__dict__", {})
+    return any(names.get(name) is function for name, function in _PACKING.items())
 
 
 def _user_line(stack: traceback.StackSummary) -> str:

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from popqorn_train import (
     CertifiedLoss,
@@ -139,36 +138,24 @@ class Tagger(Classifier):
         return self.head(self.rnn(x)[0])
 
 
-class Wide(nn.Module):
-    """Reads the output of a layer that has not as many features as units."""
-
-    def __init__(self, size, **options):
-        super().__init__()
-        self.rnn, self.head = nn.LSTM(3, 4, batch_first=True, **options), nn.Linear(size, 3)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0][:, -1])
-
-
 MODELS = {
     "a tuple": (Pair("gru"), r"Pair returns tuple.*\(B, C\)"),
     "one row a frame": (Tagger("gru"), r"Tagger returns.*3, 3\).*\(B, C\)"),
-    "proj_size": (Wide(2, proj_size=2), "'rnn'.*proj_size.*proj_size=0"),
-    "both directions": (Wide(8, bidirectional=True), "'rnn'.*bidirectional.*one direction"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 @pytest.mark.parametrize(("model", "message"), MODELS.values(), ids=MODELS)
 def test_a_model_that_cannot_be_bounded_is_refused(model, message):
     with pytest.raises(UnsupportedModelError, match=message):
         certify(model, sequences(2, 3).float(), torch.tensor([0, 0]), LpBall(0.1))
 
 
-def test_labels_for_a_single_logit_are_refused():
-    model = Classifier("gru", classes=1)
-    with pytest.raises(ValueError, match="at least 2 logits, got 1"):
-        certify(model, sequences(2, 3).float(), torch.tensor([0, 0]), LpBall(0.1))
+def test_labels_for_a_single_logit_are_0_and_1():
+    model, inputs = Classifier("gru", classes=1), sequences(2, 3).float()
+    proof = certify(model, inputs, (model(inputs)[:, 0] > 0).long(), LpBall(0.0))
+    assert proof.certified.all()
+    with pytest.raises(ValueError, match=r"`target`.*0\.\.1 for 2 logits.*2"):
+        certify(model, inputs, torch.tensor([0, 2]), LpBall(0.0))
 
 
 SETTINGS = {

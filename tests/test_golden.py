@@ -30,7 +30,8 @@ def layer(kind, data, prefix):
     names = [name for name in data.files if name.startswith(prefix)]
     weights = {name.removeprefix(prefix): torch.from_numpy(data[name]) for name in names}
     hidden, features = weights["weight_hh_l0"].shape[1], weights["weight_ih_l0"].shape[1]
-    rnn = kind(features, hidden, batch_first=True)
+    depth = sum(name.startswith("weight_ih") for name in weights)
+    rnn = kind(features, hidden, depth, batch_first=True)
     rnn.load_state_dict(weights)
     return rnn
 
@@ -94,3 +95,17 @@ def test_the_median_radius_is_at_least_that_of_popqorn(golden):
     assert statistics.median(radius.tolist()) >= np.median(data["radius_lower"])
     attacked = data["attack_radius_upper"]
     assert (radius.numpy() <= np.where(np.isnan(attacked), np.inf, attacked)).all()
+
+
+def test_two_layers_are_certified_on_most_of_the_first_images(golden):
+    weights = np.load(golden / "weights_mnist_04f_032h_2l.npz", allow_pickle=False)
+    file = golden.parent / "data" / "mnist.npz"
+    if not file.is_file():
+        pytest.skip(f"no images in {file}")
+    model = Digits(layer(nn.LSTM, weights, "w.lstm."), linear(weights, "w.linear."))
+    data = np.load(file, allow_pickle=False)
+    x = torch.from_numpy(data["x_test"][:40]).float().view(-1, 4, 196) / 255
+    y = torch.from_numpy(data["y_test"][:40]).long()
+    right = (model(x).argmax(1) == y).nonzero()[:20, 0]
+    found = certify(model, x[right], y[right], LpBall(0.01, low=0.0, high=1.0))
+    assert found.certified.sum() >= 17

@@ -225,16 +225,16 @@ class Attended(Base):
         return self.head((out * out.softmax(1)).sum(1))
 
 
-class Squared(Base):
+class Divided(Base):
     def forward(self, x):
         out = self.rnn(x)[0][:, -1]
-        return self.head(out * out)
+        return self.head(out / (2 + out))
 
 
 class Normed(Base):
     def __init__(self):
         super().__init__()
-        self.norm = nn.LayerNorm(HIDDEN)
+        self.norm = nn.GroupNorm(2, HIDDEN)
 
     def forward(self, x):
         return self.head(self.norm(self.rnn(x)[0][:, -1]))
@@ -259,8 +259,8 @@ class Random(Base):
 REFUSED = {
     Branches: r"control flow depends on the data \(test_trace.py, line \d+.*Move",
     Attended: r"'softmax'.*\(test_trace.py, line \d+.*Use",
-    Squared: r"'mul'.*product.*two things that move.*\(test_trace.py, line \d+",
-    Normed: r"module 'norm' is a LayerNorm.*\(test_trace.py, line \d+.*Use",
+    Divided: r"'truediv'.*quotient.*\(test_trace.py, line \d+",
+    Normed: r"module 'norm' is a GroupNorm.*\(test_trace.py, line \d+.*Use",
     Mixed: r"mixes samples.*\(test_trace.py, line \d+",
     Unread: r"do not depend on 'x'.*perturb|'ones_like'.*Use",
     Random: r"randomness|'randn_like'",

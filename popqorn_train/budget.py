@@ -1,0 +1,53 @@
+"""The largest number of word substitutions that is certified."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.bound import Inputs, bound
+from popqorn_train.certificate import Confirm, certify
+from popqorn_train.methods import Method
+from popqorn_train.substitutions import Substitutions
+
+
+def certified_budget(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    candidates: Mapping[int, Sequence[int]] | Tensor,
+    *,
+    method: str | Method = "popqorn",
+    confirm: Confirm = "float64",
+) -> Tensor:
+    """How many tokens may be replaced at once, as far as is proved, without another class.
+
+    A budget proves every smaller one, so it is found by halving, all samples at once.
+
+    Args:
+        model: a classifier of tokens, or ``bound(model)``.
+        inputs: what its forward takes.
+        target: ``(B,)`` integer labels.
+        candidates: see ``Substitutions``.
+        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
+        confirm: as in ``certify``.
+
+    Returns:
+        ``(B,)`` whole numbers up to the number of frames; 0 where not even one substitution is
+        proved, or the clean prediction is wrong.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certify`` and ``Substitutions``.
+    """
+    layer = bound(model)
+    frames = layer.case(inputs).center.shape[1]
+    proved = torch.zeros(len(target), dtype=torch.long, device=target.device)
+    refused = torch.full_like(proved, frames + 1)
+    asked = proved + 1  # most sentences fail at once or hold for long
+    while bool((refused - proved > 1).any()):
+        words = Substitutions(candidates, asked)
+        found = certify(layer, inputs, target, words, method=method, confirm=confirm).certified
+        proved = torch.where(found, torch.maximum(proved, asked), proved)
+        refused = torch.where(found, refused, torch.minimum(refused, asked))
+        asked = torch.where(refused - proved > 1, (proved + refused) // 2, proved)
+    return proved

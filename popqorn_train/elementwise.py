@@ -1,0 +1,74 @@
+"""How activations, as operations and as modules, act on nodes."""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from popqorn_train.activation import Activation
+from popqorn_train.curves import CURVES, prelu
+from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.node import Node
+from popqorn_train.steps import Step
+from popqorn_train.tracer import called_name
+
+_SETTINGS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),
+    nn.Hardtanh: ("hardtanh", ("min_val", "max_val")),
+    nn.ELU: ("elu", ("alpha",)),
+    nn.CELU: ("celu", ("alpha",)),
+    nn.GELU: ("gelu", ("approximate",)),
+    nn.Softplus: ("softplus", ("beta", "threshold")),
+    nn.SELU: ("selu", ()),
+    nn.SiLU: ("silu", ()),
+    nn.Mish: ("mish", ()),
+    nn.Hardswish: ("hardswish", ()),
+    nn.Hardsigmoid: ("hardsigmoid", ()),
+    nn.Softsign: ("softsign", ()),
+    nn.LogSigmoid: ("logsigmoid", ()),
+    nn.Tanhshrink: ("tanhshrink", ()),
+}  # which curve, and the settings it takes
+
+
+@operation("tanh", "sigmoid", "relu")
+def _activate(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+    return Activation(called_name(step.target), x)
+
+
+def _activation_module(name: str, lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
+    return Activation(name, x)
+
+
+for _name, _kind in {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}.items():
+    module(_kind)(partial(_activation_module, _name))
+
+
+@operation(*CURVES)
+def _curve(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+    settings = [arg for arg in args if not isinstance(arg, bool)]
+    named = {name: value for name, value in kwargs.items() if name != "inplace"}
+    values = [*settings, *named.values()]
+    if has_node(values) or not all(isinstance(value, int | float | str | None) for value in values):
+        raise unsupported(step, f"{called_name(step.target)!r} with settings that are tensors")
+    return Activation(CURVES[called_name(step.target)](*settings, **named), x)
+
+
+@module(*_SETTINGS)
+def _curve_module(lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
+    name, settings = next(_SETTINGS[kind] for kind in type(layer).__mro__ if kind in _SETTINGS)
+    return Activation(CURVES[name](*[getattr(layer, setting) for setting in settings]), x)
+
+
+@module(nn.PReLU)
+def _prelu_module(lifter: Lifter, step: Step, layer: nn.PReLU, x: Node) -> Node:
+    weight = lifter.weight(step.target, "weight")
+    if weight is None or weight.numel() != 1:
+        raise unsupported(step, "a PReLU with several weights", "Use num_parameters=1.")
+    return Activation(prelu(weight), x)
+
+
+@operation("pow")
+def _power(lifter: Lifter, step: Step, x: Any, exponent: Any) -> Node:
+    if not isinstance(x, Node) or exponent != 2:
+        raise unsupported(step, f"a power of {exponent}", "Only x ** 2 has a bound.")
+    return Activation(CURVES["square"](), x)

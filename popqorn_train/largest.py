@@ -1,0 +1,77 @@
+"""The greatest of several quantities: max over time.
+
+With x[i] in [l[i], u[i]], for any weights w of a mean and any slopes a in [0, 1]:
+
+    sum_i w[i] x[i]  <=  max_i x[i]  <=  sum_i a[i] x[i] + intercept
+    intercept = max_i (u[i] - a[i] (u[i] - l[i])) - sum_i a[i] l[i]
+
+The intercept is exact: for a fixed i, ``x[i] - sum_k a[k] x[k]`` rises in x[i] and falls in every
+other one. The value of the line above at the centre of the box is least where a just reaches
+``(u[i] - t) / (u[i] - l[i])`` for some t between the second and third greatest u, and not below
+the greatest l. Where one quantity exceeds all others it is returned exactly.
+
+B: batch, T: quantities, F: features.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.extremum import largest, slack
+from popqorn_train.node import Node, Nonlinear, Tape
+from popqorn_train.region import Bounds, dot
+
+_SHARE = 0.5  # where t lies between the third and the second greatest upper end
+
+
+class Sides(NamedTuple):
+    """Slopes ``(B, T, F)`` of the line below and above, and the intercept ``(B, F)`` above."""
+
+    lower: Tensor
+    upper: Tensor
+    intercept: Tensor
+
+
+def _upper_slopes(lower: Tensor, upper: Tensor) -> Tensor:
+    least = lower.amax(1)
+    top = torch.maximum(upper.topk(min(3, upper.shape[1]), dim=1).values, least[:, None])
+    second = top[:, 1] if top.shape[1] > 1 else least
+    third = top[:, 2] if top.shape[1] > 2 else least
+    t = _SHARE * second + (1 - _SHARE) * third
+    width = upper - lower
+    reach = (upper - t[:, None]).clamp(min=0)
+    safe = torch.where(reach > 0, width, torch.ones_like(width))  # reach > 0 needs width > 0
+    return (reach / safe).clamp(0, 1)
+
+
+class Largest(Nonlinear):
+    """Greatest entry of a node ``(T, F)`` over T, feature by feature."""
+
+    def __init__(self, x: Node) -> None:
+        super().__init__([x], x.shape[1:])
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Greatest of the ends."""
+        return Bounds(inputs[0].lower.amax(1), inputs[0].upper.amax(1))
+
+    def relax(self, *inputs: Bounds) -> Sides:
+        """The entry that is greatest at the centre below, the best line above."""
+        lower, upper = inputs[0]
+        best = (lower + upper).argmax(1, keepdim=True)
+        below = torch.zeros_like(lower).scatter(1, best, 1.0)
+        above = _upper_slopes(lower, upper)
+        base = (above * lower).sum(1)
+        top = (upper - above * (upper - lower)).amax(1)
+        terms = (above * largest(lower, upper)).sum(1) * lower.shape[1]
+        return Sides(below, above, top - base + slack(terms, top))
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Sides) -> Tensor:
+        """Replace the maximum by the line on the side that matters."""
+        positive, negative = slope.clamp(min=0), slope.clamp(max=0)
+        tape.add(
+            self.inputs[0],
+            positive[:, :, None] * relaxation.lower[:, None]
+            + negative[:, :, None] * relaxation.upper[:, None],
+        )
+        return dot(negative, relaxation.intercept)

@@ -1,0 +1,127 @@
+"""Normalisation layers as nodes.
+
+LayerNorm divides what it has centred by s = sqrt(mean d^2 + eps), so every output is r d with
+r = 1 / s between two positive numbers r_low and r_high that follow from the range of d. As a
+function of d alone, max(r_low d, r_high d) is convex, so its chord lies above every r d.
+
+F: features.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.activation import Activation
+from popqorn_train.affine import Linear
+from popqorn_train.extremum import largest, slack
+from popqorn_train.lift import Lifter, module, unsupported
+from popqorn_train.lines import Lines
+from popqorn_train.node import Node
+from popqorn_train.region import Bounds
+from popqorn_train.shapes import lifted
+from popqorn_train.steps import Step
+
+
+def _scaled(
+    lifter: Lifter, step: Step, x: Node, weight: Tensor | None, bias: Tensor | None
+) -> Node:
+    """A weight and a bias for every feature."""
+    if weight is None:
+        return x
+
+    def scale(x: Tensor) -> Tensor:
+        return x * weight if bias is None else x * weight + bias
+
+    return lifted(lifter, step, scale, (x,), {}, exact=True)
+
+
+class _Quotient:
+    """``r d`` for any r in ``[r_low, r_high]``, as a curve in d."""
+
+    def __init__(self, least: Tensor, most: Tensor) -> None:
+        self.least, self.most = least, most
+
+    def _ends(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        """Greatest ``r d`` at both ends of d."""
+        lower, upper = (torch.maximum(self.least * d, self.most * d) for d in bounds)
+        return lower, upper
+
+    def range(self, bounds: Bounds) -> Bounds:
+        """Greatest and least product."""
+        mirrored = self._ends(Bounds(-bounds.lower, -bounds.upper))
+        return Bounds(-mirrored[0], self._ends(bounds)[1])
+
+    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
+        """Chords, raised to the exact intercept at both ends."""
+        above = self._above(lower, upper)
+        below = self._above(-upper, -lower)
+        return Lines(below[0], -below[1], *above)
+
+    def _above(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = self._ends(Bounds(lower, upper))
+        width = upper - lower
+        chord = (right - left) / torch.where(width > 0, width, torch.ones_like(width))
+        slope = torch.where(width > 0, chord, self.most.expand_as(chord)).detach()
+        slope = torch.maximum(torch.minimum(slope, self.most), self.least)
+        gap = torch.maximum(left - slope * lower, right - slope * upper)
+        return slope, gap + slack(self.most * largest(lower, upper))
+
+
+class Normalised(Activation):
+    """``d / sqrt(mean d^2 + eps)`` over the last axis, for a node d that is centred."""
+
+    def __init__(self, d: Node, eps: float) -> None:
+        super().__init__("tanh", d)
+        self.eps = eps
+
+    def _curve(self, bounds: Bounds) -> _Quotient:
+        lower, upper = bounds
+        most = largest(lower, upper).square().mean(-1, keepdim=True)
+        least = torch.maximum(lower, -upper).clamp(min=0).square().mean(-1, keepdim=True)
+        rounding = 1 + 8 * lower.shape[-1] * torch.finfo(lower.dtype).eps
+        return _Quotient(
+            (most * rounding + self.eps).rsqrt() / rounding,
+            (least / rounding + self.eps).rsqrt() * rounding,
+        )
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Every output also lies within sqrt(F)."""
+        lower, upper = self._curve(inputs[0]).range(inputs[0])
+        most = (lower.shape[-1] * (1 + 8 * torch.finfo(lower.dtype).eps)) ** 0.5
+        return Bounds(lower.clamp(min=-most), upper.clamp(max=most))
+
+    def relax(self, *inputs: Bounds) -> Lines:
+        """A line below and one above."""
+        return self._curve(inputs[0]).lines(*inputs[0])
+
+
+@module(nn.BatchNorm1d)
+def _batch_norm_module(lifter: Lifter, step: Step, layer: nn.BatchNorm1d, x: Node) -> Node:
+    """In eval mode a scale and a shift for every feature, which are axis 1."""
+    mean, var = (lifter.weight(step.target, name) for name in ("running_mean", "running_var"))
+    if mean is None or var is None:
+        raise unsupported(step, "a BatchNorm1d without running statistics", "Track them.")
+    if x.batch_axis:
+        raise unsupported(step, "a BatchNorm1d with the batch elsewhere than on axis 0")
+    weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
+    scale = (var + layer.eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    ones = [1] * (len(x.shape) - 1)
+    return _scaled(lifter, step, x, scale.view(-1, *ones), shift.view(-1, *ones))
+
+
+@module(nn.LayerNorm, nn.RMSNorm)
+def _layer_norm_module(
+    lifter: Lifter, step: Step, layer: nn.LayerNorm | nn.RMSNorm, x: Node
+) -> Node:
+    if len(layer.normalized_shape) != 1 or x.batch_axis > len(x.shape) - 1:
+        raise unsupported(step, "a normalisation over something else than the last axis")
+    weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
+    eps, size = layer.eps, x.shape[-1]
+    if isinstance(layer, nn.LayerNorm):
+        unit = torch.eye(size, dtype=lifter.dtype, device=lifter.device)
+        x = Linear(x, unit - 1 / size)
+    if eps is None:
+        own = next((p.dtype for p in lifter.model.parameters()), lifter.dtype)
+        eps = torch.finfo(own).eps
+    return _scaled(lifter, step, Normalised(x, eps), weight, bias)

@@ -1,0 +1,58 @@
+"""How packing and unpacking act on nodes; the layers between carry the state (recurrent.py)."""
+
+from typing import Any
+
+import torch
+
+from popqorn_train.activation import Constant
+from popqorn_train.affine import Select, Stack, frames
+from popqorn_train.lift import Lifter, operation, unsupported
+from popqorn_train.node import Node
+from popqorn_train.packed import Packed
+from popqorn_train.steps import Step
+
+
+@operation("pack_lengths")
+def _pack(
+    lifter: Lifter,
+    step: Step,
+    input: Node,
+    lengths: Any,
+    batch_first: bool = False,
+    enforce_sorted: bool = True,
+) -> Packed:
+    if len(input.shape) != 2 or input.batch_axis != (0 if batch_first else 1):
+        raise unsupported(
+            step,
+            f"a packing with batch_first={batch_first} of a sequence whose batch is axis "
+            f"{input.batch_axis}",
+            "Pack (B, T, N) with batch_first=True, or (T, B, N) without it.",
+        )
+    return Packed(input, torch.as_tensor(lengths), input.batch_axis)
+
+
+@operation("pad_lengths")
+def _pad(
+    lifter: Lifter,
+    step: Step,
+    sequence: Packed,
+    batch_first: bool = False,
+    padding_value: float = 0.0,
+    total_length: int | None = None,
+) -> Any:
+    """Frames that a sample does not have hold the padding, and do not move."""
+    padded, lengths = sequence.padded, sequence.lengths.to(lifter.device)
+    blank = Constant(
+        torch.full(
+            (lifter.batch, *padded.shape[1:]),
+            padding_value,
+            dtype=lifter.dtype,
+            device=lifter.device,
+        )
+    )
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    shown: list[Node] = [
+        node if t < shortest else Select(lengths > t, node, blank) if t < longest else blank
+        for t, node in enumerate(frames(padded))
+    ]
+    return Stack(shown, 0 if batch_first else 1), sequence.lengths

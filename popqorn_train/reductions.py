@@ -1,0 +1,95 @@
+"""How sums, means, maxima and masks act on nodes."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.largest import Largest
+from popqorn_train.lift import Lifter, operation, unsupported
+from popqorn_train.node import Node
+from popqorn_train.shapes import affine_of, function_of, lifted, ndim
+from popqorn_train.steps import Step
+from popqorn_train.tracer import called_name
+
+
+@operation("sum", "mean")
+def _reduce(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
+    return lifted(lifter, step, function_of(step), args, kwargs, exact=False)
+
+
+@operation("where")
+def _where(lifter: Lifter, step: Step, condition: Any, one: Any, other: Any) -> Node:
+    if isinstance(condition, Node):
+        raise unsupported(step, "a choice that depends on what moves")
+    return lifted(lifter, step, torch.where, (condition, one, other), {}, exact=True)
+
+
+@operation("masked_fill")
+def _masked_fill(lifter: Lifter, step: Step, x: Node, mask: Any, value: Any) -> Node:
+    """A mask that does not move; -inf becomes a number below all others, which a maximum needs."""
+    if isinstance(value, Tensor):
+        value = value.item()
+    if value == -math.inf:
+        value = torch.finfo(lifter.dtype).min / 4
+    return lifted(lifter, step, torch.masked_fill, (x, mask, value), {}, exact=True)
+
+
+@operation("max", "amax")
+def _max(lifter: Lifter, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """Maximum over one axis; ``max`` gives a pair, of which the indices have no bound."""
+    if isinstance(dim, Node):
+        way_out = "Stack them along a new axis and take the maximum over it."
+        raise unsupported(step, "a maximum of two tensors", way_out)
+    if isinstance(dim, tuple | list) and len(dim) == 1:
+        dim = dim[0]
+    if not isinstance(dim, int):
+        raise unsupported(step, "a maximum over several axes", "Name one axis.")
+    found = largest_over(step, x, dim % ndim(x), keepdim=keepdim)
+    return _Values(found) if called_name(step.target) == "max" else found
+
+
+class _Values(NamedTuple):
+    """What ``max`` returns, without the indices, which have no bound."""
+
+    values: Node
+
+
+@operation("getattr")
+def _field(lifter: Lifter, step: Step, x: Any, name: str) -> Any:
+    if isinstance(x, _Values) and name == "values":
+        return x.values
+    if name == "data":
+        return x
+    raise unsupported(step, f"the field {name!r}")
+
+
+def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
+    """Greatest entry along an axis of the user's layout."""
+    if dim == x.batch_axis:
+        raise unsupported(step, "a maximum over the batch")
+    own = dim - (dim > x.batch_axis)
+    rest = (*x.shape[:own], *x.shape[own + 1 :])
+    rows = x
+    if x.batch_axis or dim != 1 or len(rest) != 1:
+        flat = (x.shape[own], math.prod(rest))
+        ends = x.batch_axis, dim
+        rows = affine_of(
+            lambda value: value.movedim(ends, (0, 1)).flatten(2),
+            (x,),
+            {},
+            shape=flat,
+            axis=0,
+            exact=True,
+        )
+    shape = (*rest[:own], 1, *rest[own:]) if keepdim else rest
+    axis = x.batch_axis - (dim < x.batch_axis and not keepdim)
+    best = Largest(rows)
+    if (shape, axis) == (best.shape, 0):
+        return best
+
+    def back(value: Tensor) -> Tensor:
+        return value.reshape(len(value), *shape).movedim(0, axis)
+
+    return affine_of(back, (best,), {}, shape=shape, axis=axis, exact=True)

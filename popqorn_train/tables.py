@@ -1,0 +1,50 @@
+"""Everything that can be bounded: importing this fills the tables of lift.py, and prints them."""
+
+from popqorn_train import (  # noqa: F401
+    elementwise,
+    layers,
+    maps,
+    norms,
+    operations,
+    padding,
+    reductions,
+    shapes,
+)
+from popqorn_train.lift import MODULES, OPERATIONS
+from popqorn_train.packed import REPLACED
+
+_TITLES = {
+    "layers": "recurrent layers and cells",
+    "padding": "different lengths",
+    "operations": "arithmetic and linear layers",
+    "elementwise": "activations",
+    "maps": "convolution and pooling",
+    "norms": "normalisation",
+    "reductions": "sums, means, maxima, masks",
+    "shapes": "shapes, picking, joining",
+}
+
+
+def supported() -> dict[str, tuple[list[str], list[str]]]:
+    """Modules and operations by kind, sorted, as users write them."""
+    spoken = {ours.__name__: torchs.__name__ for torchs, ours in REPLACED.items()}
+    found: dict[str, tuple[list[str], list[str]]] = {key: ([], []) for key in _TITLES}
+    for kind, handler in MODULES.items():
+        found[_file(handler)][0].append(f"nn.{kind.__name__}")
+    for name, handler in OPERATIONS.items():
+        found[_file(handler)][1].append(spoken.get(name, name))
+    return {_TITLES[key]: (sorted(one), sorted(two)) for key, (one, two) in found.items()}
+
+
+def _file(handler: object) -> str:
+    function = getattr(handler, "func", handler)  # what a partial calls
+    return str(function.__module__).rsplit(".", 1)[-1]
+
+
+def supported_table() -> str:
+    """The table of the README, in Markdown."""
+    rows = ["| | modules | operations, as functions, methods or operators |", "|---|---|---|"]
+    for title, columns in supported().items():
+        cells = [", ".join(f"`{name}`" for name in names) or "-" for names in columns]
+        rows.append(f"| {title} | {cells[0]} | {cells[1]} |")
+    return "\n".join(rows)

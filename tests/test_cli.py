@@ -1,0 +1,89 @@
+"""The command line: what the doctor prints, and the table of what can be bounded."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from popqorn_train.cli import main
+from popqorn_train.lift import MODULES, OPERATIONS
+from popqorn_train.tables import supported, supported_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_doctor_shows_the_graph_what_moves_and_the_cost(capsys):
+    assert main(["doctor", "tests.zoo:SpeechGRU", "--input", "2,5,3"]) == 0
+    out = capsys.readouterr().out
+    assert "Conv1d" in out
+    assert "zoo.py, line" in out
+    assert "'x', 5 frames of 3 features" in out
+    assert "3 classes" in out
+    assert "by popqorn" in out
+
+
+def test_the_doctor_takes_tokens_and_lengths_and_knows_a_single_logit(capsys):
+    inputs = ["--input", "2,6:long:20", "--input", "2:long:6"]
+    assert main(["doctor", "tests.zoo:SentimentPacked", *inputs, "--method", "ibp"]) == 0
+    out = capsys.readouterr().out
+    assert "one logit" in out
+    assert "'embedding', 6 frames of 6 features" in out
+    assert "by ibp" in out
+
+
+BLOCKED = {
+    "control flow": ("tests.test_trace:Branches", "2,4,3", r"return self.last(x if x.sum() > 0"),
+    "no bound": ("tests.test_trace:Attended", "2,4,3", "'softmax'"),
+    "wrong sizes": ("tests.zoo:GRUCellLoop", "2,4,7", "`inputs`"),
+    "no sizes": ("tests.zoo:GRUCellLoop", "two", "`--input`"),
+    "no kind": ("tests.zoo:GRUCellLoop", "2,4,3:words", "`--input`"),
+    "no module": ("tests.nowhere:Net", "2,4,3", "`model`"),
+    "no name": ("tests.zoo", "2,4,3", "`model`"),
+    "no model": ("tests.zoo:lengths", "2,4,3", "`model` must be an nn.Module, got Tensor"),
+    "arguments": ("tests.zoo:FrontEnd", "2,4,3", "needs arguments"),
+}
+
+
+@pytest.mark.parametrize(("name", "sizes", "message"), BLOCKED.values(), ids=BLOCKED)
+def test_the_doctor_says_what_blocks(capsys, name, sizes, message):
+    assert main(["doctor", name, "--input", sizes]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_starts_without_lightning():
+    code = (
+        "import sys; from popqorn_train.cli import main; main(['supported']);"
+        "assert not {'pytorch_lightning', 'lightning', 'wandb'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == supported_table()
+
+
+def test_the_console_script_is_declared():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["popqorn-train"].partition(":")
+    assert getattr(import_module(module), name) is main
+
+
+def test_the_page_of_what_is_supported_is_the_table_of_the_code():
+    page = (ROOT / "docs" / "supported.md").read_text()
+    assert supported_table() in page
+
+
+def test_the_table_holds_all_that_is_registered_and_nothing_else():
+    modules = [name for one, _ in supported().values() for name in one]
+    operations = [name for _, two in supported().values() for name in two]
+    assert sorted(modules) == sorted(f"nn.{kind.__name__}" for kind in MODULES)
+    assert len(operations) == len(set(operations)) == len(OPERATIONS)
+    assert all(hasattr(nn, name.removeprefix("nn.")) for name in modules)
+    places = torch, torch.Tensor, nn.functional, nn.utils.rnn, import_module("operator")
+    known = {"getattr", "truediv"}
+    for name in operations:
+        spelled = {name, f"__{name}__"}
+        assert any(hasattr(at, word) for at in places for word in spelled) or name in known, name

@@ -1,0 +1,184 @@
+"""Every classifier of the zoo is certified soundly, and as people would use it."""
+
+import math
+import time
+from importlib import import_module
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from popqorn_train import CertifiedLoss, LpBall, bound, certify, logit_bounds
+from popqorn_train.attack import attack
+from popqorn_train.bound import as_tuple
+from popqorn_train.callbacks import CertifiedRadiusMonitor
+from popqorn_train.steps import pick_samples
+from tests.fitting import QUIET
+from tests.problems import METHODS, steps_inside
+from tests.zoo import B, zoo
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+ZOO = zoo()
+MODULE = import_module("popqorn_train.bound")  # the name in the package is the function
+POINTS = 100
+every_model = pytest.mark.parametrize("name", ZOO)
+# Models in which padding changes nothing: neither values nor what a mean is divided by.
+PADDED = (
+    "SentimentPacked", "BiLSTMText", "BiGRUMasked", "LastValid", "LastByIndex", "MaskedMean",
+    "MaskedMax",
+)  # fmt: skip
+
+
+def logits_inside(case, epsilon, p):
+    """Logits ``(P, B, C)`` at points of the per-frame balls, in one call."""
+    shape = case.center.shape
+    steps = steps_inside((POINTS * shape[0], *shape[1:]), p).view(POINTS, *shape)
+    many = case.pick(torch.arange(shape[0]).repeat(POINTS))
+    with torch.no_grad():
+        logits = many.logits(many.center + epsilon * steps.flatten(0, 1))
+    return logits.view(POINTS, shape[0], -1)
+
+
+@every_model
+def test_no_sampled_or_attacked_point_leaves_the_bounds(name):
+    model, x = ZOO[name]
+    layer = bound(model)
+    case = layer.case(x)
+    for p, epsilon in ((2, 0.3), (math.inf, 0.15)):
+        logits = logits_inside(case, epsilon, p)
+        target = case.logits(case.center).argmax(1)
+        reached = attack(layer, x, target, LpBall(epsilon, p), steps=5, restarts=1).margin
+        for method in METHODS:
+            lower, upper = logit_bounds(layer, x, LpBall(epsilon, p), method=method)
+            assert (logits >= lower - 1e-11).all(), method
+            assert (logits <= upper + 1e-11).all(), method
+            found = certify(layer, x, target, LpBall(epsilon, p), method=method)
+            assert (found.margin <= reached + 1e-11).all(), method
+
+
+@every_model
+def test_epsilon_zero_gives_the_logits(name):
+    model, x = ZOO[name]
+    case = bound(model).case(x)
+    logits = case.logits(case.center)
+    for method in METHODS:
+        lower, upper = logit_bounds(model, x, LpBall(0.0), method=method)
+        torch.testing.assert_close(lower, logits, rtol=0, atol=1e-12)
+        torch.testing.assert_close(upper, logits, rtol=0, atol=1e-12)
+
+
+@every_model
+def test_a_sample_has_the_same_bounds_alone(name):
+    model, x = ZOO[name]
+    layer, ball = bound(model), LpBall(0.1, 2)
+    axis, whole = layer.batch_axis(x), logit_bounds(layer, x, ball)
+    for index in range(B):
+        chosen = torch.tensor([index])
+        alone = tuple(pick_samples(value, chosen, axis) for value in as_tuple(x))
+        found = logit_bounds(layer, alone, ball)
+        for side, both in zip(found, whole, strict=True):
+            torch.testing.assert_close(side, both[chosen], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_a_padded_sample_has_the_bounds_of_the_sample_at_its_own_length(name):
+    model, (x, lengths) = ZOO[name]
+    for method in METHODS:
+        whole = logit_bounds(model, (x, lengths), LpBall(0.1), method=method)
+        for index, length in enumerate(lengths.tolist()):
+            own = slice(index, index + 1)
+            alone = (x[own, :length], lengths[own])
+            found = logit_bounds(model, alone, LpBall(0.1), method=method)
+            for side, both in zip(found, whole, strict=True):
+                torch.testing.assert_close(side, both[own], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_never_moves_and_one_trace_serves_other_lengths(name):
+    model, (x, lengths) = ZOO[name]
+    before = logit_bounds(model, (x, lengths), LpBall(0.1))
+    for other in ([5, 4, 1], [3, 3, 3], [4, 2, 2]):
+        here = (x[:, : max(other)], torch.tensor(other))
+        low, high = logit_bounds(model, here, LpBall(0.0))
+        case = bound(model).case(here)
+        torch.testing.assert_close(low, case.logits(case.center), rtol=0, atol=1e-12)
+        torch.testing.assert_close(high, low, rtol=0, atol=1e-12)
+    if x.is_floating_point():
+        x = x.clone()
+        for row, length in zip(x, lengths.tolist(), strict=True):
+            row[length:] = 7.0
+        torch.testing.assert_close(logit_bounds(model, (x, lengths), LpBall(0.1)), before)
+
+
+@every_model
+def test_gradients_of_the_loss_are_finite(name):
+    model, x = ZOO[name]
+    model.zero_grad()
+    loss = CertifiedLoss(0.05, kappa=0.3, alpha=0.7, attack_steps=2)
+    loss(model, x, torch.zeros(B, dtype=torch.long)).backward()
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+class Fitted(pl.LightningModule):
+    """What makes a LightningModule of a model of the zoo."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.loss = net, CertifiedLoss(0.01, kappa=0.5)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.net, *unpack(batch))
+
+    def validation_step(self, batch, batch_idx):
+        """Nothing beside the monitor."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def unpack(batch):
+    return tuple(batch[:-1]), batch[-1]
+
+
+def batches(inputs, axis):
+    """Two batches with the same samples, in the user's layout."""
+    places = [min(axis, value.ndim - 1) for value in inputs]
+    samples = [
+        (*[v.select(at, i) for v, at in zip(inputs, places, strict=True)], torch.tensor(0))
+        for i in range(B)
+    ]
+
+    def collate(rows):
+        columns = zip(zip(*rows, strict=True), (*places, 0), strict=True)
+        return [torch.stack(column, at) for column, at in columns]
+
+    return DataLoader(samples * 2, B, collate_fn=collate)
+
+
+@every_model
+def test_a_fit_is_monitored(name):
+    model, x = zoo()[name]
+    inputs, axis = as_tuple(x), bound(model).batch_axis(x)
+    monitor = CertifiedRadiusMonitor(model="net", samples=4, unpack=unpack, rtol=0.1)
+    trainer = pl.Trainer(callbacks=[monitor], max_epochs=1, logger=False, **QUIET)
+    trainer.fit(Fitted(model.train()), batches(inputs, axis), batches(inputs, axis))
+    assert len(monitor.last.radii) == 4
+    assert ((monitor.last.radii > 0) == monitor.last.correct).all()
+
+
+def test_tracing_is_quick_and_remembered(monkeypatch):
+    seconds = []
+    for name, (model, x) in zoo().items():
+        started = time.process_time()
+        bound(model).case(x)
+        seconds.append((time.process_time() - started, name))
+        monkeypatch.setattr(MODULE, "record", None)  # a second recording would fail
+        bound(model).case(x)
+        monkeypatch.undo()
+    median, most = sorted(seconds)[len(seconds) // 2], max(seconds)
+    print(f"traced and checked: median {median[0]:.3f} s, most {most[0]:.3f} s ({most[1]})")
+    assert median[0] < 0.1  # on an idle core less than half of it
