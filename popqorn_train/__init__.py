@@ -1,7 +1,9 @@
 """Certified robustness radii for recurrent classifiers, computed while they train."""
 
 from popqorn_train.bound import BoundModel, bound
+from popqorn_train.box import Box
 from popqorn_train.certificate import Certificate, certify, logit_bounds
+from popqorn_train.frames import frame_radii
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.perturbation import LpBall
@@ -13,6 +15,7 @@ __all__ = [
     "IBP",
     "BoundModel",
     "Bounds",
+    "Box",
     "Certificate",
     "CertifiedLoss",
     "CrownIBP",
@@ -23,6 +26,7 @@ __all__ = [
     "bound",
     "certified_radius",
     "certify",
+    "frame_radii",
     "logit_bounds",
     "search_radius",
 ]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import Inputs, bound
+from popqorn_train.box import Perturbation, check_ball
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import check_target
-from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Region, dual_exponent
 
 
@@ -81,7 +81,7 @@ def _starts(region: Region, restarts: int, seed: int) -> list[Tensor]:
 
 
 def search(
-    case: Case, target: Tensor, ball: LpBall, *, steps: int, restarts: int, seed: int
+    case: Case, target: Tensor, ball: Perturbation, *, steps: int, restarts: int, seed: int
 ) -> Attack:
     """Attack a prepared batch; call it inside ``undisturbed``.
 
@@ -93,7 +93,7 @@ def search(
         restarts: number of starts, the centre first.
         seed: of the random starts.
     """
-    region = ball.around(case.center)
+    region = check_ball(ball).around(case.center)
     size = _sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
     best = Attack(margin_of(case.logits(case.center), target), case.center)
     for start in _starts(region, restarts, seed):
@@ -115,7 +115,7 @@ def attack(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: Perturbation,
     *,
     steps: int = 20,
     restarts: int = 2,

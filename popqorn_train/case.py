@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.affine import Affine
+from popqorn_train.box import Perturbation, check_ball
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan
 from popqorn_train.node import Node, Root
-from popqorn_train.perturbation import LpBall
 from popqorn_train.tracer import UnsupportedModelError
 
 
@@ -78,11 +78,9 @@ class Case(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
-    def graph(self, ball: LpBall) -> Node:
-        """The logits ``(B, C)`` as a node over the ball around the inputs."""
-        if not isinstance(ball, LpBall):
-            raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
-        region = ball.around(self.center, self.value, self.scale)
+    def graph(self, ball: Perturbation) -> Node:
+        """The logits ``(B, C)`` as a node over what may move around the inputs."""
+        region = check_ball(ball).around(self.center, self.value, self.scale)
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
         node = self._run(root if plain else self._as_users(root))

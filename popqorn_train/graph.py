@@ -24,7 +24,7 @@ from torch import Tensor
 from popqorn_train.node import Node, Nonlinear, Piece, Tape
 from popqorn_train.region import Bounds, dot
 
-_ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
+ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
 
 
 class Enclosure(NamedTuple):
@@ -93,7 +93,7 @@ def backward_range(node: Node, found: Enclosure) -> Bounds:
     unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
     lower = [
         minimum(node, torch.cat([rows, -rows]).reshape(1, -1, *node.shape), found)
-        for rows in torch.split(unit, _ROWS_AT_ONCE)
+        for rows in torch.split(unit, ROWS_AT_ONCE)
     ]
     pairs = [block.chunk(2, dim=1) for block in lower]
     batch = (-1, *node.shape)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from popqorn_train.memory import is_out_of_memory
 from popqorn_train.node import Node
 from popqorn_train.steps import Baked, Multiple, Ref, Step, Trace, pick_samples, walk
 from popqorn_train.tracer import UnsupportedModelError, called_name
@@ -121,6 +122,8 @@ class Lifter:
         try:
             return self.run(step)
         except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise unsupported(step, f"a step that fails when it is run again ({error})") from error
 
     def run(self, step: Step) -> Any:

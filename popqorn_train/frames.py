@@ -1,0 +1,69 @@
+"""Which frame does the decision hang on? The certified radius of every frame alone.
+
+B: batch, T: frames.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.bound import Inputs, bound
+from popqorn_train.case import undisturbed
+from popqorn_train.certificate import Confirm
+from popqorn_train.memory import Chunks
+from popqorn_train.methods import Method, method_named
+from popqorn_train.perturbation import LpBall
+from popqorn_train.question import make_question
+from popqorn_train.radius import answer, check_search, in_float64
+
+
+def frame_radii(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    p: float = math.inf,
+    method: str | Method = "popqorn",
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    max_radius: float | None = None,
+    rtol: float = 1e-3,
+    confirm: Confirm = "float64",
+    max_bytes: int | None = None,
+) -> Tensor:
+    """The certified radius of every frame when it alone moves.
+
+    Small radii show the frames, words or rows that the decision hangs on. All frames are bounded
+    in one batch; what comes before the frame that moves is known to a point, so its state is exact
+    up to rounding. A frame that the logits do not depend on (padding, for one) has the largest
+    radius tried.
+
+    Args:
+        model: a classifier, or ``bound(model)``.
+        inputs: what its forward takes.
+        target: ``(B,)`` integer labels.
+        p: norm of the ball.
+        method: see ``certified_radius``, as for all that follow.
+        low: least value of an input.
+        high: greatest value of an input.
+        max_radius: largest radius tried.
+        rtol: relative precision.
+        confirm: proves every radius again in float64.
+        max_bytes: memory aimed at.
+
+    Returns:
+        ``(B, T)`` in the units of the input; 0 where the clean prediction is wrong.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
+    """
+    check_search(rtol, max_radius, confirm)
+    layer, chunks = bound(model), Chunks(max_bytes)
+    ball, method = LpBall(0.0, p, low=low, high=high), method_named(method)
+    with torch.no_grad(), undisturbed(layer.model):
+        question = make_question(layer, inputs, target, None, ball, method, chunks)
+        twin = in_float64(question, layer, inputs) if confirm == "float64" else None
+        alone = None if twin is None else twin.each_frame_alone()
+        found = answer(question.each_frame_alone(), alone, max_radius, rtol)
+    return found.radius.view(question.case.center.shape[:2])
