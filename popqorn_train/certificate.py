@@ -226,6 +226,7 @@ def chunked_margins(
         output = part.graph(ball.pick(some, len(target)))
         return margins_of(output, target[some], method, part.value)
 
-    one = chosen[:1]
-    chunks.fit(case.pick(one).graph(ball.pick(one, len(target))), case.value)
+    if chunks.dtype != case.value.dtype:
+        one = chosen[:1]
+        chunks.fit(case.pick(one).graph(ball.pick(one, len(target))), case.value)
     return chunks.map(run, chosen)

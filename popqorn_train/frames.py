@@ -17,6 +17,8 @@ from popqorn_train.perturbation import LpBall
 from popqorn_train.question import make_question
 from popqorn_train.radius import answer, check_search, in_float64
 
+_ROWS = 32  # samples times frames that are bounded together
+
 
 def frame_radii(
     model: nn.Module,
@@ -34,10 +36,10 @@ def frame_radii(
 ) -> Tensor:
     """The certified radius of every frame when it alone moves.
 
-    Small radii show the frames, words or rows that the decision hangs on. All frames are bounded
-    in one batch; what comes before the frame that moves is known to a point, so its state is exact
-    up to rounding. A frame that the logits do not depend on (padding, for one) has the largest
-    radius tried.
+    Small radii show the frames, words or rows that the decision hangs on. Neighbouring frames are
+    bounded in one batch. Up to the first of them the recurrent layer that reads the input is run
+    as it is: nothing is bounded there, and its state is exact. A frame that the logits do not
+    depend on (padding, for one) has the largest radius tried.
 
     Args:
         model: a classifier, or ``bound(model)``.
@@ -64,6 +66,11 @@ def frame_radii(
     with torch.no_grad(), undisturbed(layer.model):
         question = make_question(layer, inputs, target, None, ball, method, chunks)
         twin = in_float64(question, layer, inputs) if confirm == "float64" else None
-        alone = None if twin is None else twin.each_frame_alone()
-        found = answer(question.each_frame_alone(), alone, max_radius, rtol)
-    return found.radius.view(question.case.center.shape[:2])
+        batch, time, _ = question.case.center.shape
+        together, radii = -(-_ROWS // batch), []
+        for first in range(0, time, together):
+            block = (first, min(first + together, time))
+            alone = None if twin is None else twin.frames_alone(*block)
+            found = answer(question.frames_alone(*block), alone, max_radius, rtol)
+            radii.append(found.radius.view(batch, -1))
+    return torch.cat(radii, 1)

@@ -57,7 +57,7 @@ def enclose(output: Node, *, relax: bool = True, backward: bool = False) -> Encl
     # an earlier layer, would be looser.
     nodes = ancestors(output)
     wanted = {
-        _whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
+        whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
     }
     found = Enclosure({}, {})
     for node in nodes:
@@ -74,7 +74,7 @@ def enclose(output: Node, *, relax: bool = True, backward: bool = False) -> Encl
     return found
 
 
-def _whole(node: Node) -> Node:
+def whole(node: Node) -> Node:
     """The node that a piece or a mirror image is taken from."""
     while isinstance(node, Piece) or node.mirrors:
         node = node.inputs[0]

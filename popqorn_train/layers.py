@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from popqorn_train.activation import Constant
 from popqorn_train.affine import Linear, Stack, frame, frames
-from popqorn_train.lift import Lifter, module, unsupported
+from popqorn_train.lift import Lifter, has_node, module, unsupported
 from popqorn_train.node import Node, Root
 from popqorn_train.recurrent import State, Weights, unroll
 from popqorn_train.steps import Step
@@ -24,6 +24,7 @@ def _recurrent_module(
     _check_recurrent(step, layer, x)
     kind = layer.nonlinearity if isinstance(layer, nn.RNN) else layer.mode.lower()
     lstm = kind == "lstm"
+    before, state = _still(lifter, step, x, state)
     h0, c0 = state if lstm and state is not None else (state, None)
     below, last_h, last_c = frames(x) if not isinstance(x, Root) else [x], [], []
     for index in range(layer.num_layers):
@@ -36,15 +37,34 @@ def _recurrent_module(
         bias, bias_q = _biases(kind, layer.hidden_size, b_ih, b_hh)
         projected: Sequence[Node] = [Linear(node, w_ih, bias) for node in below]
         if len(below[0].shape) > 1:  # the perturbed sequence, projected in one go
-            projected = frames(projected[0])
+            projected = frames(projected[0])[len(before) :]
         start = State(_initial(lifter, step, h0, index), _initial(lifter, step, c0, index))
         if kind == "gru" and start.h is None:
             start = State(Constant(w_hh.new_zeros(lifter.batch, layer.hidden_size)))
         below, c = unroll(kind, projected, start, Weights(w_hh, bias_q))
         last_h.append(below[-1])
         last_c.append(c)
-    out, h_n = Stack(below, x.batch_axis), Stack(last_h, 1)
+    out, h_n = Stack([*before, *below], x.batch_axis), Stack(last_h, 1)
     return (out, (h_n, Stack(last_c, 1))) if lstm else (out, h_n)  # type: ignore[arg-type]
+
+
+def _still(lifter: Lifter, step: Step, x: Node, state: Any) -> tuple[list[Node], Any]:
+    """Run the layer itself over the first frames, up to where something moves in some sample.
+
+    Returns:
+        Its outputs there, frame by frame, and its state after them.
+    """
+    if not isinstance(x, Root) or has_node(state):
+        return [], state
+    moved = x.region.moved.any(0)
+    # One frame is left, so that there is something to unroll where nothing moves.
+    count = int((moved.cumsum(0)[:-1] == 0).sum())
+    if count == 0:
+        return [], state
+    value = x.region.value[:, :count].movedim(0, x.batch_axis)
+    with torch.backends.cudnn.flags(enabled=False):  # its kernels may round to TF32
+        out, state = lifter.call_module(step.target, (value, state), {})
+    return [Constant(frame) for frame in out.movedim(x.batch_axis, 0).unbind(1)], state
 
 
 def _biases(

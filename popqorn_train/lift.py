@@ -143,7 +143,7 @@ class Lifter:
 
     def _call(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":
-            return self._call_module(step.target, args, kwargs)
+            return self.call_module(step.target, args, kwargs)
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
         if step.target is dropout:
@@ -157,7 +157,8 @@ class Lifter:
         shape[baked.batch_axis] = self.batch
         return baked.value.expand(shape)
 
-    def _call_module(self, path: str, args: Any, kwargs: Any) -> Any:
+    def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
+        """Run a sub-module on tensors, in the precision of the bounds."""
         called = self.model.get_submodule(path)
         tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
         cast = {name: self.cast(tensor) for name, tensor in tensors.items()}

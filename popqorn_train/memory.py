@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import ROWS_AT_ONCE, ancestors
+from popqorn_train.graph import ROWS_AT_ONCE, ancestors, whole
 from popqorn_train.node import Node, Nonlinear
 
 _CPU_BYTES = 2**30  # on a CPU, unless the caller says otherwise
-_COPIES = 5  # slopes of this size that live at once while one bound is carried backward
+_COPIES = 4  # slopes of this size that live at once while one bound is carried backward
 _CALM = 4  # chunks without trouble after which the size is doubled
 
 
@@ -44,8 +44,9 @@ def bytes_a_sample(output: Node, like: Tensor) -> int:
     """
     nodes = ancestors(output)
     sizes = [math.prod(node.shape) for node in nodes]
-    read = [math.prod(p.shape) for n in nodes if isinstance(n, Nonlinear) for p in n.inputs]
-    rows = min(2 * max(read, default=1), 2 * ROWS_AT_ONCE)
+    parents = {whole(p) for node in nodes if isinstance(node, Nonlinear) for p in node.inputs}
+    read = max((math.prod(parent.shape) for parent in parents), default=0)
+    rows = max(2 * min(read, ROWS_AT_ONCE), *output.shape)
     return like.element_size() * (_COPIES * rows * max(sizes) + 20 * sum(sizes))
 
 
@@ -59,7 +60,8 @@ class Chunks:
     def __init__(self, max_bytes: int | None = None) -> None:
         check_max_bytes(max_bytes)
         self.max_bytes = max_bytes
-        self.most = self.size = 0  # not known yet
+        self.most = self.size = 0
+        self.dtype: torch.dtype | None = None  # that the size is known for
         self._calm = 0
 
     def fit(self, output: Node, like: Tensor) -> None:
@@ -72,7 +74,7 @@ class Chunks:
         limit = _free(like.device) if self.max_bytes is None else self.max_bytes
         most = max(1, limit // bytes_a_sample(output, like))
         self.size = most if self.size == self.most else min(self.size, most)
-        self.most = most
+        self.most, self.dtype = most, like.dtype
 
     def map(self, run: Callable[[Tensor], Tensor], chosen: Tensor) -> Tensor:
         """``run`` on chunks of ``chosen``, joined.

@@ -48,11 +48,11 @@ class Question:
         margins = chunked_margins(self.case, self.target, ball, self.method, self.chunks, chosen)
         return self._decisive(margins, chosen).double()
 
-    def each_frame_alone(self) -> "Question":
-        """The same for every sample and frame, that frame alone moving: ``B T`` samples."""
+    def frames_alone(self, first: int, stop: int) -> "Question":
+        """The same for every sample and each of these frames, moving alone; sample by sample."""
         batch, time, _ = self.case.center.shape
-        rows = torch.arange(batch, device=self.target.device).repeat_interleave(time)
-        alone = torch.eye(time, dtype=torch.bool, device=rows.device).repeat(batch, 1)
+        rows = torch.arange(batch, device=self.target.device).repeat_interleave(stop - first)
+        alone = torch.eye(time, dtype=torch.bool, device=rows.device)[first:stop].repeat(batch, 1)
         return replace(
             self,
             case=self.case.pick(rows),

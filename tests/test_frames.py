@@ -5,8 +5,18 @@ import math
 import pytest
 import torch
 
-from popqorn_train import LpBall, certified_radius, certify, frame_radii
-from tests.problems import CELLS, METHODS, NORMS, build, predicted, sequences
+from popqorn_train import LpBall, certified_radius, certify, frame_radii, logit_bounds
+from tests.problems import (
+    CELLS,
+    F64,
+    METHODS,
+    NORMS,
+    build,
+    margins,
+    predicted,
+    recurrent,
+    sequences,
+)
 
 cells = pytest.mark.parametrize("cell", CELLS)
 
@@ -16,13 +26,13 @@ def problem(cell, batch=4, time=5, **options):
     return model, x, predicted(model, x)
 
 
-@pytest.mark.parametrize("p", NORMS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "p"), zip(METHODS, NORMS, strict=True))
+@pytest.mark.parametrize("batch", [2, 12])  # all frames together, three at a time
 @cells
-def test_a_frame_has_the_radius_of_a_mask_with_this_frame(cell, method, p):
-    model, x, y = problem(cell, num_layers=2)
+def test_a_frame_has_the_radius_of_a_mask_with_this_frame(cell, batch, method, p):
+    model, x, y = problem(cell, batch, num_layers=2)
     found = frame_radii(model, x, y, p=p, method=method)
-    assert found.shape == (4, 5)
+    assert found.shape == (batch, 5)
     for t in range(5):
         mask = torch.arange(5) == t
         one = certified_radius(model, x, y, p=p, method=method, frames=mask)
@@ -30,6 +40,59 @@ def test_a_frame_has_the_radius_of_a_mask_with_this_frame(cell, method, p):
         assert certify(
             model, x, y, LpBall(found[:, t], p, frames=mask), method=method
         ).certified.all()
+
+
+class Started(torch.nn.Module):
+    """Reads time first, from a state that is given, and all frames with both states at the end."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.rnn = recurrent(cell, 3, 4, num_layers=2).double()
+        self.head = torch.nn.Linear(4, 3, dtype=F64)
+        self.start = torch.nn.Parameter(torch.randn(2, 1, 4, dtype=F64))
+
+    def forward(self, x):
+        start = self.start.expand(2, x.shape[1], 4)
+        lstm = isinstance(self.rnn, torch.nn.LSTM)
+        out, state = self.rnn(x, (start, start + 1) if lstm else start)
+        h, c = state if lstm else (state, state)
+        return self.head(out.sum(0) + h[0] - 0.5 * c[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("still", [1, 3, 4])
+@cells
+def test_frames_before_the_first_that_moves_change_no_margin(cell, still, dtype):
+    torch.manual_seed(0)
+    model, x = Started(cell).to(dtype), sequences(5, 3, seed=5).transpose(0, 1)
+    x = torch.cat([x, x]).to(dtype)  # (T, B, N)
+    y, late = predicted(model, x), torch.arange(6) >= still
+    found = certify(model, x, y, LpBall(0.1, frames=late)).margins
+    early = late.expand(5, 6).clone()
+    early[0] = True  # then the first sample moves from the start, and all are bounded from there
+    expected = certify(model, x, y, LpBall(0.1, frames=early)).margins
+    close = 1e-10 if dtype == F64 else 1e-5
+    torch.testing.assert_close(found[1:], expected[1:], rtol=close, atol=close)
+    generator = torch.Generator().manual_seed(1)
+    steps = torch.rand(2000, *x.shape, generator=generator).round() * 2 - 1
+    points = x + 0.1 * steps.to(x) * late[:, None, None]
+    logits = torch.stack([model(point) for point in points])
+    worst = margins(logits.flatten(0, 1), y.repeat(2000)).view(2000, 5, 3).amin(0)
+    assert (found <= worst + (1e-12 if dtype == F64 else 1e-6)).all()
+
+
+@cells
+def test_weights_have_the_same_gradient_whatever_ran_before(cell):
+    model, x, _ = problem(cell)
+    late = torch.arange(5) >= 2
+    early = late.expand(4, 5).clone()
+    early[0] = True
+    gradients = []
+    for mask in (late, early):
+        loss = logit_bounds(model, x, LpBall(0.1, frames=mask)).lower[1:].sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("p", [2, math.inf])
