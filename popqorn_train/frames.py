@@ -17,7 +17,7 @@ from popqorn_train.perturbation import LpBall
 from popqorn_train.question import make_question
 from popqorn_train.radius import answer, check_search, in_float64
 
-_ROWS = 32  # samples times frames that are bounded together
+_ROWS = 16  # samples times frames that are bounded together
 
 
 def frame_radii(
@@ -64,13 +64,16 @@ def frame_radii(
     layer, chunks = bound(model), Chunks(max_bytes)
     ball, method = LpBall(0.0, p, low=low, high=high), method_named(method)
     with torch.no_grad(), undisturbed(layer.model):
-        question = make_question(layer, inputs, target, None, ball, method, chunks)
+        question = make_question(
+            layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
+        )
         twin = in_float64(question, layer, inputs) if confirm == "float64" else None
         batch, time, _ = question.case.center.shape
         together, radii = -(-_ROWS // batch), []
         for first in range(0, time, together):
             block = (first, min(first + together, time))
             alone = None if twin is None else twin.frames_alone(*block)
-            found = answer(question.frames_alone(*block), alone, max_radius, rtol)
+            one = question.frames_alone(*block)
+            found = answer(one, alone, max_radius=max_radius, rtol=rtol)
             radii.append(found.radius.view(batch, -1))
     return torch.cat(radii, 1)

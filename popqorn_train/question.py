@@ -95,6 +95,7 @@ def make_question(
     layer: BoundModel,
     inputs: Inputs,
     target: Tensor,
+    *,
     against: Tensor | None,
     ball: LpBall,
     method: Method,

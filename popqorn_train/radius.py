@@ -63,12 +63,18 @@ def search_radius(
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
     """
     check_search(rtol, max_radius, confirm)
+    if not isinstance(ball, LpBall):
+        raise TypeError(
+            f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}."
+        )
     layer, chunks = bound(model), Chunks(max_bytes)
     ball, method = replace(ball, epsilon=0.0), method_named(method)
     with torch.no_grad(), undisturbed(layer.model):
-        question = make_question(layer, inputs, target, against, ball, method, chunks)
+        question = make_question(
+            layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
+        )
         twin = in_float64(question, layer, inputs) if confirm == "float64" else None
-        return answer(question, twin, max_radius, rtol, start)
+        return answer(question, twin, max_radius=max_radius, rtol=rtol, start=start)
 
 
 def in_float64(question: Question, layer: BoundModel, inputs: Inputs) -> Question | None:
@@ -81,6 +87,7 @@ def in_float64(question: Question, layer: BoundModel, inputs: Inputs) -> Questio
 def answer(
     question: Question,
     twin: Question | None,
+    *,
     max_radius: float | None,
     rtol: float,
     start: Tensor | None = None,
@@ -174,8 +181,9 @@ def certified_radius(
         high: greatest value of an input.
         max_radius: largest radius tried; None takes the p-norm of the domain's width where both
             ends are given, else 10 times the largest p-norm of a moved frame (at least 1).
-        rtol: relative precision of the answer: it is proved, and either (1 + rtol) times it is
-            not, or the last two estimates of where the margin reaches 0 agree on less than that.
+        rtol: relative precision. The answer is proved; either (1 + rtol) times it is not, or the
+            last two estimates of where the margin reaches 0 agree on less than that. Where
+            float64 does not prove what float32 did, the answer is lowered further.
         confirm: ``"float64"`` proves every radius again in float64; None leaves the precision of
             the weights (at least float32).
         against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted
@@ -215,7 +223,13 @@ def certified_radius(
         return found.radius
     with torch.enable_grad(), undisturbed(layer.model):
         question = make_question(
-            layer, inputs, target, against, ball, method_named(method), Chunks()
+            layer,
+            inputs,
+            target,
+            against=against,
+            ball=ball,
+            method=method_named(method),
+            chunks=Chunks(max_bytes),
         )
         return _with_gradient(question, found)
 

@@ -27,7 +27,7 @@ def problem(cell, batch=4, time=5, **options):
 
 
 @pytest.mark.parametrize(("method", "p"), zip(METHODS, NORMS, strict=True))
-@pytest.mark.parametrize("batch", [2, 12])  # all frames together, three at a time
+@pytest.mark.parametrize("batch", [2, 12])  # all frames together, two at a time
 @cells
 def test_a_frame_has_the_radius_of_a_mask_with_this_frame(cell, batch, method, p):
     model, x, y = problem(cell, batch, num_layers=2)
