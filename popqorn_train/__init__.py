@@ -1,10 +1,12 @@
 """Certified robustness radii for recurrent classifiers, computed while they train."""
 
 from popqorn_train.bound import BoundModel, bound
+from popqorn_train.box import Box
 from popqorn_train.budget import certified_budget
 from popqorn_train.certificate import Certificate, certify, logit_bounds
 from popqorn_train.empirical import empirical_radius
 from popqorn_train.examine import SampleRow, Status
+from popqorn_train.frames import frame_radii
 from popqorn_train.loader import certify_loader
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
@@ -18,6 +20,7 @@ __all__ = [
     "IBP",
     "BoundModel",
     "Bounds",
+    "Box",
     "Certificate",
     "CertifiedLoss",
     "CrownIBP",
@@ -34,6 +37,7 @@ __all__ = [
     "certify",
     "certify_loader",
     "empirical_radius",
+    "frame_radii",
     "logit_bounds",
     "search_radius",
 ]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import Inputs, bound
+from popqorn_train.box import Perturbation, check_ball
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import check_target
-from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Region, dual_exponent
 
 
@@ -83,7 +83,7 @@ def _starts(region: Region, restarts: int, seed: int) -> list[Tensor]:
 
 
 def search(
-    case: Case, target: Tensor, ball: LpBall, *, steps: int, restarts: int, seed: int
+    case: Case, target: Tensor, ball: Perturbation, *, steps: int, restarts: int, seed: int
 ) -> Attack:
     """Attack a prepared batch; call it inside ``undisturbed``.
 
@@ -117,7 +117,7 @@ def attack(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: Perturbation,
     *,
     steps: int = 20,
     restarts: int = 2,
@@ -139,8 +139,7 @@ def attack(
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"`steps` and `restarts` must be at least 1, got {steps}, {restarts}.")
-    if not isinstance(ball, LpBall):
-        raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
+    check_ball(ball)
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
         case = layer.case(inputs)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.affine import Affine, Linear
+from popqorn_train.box import Perturbation, check_ball
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan
 from popqorn_train.node import Node, Root
-from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Region
 from popqorn_train.substitutions import Choices, Substitutions
 from popqorn_train.tracer import UnsupportedModelError
@@ -89,16 +89,19 @@ class Case(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
-    def graph(self, ball: LpBall | Substitutions) -> Node:
-        """The logits ``(B, C)`` as a node over what may move around the inputs."""
+    def placed(self, ball: Perturbation | Substitutions) -> Region | Choices:
+        """What may move, around the inputs.
+
+        Raises:
+            ValueError, TypeError: a perturbation that does not fit them.
+        """
         if isinstance(ball, Substitutions):
-            region: Region | Choices = self._choices(ball)
-        elif isinstance(ball, LpBall):
-            region = ball.around(self.center, self.value, self.scale)
-        else:
-            raise TypeError(
-                f"`ball` must be an LpBall or Substitutions, got {type(ball).__name__}."
-            )
+            return self._choices(ball)
+        return check_ball(ball).around(self.center, self.value, self.scale)
+
+    def graph(self, ball: Perturbation | Substitutions) -> Node:
+        """The logits ``(B, C)`` as a node over what may move around the inputs."""
+        region = self.placed(ball)
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
         node = self._run(root if plain else self._as_users(root))

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import BoundModel, Inputs, bound
-from popqorn_train.case import undisturbed
+from popqorn_train.box import Perturbation
+from popqorn_train.case import Case, undisturbed
+from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method, method_named
 from popqorn_train.node import Node
-from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Bounds
 from popqorn_train.substitutions import Substitutions
 
@@ -113,7 +114,7 @@ def proved(margin: Tensor) -> Tensor:
 def logit_bounds(
     model: nn.Module,
     inputs: Inputs,
-    ball: LpBall | Substitutions,
+    ball: Perturbation | Substitutions,
     *,
     method: str | Method = "popqorn",
 ) -> Bounds:
@@ -122,7 +123,7 @@ def logit_bounds(
     Args:
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
-        ball: what may move, an ``LpBall`` or ``Substitutions``.
+        ball: what may move, an ``LpBall``, a ``Box`` or ``Substitutions``.
         method: a name, see methods.py, or an object.
 
     Returns:
@@ -130,7 +131,7 @@ def logit_bounds(
         float32).
 
     Raises:
-        ValueError, TypeError: see ``LpBall``, ``BoundModel.case`` and ``method_named``.
+        ValueError, TypeError: see ``LpBall``, ``Box``, ``BoundModel.case`` and ``method_named``.
         UnsupportedModelError: the model cannot be bounded.
     """
     method = method_named(method)
@@ -148,10 +149,11 @@ def certify(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall | Substitutions,
+    ball: Perturbation | Substitutions,
     *,
     method: str | Method = "popqorn",
     confirm: Confirm = "float64",
+    max_bytes: int | None = None,
 ) -> Certificate:
     """Try to prove that no input of the ball changes the class.
 
@@ -159,13 +161,15 @@ def certify(
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
-        ball: what may move, an ``LpBall`` or ``Substitutions``.
+        ball: what may move, an ``LpBall``, a ``Box`` or ``Substitutions``.
         method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
         confirm: ``"float64"`` bounds every sample that would be certified again in float64, and
             reports that; None leaves the precision of the weights (at least float32).
+        max_bytes: memory aimed at; samples are bounded in chunks that fit, with equal results.
+            None takes half of what a GPU has free, or 1 GiB on a CPU.
 
     Raises:
-        ValueError, TypeError: see ``LpBall``, ``BoundModel.case``, ``method_named``,
+        ValueError, TypeError: see ``LpBall``, ``Box``, ``BoundModel.case``, ``method_named``,
             ``check_target``.
         UnsupportedModelError: the model cannot be bounded.
 
@@ -174,13 +178,22 @@ def certify(
         margin.
     """
     check_confirm(confirm)
-    method = method_named(method)
+    method, chunks = method_named(method), Chunks(max_bytes)
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
         case = layer.case(inputs)
-        margins = margins_of(case.graph(ball), target, method, case.value)
+        check_target(target, len(case.center), case.plan.classes)
+        target = target.to(case.center.device)
+        case.placed(ball)
+        every = torch.arange(len(target), device=target.device)
+        margins = chunked_margins(case, target, ball, method, chunks, every)
         if confirm == "float64" and case.value.dtype != torch.float64:
-            margins = _confirmed(layer, inputs, target, ball, method, margins)
+            # Margins that are or may be certified are replaced by float64 ones.
+            chosen = proved(least(margins) + _NEAR).nonzero()[:, 0]
+            margins = margins.double()
+            if len(chosen):
+                case = layer.case(inputs, torch.float64)
+                margins[chosen] = chunked_margins(case, target, ball, method, chunks, chosen)
     margin = least(margins)
     return Certificate(margins, margin, proved(margin), _numerics(margins.dtype, layer))
 
@@ -196,19 +209,31 @@ def check_confirm(confirm: str | None) -> None:
         raise ValueError(f"`confirm` must be 'float64' or None, got {confirm!r}.")
 
 
-def _confirmed(
-    layer: BoundModel,
-    inputs: Inputs,
+def chunked_margins(
+    case: Case,
     target: Tensor,
-    ball: LpBall | Substitutions,
+    ball: Perturbation | Substitutions,
     method: Method,
-    margins: Tensor,
+    chunks: Chunks,
+    chosen: Tensor,
 ) -> Tensor:
-    """Replace the margins of samples that are or may be certified by float64 ones."""
-    chosen = proved(least(margins) + _NEAR).nonzero()[:, 0]
-    margins = margins.double()
-    if len(chosen):
-        case = layer.case(inputs, torch.float64).pick(chosen)
-        output = case.graph(ball.pick(chosen, len(margins)))
-        margins[chosen] = margins_of(output, target.to(chosen.device)[chosen], method, case.value)
-    return margins
+    """Margins ``(b, C)`` of some samples, without gradients, as many at once as fit.
+
+    Args:
+        case: the whole batch.
+        target: ``(B,)`` labels on its device.
+        ball: of the whole batch.
+        method: how to bound.
+        chunks: how many fit.
+        chosen: ``(b,)`` at least one sample.
+    """
+
+    def run(some: Tensor) -> Tensor:
+        part = case.pick(some)
+        output = part.graph(ball.pick(some, len(target)))
+        return margins_of(output, target[some], method, part.value)
+
+    if chunks.dtype != case.value.dtype:
+        one = chosen[:1]
+        chunks.fit(case.pick(one).graph(ball.pick(one, len(target))), case.value)
+    return chunks.map(run, chosen)

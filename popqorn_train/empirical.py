@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from popqorn_train.attack import margin_of, search
 from popqorn_train.bound import Inputs, bound
 from popqorn_train.case import Case, undisturbed
+from popqorn_train.memory import Chunks
 from popqorn_train.methods import method_named
 from popqorn_train.perturbation import LpBall
-from popqorn_train.radius import check_search, largest_radius, pose
+from popqorn_train.question import largest_tried, make_question
+from popqorn_train.radius import check_search
 from popqorn_train.region import Region, Scope
 
 _ROUNDS = 30  # balls attacked at most
@@ -49,10 +51,18 @@ def search_empirical(
         raise ValueError(f"`steps` and `restarts` must be at least 1, got {steps}, {restarts}.")
     layer, ball = bound(model), replace(ball, epsilon=0.0)
     with torch.no_grad(), undisturbed(layer.model):
-        question = pose(layer, inputs, target, None, ball, method_named("ibp"))
+        question = make_question(
+            layer,
+            inputs,
+            target,
+            against=None,
+            ball=ball,
+            method=method_named("ibp"),
+            chunks=Chunks(),
+        )
         target, exact = question.target, layer.case(inputs, torch.float64)
         clean, fall = question.clean()
-        cap = largest_radius(question.case, ball, max_radius)
+        cap = largest_tried(question.case, ball, max_radius)
         broke = torch.where(clean > 0, torch.inf, 0.0).to(cap)
         held = torch.zeros_like(cap)
         size = torch.minimum(1.5 * clean / fall.clamp(min=1e-12), cap)

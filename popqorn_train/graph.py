@@ -24,7 +24,7 @@ from torch import Tensor
 from popqorn_train.node import Node, Nonlinear, Piece, Tape
 from popqorn_train.region import Bounds, dot
 
-_ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
+ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
 
 
 class Enclosure(NamedTuple):
@@ -57,7 +57,7 @@ def enclose(output: Node, *, relax: bool = True, backward: bool = False) -> Encl
     # an earlier layer, would be looser.
     nodes = ancestors(output)
     wanted = {
-        _whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
+        whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
     }
     found = Enclosure({}, {})
     for node in nodes:
@@ -74,7 +74,7 @@ def enclose(output: Node, *, relax: bool = True, backward: bool = False) -> Encl
     return found
 
 
-def _whole(node: Node) -> Node:
+def whole(node: Node) -> Node:
     """The node that a piece or a mirror image is taken from."""
     while isinstance(node, Piece) or node.mirrors:
         node = node.inputs[0]
@@ -93,7 +93,7 @@ def backward_range(node: Node, found: Enclosure) -> Bounds:
     unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
     lower = [
         minimum(node, torch.cat([rows, -rows]).reshape(1, -1, *node.shape), found)
-        for rows in torch.split(unit, _ROWS_AT_ONCE)
+        for rows in torch.split(unit, ROWS_AT_ONCE)
     ]
     pairs = [block.chunk(2, dim=1) for block in lower]
     batch = (-1, *node.shape)

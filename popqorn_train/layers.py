@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from popqorn_train.activation import Constant
 from popqorn_train.affine import Join, Stack, frame, frames
-from popqorn_train.lift import Lifter, module, unsupported
+from popqorn_train.lift import Lifter, has_node, module, unsupported
 from popqorn_train.node import Node, Root
 from popqorn_train.packed import Packed
 from popqorn_train.recurrent import State, Weights, project, step_of, unroll
+from popqorn_train.region import Region
 from popqorn_train.steps import Step
 
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
@@ -33,7 +34,10 @@ def _recurrent_module(
     sequence = x.padded if isinstance(x, Packed) else x
     sequence = _check_recurrent(lifter, step, layer, sequence)
     below: list[Any] = frames(sequence) if not isinstance(sequence, Root) else [sequence]
-    valid = _valid(lifter, x, sequence.shape[0])
+    before: list[Node] = []
+    if not layer.bidirectional and not isinstance(x, Packed):
+        before, hx = _still(lifter, step, sequence, hx)
+    valid = _valid(lifter, x, sequence.shape[0])[len(before) :]
     last: list[State] = []
     for index in range(layer.num_layers):
         sides = []
@@ -42,11 +46,12 @@ def _recurrent_module(
             if any(there is not None for there in valid):
                 start = _without_none(lifter, layer, start)
             found = _parameters(lifter, step, layer, f"_l{index}{suffix}")
-            hidden, state = _direction(layer, below, start, found, valid, reverse=bool(suffix))
+            projected = _projected(below, found, skip=len(before))
+            hidden, state = _direction(layer, projected, start, found, valid, reverse=bool(suffix))
             sides.append(hidden)
             last.append(state)
         below = [Join(pair) for pair in zip(*sides, strict=True)] if sides[1:] else sides[0]
-    out: Any = Stack(below, sequence.batch_axis)
+    out: Any = Stack([*before, *below], sequence.batch_axis)
     out = x._replace(padded=out) if isinstance(x, Packed) else out
     h_n = Stack([cast(Node, state.h) for state in last], 1)
     if not isinstance(layer, nn.LSTM):
@@ -54,18 +59,21 @@ def _recurrent_module(
     return out, (h_n, Stack([cast(Node, state.c) for state in last], 1))
 
 
+def _projected(below: Sequence[Node], found: _Parameters, *, skip: int) -> Sequence[Node]:
+    """What the layer makes of its inputs; the perturbed sequence in one go, but for the first."""
+    projected: Sequence[Node] = [project(node, found.w_ih, found.bias) for node in below]
+    return frames(projected[0])[skip:] if len(below[0].shape) > 1 else projected
+
+
 def _direction(
     layer: nn.RNNBase,
-    below: Sequence[Node],
+    projected: Sequence[Node],
     start: State,
     found: _Parameters,
     valid: Sequence[Tensor | None],
     *,
     reverse: bool,
 ) -> tuple[list[Node], State]:
-    projected: Sequence[Node] = [project(node, found.w_ih, found.bias) for node in below]
-    if len(below[0].shape) > 1:  # the perturbed sequence, projected in one go
-        projected = frames(projected[0])
     kind, longest = _kind(layer), len(valid)
     hidden, state = unroll(
         kind, projected[:longest], start, found.step, valid=valid, reverse=reverse
@@ -99,6 +107,25 @@ def _parameters(
     assert w_hh is not None
     bias, bias_q = _biases(_kind(layer), layer.hidden_size, b_ih, b_hh)
     return _Parameters(w_ih, bias, Weights(w_hh, bias_q, w_hr))
+
+
+def _still(lifter: Lifter, step: Step, x: Node, state: Any) -> tuple[list[Node], Any]:
+    """Run the layer itself over the first frames, up to where something moves in some sample.
+
+    Returns:
+        Its outputs there, frame by frame, and its state after them.
+    """
+    if not (isinstance(x, Root) and isinstance(x.region, Region)) or has_node(state):
+        return [], state
+    moved = x.region.moved.any(0)
+    # One frame is left, so that there is something to unroll where nothing moves.
+    count = int((moved.cumsum(0)[:-1] == 0).sum())
+    if count == 0:
+        return [], state
+    value = x.region.value[:, :count].movedim(0, x.batch_axis)
+    with torch.backends.cudnn.flags(enabled=False):  # its kernels may round to TF32
+        out, state = lifter.call_module(step.target, (value, state), {})
+    return [Constant(frame) for frame in out.movedim(x.batch_axis, 0).unbind(1)], state
 
 
 def _biases(

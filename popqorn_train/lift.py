@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from popqorn_train.memory import is_out_of_memory
 from popqorn_train.node import Node
 from popqorn_train.packed import call
 from popqorn_train.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples, walk
@@ -125,6 +126,8 @@ class Lifter:
         try:
             return self.run(step)
         except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise unsupported(step, f"a step that fails when it is run again ({error})") from error
 
     def run(self, step: Step) -> Any:
@@ -144,7 +147,7 @@ class Lifter:
 
     def _call(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":
-            return self._call_module(step.target, args, kwargs)
+            return self.call_module(step.target, args, kwargs)
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
         if step.target is dropout:
@@ -160,7 +163,8 @@ class Lifter:
         shape[baked.batch_axis] = self.batch
         return baked.value.expand(shape)
 
-    def _call_module(self, path: str, args: Any, kwargs: Any) -> Any:
+    def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
+        """Run a sub-module on tensors, in the precision of the bounds."""
         called = self.model.get_submodule(path)
         tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
         cast = {name: self.cast(tensor) for name, tensor in tensors.items()}

@@ -54,7 +54,7 @@ class LpBall:
         self._check_domain()
 
     def _check_epsilon(self) -> None:
-        epsilon = _numbers("epsilon", self.epsilon)
+        epsilon = numbers("epsilon", self.epsilon)
         if epsilon.ndim > 2 or epsilon.numel() == 0:
             shape = tuple(epsilon.shape)
             raise ValueError(f"`epsilon` must be a float, (B,) or (B, T), got shape {shape}.")
@@ -83,23 +83,15 @@ class LpBall:
 
     def _check_domain(self) -> None:
         edges = {
-            name: _numbers(name, edge)
+            name: numbers(name, edge)
             for name, edge in (("low", self.low), ("high", self.high))
             if edge is not None
         }
         for name, edge in edges.items():
             if edge.isnan().any():
                 raise ValueError(f"`{name}` must not be NaN.")
-        if len(edges) < 2:
-            return
-        try:
-            ordered = bool((edges["low"] <= edges["high"]).all())
-        except RuntimeError as error:
-            shapes = [tuple(edge.shape) for edge in edges.values()]
-            raise ValueError(f"`low` and `high` must fit together, got {shapes}.") from error
-        if not ordered:
-            low, high = (_shown(edge) for edge in edges.values())
-            raise ValueError(f"`low` must not exceed `high`, got low={low} and high={high}.")
+        if len(edges) == 2:
+            check_order(edges)
 
     def around(
         self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
@@ -120,9 +112,9 @@ class LpBall:
         epsilon = self._per_frame_epsilon(batch, time, center) * moved
         down = up = epsilon[..., None].expand_as(center)
         if self.low is not None:
-            down = torch.minimum(down, _room("low", center, self.low))
+            down = torch.minimum(down, room("low", center, self.low))
         if self.high is not None:
-            up = torch.minimum(up, _room("high", center, self.high))
+            up = torch.minimum(up, room("high", center, self.high))
         clipped = self.low is not None or self.high is not None
         value = center if value is None else value
         return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, clipped)
@@ -130,16 +122,12 @@ class LpBall:
     def pick(self, chosen: Tensor, batch: int) -> "LpBall":
         """The ball of some samples of a batch."""
 
-        def cut(value: Any, samples_at: int) -> Any:
-            whole = isinstance(value, Tensor) and value.ndim >= samples_at and len(value) == batch
-            return value[chosen.to(value.device)] if whole else value
-
         return replace(
             self,
-            epsilon=cut(self.epsilon, 1),
-            frames=cut(self.frames, 2),
-            low=cut(self.low, 3),
-            high=cut(self.high, 3),
+            epsilon=cut(self.epsilon, chosen, batch, 1),
+            frames=cut(self.frames, chosen, batch, 2),
+            low=cut(self.low, chosen, batch, 3),
+            high=cut(self.high, chosen, batch, 3),
         )
 
     def _moved(self, batch: int, time: int, device: torch.device) -> Tensor:
@@ -160,7 +148,27 @@ class LpBall:
         return (epsilon if epsilon.ndim != 1 else epsilon[:, None]).expand(batch, time)
 
 
-def _numbers(name: str, value: Any) -> Tensor:
+def cut(value: Any, chosen: Tensor, batch: int, samples_at: int) -> Any:
+    """The part of some samples; ``samples_at`` axes mean that the first one is the batch."""
+    whole = isinstance(value, Tensor) and value.ndim >= samples_at and len(value) == batch
+    return value[chosen.to(value.device)] if whole else value
+
+
+def check_order(edges: dict[str, Tensor]) -> None:
+    """Refuse a lower end above the upper one."""
+    (low, lower), (high, upper) = edges.items()
+    try:
+        ordered = bool((lower <= upper).all())
+    except RuntimeError as error:
+        shapes = [tuple(edge.shape) for edge in edges.values()]
+        raise ValueError(f"`{low}` and `{high}` must fit together, got {shapes}.") from error
+    if not ordered:
+        raise ValueError(
+            f"`{low}` must not exceed `{high}`, got {low}={shown(lower)} and {high}={shown(upper)}."
+        )
+
+
+def numbers(name: str, value: Any) -> Tensor:
     """An argument as float64.
 
     Raises:
@@ -173,7 +181,7 @@ def _numbers(name: str, value: Any) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
-def _room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
+def room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
     """How far every input can move towards an edge of the domain.
 
     An input on its edge may lie beyond it by the rounding of its own precision.
@@ -185,16 +193,18 @@ def _room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
         raise ValueError(
             f"`{name}` must be a float or fit {tuple(center.shape)}, got {tuple(bound.shape)}."
         ) from error
-    room = center - bound if name == "low" else bound - center
+    room = center - bound if name.startswith("low") else bound - center
     if (room < -1e-6 * (1 + bound.abs())).any():
+        ends = "[low, high]" if name in ("low", "high") else "[lower, upper]"
         raise ValueError(
-            f"`inputs` must lie inside [low, high]; with {name}={_shown(bound)} the input "
+            f"`inputs` must lie inside {ends}; with {name}={shown(bound)} the input "
             f"is outside by up to {-room.min().item():.3g}. Scale the inputs, or widen "
             f"`{name}`."
         )
     return room.clamp(min=0)
 
 
-def _shown(edge: Tensor) -> str:
+def shown(edge: Tensor) -> str:
+    """An end of the domain, for a message."""
     alike = bool((edge == edge.flatten()[0]).all())
     return f"{edge.flatten()[0].item():g}" if alike else f"a tensor of shape {tuple(edge.shape)}"

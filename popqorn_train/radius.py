@@ -7,29 +7,21 @@ B: batch, T: frames.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.attack import margin_of
 from popqorn_train.bound import BoundModel, Inputs, bound
 from popqorn_train.brackets import Brackets
-from popqorn_train.case import Case, undisturbed
-from popqorn_train.certificate import (
-    Confirm,
-    check_confirm,
-    check_target,
-    least,
-    margins_of,
-    proved,
-)
+from popqorn_train.case import undisturbed
+from popqorn_train.certificate import Confirm, check_confirm, proved
+from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import LpBall
-from popqorn_train.region import Region, Scope, dual_norm
-
-_UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
+from popqorn_train.question import Question, largest_tried, make_question
+from popqorn_train.region import Scope
 
 
 class RadiusSearch(NamedTuple):
@@ -48,47 +40,6 @@ class RadiusSearch(NamedTuple):
     evaluations: Tensor
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a search evaluates: margins of some samples at some epsilons; see ``pose``."""
-
-    case: Case
-    target: Tensor
-    against: Tensor | None
-    ball: LpBall
-    method: Method
-
-    def margin(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
-        """Certified margins ``(b,)`` of the chosen samples at their epsilons."""
-        ball = replace(self.ball.pick(chosen, len(self.target)), epsilon=epsilon)
-        case = self.case.pick(chosen)
-        margins = margins_of(case.graph(ball), self.target[chosen], self.method, case.value)
-        return self._decisive(margins, chosen).double()
-
-    def _decisive(self, margins: Tensor, chosen: Tensor) -> Tensor:
-        if self.against is None:
-            return least(margins)
-        return margins.gather(1, self.against[chosen][:, None])[:, 0]
-
-    def clean(self) -> tuple[Tensor, Tensor]:
-        """Clean margins, and how fast they can fall at first: the dual norm of the gradient."""
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            x = self.case.center.detach().requires_grad_()
-            logits = self.case.logits(x)
-            if self.against is None:
-                margin = margin_of(logits, self.target)
-            else:
-                pair = torch.stack([self.target, self.against], 1)
-                margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
-            (gradient,) = torch.autograd.grad(margin.sum(), x)
-        region = replace(self.ball, epsilon=1.0).around(self.case.center)
-        free = torch.where(gradient > 0, region.down, region.up) > 0  # not stopped by the domain
-        gradient = gradient * free
-        if region.scope == "sequence":
-            gradient = gradient.flatten(1)[:, None]
-        return margin.detach().double(), dual_norm(gradient, region.p).sum(1).double()
-
-
 def search_radius(
     model: nn.Module,
     inputs: Inputs,
@@ -101,6 +52,7 @@ def search_radius(
     confirm: Confirm = "float64",
     against: Tensor | None = None,
     start: Tensor | None = None,
+    max_bytes: int | None = None,
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found.
 
@@ -111,23 +63,46 @@ def search_radius(
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
     """
     check_search(rtol, max_radius, confirm)
-    layer = bound(model)
-    ball = replace(ball, epsilon=0.0)
+    if not isinstance(ball, LpBall):
+        raise TypeError(
+            f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}."
+        )
+    layer, chunks = bound(model), Chunks(max_bytes)
+    ball, method = replace(ball, epsilon=0.0), method_named(method)
     with torch.no_grad(), undisturbed(layer.model):
-        question = pose(layer, inputs, target, against, ball, method_named(method))
-        clean, fall = question.clean()
-        cap = largest_radius(question.case, ball, max_radius)
-        cold = 0.3 * clean / fall.clamp(min=1e-12)
-        guess = cold if start is None else _warm(start, cold, rtol)
-        state = Brackets(clean, fall, cap, guess, rtol)
-        while len(chosen := state.open()):
-            state.tell(chosen, question.margin(chosen, state.next[chosen]))
-        radius, dtype = state.lower, question.case.value.dtype
-        if confirm == "float64" and dtype != torch.float64:
-            case = layer.case(inputs, torch.float64)
-            radius = _confirmed(replace(question, case=case), radius, rtol)
-    capped = radius >= cap
-    return RadiusSearch(_rounded_down(radius, dtype), capped, ~state.wrong, state.evaluations)
+        question = make_question(
+            layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
+        )
+        twin = in_float64(question, layer, inputs) if confirm == "float64" else None
+        return answer(question, twin, max_radius=max_radius, rtol=rtol, start=start)
+
+
+def in_float64(question: Question, layer: BoundModel, inputs: Inputs) -> Question | None:
+    """The same question in float64; None where it is already."""
+    if question.case.value.dtype == torch.float64:
+        return None
+    return replace(question, case=layer.case(inputs, torch.float64))
+
+
+def answer(
+    question: Question,
+    twin: Question | None,
+    *,
+    max_radius: float | None,
+    rtol: float,
+    start: Tensor | None = None,
+) -> RadiusSearch:
+    """Find the radii, and confirm them with the twin where there is one."""
+    clean, fall = question.clean()
+    cap = largest_tried(question.case, question.ball, max_radius)
+    cold = 0.3 * clean / fall.clamp(min=1e-12)
+    guess = cold if start is None else _warm(start, cold, rtol)
+    state = Brackets(clean, fall, cap, guess, rtol)
+    while len(chosen := state.open()):
+        state.tell(chosen, question.margin(chosen, state.next[chosen]))
+    radius = state.lower if twin is None else _confirmed(twin, state.lower, rtol)
+    rounded = _rounded_down(radius, question.case.value.dtype)
+    return RadiusSearch(rounded, radius >= cap, ~state.wrong, state.evaluations)
 
 
 def check_search(rtol: float, max_radius: float | None, confirm: str | None) -> None:
@@ -142,52 +117,6 @@ def check_search(rtol: float, max_radius: float | None, confirm: str | None) -> 
     given = max_radius is not None
     if given and (not isinstance(max_radius, int | float) or not 0 < max_radius < math.inf):
         raise ValueError(f"`max_radius` must be a positive number, got {max_radius!r}.")
-
-
-def pose(
-    layer: BoundModel,
-    inputs: Inputs,
-    target: Tensor,
-    against: Tensor | None,
-    ball: LpBall,
-    method: Method,
-) -> Question:
-    """Check the labels and prepare the batch; call it inside ``undisturbed``.
-
-    Raises:
-        ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
-    """
-    case = layer.case(inputs)
-    device = case.center.device
-    ball.around(case.center)
-    check_target(target, len(case.center), case.plan.classes)
-    if against is not None:
-        check_target(against, len(case.center), case.plan.classes, "against")
-        if (against == target).any():
-            raise ValueError("`against` must name another class than `target` for every sample.")
-        against = against.long().to(device)
-    return Question(case, target.long().to(device), against, ball, method)
-
-
-def largest_radius(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
-    """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
-    size = len(case.center)
-    if max_radius is not None:
-        return case.center.new_full((size,), max_radius, dtype=torch.float64)
-    region = ball.around(case.center)
-    if ball.low is not None and ball.high is not None:
-        low, high = (
-            torch.as_tensor(edge, device=case.center.device) for edge in (ball.low, ball.high)
-        )
-        return _norms((high - low).to(case.center).expand_as(case.center), region)
-    return _UNCLIPPED * _norms(case.center, region).clamp(min=0.1)
-
-
-def _norms(x: Tensor, region: Region) -> Tensor:
-    """Greatest p-norm of a moved frame, or of the moved sequence, ``(B,)``."""
-    x = (x * region.moved[..., None]).double()
-    x = x.flatten(1)[:, None] if region.scope == "sequence" else x
-    return torch.linalg.vector_norm(x, region.p, dim=-1).amax(1)
 
 
 def _warm(start: Tensor, cold: Tensor, rtol: float) -> Tensor:
@@ -233,6 +162,8 @@ def certified_radius(
     confirm: Confirm = "float64",
     against: Tensor | None = None,
     start: Tensor | None = None,
+    max_bytes: int | None = None,
+    differentiable: bool = False,
 ) -> Tensor:
     """Largest epsilon for which no input of the ball changes the class, as far as is proved.
 
@@ -250,13 +181,18 @@ def certified_radius(
         high: greatest value of an input.
         max_radius: largest radius tried; None takes the p-norm of the domain's width where both
             ends are given, else 10 times the largest p-norm of a moved frame (at least 1).
-        rtol: relative precision of the answer: it is proved, and either (1 + rtol) times it is
-            not, or the last two estimates of where the margin reaches 0 agree on less than that.
+        rtol: relative precision. The answer is proved; either (1 + rtol) times it is not, or the
+            last two estimates of where the margin reaches 0 agree on less than that. Where
+            float64 does not prove what float32 did, the answer is lowered further.
         confirm: ``"float64"`` proves every radius again in float64; None leaves the precision of
             the weights (at least float32).
         against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted
             radius).
         start: ``(B,)`` where to begin, for example the radii of the last epoch.
+        max_bytes: memory aimed at, see ``certify``.
+        differentiable: give the result its gradient in the weights, and in the inputs where they
+            ask for one: dr = -dm / (dm/dr) for the margin m, and 0 where the radius is 0 or
+            capped. One more evaluation, of all samples at once.
 
     Returns:
         ``(B,)`` in the units of the input; 0 where the clean prediction is wrong.
@@ -269,8 +205,9 @@ def certified_radius(
         Ko et al., "POPQORN", ICML 2019, algorithm 1, with a root finder for its bisection.
     """
     ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+    layer = bound(model)
     found = search_radius(
-        model,
+        layer,
         inputs,
         target,
         ball,
@@ -280,5 +217,33 @@ def certified_radius(
         confirm=confirm,
         against=against,
         start=start,
+        max_bytes=max_bytes,
     )
-    return found.radius
+    if not differentiable:
+        return found.radius
+    with torch.enable_grad(), undisturbed(layer.model):
+        question = make_question(
+            layer,
+            inputs,
+            target,
+            against=against,
+            ball=ball,
+            method=method_named(method),
+            chunks=Chunks(max_bytes),
+        )
+        return _with_gradient(question, found)
+
+
+def _with_gradient(question: Question, found: RadiusSearch) -> Tensor:
+    """The radii, with the gradient of the implicit function margin(radius) = 0."""
+    chosen = ((found.radius > 0) & ~found.capped).nonzero()[:, 0]
+    radius = found.radius.clone()
+    if not len(chosen):
+        return radius
+    epsilon = radius[chosen].requires_grad_()
+    margin = question.margin_with_gradient(chosen, epsilon)
+    (slope,) = torch.autograd.grad(margin.sum(), epsilon, retain_graph=True)
+    falls = (slope < 0) & slope.isfinite()
+    share = torch.where(falls, -1 / slope, torch.zeros_like(slope))
+    # Worth 0: it only carries the gradient.
+    return radius.index_add(0, chosen, share * (margin - margin.detach()))

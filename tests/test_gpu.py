@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from popqorn_train import CertifiedLoss, LpBall, certified_radius, certify
+from popqorn_train import Box, CertifiedLoss, LpBall, certified_radius, certify, frame_radii
 from popqorn_train.attack import attack
 from tests.fitting import Classifier
 
@@ -38,6 +38,22 @@ def test_radii_agree_with_the_cpu_and_survive_an_attack(cell):
     there = certified_radius(module.cuda(), x.cuda(), y.cuda())
     torch.testing.assert_close(there.cpu(), here, rtol=5e-3, atol=1e-6)
     assert (attack(module, x.cuda(), y.cuda(), LpBall(there)).margin > 0).all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_frames_boxes_and_gradients_agree_with_the_cpu(cell):
+    module, x, y = problem(cell)
+    found = []
+    for device in ("cpu", "cuda"):
+        net, inputs, target = module.to(device), x.to(device), y.to(device)
+        net.zero_grad()
+        certified_radius(net, inputs, target, differentiable=True).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+        frames = frame_radii(net, inputs, target)
+        box = certify(net, inputs, target, Box(inputs - 0.01, inputs + 0.02)).margins
+        found.append([frames.cpu(), box.cpu(), gradient.cpu()])
+    for here, there, close in zip(*found, (5e-3, 1e-4, 2e-2), strict=True):
+        torch.testing.assert_close(there, here, rtol=close, atol=close / 10)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -1,0 +1,70 @@
+"""What may move, as ends of every coordinate; and everything that may say what moves.
+
+B: batch, T: frames, N: features of a frame.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from popqorn_train.perturbation import LpBall, check_order, cut, numbers, room, shown
+from popqorn_train.region import Region
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """What may move, given by the ends of every coordinate instead of a size.
+
+    Everything is in the units of the input that moves. A frame whose ends coincide stays.
+
+    Attributes:
+        lower: least value of every coordinate, a float or broadcastable to ``(B, T, N)``.
+        upper: greatest value, likewise.
+
+    Raises:
+        TypeError: an end that is no number.
+        ValueError: an end that is not finite, or ``lower`` above ``upper``, at construction.
+    """
+
+    lower: float | Tensor
+    upper: float | Tensor
+
+    def __post_init__(self) -> None:
+        edges = {"lower": numbers("lower", self.lower), "upper": numbers("upper", self.upper)}
+        for name, edge in edges.items():
+            if not edge.isfinite().all():
+                raise ValueError(f"`{name}` must be finite, got {shown(edge)}.")
+        check_order(edges)
+
+    def around(
+        self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
+    ) -> Region:
+        """The box seen from an input, as ``LpBall.around``.
+
+        Raises:
+            ValueError: shapes that do not fit, or an input outside the box.
+        """
+        down, up = room("lower", center, self.lower), room("upper", center, self.upper)
+        size = torch.maximum(down, up).amax(-1)
+        value = center if value is None else value
+        return Region(value, scale, size, size > 0, down, up, math.inf, "frame", True)
+
+    def pick(self, chosen: Tensor, batch: int) -> "Box":
+        """The box of some samples of a batch."""
+        return Box(*[cut(edge, chosen, batch, 3) for edge in (self.lower, self.upper)])
+
+
+Perturbation = LpBall | Box
+
+
+def check_ball(ball: Perturbation) -> Perturbation:
+    """Refuse what is no perturbation.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    if not isinstance(ball, Perturbation):
+        raise TypeError(f"`ball` must be an LpBall or a Box, got {type(ball).__name__}.")
+    return ball

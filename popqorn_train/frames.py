@@ -1,0 +1,79 @@
+"""Which frame does the decision hang on? The certified radius of every frame alone.
+
+B: batch, T: frames.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.bound import Inputs, bound
+from popqorn_train.case import undisturbed
+from popqorn_train.certificate import Confirm
+from popqorn_train.memory import Chunks
+from popqorn_train.methods import Method, method_named
+from popqorn_train.perturbation import LpBall
+from popqorn_train.question import make_question
+from popqorn_train.radius import answer, check_search, in_float64
+
+_ROWS = 16  # samples times frames that are bounded together
+
+
+def frame_radii(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    p: float = math.inf,
+    method: str | Method = "popqorn",
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    max_radius: float | None = None,
+    rtol: float = 1e-3,
+    confirm: Confirm = "float64",
+    max_bytes: int | None = None,
+) -> Tensor:
+    """The certified radius of every frame when it alone moves.
+
+    Small radii show the frames, words or rows that the decision hangs on. Neighbouring frames are
+    bounded in one batch. Up to the first of them the recurrent layer that reads the input is run
+    as it is: nothing is bounded there, and its state is exact. A frame that the logits do not
+    depend on (padding, for one) has the largest radius tried.
+
+    Args:
+        model: a classifier, or ``bound(model)``.
+        inputs: what its forward takes.
+        target: ``(B,)`` integer labels.
+        p: norm of the ball.
+        method: see ``certified_radius``, as for all that follow.
+        low: least value of an input.
+        high: greatest value of an input.
+        max_radius: largest radius tried.
+        rtol: relative precision.
+        confirm: proves every radius again in float64.
+        max_bytes: memory aimed at.
+
+    Returns:
+        ``(B, T)`` in the units of the input; 0 where the clean prediction is wrong.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
+    """
+    check_search(rtol, max_radius, confirm)
+    layer, chunks = bound(model), Chunks(max_bytes)
+    ball, method = LpBall(0.0, p, low=low, high=high), method_named(method)
+    with torch.no_grad(), undisturbed(layer.model):
+        question = make_question(
+            layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
+        )
+        twin = in_float64(question, layer, inputs) if confirm == "float64" else None
+        batch, time, _ = question.case.center.shape
+        together, radii = -(-_ROWS // batch), []
+        for first in range(0, time, together):
+            block = (first, min(first + together, time))
+            alone = None if twin is None else twin.frames_alone(*block)
+            one = question.frames_alone(*block)
+            found = answer(one, alone, max_radius=max_radius, rtol=rtol)
+            radii.append(found.radius.view(batch, -1))
+    return torch.cat(radii, 1)

@@ -1,0 +1,139 @@
+"""What a radius search asks: the margins of some samples at some epsilons.
+
+B: batch, T: frames.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from popqorn_train.attack import margin_of
+from popqorn_train.bound import BoundModel, Inputs
+from popqorn_train.case import Case
+from popqorn_train.certificate import check_target, chunked_margins, least, margins_of
+from popqorn_train.memory import Chunks
+from popqorn_train.methods import Method
+from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Region, dual_norm
+
+_UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a search evaluates: margins of some samples at some epsilons.
+
+    Attributes:
+        case: the whole batch.
+        target: ``(B,)`` labels on its device.
+        against: ``(B,)`` the one other class that counts; None takes them all.
+        ball: what may move; its epsilon is asked for.
+        method: how to bound.
+        chunks: how many samples fit into memory.
+    """
+
+    case: Case
+    target: Tensor
+    against: Tensor | None
+    ball: LpBall
+    method: Method
+    chunks: Chunks
+
+    def margin(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
+        """Certified margins ``(b,)`` of the chosen samples at their epsilons."""
+        every = epsilon.new_zeros(len(self.target))
+        every[chosen] = epsilon
+        ball = replace(self.ball, epsilon=every)
+        margins = chunked_margins(self.case, self.target, ball, self.method, self.chunks, chosen)
+        return self._decisive(margins, chosen).double()
+
+    def frames_alone(self, first: int, stop: int) -> "Question":
+        """The same for every sample and each of these frames, moving alone; sample by sample."""
+        batch, time, _ = self.case.center.shape
+        rows = torch.arange(batch, device=self.target.device).repeat_interleave(stop - first)
+        alone = torch.eye(time, dtype=torch.bool, device=rows.device)[first:stop].repeat(batch, 1)
+        return replace(
+            self,
+            case=self.case.pick(rows),
+            target=self.target[rows],
+            ball=replace(self.ball.pick(rows, batch), frames=alone),
+        )
+
+    def margin_with_gradient(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
+        """The same, differentiable in weights, inputs and epsilon; all samples at once."""
+        ball = replace(self.ball.pick(chosen, len(self.target)), epsilon=epsilon)
+        case = self.case.pick(chosen)
+        margins = margins_of(case.graph(ball), self.target[chosen], self.method, case.value)
+        return self._decisive(margins, chosen)
+
+    def _decisive(self, margins: Tensor, chosen: Tensor) -> Tensor:
+        if self.against is None:
+            return least(margins)
+        return margins.gather(1, self.against[chosen][:, None])[:, 0]
+
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """Clean margins, and how fast they can fall at first: the dual norm of the gradient."""
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            x = self.case.center.detach().requires_grad_()
+            logits = self.case.logits(x)
+            if self.against is None:
+                margin = margin_of(logits, self.target)
+            else:
+                pair = torch.stack([self.target, self.against], 1)
+                margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
+            (gradient,) = torch.autograd.grad(margin.sum(), x)
+        region = replace(self.ball, epsilon=1.0).around(self.case.center)
+        free = torch.where(gradient > 0, region.down, region.up) > 0  # not stopped by the domain
+        gradient = gradient * free
+        if region.scope == "sequence":
+            gradient = gradient.flatten(1)[:, None]
+        return margin.detach().double(), dual_norm(gradient, region.p).sum(1).double()
+
+
+def make_question(
+    layer: BoundModel,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    against: Tensor | None,
+    ball: LpBall,
+    method: Method,
+    chunks: Chunks,
+) -> Question:
+    """Prepare a batch.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: as ``search_radius``.
+    """
+    case = layer.case(inputs)
+    device = case.center.device
+    ball.around(case.center)
+    check_target(target, len(case.center), case.plan.classes)
+    if against is not None:
+        check_target(against, len(case.center), case.plan.classes, "against")
+        if (against == target).any():
+            raise ValueError("`against` must name another class than `target` for every sample.")
+        against = against.long().to(device)
+    return Question(case, target.long().to(device), against, ball, method, chunks)
+
+
+def largest_tried(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
+    """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
+    size = len(case.center)
+    if max_radius is not None:
+        return case.center.new_full((size,), max_radius, dtype=torch.float64)
+    region = ball.around(case.center)
+    if ball.low is not None and ball.high is not None:
+        low, high = (
+            torch.as_tensor(edge, device=case.center.device) for edge in (ball.low, ball.high)
+        )
+        return _norms((high - low).to(case.center).expand_as(case.center), region)
+    return _UNCLIPPED * _norms(case.center, region).clamp(min=0.1)
+
+
+def _norms(x: Tensor, region: Region) -> Tensor:
+    """Greatest p-norm of a moved frame, or of the moved sequence, ``(B,)``."""
+    x = (x * region.moved[..., None]).double()
+    x = x.flatten(1)[:, None] if region.scope == "sequence" else x
+    return torch.linalg.vector_norm(x, region.p, dim=-1).amax(1)
