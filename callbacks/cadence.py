@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from pytorch_lightning import Trainer
+
 
 class Cadence:
     """Decides at every validation of a fit whether it is the turn to certify.
 
-    The first validation and the last epoch are always certified. In between, an epoch is passed
-    over if it comes too soon after the last one, or if certifying now, and once more at the end,
-    would take more than ``max_overhead`` times what the rest of training has taken.
+    The first validation of every fit, resumed or not, and the last one are always certified:
+    whoever watches the values needs them. In between, one is passed over if it comes too soon, or
+    if certifying now, and once more at the end, would take more than ``max_overhead`` times what
+    the rest of training has taken.
 
     Args:
         every_n_epochs: least number of epochs from one certification to the next.
@@ -18,7 +21,7 @@ class Cadence:
         spent: seconds spent certifying.
         elapsed: seconds of training and validation without that.
         cost: seconds that one certification may take.
-        epoch: of the last certification in this fit.
+        epoch: of the last certification.
         skipped: validations passed over since.
     """
 
@@ -28,10 +31,11 @@ class Cadence:
         self.epoch: int | None = None
         self.skipped = 0
         self._since: float | None = None
+        self._first = True
 
     def start(self, now: float) -> None:
         """Start the clock of a fit."""
-        self._since = now
+        self._since, self._first = now, True
 
     def due(self, epoch: int, now: float, *, final: bool) -> bool:
         """Whether to certify at the validation of an epoch.
@@ -39,7 +43,7 @@ class Cadence:
         Args:
             epoch: being trained.
             now: seconds on any clock.
-            final: whether it is the last one.
+            final: whether it is the last validation.
         """
         if self._since is not None:
             self.elapsed += now - self._since
@@ -50,7 +54,8 @@ class Cadence:
             and self.every_n_epochs > 1
             and epoch - self.epoch < self.every_n_epochs
         )
-        due = final or self.epoch is None or not (early or self.too_costly())
+        due = final or self._first or not (early or self.too_costly())
+        self._first = False
         self.skipped = 0 if due else self.skipped + 1
         return due
 
@@ -70,6 +75,10 @@ class Cadence:
                 nothing: a model that has learned little is cheap, and will not stay so.
         """
         self.epoch, self.cost = epoch, max(self.cost, seconds / max(share, 0.1))
+        self.spend(seconds)
+
+    def spend(self, seconds: float) -> None:
+        """Book time that went to certification and not to training."""
         self.spent += seconds
         self.elapsed -= seconds
 
@@ -87,3 +96,18 @@ class Cadence:
         """Forget everything: another fit begins."""
         self.spent = self.elapsed = self.cost = 0.0
         self.epoch, self.skipped = None, 0
+
+
+def is_last_validation(trainer: Trainer) -> bool:
+    """Whether no validation of this fit comes after the one that starts, as far as is known."""
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return True
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return False
+    epochs, batches = trainer.check_val_every_n_epoch, trainer.num_training_batches
+    every = trainer.val_check_batch or batches
+    if epochs is None:
+        return trainer.fit_loop.total_batch_idx + 1 + every > trainer.max_epochs * batches
+    later_epoch = trainer.current_epoch + 1 + epochs <= trainer.max_epochs
+    later_batch = trainer.fit_loop.batch_idx + 1 + every <= batches
+    return not (later_epoch or later_batch)

@@ -17,7 +17,7 @@ from popqorn_train.certification import Certification
 from popqorn_train.examine import SampleRow
 from popqorn_train.plots import curve_grid, draw_certifications, evenly
 
-_TABLE_EVERY = 10  # certifications; every table adds files to a run
+_RARELY = 10  # certifications; a table adds files to a run, a figure takes a while to draw
 _SHOWN = ("index", "label", "prediction", "radius", "empirical", "capped", "status")
 _TITLES: list[int | str] = ["index", "label", "prediction", "certified radius", "empirical radius"]
 _TITLES += ["capped", "status"]
@@ -39,10 +39,10 @@ class View(ABC):
 
     @abstractmethod
     def show(self, history: Sequence[Certification]) -> None:
-        """Show the newest certification of a history whose entries have answered samples."""
+        """Show the newest certification of a history whose entries are complete."""
 
-    def show_samples(self, newest: Certification) -> None:  # noqa: B027
-        """Show its samples one by one."""
+    def show_rarely(self, history: Sequence[Certification]) -> None:  # noqa: B027
+        """Show what takes time or files."""
 
 
 class WandbView(View):
@@ -62,11 +62,9 @@ class WandbView(View):
         if not self._defined:
             name = f"certification_{self.prefix[:-1]}" if self.prefix else "certification"
             run.config.update({name: settings}, allow_val_change=True)
-        own = getattr(self.logger, "_prefix", "")
-        joined = f"{own}{self.logger.LOGGER_JOIN_CHAR}" if own else ""
         for key in sorted(set(keys) - self._defined):
-            summary = best(key)
-            run.define_metric(f"{joined}{key}", step_metric=f"{joined}epoch", summary=summary)
+            axis = self._joined("epoch")
+            run.define_metric(self._joined(key), step_metric=axis, summary=best(key))
             self._defined.add(key)
 
     def show(self, history: Sequence[Certification]) -> None:
@@ -81,16 +79,23 @@ class WandbView(View):
         }
         self._log(media, newest)
 
-    def show_samples(self, newest: Certification) -> None:
+    def show_rarely(self, history: Sequence[Certification]) -> None:
         """Log a table with one row a sample."""
         import wandb
 
+        newest = history[-1]
         table = wandb.Table(columns=_TITLES, data=_cells(newest.rows))
         self._log({"certified_radius/samples": table}, newest)
 
     def _log(self, media: dict[str, Any], newest: Certification) -> None:
-        at = {"epoch": newest.epoch, "trainer/global_step": newest.step}
-        self.logger.experiment.log({**{self.prefix + k: v for k, v in media.items()}, **at})
+        at = {self._joined("epoch"): newest.epoch, "trainer/global_step": newest.step}
+        named = {self._joined(self.prefix + key): value for key, value in media.items()}
+        self.logger.experiment.log({**named, **at})
+
+    def _joined(self, key: str) -> str:
+        """A key as the logger writes it, behind a prefix of its own."""
+        own = getattr(self.logger, "_prefix", "")
+        return f"{own}{self.logger.LOGGER_JOIN_CHAR}{key}" if own else key
 
     def _chart(self, history: Sequence[Certification]) -> Any:
         import wandb
@@ -112,14 +117,18 @@ class TensorBoardView(View):
     """A histogram of radii, and the chart as a figure where matplotlib is installed."""
 
     def show(self, history: Sequence[Certification]) -> None:
-        """Add both at the step of the newest one."""
+        """Add the histogram at the step of the newest one."""
         newest, writer = history[-1], self.logger.experiment
         writer.add_histogram(f"{self.prefix}certified_radius/histogram", newest.radii, newest.step)
+
+    def show_rarely(self, history: Sequence[Certification]) -> None:
+        """Add the figure."""
         try:
             figure, _ = draw_certifications(history)
         except ImportError:
             return
-        writer.add_figure(f"{self.prefix}certified_accuracy/by_epsilon", figure, newest.step)
+        name, step = f"{self.prefix}certified_accuracy/by_epsilon", history[-1].step
+        self.logger.experiment.add_figure(name, figure, step)
 
 
 VIEWS: dict[type[Logger], type[View]] = {
@@ -154,7 +163,7 @@ class Curves:
         ]
         self._settings, self._guard = settings, guard
         self._shown = 0
-        self._untold: Certification | None = None  # newest one whose samples were not shown
+        self._left: Sequence[Certification] = ()  # newest history not shown in full
 
     def define(self, keys: Iterable[str]) -> None:
         """Prepare every logger for scalars of these names."""
@@ -166,20 +175,20 @@ class Curves:
         Args:
             history: all of it, by step.
         """
-        if not history[-1].answered:
+        if not history[-1].complete:
             return
-        shown = [entry for entry in history if entry.answered]
+        shown = [entry for entry in history if entry.complete]
         self._each(lambda view: view.show(shown))
-        self._untold = shown[-1]
-        if self._shown % _TABLE_EVERY == 0:
+        self._left = shown
+        if self._shown % _RARELY == 0:
             self.finish()
         self._shown += 1
 
     def finish(self) -> None:
-        """Show the samples of the newest certification, unless that was done."""
-        newest, self._untold = self._untold, None
-        if newest is not None:
-            self._each(lambda view: view.show_samples(newest))
+        """Show the newest certification in full, unless that was done."""
+        left, self._left = self._left, ()
+        if left:
+            self._each(lambda view: view.show_rarely(left))
 
     def _each(self, act: Callable[[View], None]) -> None:
         for view in self._views:

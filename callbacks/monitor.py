@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from popqorn_train.batches import Unpack, unpack_pair
-from popqorn_train.callbacks.cadence import Cadence
+from popqorn_train.callbacks.cadence import Cadence, is_last_validation
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.watch import Options, Watch
 from popqorn_train.certificate import Confirm
@@ -40,9 +41,10 @@ class CertifiedRadiusMonitor(Callback):
     Args:
         p: norm of the ball.
         samples: how many samples to certify, drawn once, each class by its share.
-        every_n_epochs: certify at the first validation, then this often, and in the last epoch.
+        every_n_epochs: certify at the first validation of a fit, then this often, and at the last.
         max_overhead: pass over epochs where certifying would take more than this share of the
-            time of the rest of training; None certifies whenever ``every_n_epochs`` says so.
+            time of the rest of training; None certifies whenever ``every_n_epochs`` says so. The
+            last validation is known beforehand unless training is stopped early.
         epsilons: where certified accuracy is logged, increasing, in the units of the input.
         method: bounding method.
         frames: ``(T,)`` mask of the frames that move; see ``LpBall``, as for the next three.
@@ -103,8 +105,9 @@ class CertifiedRadiusMonitor(Callback):
             ("samples", samples, 1),
             ("every_n_epochs", every_n_epochs, 1),
             ("dataloader", dataloader, 0),
+            ("seed", seed, 0),
         ):
-            if not isinstance(count, int) or count < least:
+            if not isinstance(count, Integral) or count < least:
                 raise ValueError(f"`{argument}` must be at least {least}, got {count!r}.")
         if max_overhead is not None and not max_overhead > 0:
             raise ValueError(f"`max_overhead` must be positive or None, got {max_overhead!r}.")
@@ -115,11 +118,14 @@ class CertifiedRadiusMonitor(Callback):
         ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
         question = Examination(ball, method_named(method), max_radius, rtol, confirm, attack)
         points = CertifiedAccuracyCurve(epsilons).epsilons
-        options = Options(samples, seed, dataloader, model, unpack, on_error, points, name)
+        options = Options(
+            int(samples), int(seed), int(dataloader), model, unpack, on_error, points, name
+        )
         self._cadence = Cadence(every_n_epochs, max_overhead)
         self._reports = Reports(name, None if folder is None else Path(folder))
         self._watch = Watch(question, options, self._reports)
-        self._resumed = self._said = False
+        self._loaded: dict[str, Any] | None = None
+        self._told = False
 
     @property
     def last(self) -> Certification | None:
@@ -160,11 +166,8 @@ class CertifiedRadiusMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` saved."""
-        self._watch.restore(state_dict["watch"])
-        self._cadence.restore(state_dict["cadence"])
-        self._reports.restore(state_dict["reports"])
-        self._resumed = True
+        """Remember what ``state_dict`` saved; a fit that starts next goes on from there."""
+        self._loaded = state_dict
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before training, not after its first epoch."""
@@ -175,14 +178,19 @@ class CertifiedRadiusMonitor(Callback):
                 f"two CertifiedRadiusMonitors have the `name` {self._reports.name!r} and would log "
                 "under the same keys; give each its own."
             )
+        self._loaded = None  # of another fit: what is resumed here is loaded after this
         self._watch.setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew, unless resumed; say so where nothing will ever be certified."""
-        if not self._resumed:
+        if self._loaded is not None:
+            self._watch.restore(self._loaded["watch"])
+            self._cadence.restore(self._loaded["cadence"])
+            self._reports.restore(self._loaded["reports"])
+        elif trainer.global_step == 0:
             self._cadence.reset()
             self._reports.forget()
-        self._resumed = self._said = False
+        self._loaded, self._told = None, False
         if not trainer.enable_validation:
             rank_zero_warn(
                 "CertifiedRadiusMonitor certifies nothing: fit has no validation. Pass "
@@ -197,8 +205,10 @@ class CertifiedRadiusMonitor(Callback):
         """Decide whether to certify, and which samples."""
         if trainer.sanity_checking:
             self._watch.check_order(trainer)
-        else:
-            self._watch.begin(trainer, due=self._due(trainer))
+            return
+        started = time.perf_counter()
+        self._watch.begin(trainer, due=self._due(trainer))
+        self._cadence.spend(time.perf_counter() - started)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the samples."""
@@ -208,11 +218,10 @@ class CertifiedRadiusMonitor(Callback):
         """Whether to certify; the clock of the first process decides for all."""
         if trainer.state.fn != TrainerFn.FITTING:
             return True
-        epoch, steps = trainer.current_epoch, trainer.max_steps
-        final = epoch + 1 == trainer.max_epochs or 0 < steps <= trainer.global_step
-        due = self._cadence.due(epoch, time.monotonic(), final=final)
-        if not due and not self._said and self._cadence.too_costly():
-            self._said = True
+        final = is_last_validation(trainer)
+        due = self._cadence.due(trainer.current_epoch, time.monotonic(), final=final)
+        if not due and not self._told and self._cadence.too_costly():
+            self._told = True
             rank_zero_info(
                 f"CertifiedRadiusMonitor passes over epochs: certification takes "
                 f"{self._cadence.cost:.2g} s, and max_overhead={self._cadence.max_overhead} allows "
@@ -250,21 +259,21 @@ class CertifiedRadiusMonitor(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified in this epoch."""
-        if trainer.sanity_checking:
-            return
-        self._watch.log(trainer, pl_module)
-        newest = self._watch.unpublished
-        if trainer.state.fn == TrainerFn.FITTING and newest is not None:
-            searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
-            self._cadence.done(trainer.current_epoch, newest.seconds, searched)
+        if not trainer.sanity_checking:
+            self._watch.log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified."""
         self._watch.log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep and show what was certified."""
+        """Keep and show what was certified, and book what all of it has cost."""
+        newest, started = self._watch.unpublished, time.perf_counter()
         self._watch.publish(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and newest is not None:
+            seconds = newest.seconds + time.perf_counter() - started
+            searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
+            self._cadence.done(trainer.current_epoch, seconds, searched)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified."""

@@ -68,7 +68,7 @@ class Reports:
         with self.guard.watch("certification.jsonl"):
             self.path = self._folder(trainer) / self._file_name()
             append_certification(self.path, certification)
-        if self._curves is not None:
+        if self._curves is not None and self._stage != "validate":  # the chart is that of training
             self._curves.show(history)
 
     def finish(self) -> None:
@@ -87,7 +87,10 @@ class Reports:
             return self.folder
         for logger in trainer.loggers:
             # Two runs of wandb share the folder it is given; the run's own is uploaded with it.
-            own = logger.experiment.dir if isinstance(logger, WandbLogger) else logger.log_dir
+            own = logger.log_dir
+            if isinstance(logger, WandbLogger):
+                run = logger.experiment
+                own = None if getattr(run, "disabled", False) else run.dir
             if own:
                 return Path(own)
         return Path(trainer.default_root_dir)

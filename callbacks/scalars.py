@@ -12,15 +12,15 @@ _LAST = "certification/"  # neither large nor small is best
 def scalars(certification: Certification, epsilons: Sequence[float]) -> dict[str, float]:
     """Every scalar of a certification, by the name it is logged under.
 
-    Radii and accuracies are those of the answered samples; where there are none only counts and
-    cost are left.
+    Where a sample has no answer only counts and cost are left: radii of other samples than in the
+    last epoch would pass for progress.
 
     Args:
         certification: of the monitored samples.
         epsilons: where certified accuracy is wanted.
     """
-    values = {**_cost(certification)}
-    if not certification.answered:
+    values = _cost(certification)
+    if not certification.complete:
         return values
     radii = certification.radii
     capped = [row.capped for row in certification.answered]

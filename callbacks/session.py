@@ -1,18 +1,19 @@
 """One pass over a validation set in which the wanted samples are set aside and certified."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from popqorn_train.batches import Picked, Unpack, grouped, unpacked
 from popqorn_train.bound import BoundModel, bound
 from popqorn_train.callbacks.merge import fingerprint
 from popqorn_train.callbacks.subset import Order, isolated_random
-from popqorn_train.examine import Examination, SampleRow, Status, failed
+from popqorn_train.examine import Examination, Examiner, SampleRow, Status
 from popqorn_train.progress import Progress
 
 _TRIED = 16  # samples of the pre-flight
@@ -46,13 +47,14 @@ class Session:
     def __post_init__(self) -> None:
         self._own = {position for position in self.wanted if self.order.own(position)}
 
-    def collect(self, model: nn.Module, batch: Any) -> None:
+    def collect(self, model: nn.Module, root: nn.Module, batch: Any) -> None:
         """Set the wanted samples of a batch aside; an error is kept for ``certify``."""
         if self._failure is not None:
             return
         started = time.perf_counter()
         try:
-            self._collect(bound(model), batch)
+            with muted(root):
+                self._collect(bound(model), batch)
         except Exception as error:
             self._failure = error
         self.seconds += time.perf_counter() - started
@@ -80,9 +82,10 @@ class Session:
         """
         started = time.perf_counter()
         self.weights = fingerprint(root)
-        with isolated_random():
-            for picked in self._chunks(bound(model)):
-                self.rows += self._ask(bound(model), picked, known)
+        examiner = Examiner(self.question, bound(model))
+        with isolated_random(), muted(root):
+            for picked in self._chunks(examiner.model):
+                self.rows += examiner.rows(picked, _known(known, picked))
                 progress.advance(len(picked.labels))
         answered = {row.index for row in self.rows}
         if self._failure is not None:
@@ -97,21 +100,37 @@ class Session:
             return []
         return list(grouped(self._picked, model.batch_axis(self._picked[0].inputs)))
 
-    def _ask(self, model: BoundModel, picked: Picked, known: dict[int, float]) -> list[SampleRow]:
-        radii = [known.get(position, 0.0) for position in picked.positions.tolist()]
-        start = picked.labels.new_tensor(radii, dtype=torch.float64)
-        try:
-            return self.question.rows(model, picked, start)
-        except Exception as error:
-            return failed(picked, error)
-
     @property
     def share(self) -> int:
         """How many samples this process has set aside."""
         return sum(len(picked.labels) for picked in self._picked)
 
 
-def pre_flight(model: nn.Module, question: Examination, unpack: Unpack, batch: Any) -> float:
+def _known(radii: dict[int, float], picked: Picked) -> Tensor:
+    """Where to begin, ``(S,)``; 0 where nothing is known."""
+    known = [radii.get(position, 0.0) for position in picked.positions.tolist()]
+    return picked.labels.new_tensor(known, dtype=torch.float64)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Log nothing."""
+
+
+@contextlib.contextmanager
+def muted(module: nn.Module) -> Iterator[None]:
+    """Let a LightningModule log nothing in passes through forward that are not its own."""
+    methods = [name for name in ("log", "log_dict") if name not in vars(module)]
+    vars(module).update(dict.fromkeys(methods, _nothing))
+    try:
+        yield
+    finally:
+        for name in methods:
+            del vars(module)[name]
+
+
+def pre_flight(
+    model: nn.Module, root: nn.Module, question: Examination, unpack: Unpack, batch: Any
+) -> float:
     """Certify a few samples, so that what cannot be bounded fails before hours of training.
 
     Returns:
@@ -123,8 +142,8 @@ def pre_flight(model: nn.Module, question: Examination, unpack: Unpack, batch: A
     inputs, target = unpacked(unpack, batch)
     module = bound(model)
     first = torch.arange(min(_TRIED, len(target)))
-    some = Picked.of(first, inputs, target, first, module.batch_axis(inputs))
-    with isolated_random():
+    with isolated_random(), muted(root):
+        some = Picked.of(first, inputs, target, first, module.batch_axis(inputs))
         started = time.perf_counter()
         question.rows(module, some, None)
         return (time.perf_counter() - started) / len(first)

@@ -43,6 +43,8 @@ class CertifiedEarlyStopping(EarlyStopping):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the monitor that logs the quantity."""
         super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         before = callbacks[: callbacks.index(self)]
         monitors = [other for other in before if isinstance(other, CertifiedRadiusMonitor)]

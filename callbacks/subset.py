@@ -4,7 +4,7 @@ A sample is known by its position in a loader that reads in order.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,26 +49,42 @@ class Order:
     world: int
 
     @classmethod
-    def of(cls, loader: Any, batches: float, rank: int, world: int) -> "Order":
+    def of(
+        cls,
+        loader: Any,
+        batches: float,
+        rank: int = 0,
+        world: int = 1,
+        together: Callable[[int], int] = int,
+    ) -> "Order":
         """Order of a loader that is read for so many batches.
+
+        Args:
+            loader: of this process.
+            batches: that it reads.
+            rank: of this process.
+            world: number of processes.
+            together: adds a number up over all processes.
 
         Raises:
             ValueError: it may give samples in another order next time.
         """
-        sampler = getattr(loader, "sampler", None)
-        sharded = isinstance(sampler, DistributedSampler)
+        batched = getattr(loader, "batch_sampler", None)
+        sampler = getattr(batched, "sampler", None)
         in_order = isinstance(sampler, SequentialSampler)
         if isinstance(sampler, DistributedSampler):
             in_order = not sampler.shuffle
-        plain = type(getattr(loader, "batch_sampler", None)) in (BatchSampler, type(None))
-        if not (isinstance(loader, DataLoader) and in_order and plain):
+        if not (isinstance(loader, DataLoader) and in_order and type(batched) is BatchSampler):
             raise ValueError(
-                "`val_dataloaders` must be a DataLoader that reads in order, so that the certified "
-                f"samples stay the same, got {type(sampler or loader).__name__}. Use "
-                "shuffle=False for validation."
+                "`val_dataloaders` must be a DataLoader that reads batches of a data set in order, "
+                "so that the certified samples stay the same, got "
+                f"{type(sampler or batched or loader).__name__}. Use shuffle=False and a "
+                "batch_size for validation."
             )
-        read = batches * (loader.batch_size or 1) * (world if sharded else 1)
-        return cls(loader, int(min(len(loader.dataset), read)), sharded, rank, world)  # type: ignore[arg-type]
+        sharded = isinstance(sampler, DistributedSampler)
+        read = int(min(len(sampler), batches * batched.batch_size))  # type: ignore[arg-type]
+        total = min(together(read), len(loader.dataset)) if sharded else read  # type: ignore[arg-type]
+        return cls(loader, total, sharded, rank, world)
 
     def positions(self, first: int, count: int) -> list[int]:
         """Positions of the ``count`` samples that this process reads after ``first`` others."""
@@ -83,11 +99,14 @@ class Order:
         return position < self.total and position % self.world == self.rank
 
     def labels(self, unpack: Unpack) -> Tensor:
-        """Labels of the whole data set, ``(total,)``, read without touching the loader's state."""
+        """Labels of the whole data set, ``(total,)``, read without touching the loader's state.
+
+        A data set that draws from a generator of its own moves that one.
+        """
         loader = self.loader
         again: DataLoader[Any] = DataLoader(
             loader.dataset,
-            loader.batch_size,
+            getattr(loader.batch_sampler, "batch_size", 1),
             collate_fn=loader.collate_fn,
             num_workers=loader.num_workers,
             worker_init_fn=loader.worker_init_fn,

@@ -1,9 +1,10 @@
 """What a monitor does with a validation or test set: choose, certify, log, keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
@@ -44,6 +45,19 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _adder(trainer: Trainer) -> Callable[[int], int]:
+    """Adds a number up over the processes of a trainer."""
+
+    def add(value: int) -> int:
+        if trainer.world_size == 1:
+            return value
+        values: list[int] = [0] * trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+        return sum(values)
+
+    return add
+
+
 class Watch:
     """Certifies the chosen samples of one loader, whenever it is told to.
 
@@ -63,7 +77,9 @@ class Watch:
         self.last: Certification | None = None
         self.fresh = False
         self._stage = "fit"
-        self._chosen: dict[str, tuple[int, list[int]]] = {}  # size of the set, positions
+        self._order: Order | None = None
+        self._chosen: dict[str, dict[str, Any]] = {}  # by stage: positions, and of what
+        self._warned: set[str] = set()
         self._session: Session | None = None
         self.unpublished: Certification | None = None
 
@@ -108,7 +124,7 @@ class Watch:
         self._reports.begin(trainer, self._stage, self.settings())
 
     def check_order(self, trainer: Trainer) -> Order:
-        """How this process reads the watched loader.
+        """How this process reads the watched loader; every process must ask at once.
 
         Raises:
             ValueError: it does not read in order, or there is no such loader.
@@ -122,7 +138,9 @@ class Watch:
         if at >= len(loaders):
             raise ValueError(f"`dataloader` must be less than {len(loaders)}, got {at}.")
         batches = self._batches(trainer)[at]
-        return Order.of(loaders[at], batches, trainer.global_rank, trainer.world_size)
+        ranks = trainer.global_rank, trainer.world_size
+        self._order = Order.of(loaders[at], batches, *ranks, _adder(trainer))
+        return self._order
 
     def _batches(self, trainer: Trainer) -> Sequence[float]:
         return trainer.num_test_batches if self._stage == "test" else trainer.num_val_batches
@@ -137,11 +155,12 @@ class Watch:
         if not due:
             return
         order, options = self.check_order(trainer), self.options
-        kind = "test" if self._stage == "test" else "val"
-        total, positions = self._chosen.get(kind, (0, []))
-        if total != order.total:
+        of = [order.total, options.samples, options.seed]
+        chosen = self._chosen.get(self._stage, {"of": []})
+        if chosen["of"] != of:
             positions = choose(order, options.samples, options.seed, options.unpack)
-            self._chosen[kind] = (order.total, positions)
+            chosen = self._chosen[self._stage] = {"of": of, "positions": positions}
+        positions = chosen["positions"]
         self._session = Session(order, positions, options.unpack, self.question)
 
     def pre_flight(
@@ -154,8 +173,10 @@ class Watch:
         """
         if at != (0, self.options.dataloader):
             return
-        seconds = pre_flight(self._model(pl_module), self.question, self.options.unpack, batch)
-        total = self.check_order(trainer).total
+        model, unpack = self._model(pl_module), self.options.unpack
+        seconds = pre_flight(model, pl_module, self.question, unpack, batch)
+        assert self._order is not None  # found when the sanity check began
+        total = self._order.total
         count = min(self.options.samples, total)
         ball, method = self.question.ball, self.question.method
         rank_zero_info(
@@ -180,7 +201,7 @@ class Watch:
         if session is None or at[1] != self.options.dataloader:
             return
         model = self._model(pl_module)
-        session.collect(model, batch)
+        session.collect(model, pl_module, batch)
         if at[0] < int(self._batches(trainer)[at[1]]) - 1:
             return
         rows = [] if self.last is None or self._stage == "test" else self.last.answered
@@ -225,6 +246,7 @@ class Watch:
             rows=tuple(completed(rows, session.wanted)),
             seconds=seconds,
             run=self._reports.run,
+            stage=self._stage,
             settings=self.settings(),
             weights=session.weights,
         )
@@ -240,7 +262,9 @@ class Watch:
         lost = self._stage != "fit" and not certification.answered  # and no training to go on
         if lost or self.options.on_error == "raise":
             raise RuntimeError(message)
-        rank_zero_warn(f"CertifiedRadiusMonitor: {message}")
+        if wrong[0].error not in self._warned:
+            self._warned.add(wrong[0].error)
+            rank_zero_warn(f"CertifiedRadiusMonitor: {message}")
 
     def publish(self, trainer: Trainer) -> None:
         """Keep and show the certification of this pass."""

@@ -35,6 +35,12 @@ class Picked(NamedTuple):
         values = tuple(pick_samples(value, chosen, axis) for value in as_tuple(inputs))
         return cls(positions, values, target[chosen])
 
+    def some(self, chosen: Tensor, axis: int) -> "Picked":
+        """Some of the samples, whose batch axis is ``axis``."""
+        there = chosen.to(self.labels.device)
+        values = tuple(pick_samples(value, there, axis) for value in self.inputs)
+        return Picked(self.positions[chosen], values, self.labels[there])
+
 
 def unpack_pair(batch: Any) -> tuple[Inputs, Tensor]:
     """Read a batch ``(inputs, target)``."""
@@ -75,11 +81,9 @@ def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:
         columns = zip(*[item.inputs for item in items], strict=True)
         inputs = tuple(_joined(column, axis) for column in columns)
         positions = torch.cat([item.positions for item in items])
-        labels = torch.cat([item.labels for item in items])
-        for chosen in torch.split(torch.arange(len(labels)), CHUNK):
-            there = chosen.to(labels.device)
-            some = tuple(pick_samples(value, there, axis) for value in inputs)
-            yield Picked(positions[chosen], some, labels[there])
+        whole = Picked(positions, inputs, torch.cat([item.labels for item in items]))
+        for chosen in torch.split(torch.arange(len(positions)), CHUNK):
+            yield whole.some(chosen, axis)
 
 
 def _shape(value: Any, axis: int) -> Any:

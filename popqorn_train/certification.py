@@ -1,8 +1,8 @@
 """One certification of a set of samples, and the file that all of them are kept in.
 
 The file is append-only, one JSON line a certification, on the disk before the line counts as
-written. A line that a crash cut off is passed over; of two lines of one run and one step the later
-one counts, since a resumed run may do a step again.
+written. A line that a crash cut off is passed over. A resumed run takes the place of what the same
+run certified after the step that it starts from.
 
 B: batch, R: epsilons.
 """
@@ -48,6 +48,7 @@ class Certification:
         run: which training it belongs to.
         settings: what the radii depend on but the model, as plain values.
         weights: fingerprint of the weights that were certified.
+        stage: ``"fit"``, ``"validate"`` or ``"test"``.
     """
 
     epoch: int
@@ -57,6 +58,7 @@ class Certification:
     run: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
+    stage: str = "fit"
 
     @property
     def answered(self) -> list[SampleRow]:
@@ -116,8 +118,8 @@ class Certification:
     def plain(self) -> dict[str, Any]:
         """The same as values that JSON and a checkpoint can hold; rows become columns."""
         columns = {name: [_plain(getattr(row, name)) for row in self.rows] for name in _COLUMNS}
-        names = ("run", "epoch", "step", "seconds", "weights", "settings")
-        return {**{name: getattr(self, name) for name in names}, "samples": columns}
+        names = ("run", "stage", "epoch", "step", "seconds", "weights", "settings")
+        return {**{name: _plain(getattr(self, name)) for name in names}, "samples": columns}
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "Certification":
@@ -133,7 +135,11 @@ class Certification:
 
 def _plain(value: Any) -> Any:
     """JSON has no infinity, a checkpoint no enum."""
-    return str(value) if isinstance(value, str) or value == torch.inf else value
+    if isinstance(value, dict):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, str) or value in (torch.inf, -torch.inf) else value
 
 
 def _typed(row: SampleRow) -> SampleRow:
@@ -160,7 +166,7 @@ def append_certification(path: Path, certification: Certification) -> None:
 
 
 def read_certifications(path: str | Path, run: str | None = None) -> list[Certification]:
-    """Read the certifications of one run, by step.
+    """Read the certifications of one run, by step; outside of ``fit`` every one that was made.
 
     Args:
         path: of a ``certification.jsonl``.
@@ -178,5 +184,11 @@ def read_certifications(path: str | Path, run: str | None = None) -> list[Certif
     if not found:
         raise ValueError(f"`path` must hold certifications, got none in {path}.")
     run = found[-1].run if run is None else run
-    newest = {(entry.step, entry.epoch): entry for entry in found if entry.run == run}
-    return [newest[at] for at in sorted(newest)]
+    kept: list[Certification] = []
+    for entry in found:
+        if entry.run == run:
+            if entry.stage == "fit":
+                at = entry.epoch, entry.step
+                kept = [before for before in kept if (before.epoch, before.step) < at]
+            kept.append(entry)
+    return kept

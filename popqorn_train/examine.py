@@ -38,7 +38,7 @@ class SampleRow:
         index: position in the data set.
         label: its class.
         status: one of ``Status``.
-        prediction: class that the model gives the clean input.
+        prediction: class that the model gives the clean input; -1 where a logit is NaN.
         radius: largest epsilon proved, in the units of the input; 0 where the prediction is wrong.
         capped: whether that is the largest that was tried.
         empirical: smallest distortion an attack found, ``inf`` if none did.
@@ -132,8 +132,8 @@ class Examination:
             "scope": ball.scope,
             **{name: _plain(edge) for name, edge in edges.items()},
             "method": name_of(self.method),
-            "max_radius": self.max_radius,
-            "rtol": self.rtol,
+            "max_radius": _plain(self.max_radius),
+            "rtol": _plain(self.rtol),
             "confirm": self.confirm,
             "attack": self.attack,
         }
@@ -153,7 +153,7 @@ class AtBall:
     method: Method
     confirm: Confirm
 
-    def rows(self, model: BoundModel, picked: Picked, start: None) -> list[SampleRow]:
+    def rows(self, model: BoundModel, picked: Picked, start: Tensor | None) -> list[SampleRow]:
         """Certify samples at once; see ``Examination.rows``."""
         inputs, labels = picked.inputs, picked.labels
         found = certify(model, inputs, labels, self.ball, method=self.method, confirm=self.confirm)
@@ -181,7 +181,8 @@ class AtBall:
 def _predictions(model: BoundModel, inputs: tuple[Any, ...]) -> Tensor:
     with torch.no_grad(), undisturbed(model.model):
         case = model.case(inputs, check=False)
-        return case.logits(case.center).argmax(1)
+        logits = case.logits(case.center)
+        return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
 
 
 def _row(
@@ -203,10 +204,51 @@ def _row(
 
 
 def _plain(value: float | Tensor | None) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return None if value is None else float(value)  # also from numpy's numbers
 
 
-def failed(picked: Picked, error: Exception) -> list[SampleRow]:
+_SPLITS = 16  # groups split after a failure; more would cost more than they save
+
+
+@dataclass
+class Examiner:
+    """Asks a question about samples so that one that fails costs itself alone.
+
+    Attributes:
+        question: what is asked.
+        model: about which.
+        failure: the newest error.
+    """
+
+    question: "Examination | AtBall"
+    model: BoundModel
+    failure: Exception | None = None
+    _splits: int = 0
+
+    def rows(self, picked: Picked, start: Tensor | None = None) -> list[SampleRow]:
+        """Examine samples; a group that raises an error is halved, some times over.
+
+        Args:
+            picked: S samples.
+            start: ``(S,)`` where to begin, 0 where nothing is known.
+        """
+        try:
+            return self.question.rows(self.model, picked, start)
+        except Exception as error:
+            self.failure = error
+        if len(picked.labels) == 1 or self._splits == _SPLITS:
+            return _failed(picked, self.failure)
+        self._splits += 1
+        rows, axis = [], self.model.batch_axis(picked.inputs)
+        for half in torch.arange(len(picked.labels)).chunk(2):
+            begin = None if start is None else start[half.to(start.device)]
+            rows += self.rows(picked.some(half, axis), begin)
+        return rows
+
+
+def _failed(picked: Picked, error: Exception) -> list[SampleRow]:
     """Rows of samples whose examination raised an error."""
     text = f"{type(error).__name__}: {error}"
     samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from popqorn_train.batches import Picked, Unpack, grouped, unpack_pair, unpacked
 from popqorn_train.bound import BoundModel, bound
 from popqorn_train.certificate import Confirm
-from popqorn_train.examine import AtBall, Examination, SampleRow, Status, failed
+from popqorn_train.examine import AtBall, Examination, Examiner, SampleRow, Status
 from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import LpBall
 from popqorn_train.progress import Progress, Silent, shown
@@ -22,6 +22,7 @@ from popqorn_train.radius import check_search
 from popqorn_train.region import Scope
 
 OnError = Literal["warn", "raise"]
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def check_on_error(on_error: str) -> None:
@@ -43,13 +44,27 @@ class _Pass:
     rows: list[SampleRow] = field(default_factory=list)
 
     def run(self, loader: Iterable[Any], progress: Progress) -> list[SampleRow]:
-        """One row a sample, in the order of the loader."""
-        for batch in loader:
-            if len(self.rows) >= self.samples:
-                break
-            found = [row for picked in self._chunks(batch) for row in self._ask(picked, progress)]
-            self.rows += sorted(found, key=lambda row: row.index)
+        """One row a sample, in the order of the loader, as far as that can be read."""
+        try:
+            for batch in loader:
+                if len(self.rows) >= self.samples:
+                    break
+                chunks = list(self._chunks(batch))
+                found = [row for picked in chunks for row in self._ask(picked, progress)]
+                self.rows += sorted(found, key=lambda row: row.index)
+        except Exception as error:
+            if self._raises(self.rows):
+                raise
+            warnings.warn(
+                f"`loader` could not be read after {len(self.rows)} samples, the rest is missing: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=3,
+            )
         return self.rows
+
+    def _raises(self, rows: list[SampleRow]) -> bool:
+        """What fails at once would fail everywhere: the model or the settings are wrong."""
+        return self.on_error == "raise" or not any(row.answered for row in rows)
 
     def _chunks(self, batch: Any) -> Iterator[Picked]:
         inputs, target = unpacked(self.unpack, batch)
@@ -63,13 +78,10 @@ class _Pass:
         if time.monotonic() > self.until:
             samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
             return [SampleRow(index, label, Status.NOT_ATTEMPTED) for index, label in samples]
-        try:
-            rows = self.question.rows(self.model, picked, None)
-        except Exception as error:
-            # What fails at once would fail everywhere: the model or the settings are wrong.
-            if self.on_error == "raise" or not any(row.answered for row in self.rows):
-                raise
-            rows = failed(picked, error)
+        examiner = Examiner(self.question, self.model)
+        rows = examiner.rows(picked)
+        if examiner.failure is not None and self._raises(self.rows + rows):
+            raise examiner.failure
         progress.advance(len(rows))
         return rows
 
@@ -124,7 +136,8 @@ def certify_loader(
         samples: how many to certify, from the first on; None takes all.
         seconds: after which no further sample is attempted.
         on_error: what to do when samples raise an error after others were certified: ``"warn"``
-            gives them the status error; ``"raise"`` raises it.
+            gives them the status error, and returns what it has when the loader itself fails;
+            ``"raise"`` raises it.
         progress: show a bar on a terminal, or log a line every tenth.
 
     Returns:
@@ -167,7 +180,8 @@ def _total(loader: Iterable[Any], most: float) -> int | None:
 
 
 def _check_loader(loader: Iterable[Any], samples: int | None, seconds: float | None) -> None:
-    if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
+    sampler = getattr(getattr(loader, "batch_sampler", loader), "sampler", None)
+    if isinstance(sampler, _RANDOM) or getattr(sampler, "shuffle", False):
         raise ValueError(
             "`loader` must give samples in the same order every time, got one that shuffles. Use "
             "shuffle=False: a sample is known by its position."

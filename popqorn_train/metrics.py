@@ -47,7 +47,7 @@ class CertifiedAccuracyCurve(_Base):
 
     def __init__(self, epsilons: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.epsilons = tuple(epsilons)
+        self.epsilons = tuple(float(epsilon) for epsilon in epsilons)
         increasing = list(self.epsilons) == sorted(set(self.epsilons))
         if not self.epsilons or not self.epsilons[0] > 0 or not increasing:
             raise ValueError(f"`epsilons` must be positive and increasing, got {self.epsilons}.")

@@ -121,11 +121,16 @@ def draw_certifications(
         ImportError: matplotlib is not installed.
         ValueError: nothing was certified.
     """
+    if certifications is None:
+        raise ValueError(
+            "`certifications` must be certifications or the path of a file, got None. Where "
+            "processes were forked the path is known to them alone: name the file."
+        )
     if isinstance(certifications, str | Path):
         certifications = read_certifications(certifications)
-    shown = evenly([entry for entry in certifications if entry.answered])
+    shown = evenly([entry for entry in certifications if entry.complete])
     if not shown:
-        raise ValueError("`certifications` must hold an answered sample, got none.")
+        raise ValueError("`certifications` must hold one with every sample answered, got none.")
     figure, ax = _new_axis((7.2, 4.6)) if ax is None else (ax.figure, ax)
     from matplotlib import colormaps
 

@@ -1,4 +1,8 @@
-from popqorn_train.callbacks.cadence import Cadence
+import pytest
+import pytorch_lightning as pl
+
+from popqorn_train.callbacks.cadence import Cadence, is_last_validation
+from tests.fitting import fit
 
 
 def simulate(cadence, epochs, *, train, cost, state_at=None):
@@ -58,7 +62,42 @@ def test_a_resumed_fit_keeps_to_the_budget_of_the_whole():
     resumed.restore(cadence.state())
     assert resumed.state() == cadence.state()
     resumed.start(0.0)
-    assert not resumed.due(20, 0.1, final=False)
+    assert resumed.due(20, 0.1, final=False)  # whoever watches has no value yet
+    resumed.done(20, 2.0)
+    assert not resumed.due(21, 3.0, final=False)
+
+
+def test_time_spent_around_certification_is_no_training():
+    cadence = Cadence(1, 0.25)
+    cadence.start(0.0)
+    cadence.due(0, 10.0, final=False)
+    cadence.spend(4.0)
+    assert (cadence.spent, cadence.elapsed) == (4.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "last"),
+    [
+        ({}, 3, (2, 2)),  # epoch and index of the batch
+        ({"val_check_interval": 1}, 2, (1, 2)),
+        ({"check_val_every_n_epoch": 2}, 5, (3, 2)),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 2}, 3, (2, 1)),
+        ({"max_steps": 5, "val_check_interval": 1}, -1, (1, 1)),
+    ],
+)
+def test_the_last_validation_is_known(options, epochs, last):
+    found, every = [], []
+
+    class Watch(pl.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                at = trainer.current_epoch, trainer.fit_loop.batch_idx
+                every.append(at)
+                if is_last_validation(trainer):
+                    found.append(at)
+
+    fit(Watch(), epochs=epochs, **options)
+    assert found == [last] == every[-1:]
 
 
 def test_a_cheap_first_certification_of_a_model_that_is_mostly_wrong_is_not_taken_for_granted():

@@ -55,23 +55,31 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
     assert read_certifications(path) == [entry(0), entry(10)]
 
 
-def test_a_step_done_again_counts_once_and_runs_are_told_apart(tmp_path):
+def test_a_resumed_run_takes_the_place_of_the_old_end_and_runs_are_told_apart(tmp_path):
     path = tmp_path / "a"
     for certification in (
         entry(10, run="b"),
         entry(0),
         entry(10),
         entry(20),
-        entry(10, seconds=9.0),
+        entry(30),
+        entry(11, seconds=9.0),  # resumed from step 10
         entry(20, seconds=9.0),
     ):
         append_certification(path, certification)
     assert [(found.step, found.seconds) for found in read_certifications(path)] == [
         (0, 0.0),
-        (10, 9.0),
+        (10, 0.0),
+        (11, 9.0),
         (20, 9.0),
     ]
     assert [found.step for found in read_certifications(path, run="b")] == [10]
+
+
+def test_every_validation_outside_of_fit_is_kept(tmp_path):
+    for weights in ("a", "b", "a"):
+        append_certification(tmp_path / "a", entry(5, stage="validate", weights=weights))
+    assert [found.weights for found in read_certifications(tmp_path / "a")] == ["a", "b", "a"]
 
 
 def test_a_file_without_certifications_is_refused(tmp_path):

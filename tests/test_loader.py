@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from popqorn_train import LpBall, Status, certified_radius, certify, certify_loader
 from popqorn_train.examine import Examination, count_statuses
@@ -75,13 +75,25 @@ def failing(monkeypatch, when):
     monkeypatch.setattr(Examination, "rows", rows)
 
 
-def test_a_batch_that_fails_costs_itself_alone(monkeypatch):
+def test_a_sample_that_fails_costs_itself_alone(monkeypatch):
     failing(monkeypatch, lambda picked: 45 in picked.positions)
-    with pytest.warns(UserWarning, match="40 of 90 samples ended in an error, first FloatingPoint"):
+    with pytest.warns(UserWarning, match="1 of 90 samples ended in an error, first FloatingPoint"):
         rows = run()
-    assert {row.index for row in rows if row.status == Status.ERROR} == set(range(40, 80))
+    assert [row.index for row in rows if row.status == Status.ERROR] == [45]
     with pytest.raises(FloatingPointError):
         run(on_error="raise")
+
+
+def test_a_loader_that_fails_costs_what_was_not_read():
+    def batches():
+        yield X[:10], Y[:10]
+        raise OSError("disk gone")
+
+    with pytest.warns(UserWarning, match="could not be read after 10 samples.*disk gone"):
+        rows = run(loader=batches())
+    assert len(rows) == 10
+    with pytest.raises(OSError, match="disk gone"):
+        run(loader=batches(), on_error="raise")
 
 
 def test_what_fails_at_once_is_raised(monkeypatch):
@@ -110,6 +122,10 @@ def test_a_bar_is_shown_on_a_terminal(monkeypatch, capsys):
     ("options", "message"),
     [
         ({"loader": loader(shuffle=True)}, "`loader` must give samples in the same order"),
+        (
+            {"loader": loader(sampler=SubsetRandomSampler(range(9)))},
+            "`loader` must give samples in the same order",
+        ),
         ({"samples": 0}, "`samples` must be at least 1, got 0"),
         ({"seconds": 0}, "`seconds` must be positive, got 0"),
         ({"on_error": "no"}, "`on_error` must be 'warn' or 'raise'"),

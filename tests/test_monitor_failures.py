@@ -27,11 +27,15 @@ def failing(monkeypatch, when):
 
 
 def test_training_goes_on_and_the_samples_say_error(monkeypatch, tmp_path):
-    failing(monkeypatch, lambda picked, call: call == 3)  # pre-flight, epoch 0, epoch 1
+    now = {"epoch": 0}
+    failing(monkeypatch, lambda picked, call: call > 2 and now["epoch"] == 1)
     monitor = CertifiedRadiusMonitor(samples=6, max_overhead=None, folder=tmp_path)
     logged = []
 
     class Watch(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            now["epoch"] = trainer.current_epoch
+
         def on_validation_end(self, trainer, pl_module):
             if not trainer.sanity_checking:
                 logged.append(dict(trainer.callback_metrics))
@@ -50,21 +54,30 @@ def test_training_goes_on_and_the_samples_say_error(monkeypatch, tmp_path):
     assert logged[1]["certified_radius/median"] == logged[0]["certified_radius/median"]
 
 
-def test_a_part_that_fails_is_left_out_of_the_radii(monkeypatch):
-    monkeypatch.setattr("popqorn_train.batches.CHUNK", 8)
-    failing(monkeypatch, lambda picked, call: 0 in picked.positions and call > 1)
+def test_a_sample_that_fails_costs_itself_alone_and_no_radii_of_others_are_logged(monkeypatch):
+    failing(monkeypatch, lambda picked, call: 7 in picked.positions and call > 1)
     monitor = CertifiedRadiusMonitor(samples=20)
-    with pytest.warns(UserWarning, match="8 of 20 samples could not be certified"):
+    with pytest.warns(UserWarning, match=r"1 of 20 samples could not .* first sample 7: Floating"):
         trainer, _ = fit(monitor, epochs=1)
-    assert count_statuses(monitor.last.rows)[Status.ERROR] == 8
-    assert len(monitor.last.radii) == 12
-    mean = trainer.callback_metrics["certified_radius/mean"].item()
-    assert mean == pytest.approx(monitor.last.radii.mean().item(), rel=1e-6)
+    assert [row.index for row in monitor.last.rows if row.status == Status.ERROR] == [7]
+    assert len(monitor.last.radii) == 19
+    assert "certified_radius/mean" not in trainer.callback_metrics
+    assert trainer.callback_metrics["certification/error"] == 1
     assert not monitor.fresh
 
 
+def test_an_error_that_stays_is_told_once_and_is_not_asked_for_ever(monkeypatch):
+    calls = []
+    failing(monkeypatch, lambda picked, call: call > 1 and not calls.append(call))
+    monitor = CertifiedRadiusMonitor(samples=20, max_overhead=None)
+    with pytest.warns(UserWarning, match="20 of 20 samples could not be certified") as told:
+        fit(monitor, epochs=3)
+    assert len([w for w in told if "could not be certified" in str(w.message)]) == 1
+    assert len(calls) <= 3 * 33
+
+
 def test_raise_stops_training(monkeypatch):
-    failing(monkeypatch, lambda picked, call: call == 3)
+    failing(monkeypatch, lambda picked, call: call > 2)
     monitor = CertifiedRadiusMonitor(samples=6, max_overhead=None, on_error="raise")
     with pytest.raises(RuntimeError, match="6 of 6 samples could not be certified in epoch 1"):
         fit(monitor, epochs=3)

@@ -8,10 +8,9 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
-from popqorn_train import certified_radius, search_radius
+from popqorn_train import certified_radius
 from popqorn_train.callbacks import CertifiedEarlyStopping, CertifiedRadiusMonitor
-from popqorn_train.certification import read_certifications
-from tests.fitting import QUIET, Classifier, fit, samples, train_loader, val_loader
+from tests.fitting import QUIET, Classifier, fit, samples, val_loader
 
 
 @pytest.fixture
@@ -148,36 +147,3 @@ def test_it_certifies_in_test_under_names_of_its_own():
     assert logged["test/certification/certified"] + logged["test/certification/not_certified"] == 6
     assert logged["test/empirical_radius/gap"] >= 0
     assert monitor.path.name == "certification-test.jsonl"
-
-
-def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    starts = []
-
-    def spied(*arguments, start, **options):
-        starts.append(start)
-        return search_radius(*arguments, start=start, **options)
-
-    monkeypatch.setattr("popqorn_train.examine.search_radius", spied)
-    options = {"samples": 8, "max_overhead": None, "folder": tmp_path}
-
-    def run(monitor, epochs, **start):
-        pl.seed_everything(0, verbose=False)
-        trainer = pl.Trainer(callbacks=[monitor], logger=False, max_epochs=epochs, **QUIET)
-        trainer.fit(Classifier(), train_loader(), val_loader(), **start)
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
-
-    first, second = CertifiedRadiusMonitor(**options), CertifiedRadiusMonitor(**options)
-    run(first, 2)
-    run(second, 4, ckpt_path=tmp_path / "last.ckpt")
-    found = read_certifications(first.path)
-    assert [entry.epoch for entry in found] == [0, 1, 2, 3]
-    assert len({entry.run for entry in found}) == 1
-    positions = [[row.index for row in entry.rows] for entry in found]
-    assert positions == positions[:1] * 4
-    assert len(second.state_dict()["reports"]["history"]) == 4
-    # The first certification of the resumed run starts from the last radii of the first.
-    assert [start is not None and start.any().item() for start in starts] == [
-        *(False, False, True),  # pre-flight, cold, warm
-        *(False, True, True),
-    ]
-    torch.testing.assert_close(starts[4], found[1].radii)

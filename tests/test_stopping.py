@@ -2,7 +2,7 @@ import pytest
 from pytorch_lightning.callbacks import EarlyStopping
 
 from popqorn_train.callbacks import CertifiedEarlyStopping, CertifiedRadiusMonitor
-from tests.fitting import Classifier, fit
+from tests.fitting import Classifier, fit, val_loader
 
 
 @pytest.fixture
@@ -54,6 +54,19 @@ def test_it_needs_a_monitor_before_it():
             CertifiedRadiusMonitor(samples=3, name="linf"),
             CertifiedEarlyStopping("l2/certified_radius/mean"),
         )
+
+
+def test_it_does_not_stand_in_the_way_of_validate_and_test():
+    class Tested(Classifier):
+        def test_step(self, batch, batch_idx):
+            pass
+
+    module = Tested()
+    trainer, _ = fit(
+        CertifiedRadiusMonitor(samples=3), CertifiedEarlyStopping(), module=module, epochs=1
+    )
+    trainer.validate(module, val_loader(), verbose=False)
+    trainer.test(module, val_loader(), verbose=False)
 
 
 def test_it_listens_to_the_monitor_of_that_name():

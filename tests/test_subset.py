@@ -2,7 +2,15 @@ import random
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from popqorn_train.batches import unpack_pair
 from popqorn_train.callbacks.subset import Order, choose, isolated_random, stratified
@@ -81,11 +89,48 @@ def test_every_position_belongs_to_the_one_process_that_reads_it_first(size, wor
     owned = []
     for rank in range(world):
         sampler = DistributedSampler(data, world, rank, shuffle=False)
-        order = Order.of(DataLoader(data, 2, sampler=sampler), 99, rank, world)
+        loader = DataLoader(data, 2, sampler=sampler)
+        order = Order.of(loader, 99, rank, world, lambda read: read * world)
+        assert order.total == size
         read = order.positions(0, len(list(sampler)))
         assert [position % size for position in read] == list(sampler)
         owned += [position for position in read if order.own(position)]
     assert sorted(owned) == list(range(size))
+
+
+@pytest.mark.parametrize("batches", [1, 2, 99])
+@pytest.mark.parametrize(("size", "world"), [(9, 2), (7, 3), (5, 2), (13, 3)])
+@pytest.mark.parametrize("kind", ["repeated", "unrepeated", "drop_last"])
+def test_processes_agree_on_what_they_read_together(size, world, kind, batches):
+    data, loaders = TensorDataset(torch.zeros(size)), []
+    for rank in range(world):
+        sampler = DistributedSampler(
+            data, world, rank, shuffle=False, drop_last=kind == "drop_last"
+        )
+        if kind == "unrepeated":
+            sampler = UnrepeatedDistributedSampler(data, world, rank, shuffle=False)
+        loaders.append(DataLoader(data, 2, sampler=sampler))
+    counts = [min(len(loader.sampler), 2 * batches) for loader in loaders]
+    orders = [
+        Order.of(loader, batches, rank, world, lambda read: sum(counts))
+        for rank, loader in enumerate(loaders)
+    ]
+    assert len({order.total for order in orders}) == 1
+    read = [
+        position
+        for order, count in zip(orders, counts, strict=True)
+        for position in order.positions(0, count)
+        if order.own(position)
+    ]
+    assert sorted(read) == list(range(orders[0].total))
+
+
+def test_a_batch_sampler_in_order_is_read_as_it_is():
+    data = val_loader().dataset
+    loader = DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 8, False))
+    order = Order.of(loader, 2)
+    assert order.total == 16
+    assert torch.equal(order.labels(unpack_pair), data.tensors[1][:16])
 
 
 def test_processes_that_all_read_everything_share_the_work():
@@ -103,9 +148,11 @@ def test_processes_that_all_read_everything_share_the_work():
             range(4), sampler=DistributedSampler(range(4), num_replicas=1, rank=0, shuffle=True)
         ),
         DataLoader(range(4), batch_sampler=[[0, 1], [2, 3]]),
+        DataLoader(range(4), batch_sampler=BatchSampler(RandomSampler(range(4)), 2, False)),
+        DataLoader(range(4), batch_size=None),
         [1, 2],
     ],
 )
 def test_a_loader_in_another_order_every_time_is_refused(loader):
-    with pytest.raises(ValueError, match=r"`val_dataloaders` must be a DataLoader that reads in"):
+    with pytest.raises(ValueError, match="must be a DataLoader that reads batches"):
         Order.of(loader, 1, 0, 1)

@@ -135,11 +135,14 @@ def test_tensorboard_gets_a_histogram_and_a_figure(tmp_path):
         log_dir = str(tmp_path)
         log_metrics = log_hyperparams = log_graph = save = finalize = lambda *_, **__: None
 
-    monitor = CertifiedRadiusMonitor(samples=4)
+    monitor = CertifiedRadiusMonitor(samples=4, max_overhead=None)
     fit(monitor, logger=Fake(), epochs=1, log_every_n_steps=1)
     assert monitor.failures == 0
     assert ("add_histogram", "certified_radius/histogram") in shown
     assert ("add_figure", "certified_accuracy/by_epsilon") in shown
+    shown.clear()
+    fit(monitor, logger=Fake(), epochs=3, log_every_n_steps=1)
+    assert [name for name, _ in shown].count("add_figure") == 2  # at first and at last
     assert monitor.path == tmp_path / "certification.jsonl"
 
 
