@@ -130,11 +130,14 @@ class Case(NamedTuple):
 
     def as_logits(self, output: Tensor) -> Tensor:
         """Logits ``(B, C)`` from what the model returns; those before a softmax are not undone."""
+        squashed = self.plan.squashed
+        return self._pair(torch.logit(output, eps=1e-6) if squashed else output)
+
+    def _pair(self, output: Tensor) -> Tensor:
+        """Two columns from a single logit; several logits as they are."""
         if not self.plan.single:
             return output
         logit = output.reshape(-1, 1)
-        if self.plan.squashed:
-            logit = torch.logit(logit, eps=1e-6)
         return torch.cat([torch.zeros_like(logit), logit], 1)
 
     def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:
@@ -150,10 +153,7 @@ class Case(NamedTuple):
         value = self.value + (change if self.scale is None else change * self.scale)
         value = self._in_users_layout(value)
         output: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
-        if whole or not self.plan.single:
-            return output
-        logit = output.reshape(-1, 1)
-        return torch.cat([torch.zeros_like(logit), logit], 1)
+        return output if whole else self._pair(output)
 
     @property
     def _axis(self) -> int:

@@ -79,17 +79,20 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
         )
-    if not single and (output.shape is None or len(output.shape) != 2 or output.batch_axis != 0):
-        shape = "a tuple" if output.shape is None else f"a tensor like {output.shape}"
-        raise UnsupportedModelError(
-            f"{type(model).__name__} returns {shape} for a batch of 2, expected logits (B, C). "
-            "Classify the whole sequence: select a frame, or average over frames, before the "
-            "output."
-        )
+    classes = 2 if single else _classes(output, model)
     chain, layout = _chain(trace, model, source, readers)
-    classes = 2 if single or output.shape is None else output.shape[1]
     found = trace, batch_axis, source, chain, output.name
     return Plan(*found, classes, single, inner is not None, layout)
+
+
+def _classes(output: Step, model: nn.Module) -> int:
+    if output.shape is not None and len(output.shape) == 2 and output.batch_axis == 0:
+        return output.shape[1]
+    shape = "a tuple" if output.shape is None else f"a tensor like {output.shape}"
+    raise UnsupportedModelError(
+        f"{type(model).__name__} returns {shape} for a batch of 2, expected logits (B, C). "
+        "Classify the whole sequence: select a frame, or average over frames, before the output."
+    )
 
 
 def _chain(
@@ -102,8 +105,11 @@ def _chain(
     """
     chain: list[Step] = []
     at = source
-    if any(_is_recurrent(step, model) for step in trace.steps):
+    layers = any(_is_recurrent(step, model) for step in trace.steps)
+    if layers or any(_is_cell(step, model) for step in trace.steps):
         while len(readers[at.name]) == 1 and _folds(readers[at.name][0], at, model):
+            if not layers and called_name(readers[at.name][0].target) in ("getitem", "select"):
+                break  # a loop over cells picks its frames
             at = readers[at.name][0]
             chain.append(at)
     return tuple(chain), tuple(_way_to_layer(at, model, readers) or ())
@@ -196,6 +202,10 @@ def _is_convolution(step: Step, model: nn.Module) -> bool:
 
 def _is_recurrent(step: Step, model: nn.Module) -> bool:
     return step.kind == "module" and isinstance(model.get_submodule(step.target), nn.RNNBase)
+
+
+def _is_cell(step: Step, model: nn.Module) -> bool:
+    return step.kind == "module" and isinstance(model.get_submodule(step.target), nn.RNNCellBase)
 
 
 def _reaches(start: str, end: str, readers: dict[str, list[Step]]) -> bool:

@@ -71,18 +71,7 @@ def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
         raise unsupported(step, "a maximum over the batch")
     own = dim - (dim > x.batch_axis)
     rest = (*x.shape[:own], *x.shape[own + 1 :])
-    rows = x
-    if x.batch_axis or dim != 1 or len(rest) != 1:
-        flat = (x.shape[own], math.prod(rest))
-        ends = x.batch_axis, dim
-        rows = affine_of(
-            lambda value: value.movedim(ends, (0, 1)).flatten(2),
-            (x,),
-            {},
-            shape=flat,
-            axis=0,
-            exact=True,
-        )
+    rows = _rows(x, dim, own)
     shape = (*rest[:own], 1, *rest[own:]) if keepdim else rest
     axis = x.batch_axis - (dim < x.batch_axis and not keepdim)
     best = Largest(rows)
@@ -93,3 +82,16 @@ def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
         return value.reshape(len(value), *shape).movedim(0, axis)
 
     return affine_of(back, (best,), {}, shape=shape, axis=axis, exact=True)
+
+
+def _rows(x: Node, dim: int, own: int) -> Node:
+    """The entries along an axis as frames ``(T, F)``."""
+    if x.batch_axis == 0 and dim == 1 and len(x.shape) == 2:
+        return x
+    ends = x.batch_axis, dim
+    size = math.prod(x.shape) // x.shape[own]
+
+    def rows(value: Tensor) -> Tensor:
+        return value.movedim(ends, (0, 1)).flatten(2)
+
+    return affine_of(rows, (x,), {}, shape=(x.shape[own], size), axis=0, exact=True)

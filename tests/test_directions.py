@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from popqorn_train import LpBall, certified_radius, logit_bounds
+from popqorn_train import LpBall, bound, certified_radius, logit_bounds
 from tests.problems import F64, METHODS, logits_at, points_inside, recurrent, sequences
 from tests.test_bounds import contains
 
@@ -154,3 +154,21 @@ def test_radii_of_a_stack_are_positive_and_sound(cell):
         one = x[index : index + 1]
         logits = logits_at(model, points_inside(model, one, r, math.inf, count=200))
         assert (logits.argmax(-1) == y[index]).all()
+
+
+def test_frames_of_an_image_read_by_cells_are_its_rows():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h, rows = None, x.view(-1, 4, 4)
+            for t in range(rows.size(1)):
+                h = self.cell(rows[:, t], h)
+            return self.head(h)
+
+    model, x = Rows().double().eval(), torch.randn(2, 1, 4, 4).double()
+    case = bound(model).case(x)
+    torch.testing.assert_close(case.center, x[:, 0])
+    torch.testing.assert_close(case.logits(case.center), model(x))
