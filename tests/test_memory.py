@@ -45,7 +45,7 @@ class Small(Popqorn):
         return super().lower(output, rows)
 
 
-@pytest.mark.parametrize("share", [0.001, 1, 2, 4.5, 100])
+@pytest.mark.parametrize("share", [0.001, 2.5, 100])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_any_limit_gives_equal_margins(cell, method, share):
