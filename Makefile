@@ -20,6 +20,9 @@ test-all: .venv/ready
 bench: .venv/ready
 	$(BIN)/python tests/benchmarks/peers.py $(ARGS)
 
+bench-%: .venv/ready
+	$(BIN)/python tests/benchmarks/$*.py $(ARGS)
+
 # The links let mypy and editors see callbacks/ and recipes/ under their installed names.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
-from tests.fitting import Classifier
+from tests.fitting import Classifier, fit
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -50,10 +50,31 @@ def test_a_trained_model_is_asked_in_the_lines_shown():
     assert names["proof"].certified.dtype == torch.bool
 
 
+def test_checkpoints_and_stopping_are_added_in_the_lines_shown():
+    names = {"pl": pl, "monitor": CertifiedRadiusMonitor()}
+    exec(block("CertifiedEarlyStopping"), names)
+    assert names["best"] in names["trainer"].callbacks
+
+
+def test_a_loader_is_certified_in_the_lines_shown(capsys):
+    names = {"model": Classifier(), "val_loader": loader()}
+    exec(block("certify_loader"), names)
+    assert len(names["rows"]) == 24
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_chart_is_drawn_in_the_lines_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monitor = CertifiedRadiusMonitor(samples=3, folder=tmp_path)
+    fit(monitor, epochs=1)
+    exec(block("draw_certifications"), {"monitor": monitor})
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
 def test_every_link_leads_somewhere_and_no_placeholder_is_left():
     text = README.read_text()
     links = re.findall(r"\]\(([^)#]+)\)", text)
-    assert len(links) >= 2
+    assert len(links) >= 3
     for link in links:
         assert (README.parent / link).exists(), link
     assert not re.search(r"^[A-Z]{3,}$", text, re.MULTILINE)
