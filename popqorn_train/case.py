@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from popqorn_train.affine import Affine
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan
-from popqorn_train.node import Node, Root
+from popqorn_train.node import Logits, Node, Root
 from popqorn_train.perturbation import LpBall
 from popqorn_train.tracer import UnsupportedModelError
 
@@ -78,7 +78,7 @@ class Case(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
-    def graph(self, ball: LpBall) -> Node:
+    def graph(self, ball: LpBall) -> Logits:
         """The logits ``(B, C)`` as a node over the ball around the inputs."""
         if not isinstance(ball, LpBall):
             raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
@@ -91,7 +91,9 @@ class Case(NamedTuple):
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
                 "tensor with bound(model, perturb=...)."
             )
-        return node
+        return Logits(
+            node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, len(root.region.value)))
+        )
 
     def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:
         """Logits ``(B, C)`` for another value ``(B, T, N)`` of what moves.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from popqorn_train.bound import BoundModel, Inputs, bound
 from popqorn_train.case import undisturbed
 from popqorn_train.methods import Method, method_named
-from popqorn_train.node import Node
+from popqorn_train.node import Logits
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Bounds
 
@@ -85,7 +85,7 @@ def margin_rows(target: Tensor, classes: int, like: Tensor) -> Tensor:
     return unit[target][:, None] - unit
 
 
-def margins_of(output: Node, target: Tensor, method: Method, like: Tensor) -> Tensor:
+def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> Tensor:
     """Lower bounds of the margins ``(B, C)``, ``+inf`` at the label; with gradients.
 
     Args:
@@ -97,7 +97,7 @@ def margins_of(output: Node, target: Tensor, method: Method, like: Tensor) -> Te
     classes = output.shape[0]
     check_target(target, len(like), classes)
     target = target.long().to(like.device)
-    margins = method.lower(output, margin_rows(target, classes, like))
+    margins = method.margins(output, margin_rows(target, classes, like))
     own = nn.functional.one_hot(target, classes).bool()
     return margins.masked_fill(own, math.inf)
 
@@ -158,9 +158,10 @@ def certify(
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
         ball: what may move.
-        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
-        confirm: ``"float64"`` bounds every sample that would be certified again in float64, and
-            reports that; None leaves the precision of the weights (at least float32).
+        method: a name, see methods.py, or an object.
+        confirm: ``"float64"`` bounds every sample that would be certified again in float64 (on a
+            CPU all at once, which costs less), and reports that; None leaves the precision of the
+            weights (at least float32).
 
     Raises:
         ValueError, TypeError: see ``LpBall``, ``BoundModel.case``, ``method_named``,
@@ -176,6 +177,9 @@ def certify(
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
         case = layer.case(inputs)
+        if confirm == "float64" and case.value.device.type == "cpu":
+            # There, float64 alone costs less than float32 and a confirmation.
+            case = layer.case(inputs, torch.float64)
         margins = margins_of(case.graph(ball), target, method, case.value)
         if confirm == "float64" and case.value.dtype != torch.float64:
             margins = _confirmed(layer, inputs, target, ball, method, margins)

@@ -29,6 +29,7 @@ from popqorn_train.methods import Method, method_named
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Region, Scope, dual_norm
 
+_BEYOND = 1.15  # where a tight method starts, in radii of the cheaper one
 _UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
 
 
@@ -110,10 +111,24 @@ def search_radius(
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
     """
     check_search(rtol, max_radius, confirm)
+    method = method_named(method)
+    if method.cheaper is not None and start is None:
+        easy = search_radius(
+            model,
+            inputs,
+            target,
+            ball,
+            method=method.cheaper,
+            max_radius=max_radius,
+            rtol=rtol,
+            confirm=None,
+            against=against,
+        )
+        start = _BEYOND * easy.radius
     layer = bound(model)
     ball = replace(ball, epsilon=0.0)
     with torch.no_grad(), undisturbed(layer.model):
-        question = _question(layer, inputs, target, against, ball, method_named(method))
+        question = _question(layer, inputs, target, against, ball, method)
         clean, fall = question.clean()
         cap = _largest(question.case, ball, max_radius)
         cold = 0.4 * clean / fall.clamp(min=1e-12)
@@ -195,7 +210,7 @@ def _warm(start: Tensor, cold: Tensor, rtol: float) -> Tensor:
 def _confirmed(question: _Question, radius: Tensor, rtol: float) -> Tensor:
     """Shrink what float64 does not prove, by more and more, down to 0."""
     todo = (radius > 0).nonzero()[:, 0]
-    for attempt in range(12):
+    for attempt in range(24):
         if not len(todo):
             break
         todo = todo[~proved(question.margin(todo, radius[todo]))]
@@ -237,7 +252,7 @@ def certified_radius(
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
         p: norm of the ball.
-        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
+        method: a name, see methods.py, or an object.
         frames: see ``LpBall``; so are ``scope``, ``low`` and ``high``.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.

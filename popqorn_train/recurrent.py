@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from popqorn_train.activation import Activation, Blend, Constant, SigmoidIdentity, SigmoidTanh
+from popqorn_train.activation import Activation, Blend, Constant, Gated
 from popqorn_train.affine import Linear, Sum
 from popqorn_train.node import Node, split
+from popqorn_train.products import MEMORY, RESET, SIGMOID_TANH
 
 
 class Weights(NamedTuple):
@@ -70,10 +71,10 @@ def lstm_step(x: Node, state: State, weights: Weights) -> State:
     """One step of an LSTM."""
     hidden = weights.w_hh.shape[1]
     i, f, g, o = split(_add(x, state.h, weights.w_hh), hidden, hidden, hidden, hidden)
-    c: Node = SigmoidTanh(i, g)
+    c: Node = Gated(SIGMOID_TANH, i, g)
     if state.c is not None:
-        c = Sum([SigmoidIdentity(f, state.c), c])
-    return State(SigmoidTanh(o, c), c)
+        c = Sum([Gated(MEMORY, f, state.c), c])
+    return State(Gated(SIGMOID_TANH, o, c), c)
 
 
 def gru_step(x: Node, state: State, weights: Weights) -> State:
@@ -86,7 +87,7 @@ def gru_step(x: Node, state: State, weights: Weights) -> State:
     x_rz, x_n = split(x, 2 * hidden, hidden)
     r, z = split(_add(x_rz, h, w_rz), hidden, hidden)
     q = _linear(h, w_n, weights.bias_q)
-    n = Sum([x_n, SigmoidIdentity(r, q)])
+    n = Sum([x_n, Gated(RESET, r, q)])
     return State(Blend(z, n, h))
 
 
