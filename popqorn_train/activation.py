@@ -1,8 +1,7 @@
 """Nonlinear nodes: an activation of one argument and the products of gated cells.
 
     Activation        f(a)                                  tanh, sigmoid, relu; curves.py
-    SigmoidTanh       sigmoid(a) tanh(b)                    LSTM: i g and o tanh(c)
-    SigmoidIdentity   sigmoid(a) b                          LSTM: f c; GRU: r q
+    Gated             sigmoid(a) tanh(b), sigmoid(a) b      LSTM: i g and o c, f c; GRU: r q
     Blend             sigmoid(-a) tanh(b) + sigmoid(a) h    GRU: the next state
 
 B: batch, K: bounded rows, H: units.
@@ -17,14 +16,10 @@ from torch import Tensor
 from popqorn_train.curves import Curve
 from popqorn_train.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.node import Node, Nonlinear, Tape
-from popqorn_train.planes import (
-    Box,
-    Plane,
-    Planes,
-    sigmoid_identity_planes,
-    sigmoid_tanh_planes,
-)
+from popqorn_train.planes import Plane, Planes
+from popqorn_train.products import CANDIDATE, STATE, Product
 from popqorn_train.region import Bounds, dot
+from popqorn_train.relaxer import Argument, Relaxer
 
 
 class _Rising(NamedTuple):
@@ -66,9 +61,13 @@ class Activation(Nonlinear):
         """Range of the function."""
         return self.curve.range(inputs[0])
 
-    def relax(self, *inputs: Bounds) -> Lines:
+    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Lines:
         """A line below and one above."""
         return self.curve.lines(*inputs[0])
+
+    def sides(self, relaxation: Lines) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """See ``Nonlinear``."""
+        return relaxation[:2], relaxation[2:]
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Lines) -> Tensor:
         """Replace the function by the line on the side that matters."""
@@ -118,35 +117,25 @@ def _relaxed(
     return dot(positive, lower[-1]) + dot(negative, upper[-1])
 
 
-class SigmoidTanh(Nonlinear):
-    """``sigmoid(a) tanh(b)``, unit by unit."""
+class Gated(Nonlinear):
+    """``sigmoid(a) g(b)`` with g = tanh or the identity, unit by unit."""
 
-    def __init__(self, a: Node, b: Node) -> None:
+    def __init__(self, product: Product, a: Node, b: Node) -> None:
         super().__init__([a, b], b.shape)
+        self.product = product
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Product of two rising functions."""
-        return _corners(_image(torch.sigmoid, inputs[0]), _image(torch.tanh, inputs[1]))
+        return _corners(_image(torch.sigmoid, inputs[0]), _image(self.product.g, inputs[1]))
 
-    def relax(self, *inputs: Bounds) -> Planes:
+    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Planes:
         """A plane below and one above."""
-        return sigmoid_tanh_planes(Box(*inputs[0], *inputs[1]))
+        a, b = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
+        return relaxer.planes(self.product, a, b)
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Planes) -> Tensor:
         """Replace the product by the plane on the side that matters."""
         return _relaxed(self, slope, tape, *relaxation)
-
-
-class SigmoidIdentity(SigmoidTanh):
-    """``sigmoid(a) b``, unit by unit."""
-
-    def range(self, *inputs: Bounds) -> Bounds:
-        """Product with a rising function."""
-        return _corners(_image(torch.sigmoid, inputs[0]), inputs[1])
-
-    def relax(self, *inputs: Bounds) -> Planes:
-        """A plane below and one above."""
-        return sigmoid_identity_planes(Box(*inputs[0], *inputs[1]))
 
 
 class Sides(NamedTuple):
@@ -182,12 +171,17 @@ class Blend(Nonlinear):
         )
         return Bounds(lower.amin(0), upper.amax(0))
 
-    def relax(self, *inputs: Bounds) -> tuple[Sides, Sides]:
+    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> tuple[Sides, Sides]:
         """The sum of two planes below, and of two above."""
-        gate, b, h = inputs
-        candidate = sigmoid_tanh_planes(Box(-gate.upper, -gate.lower, *b), share=0.1)
-        state = sigmoid_identity_planes(Box(*gate, *h))
+        a, b, h = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
+        candidate = relaxer.planes(CANDIDATE, a.mirrored(), b)
+        state = relaxer.planes(STATE, a, h)
         return _joined(candidate.lower, state.lower), _joined(candidate.upper, state.upper)
+
+    def size(self, relaxation: tuple[Sides, Sides], *inputs: Tensor) -> Tensor:
+        """The range adds up both states themselves, however small the share of one is."""
+        _, b, h = inputs
+        return super().size(relaxation, *inputs) + b.tanh() + h
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: tuple[Sides, Sides]) -> Tensor:
         """Both products carry the same slope, so the same sides."""
@@ -210,6 +204,10 @@ class Constant(Node):
     def range(self, *inputs: Bounds) -> Bounds:
         """A point."""
         return Bounds(self.value, self.value)
+
+    def size(self, relaxation: None, *inputs: Tensor) -> Tensor:
+        """Its absolute value."""
+        return self.value.abs()
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: None) -> Tensor:
         """It leaves a constant only."""

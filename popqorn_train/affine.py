@@ -47,6 +47,11 @@ class Linear(Node):
             else Bounds(lower + self.bias, upper + self.bias)
         )
 
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Absolute weights."""
+        bias = None if self.bias is None else self.bias.abs()
+        return torch.nn.functional.linear(inputs[0], self.weight.abs(), bias)
+
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """The chain rule."""
         tape.add(self.inputs[0], slope @ self.weight)
@@ -75,6 +80,11 @@ class Sum(Node):
             return Bounds(lower, upper)
         return Bounds(lower + self.constant, upper + self.constant)
 
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Sum of the terms."""
+        total: Tensor = sum(inputs[1:], inputs[0])
+        return total if self.constant is None else total + self.constant.abs()
+
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """Every term gets the slope."""
         for term in self.inputs:
@@ -96,6 +106,10 @@ class Negative(Node):
     def range(self, *inputs: Bounds) -> Bounds:
         """Swap the ends."""
         return Bounds(-inputs[0].upper, -inputs[0].lower)
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """The same."""
+        return inputs[0]
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """Swap the sign."""
@@ -140,6 +154,11 @@ class Affine(Node):
         two = self._run(*[bounds.upper for bounds in inputs])
         return Bounds(torch.minimum(one, two), torch.maximum(one, two))
 
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Image without the constant, and the constant: coefficients share a sign."""
+        constant = self._run(*[torch.zeros_like(x) for x in inputs])
+        return (self._run(*inputs) - constant).abs() + constant.abs()
+
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor:
         """Transpose of the linear part; the constant part is the image of 0."""
         batch = tape.batch
@@ -175,6 +194,11 @@ class Stack(Node):
         lower, upper = (torch.stack(ends, 1) for ends in zip(*inputs, strict=True))
         return Bounds(lower, upper)
 
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Stack the sizes."""
+        batch = max(len(x) for x in inputs)
+        return torch.stack([x.expand(batch, *x.shape[1:]) for x in inputs], 1)
+
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """Every frame gets its part."""
         for t in range(slope.shape[2]):
@@ -198,6 +222,11 @@ class Join(Node):
         """Join the ends."""
         lower, upper = (torch.cat(ends, -1) for ends in zip(*inputs, strict=True))
         return Bounds(lower, upper)
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Join the sizes."""
+        batch = max(len(x) for x in inputs)
+        return torch.cat([x.expand(batch, *x.shape[1:]) for x in inputs], -1)
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """Every part gets its columns."""
@@ -230,6 +259,11 @@ class Select(Node):
         return Bounds(
             torch.where(mask, one.lower, other.lower), torch.where(mask, one.upper, other.upper)
         )
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """The size that counts."""
+        one, other = inputs
+        return torch.where(self._as(one), one, other)
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """The node that counts gets the slope, the other one exactly 0."""

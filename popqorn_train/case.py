@@ -14,7 +14,7 @@ from popqorn_train.affine import Affine, Linear
 from popqorn_train.box import Perturbation, check_ball
 from popqorn_train.lift import Lifter
 from popqorn_train.moved import Plan
-from popqorn_train.node import Node, Root
+from popqorn_train.node import Logits, Node, Root
 from popqorn_train.region import Region
 from popqorn_train.substitutions import Choices, Substitutions
 from popqorn_train.tracer import UnsupportedModelError
@@ -99,7 +99,7 @@ class Case(NamedTuple):
             return self._choices(ball)
         return check_ball(ball).around(self.center, self.value, self.scale)
 
-    def graph(self, ball: Perturbation | Substitutions) -> Node:
+    def graph(self, ball: Perturbation | Substitutions) -> Logits:
         """The logits ``(B, C)`` as a node over what may move around the inputs."""
         region = self.placed(ball)
         plain = self.order is None and self._shape == region.value.shape[1:]
@@ -110,7 +110,9 @@ class Case(NamedTuple):
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
                 "tensor with bound(model, perturb=...)."
             )
-        return self._two_classes(node) if self.plan.single else node
+        node = self._two_classes(node) if self.plan.single else node
+        batch = len(self.value)
+        return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
 
     def _choices(self, words: Substitutions) -> Choices:
         source = self.plan.source

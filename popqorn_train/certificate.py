@@ -17,7 +17,7 @@ from popqorn_train.box import Perturbation
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method, method_named
-from popqorn_train.node import Node
+from popqorn_train.node import Logits
 from popqorn_train.region import Bounds
 from popqorn_train.substitutions import Substitutions
 
@@ -84,7 +84,7 @@ def margin_rows(target: Tensor, classes: int, like: Tensor) -> Tensor:
     return unit[target][:, None] - unit
 
 
-def margins_of(output: Node, target: Tensor, method: Method, like: Tensor) -> Tensor:
+def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> Tensor:
     """Lower bounds of the margins ``(B, C)``, ``+inf`` at the label; with gradients.
 
     Args:
@@ -96,7 +96,7 @@ def margins_of(output: Node, target: Tensor, method: Method, like: Tensor) -> Te
     classes = output.shape[0]
     check_target(target, len(like), classes)
     target = target.long().to(like.device)
-    margins = method.lower(output, margin_rows(target, classes, like))
+    margins = method.margins(output, margin_rows(target, classes, like))
     own = nn.functional.one_hot(target, classes).bool()
     return margins.masked_fill(own, math.inf)
 
@@ -162,9 +162,10 @@ def certify(
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
         ball: what may move, an ``LpBall``, a ``Box`` or ``Substitutions``.
-        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
-        confirm: ``"float64"`` bounds every sample that would be certified again in float64, and
-            reports that; None leaves the precision of the weights (at least float32).
+        method: a name, see methods.py, or an object.
+        confirm: ``"float64"`` bounds every sample that would be certified again in float64 (on a
+            CPU all at once, which costs less), and reports that; None leaves the precision of the
+            weights (at least float32).
         max_bytes: memory aimed at; samples are bounded in chunks that fit, with equal results.
             None takes half of what a GPU has free, or 1 GiB on a CPU.
 
@@ -182,6 +183,9 @@ def certify(
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
         case = layer.case(inputs)
+        if confirm == "float64" and case.value.device.type == "cpu":
+            # There, float64 alone costs less than float32 and a confirmation.
+            case = layer.case(inputs, torch.float64)
         check_target(target, len(case.center), case.plan.classes)
         target = target.to(case.center.device)
         case.placed(ball)

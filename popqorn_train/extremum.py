@@ -32,6 +32,22 @@ class Point(NamedTuple):
     miss: Tensor
 
 
+class Interior(NamedTuple):
+    """The interior local maximum lies between two points, as near as Newton's method brings them.
+
+    Attributes:
+        near: the point found; ``miss`` is what the maximum may exceed its value by.
+        far_x: coordinate of the other point, at most that of ``near``.
+        far_y: likewise.
+        exists: whether there is an interior local maximum at all.
+    """
+
+    near: Point
+    far_x: Tensor
+    far_y: Tensor
+    exists: Tensor
+
+
 def clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Move x into [lower, upper]; NaN stays NaN."""
     return torch.minimum(torch.maximum(x, lower), upper)
@@ -131,16 +147,22 @@ def product_intercept(
     return gap + slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))
 
 
-def _interior(a: Tensor, b: Tensor, steps: int = 4) -> tuple[Point, Tensor, Tensor]:
+def _stationary(w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The point (x, y) with 1 - sigmoid(x) = w at which the derivative in y vanishes."""
+    tiny = 10 * torch.finfo(w.dtype).tiny
+    x = torch.log1p(-w) - w.clamp(min=tiny).log()
+    t = ((1 - b - w) / (1 - w)).clamp(0, 1).sqrt()
+    return x, torch.log((1 + t) / (b / (1 - w)).clamp(tiny, 1).sqrt())
+
+
+def interior(a: Tensor, b: Tensor, steps: int = 4) -> Interior:
     """The one interior local maximum of ``sigmoid(x) tanh(y) - a x - b y`` on the plane.
 
     With s = sigmoid(x), w = 1 - s, beta = 1 - b, stationarity leaves r(w) = a for the function
-    r(w) = w sqrt((1-w)(beta-w)), which is concave; the maximum is the root with w below the peak
-    of r. Newton's method comes from the side w <= w*, so the remaining error is bounded:
-    G* - G <= (a - r(w)) (x - x_peak), returned as ``miss``.
-
-    Returns:
-        The point, whether it exists, and x at the peak of r (the root has x >= x_peak).
+    r(w) = w sqrt((1-w)(beta-w)), which is concave; the maximum is the root w* below the peak of
+    r. Newton's method comes from the side w <= w*, so the remaining error is bounded:
+    G* - G <= (a - r(w)) (x - x_peak). The chord of r from w to the peak lies below r, so its
+    root lies beyond w*.
     """
     eps, tiny = torch.finfo(a.dtype).eps, 10 * torch.finfo(a.dtype).tiny
     b_in, a_in = b.clamp(tiny, 1 - 4 * eps), a.clamp(min=tiny)
@@ -157,16 +179,17 @@ def _interior(a: Tensor, b: Tensor, steps: int = 4) -> tuple[Point, Tensor, Tens
         newton = w - (w * height - a_in) / slope.clamp(min=tiny)
         # Near the double root the derivative is noise: keep the start there.
         w = clip(torch.where(slope > eps ** (1 / 3) * height, newton, w), least, w_peak)
-    x = torch.log1p(-w) - w.clamp(min=tiny).log()
-    t = ((beta - w) / (1 - w)).clamp(0, 1).sqrt()
-    y = torch.log((1 + t) / (b_in / (1 - w)).clamp(tiny, 1).sqrt())
-    x_peak = torch.log1p(-w_peak) - w_peak.clamp(min=tiny).log()
-    short = (a_in - w * ((1 - w) * (beta - w)).clamp(min=0).sqrt()).clamp(min=0)
+    r = w * ((1 - w) * (beta - w)).clamp(min=0).sqrt()
+    short = (a_in - r).clamp(min=0)
+    share = (short + 8 * eps * r_peak) / (r_peak - r + 4 * eps * r_peak).clamp(min=tiny)
+    x, y = _stationary(w, b_in)
+    far_x, far_y = _stationary(torch.lerp(w, w_peak, share.clamp(max=1)), b_in)
+    x_peak, _ = _stationary(w_peak, b_in)
     exists = (a > 0) & (b > 0) & (b < 1) & (a_in <= r_peak * (1 + 1e-3))
-    return Point(x, y, short * (x - x_peak).clamp(min=0)), exists, x_peak
+    return Interior(Point(x, y, short * (x - x_peak).clamp(min=0)), far_x, far_y, exists)
 
 
-def _argmax_sigmoid_tanh(
+def argmax_sigmoid_tanh(
     a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor
 ) -> Point:
     """Where ``sigmoid(x) tanh(y) - a x - b y`` is largest on the box.
@@ -177,11 +200,11 @@ def _argmax_sigmoid_tanh(
     a, b = a.expand_as(lx), b.expand_as(lx)
     y_left, y_right = (argmax_tanh(x.sigmoid(), b, ly, uy) for x in (lx, ux))
     x_low, x_high = (argmax_sigmoid(y.tanh(), a, lx, ux) for y in (ly, uy))
-    inner, exists, x_peak = _interior(a, b)
-    inside = exists & (inner.x >= lx) & (x_peak <= ux)  # the true point lies in [x_peak, x]
-    miss = torch.where(inside, inner.miss, torch.zeros_like(inner.miss))
-    xs = torch.stack([lx, lx, ux, ux, lx, ux, x_low, x_high, clip(inner.x, lx, ux)])
-    ys = torch.stack([ly, uy, ly, uy, y_left, y_right, ly, uy, clip(inner.y, ly, uy)])
+    inner = interior(a, b)
+    inside = inner.exists & (inner.near.x >= lx) & (inner.far_x <= ux)
+    miss = torch.where(inside, inner.near.miss, torch.zeros_like(inner.near.miss))
+    xs = torch.stack([lx, lx, ux, ux, lx, ux, x_low, x_high, clip(inner.near.x, lx, ux)])
+    ys = torch.stack([ly, uy, ly, uy, y_left, y_right, ly, uy, clip(inner.near.y, ly, uy)])
     gaps = xs.sigmoid() * ys.tanh() - a * xs - b * ys
     gaps = torch.cat([gaps[:-1], gaps[-1:] + miss])
     best = gaps.max(0, keepdim=True).indices
@@ -194,7 +217,7 @@ def sigmoid_tanh_intercept(
 ) -> Tensor:
     """``max over the box of sigmoid(x) tanh(y) - a x - b y``, all of one shape."""
     with torch.no_grad():
-        x, y, miss = _argmax_sigmoid_tanh(a, b, lx, ux, ly, uy)
+        x, y, miss = argmax_sigmoid_tanh(a, b, lx, ux, ly, uy)
     x, y = follow_ends(x, lx, ux), follow_ends(y, ly, uy)
     height = largest(ly, uy)
     allowance = slack(ux.sigmoid() * height.tanh(), a * largest(lx, ux), b * height)

@@ -23,6 +23,7 @@ from torch import Tensor
 from popqorn_train.extremum import largest, slack
 from popqorn_train.node import Node, Nonlinear, Tape
 from popqorn_train.region import Bounds, dot
+from popqorn_train.relaxer import Relaxer
 
 
 class Sides(NamedTuple):
@@ -53,7 +54,7 @@ class Largest(Nonlinear):
         """Greatest of the ends."""
         return Bounds(inputs[0].lower.amax(1), inputs[0].upper.amax(1))
 
-    def relax(self, *inputs: Bounds) -> Sides:
+    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Sides:
         """The entry that is greatest at the centre below, the best line above."""
         lower, upper = inputs[0]
         best = (lower + upper).argmax(1, keepdim=True)
@@ -63,6 +64,11 @@ class Largest(Nonlinear):
         top = (upper - above * (upper - lower)).amax(1)
         terms = (above * largest(lower, upper)).sum(1) * lower.shape[1]
         return Sides(below, above, top - base + slack(terms, top))
+
+    def size(self, relaxation: Sides, *inputs: Tensor) -> Tensor:
+        """Terms of the larger side."""
+        below, above = ((slope * inputs[0]).sum(1) for slope in relaxation[:2])
+        return torch.maximum(below, above + relaxation.intercept.abs())
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Sides) -> Tensor:
         """Replace the maximum by the line on the side that matters."""

@@ -19,7 +19,7 @@ from popqorn_train.attack import search
 from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.case import Case, full_precision, undisturbed
 from popqorn_train.certificate import check_target, margins_of, proved
-from popqorn_train.methods import Method, method_named
+from popqorn_train.methods import TRAINING, Method, method_named
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Scope
 from popqorn_train.wrapped import as_written
@@ -89,7 +89,7 @@ class CertifiedLoss(nn.Module):
         LpBall(epsilon, p, frames=frames, scope=scope, low=low, high=high)
         self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
         self.low, self.high, self.frames, self.scope = low, high, frames, scope
-        self.method, self.attack_steps = method_named(method), attack_steps
+        self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self._calls = 0
 
     def extra_repr(self) -> str:

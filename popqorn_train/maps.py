@@ -45,6 +45,11 @@ class LinearMap(Node):
         radius = self.apply((x.upper - x.lower) / 2, self.weight.abs(), None)
         return Bounds(center - radius, center + radius)
 
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Absolute weights."""
+        bias = None if self.bias is None else self.bias.abs()
+        return self.apply(inputs[0], self.weight.abs(), bias)
+
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """Transpose of the linear part; the constant is the image of 0."""
         slope, (x,) = full(slope, self.shape), self.inputs

@@ -1,23 +1,34 @@
 """The bounding methods: which ranges, and which last step.
 
-    name          ranges of what nonlinearities read        bound on the output
-    ibp           intervals                                 intervals
-    crown-ibp     intervals                                 one backward pass
-    popqorn       a backward pass each, cut with intervals  one backward pass
+    name              ranges of what nonlinearities read        bound on the output
+    ibp               intervals                                 intervals
+    crown-ibp         intervals                                 one backward pass
+    popqorn           a backward pass each, cut with intervals  one backward pass
+    popqorn-tight     as popqorn, then of the last frame, as if the class flipped (rebound.py)
+    popqorn-tightest  the same, then of all frames
 
-Every margin is the larger of the method's and the interval one.
+Every margin is at least the interval one, and that of the method before it from popqorn on.
 
 Sources: Gowal et al., "IBP", ICCV 2019; Zhang et al., "CROWN-IBP", ICLR 2020; Ko et al.,
 "POPQORN", ICML 2019.
 """
 
-from dataclasses import dataclass
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import enclose, minimum
-from popqorn_train.node import Node
+from popqorn_train.graph import Enclosure, enclose, minimum
+from popqorn_train.node import Logits, Node
+from popqorn_train.products import PRODUCTS
+from popqorn_train.rebound import BadRegion, Budget
+from popqorn_train.refute import refute
+from popqorn_train.region import Bounds
+from popqorn_train.relaxer import Relaxation
+from popqorn_train.slopes import POLICIES
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,15 @@ class Method:
         """
         raise NotImplementedError
 
+    def margins(self, output: Logits, rows: Tensor) -> Tensor:
+        """Bound margins ``(B, K)`` from below, of which all have to be positive; see ``lower``."""
+        return self.lower(output, rows)
+
+    @property
+    def cheaper(self) -> "Method | None":
+        """A method whose radius is never larger and a good start for the search, if any."""
+        return None
+
 
 @dataclass(frozen=True)
 class IBP(Method):
@@ -43,34 +63,150 @@ class IBP(Method):
 
     def lower(self, output: Node, rows: Tensor) -> Tensor:
         """See ``Method``."""
-        return minimum(output, rows, enclose(output, relax=False), intervals=True)
+        return minimum(output, rows, enclose(output), intervals=True)
 
 
 @dataclass(frozen=True)
 class CrownIBP(Method):
     """Interval ranges, then one backward pass through linear relaxations."""
 
-    refined = False
-
     def lower(self, output: Node, rows: Tensor) -> Tensor:
         """See ``Method``."""
-        found = enclose(output, backward=self.refined)
+        found = enclose(output, relax=Relaxation())
         linear = minimum(output, rows, found)
         return torch.maximum(linear, minimum(output, rows, found, intervals=True))
 
 
 @dataclass(frozen=True)
-class Popqorn(CrownIBP):
-    """A backward bound for everything a nonlinearity reads, quadratic in the number of frames."""
+class Popqorn(Method):
+    """A backward bound for everything a nonlinearity reads, quadratic in the number of frames.
 
-    refined = True
+    Attributes:
+        slopes: how planes are chosen: ``"lambda"``, ``"tilted"``, ``"constant"`` or ``"line"``
+            (slopes.py), or ``"best"``, the larger margin of lambda and tilted.
+        octagons: the products that are enclosed on octagons, by name (products.py). All four
+            cost about twice as much as boxes; the default has nearly all of the gain.
+
+    Gradients hold tilted slopes fixed; those of ``Popqorn("lambda", octagons=())`` are exact.
+    """
+
+    slopes: str = "tilted"
+    octagons: tuple[str, ...] = ("sigmoid_tanh", "reset")
+
+    def __post_init__(self) -> None:
+        if self.slopes not in (*POLICIES, "best"):
+            known = ", ".join(repr(name) for name in (*POLICIES, "best"))
+            raise ValueError(f"`slopes` must be one of {known}, got {self.slopes!r}.")
+        if isinstance(self.octagons, str) or not set(self.octagons) <= set(PRODUCTS):
+            raise ValueError(
+                f"`octagons` must be a tuple of {', '.join(PRODUCTS)}, got {self.octagons!r}."
+            )
+
+    def lower(self, output: Node, rows: Tensor) -> Tensor:
+        """See ``Method``."""
+        return self._bounded(output, rows)[0]
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """What ``slopes`` stands for."""
+        return ("lambda", "tilted") if self.slopes == "best" else (self.slopes,)
+
+    def _bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """Lower bounds, and the enclosure of the last policy."""
+        bounds = []
+        for policy in self.policies:
+            found = enclose(output, relax=Relaxation(policy, self.octagons), backward=True)
+            bounds.append(minimum(output, rows, found))
+            bounds.append(minimum(output, rows, found, intervals=True))
+        return functools.reduce(torch.maximum, bounds), found
 
 
-METHODS: dict[str, Method] = {"ibp": IBP(), "crown-ibp": CrownIBP(), "popqorn": Popqorn()}
+_HOPE = 1.5  # how far below 0 a margin may be bounded, in its upper bounds, to be tried
+_LAST_FRAME = Budget(rounds=24, units=20, frames=1)
+_EVERYTHING = Budget(rounds=24, units=None, frames=None)
 
 
-def method_named(method: str | Method) -> Method:
+@dataclass(frozen=True)
+class TightPopqorn(Popqorn):
+    """Popqorn, then a proof by contradiction for every margin that is not positive (rebound.py).
+
+    A margin proved that way is reported as a positive number that just stands out from the
+    rounding. The hardest class of a sample comes first; where it fails, the others are left.
+    Bounds on logits are those of ``Popqorn``, and there are no gradients.
+
+    Attributes:
+        budgets: how much each attempt may cost; a later one takes up what the earlier left.
+    """
+
+    budgets: tuple[Budget, ...] = (_LAST_FRAME,)
+
+    @property
+    def cheaper(self) -> Method:
+        """See ``Method``."""
+        return Popqorn(self.slopes, self.octagons)
+
+    def margins(self, output: Logits, rows: Tensor) -> Tensor:
+        """See ``Method``."""
+        with torch.no_grad():
+            lower = self.lower(output, rows)
+            undecided = (~(lower > 0) & (rows != 0).any(-1)).any(1).nonzero()[:, 0]
+            if len(undecided):
+                part, rows = output.pick(undecided), rows.expand(len(lower), -1, -1)[undecided]
+                lower[undecided] = self._retried(part, rows, lower[undecided])
+        return lower
+
+    def _retried(self, output: Logits, rows: Tensor, lower: Tensor) -> Tensor:
+        """Bounds of samples on which the cheaper method failed; every product on octagons."""
+        fine = replace(self, octagons=tuple(PRODUCTS))
+        bounds, found = fine._bounded(output, torch.cat([rows, -rows], 1))
+        finer, minus_upper = bounds.chunk(2, 1)
+        lower = torch.fmax(lower, finer)
+        for budget in self.budgets:
+            lower = self._raised(output, rows, found, Bounds(lower, -minus_upper), budget)
+        return lower
+
+    def _raised(
+        self, output: Logits, rows: Tensor, found: Enclosure, bounds: Bounds, budget: Budget
+    ) -> Tensor:
+        """Lower bounds, raised where a proof by contradiction succeeds."""
+        lower, relaxation = bounds.lower.clone(), Relaxation(self.policies[-1], tuple(PRODUCTS))
+        missing = ~(lower > 0) & (rows != 0).any(-1)
+        # A bound that far below 0 is never turned, and one class that fails is enough.
+        hopeless = missing & ~(lower > -_HOPE * bounds.upper)
+        hard = (missing.any(1) & ~hopeless.any(1)).nonzero()[:, 0]
+        first = torch.where(missing, lower, math.inf).argmin(1)
+
+        def attempt(samples: Tensor, classes: Tensor) -> None:
+            pairs = (samples, classes)
+            if len(samples):
+                known = Bounds(lower[pairs], bounds.upper[pairs])
+                region = BadRegion.of(output, found, samples, rows[pairs], known)
+                lower[pairs] = refute(region, known.lower, relaxation=relaxation, budget=budget)
+
+        attempt(hard, first[hard])
+        won = hard[lower[hard, first[hard]] > 0]
+        index, classes = (missing & ~(lower > 0))[won].nonzero(as_tuple=True)
+        attempt(won[index], classes)
+        return lower
+
+
+METHODS: dict[str, Method] = {
+    "ibp": IBP(),
+    "crown-ibp": CrownIBP(),
+    "popqorn": Popqorn(),
+    "popqorn-tight": TightPopqorn(),
+    "popqorn-tightest": TightPopqorn(budgets=(_LAST_FRAME, _EVERYTHING)),
+}
+# For losses: closed forms, through which gradients are exact.
+TRAINING = {"ibp": IBP(), "crown-ibp": CrownIBP(), "popqorn": Popqorn("lambda", ())}
+
+
+def method_named(method: str | Method, known: Mapping[str, Method] = METHODS) -> Method:
     """Look a method up.
+
+    Args:
+        method: a name, or a method, which is returned.
+        known: methods by name.
 
     Raises:
         ValueError: an unknown name.
@@ -80,10 +216,10 @@ def method_named(method: str | Method) -> Method:
         return method
     if not isinstance(method, str):
         raise TypeError(f"`method` must be a name or a Method, got {type(method).__name__}.")
-    if method not in METHODS:
-        known = ", ".join(repr(name) for name in METHODS)
-        raise ValueError(f"`method` must be one of {known}, got {method!r}.")
-    return METHODS[method]
+    if method not in known:
+        names = ", ".join(repr(name) for name in known)
+        raise ValueError(f"`method` must be one of {names}, got {method!r}.")
+    return known[method]
 
 
 def name_of(method: Method) -> str:

@@ -6,14 +6,17 @@ being 0.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from popqorn_train.region import Bounds, Region
 from popqorn_train.substitutions import Choices
+
+if TYPE_CHECKING:
+    from popqorn_train.relaxer import Relaxer
 
 _created = itertools.count()
 
@@ -29,6 +32,7 @@ class Node:
         exact: whether ranges of coordinates carry over without loss (it only moves or scales
             single coordinates).
         mirrors: whether it is minus its input.
+        time: the last frame it depends on; -1 if on none.
     """
 
     exact = False
@@ -39,6 +43,7 @@ class Node:
         self.shape = tuple(shape)
         self.batch_axis = batch_axis
         self.affine: bool = all(node.affine for node in self.inputs)
+        self.time: int = max([node.time for node in self.inputs], default=-1)
         self.index = next(_created)  # nodes are created in topological order
 
     def range(self, *inputs: Bounds) -> Bounds:
@@ -48,6 +53,15 @@ class Node:
     def range_from_ball(self) -> Bounds | None:
         """Range straight from the perturbation, if this node knows a quick way."""
         return None
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Sum of the absolute values of the terms that ``backward`` adds up.
+
+        Args:
+            relaxation: of this node, if it is nonlinear.
+            inputs: greatest absolute values of the inputs, ``(B, *shape)``.
+        """
+        raise NotImplementedError
 
     def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor | None:
         """Turn ``slope . self`` into slopes on the inputs, added to the tape.
@@ -65,9 +79,31 @@ class Nonlinear(Node):
         super().__init__(inputs, shape, batch_axis)
         self.affine = False
 
-    def relax(self, *inputs: Bounds) -> Any:
+    def relax(self, relaxer: "Relaxer", *inputs: Bounds) -> Any:
         """Enclose the function between linear ones on these ranges."""
         raise NotImplementedError
+
+    def sides(self, relaxation: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The linear functions below and above: slopes on every input, then the intercept."""
+        lower, upper = relaxation
+        return lower, upper
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Terms of the larger side."""
+        sums = [
+            sum(
+                (slope.abs() * x for slope, x in zip(side[:-1], inputs, strict=True)),
+                side[-1].abs(),
+            )
+            for side in self.sides(relaxation)
+        ]
+        return torch.maximum(*sums)
+
+    def gap(self, relaxation: Any, *centers: Tensor) -> Tensor:
+        """Distance between both sides at a point, ``(B, *shape)``."""
+        lower, upper = self.sides(relaxation)
+        slopes = zip(lower[:-1], upper[:-1], centers, strict=True)
+        return sum(((above - below) * x for below, above, x in slopes), upper[-1] - lower[-1])
 
 
 class Root(Node):
@@ -77,11 +113,16 @@ class Root(Node):
 
     def __init__(self, region: Region | Choices, batch_axis: int = 0) -> None:
         super().__init__((), region.value.shape[1:], batch_axis)
-        self.region = region
+        self.region, self.time = region, self.shape[0] - 1
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Range of every coordinate."""
         return self.region.coordinate_bounds()
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Greatest absolute value of every coordinate."""
+        lower, upper = self.region.coordinate_bounds()
+        return torch.maximum(lower.abs(), upper.abs())
 
     def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor:
         """Concretise: the least value over the perturbation."""
@@ -101,6 +142,10 @@ class Piece(Node):
         """The piece of the range."""
         return Bounds(self.cut(inputs[0].lower), self.cut(inputs[0].upper))
 
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """The piece of the size."""
+        return self.cut(inputs[0])
+
     def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> None:
         """Hand the slope to the whole."""
         tape.add_piece(self, slope)
@@ -111,7 +156,7 @@ class Frame(Piece):
 
     def __init__(self, node: Node, t: int) -> None:
         super().__init__([node], node.shape[1:])
-        self.t = t
+        self.t, self.time = t, min(t, node.time)
 
     def cut(self, x: Tensor) -> Tensor:
         """``(B, T, F)`` to ``(B, F)``."""
@@ -128,6 +173,33 @@ class Span(Piece):
     def cut(self, x: Tensor) -> Tensor:
         """``(B, F)`` to ``(B, stop - start)``."""
         return x[..., self.start : self.stop]
+
+
+class Logits(Node):
+    """The output of a network, which can build itself again for some of its samples.
+
+    Args:
+        node: the logits, of shape ``(C,)``.
+        pick: from ``(b,)`` indices of samples, which may repeat, to their logits.
+    """
+
+    exact = True
+
+    def __init__(self, node: Node, pick: Callable[[Tensor], "Logits"]) -> None:
+        super().__init__([node], node.shape, node.batch_axis)
+        self.pick = pick
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """The same."""
+        return inputs[0]
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """The same."""
+        return inputs[0]
+
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> None:
+        """Hand the slope on."""
+        tape.add(self.inputs[0], slope)
 
 
 def split(node: Node, *sizes: int) -> list[Node]:

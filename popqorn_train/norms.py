@@ -17,6 +17,7 @@ from popqorn_train.lift import Lifter, module, unsupported
 from popqorn_train.lines import Lines
 from popqorn_train.node import Node
 from popqorn_train.region import Bounds
+from popqorn_train.relaxer import Relaxer
 from popqorn_train.shapes import lifted
 from popqorn_train.steps import Step
 
@@ -89,7 +90,7 @@ class Normalised(Activation):
         most = (lower.shape[-1] * (1 + 8 * torch.finfo(lower.dtype).eps)) ** 0.5
         return Bounds(lower.clamp(min=-most), upper.clamp(max=most))
 
-    def relax(self, *inputs: Bounds) -> Lines:
+    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Lines:
         """A line below and one above."""
         return self._curve(inputs[0]).lines(*inputs[0])
 

@@ -5,14 +5,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from popqorn_train.activation import Activation, SigmoidIdentity, SigmoidTanh, is_curve
+from popqorn_train.activation import Activation, Gated, is_curve
 from popqorn_train.affine import Linear, Negative, Sum
 from popqorn_train.curves import CURVES
 from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.node import Node
-from popqorn_train.products import Product
+from popqorn_train.products import MEMORY, SIGMOID_TANH
 from popqorn_train.shapes import function_of, lifted
 from popqorn_train.steps import IDENTITIES, Step
+from popqorn_train.times import Times
 from popqorn_train.tracer import called_name
 
 
@@ -56,9 +57,9 @@ def _product(step: Step, x: Node, y: Node) -> Node:
     for gate, other in ((x, y), (y, x)):
         if is_curve(gate, "sigmoid") and (len(gate.shape), gate.batch_axis) == (1, 0):
             if is_curve(other, "tanh"):
-                return SigmoidTanh(gate.inputs[0], other.inputs[0])
-            return SigmoidIdentity(gate.inputs[0], other)
-    return Product(x, y)
+                return Gated(SIGMOID_TANH, gate.inputs[0], other.inputs[0])
+            return Gated(MEMORY, gate.inputs[0], other)
+    return Times(x, y)
 
 
 @operation("neg")

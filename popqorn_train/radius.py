@@ -23,6 +23,8 @@ from popqorn_train.perturbation import LpBall
 from popqorn_train.question import Question, largest_tried, make_question
 from popqorn_train.region import Scope
 
+_BEYOND = 1.15  # where a tight method starts, in radii of the cheaper one
+
 
 class RadiusSearch(NamedTuple):
     """What a search found.
@@ -69,6 +71,20 @@ def search_radius(
         )
     layer, chunks = bound(model), Chunks(max_bytes)
     ball, method = replace(ball, epsilon=0.0), method_named(method)
+    if method.cheaper is not None and start is None:
+        easy = search_radius(
+            layer,
+            inputs,
+            target,
+            ball,
+            method=method.cheaper,
+            max_radius=max_radius,
+            rtol=rtol,
+            confirm=None,
+            against=against,
+            max_bytes=max_bytes,
+        )
+        start = _BEYOND * easy.radius
     with torch.no_grad(), undisturbed(layer.model):
         question = make_question(
             layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
@@ -130,7 +146,7 @@ def _warm(start: Tensor, cold: Tensor, rtol: float) -> Tensor:
 def _confirmed(question: Question, radius: Tensor, rtol: float) -> Tensor:
     """Shrink what float64 does not prove, by more and more, down to 0."""
     todo = (radius > 0).nonzero()[:, 0]
-    for attempt in range(12):
+    for attempt in range(24):
         if not len(todo):
             break
         todo = todo[~proved(question.margin(todo, radius[todo]))]
@@ -174,7 +190,7 @@ def certified_radius(
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
         p: norm of the ball.
-        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
+        method: a name, see methods.py, or an object.
         frames: see ``LpBall``; so are ``scope``, ``low`` and ``high``.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.

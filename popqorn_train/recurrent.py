@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from popqorn_train.activation import Activation, Blend, Constant, SigmoidIdentity, SigmoidTanh
+from popqorn_train.activation import Activation, Blend, Constant, Gated
 from popqorn_train.affine import Linear, Select, Sum
 from popqorn_train.node import Node, split
+from popqorn_train.products import MEMORY, RESET, SIGMOID_TANH
 
 
 class Weights(NamedTuple):
@@ -72,10 +73,10 @@ def lstm_step(x: Node, state: State, weights: Weights) -> State:
     """One step of an LSTM."""
     hidden = weights.w_hh.shape[0] // 4
     i, f, g, o = split(_add(x, state.h, weights.w_hh), hidden, hidden, hidden, hidden)
-    c: Node = SigmoidTanh(i, g)
+    c: Node = Gated(SIGMOID_TANH, i, g)
     if state.c is not None:
-        c = Sum([SigmoidIdentity(f, state.c), c])
-    h: Node = SigmoidTanh(o, c)
+        c = Sum([Gated(MEMORY, f, state.c), c])
+    h: Node = Gated(SIGMOID_TANH, o, c)
     return State(h if weights.w_hr is None else project(h, weights.w_hr), c)
 
 
@@ -89,7 +90,7 @@ def gru_step(x: Node, state: State, weights: Weights) -> State:
     x_rz, x_n = split(x, 2 * hidden, hidden)
     r, z = split(_add(x_rz, h, w_rz), hidden, hidden)
     q = project(h, w_n, weights.bias_q)
-    n = Sum([x_n, SigmoidIdentity(r, q)])
+    n = Sum([x_n, Gated(RESET, r, q)])
     return State(Blend(z, n, h))
 
 

@@ -33,11 +33,11 @@ def dual_exponent(p: float) -> float:
 def dual_norm(slope: Tensor, p: float) -> Tensor:
     """``||slope||_q`` over the last axis, safe for any p.
 
-    A power like q = 101 (p = 1.01) underflows on small entries, which would make the norm, and
-    so the reach of the ball, too small: the largest entry is factored out first.
+    A power like q = 101 (p = 1.01), or the square of 1e-25 in float32, underflows, which would
+    make the norm, and so the reach of the ball, too small: the largest entry is factored out.
     """
     q = dual_exponent(p)
-    if q in (1.0, 2.0, math.inf):
+    if q in (1.0, math.inf):
         return vector_norm(slope, q, dim=-1)
     scale = slope.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(slope.dtype).tiny)
     return scale.squeeze(-1) * vector_norm(slope / scale, q, dim=-1)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from popqorn_train.domain import Rectangle
 from popqorn_train.extremum import product_intercept, sigmoid_tanh_intercept
-from popqorn_train.planes import Box, sigmoid_identity_planes, sigmoid_tanh_planes
+from popqorn_train.planes import enclosing
+from popqorn_train.products import MEMORY, SIGMOID_TANH
 from tests.problems import F64
 
 
@@ -17,9 +19,16 @@ def sigmoid_tanh(x, y):
     return x.sigmoid() * y.tanh()
 
 
+def planes_over(product):
+    def planes(box, share=product.share):
+        return enclosing(product._replace(share=share), box)
+
+    return planes
+
+
 PRODUCTS = {
-    "sigmoid_identity": (sigmoid_identity, sigmoid_identity_planes, product_intercept),
-    "sigmoid_tanh": (sigmoid_tanh, sigmoid_tanh_planes, sigmoid_tanh_intercept),
+    "memory": (sigmoid_identity, planes_over(MEMORY), product_intercept),
+    "sigmoid_tanh": (sigmoid_tanh, planes_over(SIGMOID_TANH), sigmoid_tanh_intercept),
 }
 products = pytest.mark.parametrize(("f", "planes", "intercept"), PRODUCTS.values(), ids=PRODUCTS)
 shares = pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
@@ -30,7 +39,7 @@ def boxes(width, count=300, *, spread=2.0, seed=0):
     center = spread * torch.randn(2, 1, count, generator=generator, dtype=F64)
     half = width * torch.rand(2, 1, count, generator=generator, dtype=F64) / 2
     (lx, ly), (ux, uy) = center - half, center + half
-    return Box(lx, ux, ly, uy)
+    return Rectangle(lx, ux, ly, uy)
 
 
 def across(box, count=31):
@@ -63,7 +72,7 @@ def test_planes_enclose_the_product(f, planes, intercept, share, width):
 def test_planes_enclose_saturated_products(f, planes, intercept, gate, other):
     for width in (0.0, 1e-3, 3.0, 60.0):
         ends = (gate - width, gate, other, other + width)
-        box = Box(*[torch.full((1, 1), end, dtype=F64) for end in ends])
+        box = Rectangle(*[torch.full((1, 1), end, dtype=F64) for end in ends])
         for gap in gaps(f, planes(box), *across(box)):
             assert (gap >= -1e-11).all()
 
@@ -71,9 +80,9 @@ def test_planes_enclose_saturated_products(f, planes, intercept, gate, other):
 @pytest.mark.parametrize("width", [0.0, 1e-5, 1e-3, 1.0, 20.0])
 @products
 def test_float32_planes_enclose_the_real_product(f, planes, intercept, width):
-    box = Box(*[end.float() for end in boxes(width, 1000)])
+    box = Rectangle(*[end.float() for end in boxes(width, 1000)])
     found = [type(plane)(*[field.double() for field in plane]) for plane in planes(box)]
-    for gap in gaps(f, found, *across(Box(*[end.double() for end in box]))):
+    for gap in gaps(f, found, *across(Rectangle(*[end.double() for end in box]))):
         assert (gap >= 0).all()
 
 
@@ -96,7 +105,7 @@ def test_planes_touch_the_product(f, planes, intercept, share):
 def test_the_lower_plane_mirrors_the_upper_plane(f, planes, intercept):
     box = boxes(2.0)
     lower, _ = planes(box)
-    _, upper = planes(Box(box.lx, box.ux, -box.uy, -box.ly))
+    _, upper = planes(Rectangle(box.lx, box.ux, -box.uy, -box.ly))
     for one, two in zip(lower, (-upper.x, upper.y, -upper.intercept), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-14)
 
@@ -121,7 +130,7 @@ def test_interior_maxima_near_the_double_root_are_enclosed():
     w = 4 * beta / (spread + (spread**2 - 32 * beta).sqrt())
     peak = w * ((1 - w) * (beta - w)).sqrt()
     wide = torch.full_like(b, 8)
-    box = Box(-wide, wide, -wide, wide)
+    box = Rectangle(-wide, wide, -wide, wide)
     x, y = across(box, 201)
     for share in (1 - 1e-14, 1 - 1e-8, 0.999, 0.5, 1 + 1e-10):
         a = share * peak
@@ -135,9 +144,9 @@ def test_interior_maxima_near_the_double_root_are_enclosed():
 def test_gradients_of_planes_are_exact(f, planes, intercept, share):
     for width in (0.3, 2.0):
         box = boxes(width, 6, seed=3)
-        wide = Box(box.lx - 0.1, box.ux + 0.1, box.ly - 0.1, box.uy + 0.1)
+        wide = Rectangle(box.lx - 0.1, box.ux + 0.1, box.ly - 0.1, box.uy + 0.1)
         ends = tuple(end.clone().requires_grad_() for end in wide)
-        assert gradcheck(lambda *ends: sum(planes(Box(*ends), share), ()), ends)
+        assert gradcheck(lambda *ends: sum(planes(Rectangle(*ends), share), ()), ends)
 
 
 @products
@@ -155,7 +164,7 @@ def test_gradients_are_finite_for_saturated_and_zero_width_boxes(f, planes, inte
     x, y = (part.reshape(1, -1) for part in torch.meshgrid(values, values, indexing="ij"))
     for width in (0.0, 1e-6, 1.0, 1e4):
         ends = [end.requires_grad_() for end in (x - width, x + width, y - width, y + width)]
-        fields = sum(planes(Box(*ends)), ())
+        fields = sum(planes(Rectangle(*ends)), ())
         assert all(field.isfinite().all() for field in fields)
         for gradient in torch.autograd.grad(sum(field.sum() for field in fields), ends):
             assert gradient.isfinite().all()
@@ -167,7 +176,7 @@ def test_gradients_are_finite_for_saturated_and_zero_width_boxes(f, planes, inte
 @products
 def test_planes_enclose_a_million_points(f, planes, intercept, share, dtype):
     for seed, width in enumerate((0.01, 0.3, 3.0, 30.0)):
-        box = Box(*[end.to(dtype) for end in boxes(width, 10_000, spread=10.0, seed=seed)])
+        box = Rectangle(*[end.to(dtype) for end in boxes(width, 10_000, spread=10.0, seed=seed)])
         found = [type(plane)(*[field.double() for field in plane]) for plane in planes(box, share)]
-        for gap in gaps(f, found, *across(Box(*[end.double() for end in box]), 11)):
+        for gap in gaps(f, found, *across(Rectangle(*[end.double() for end in box]), 11)):
             assert (gap >= (0 if dtype == torch.float32 else -1e-12)).all()

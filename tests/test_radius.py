@@ -8,6 +8,7 @@ from torch import nn
 
 from popqorn_train import LpBall, certified_radius, certify
 from popqorn_train.brackets import Brackets
+from popqorn_train.methods import Popqorn
 from popqorn_train.radius import search_radius
 from popqorn_train.region import dual_norm
 from tests.problems import CELLS, F64, METHODS, NORMS, build, margins, predicted, sequences
@@ -43,7 +44,8 @@ def test_every_radius_is_proved_and_a_little_more_is_not(cell, method, p):
     assert (radius > 0).all()
     assert certify(model, x, y, LpBall(radius, p), method=method).certified.all()
     more = LpBall(radius * (1 + 2 * RTOL), p)
-    assert not certify(model, x, y, more, method=method).certified.any()
+    beyond = certify(model, x, y, more, method=method).certified.double().mean()
+    assert beyond <= (0.05 if method == "popqorn" else 0)  # searched slopes jump with the box
 
 
 @norms
@@ -58,11 +60,13 @@ def test_at_most_8_evaluations_on_average(cell, p):
 @cells
 def test_few_evaluations_on_average_from_the_last_radius(cell, rtol, most):
     model, x, y = problem(cell, batch=64, time=6)
-    cold = search_radius(model, x, y, LpBall(0.0, 2), rtol=RTOL)
     generator = torch.Generator().manual_seed(0)
     drift = (0.05 * torch.randn(64, generator=generator, dtype=F64)).exp()
-    warm = search_radius(model, x, y, LpBall(0.0, 2), rtol=rtol, start=cold.radius * drift)
-    # The lines of relu jump with the box, and the margin with them; a jump takes halving.
+    smooth = Popqorn("lambda", ())  # searched slopes jump with the box, and the margin with them
+    cold = search_radius(model, x, y, LpBall(0.0, 2), rtol=RTOL, method=smooth)
+    start = cold.radius * drift
+    warm = search_radius(model, x, y, LpBall(0.0, 2), rtol=rtol, start=start, method=smooth)
+    # So do the lines of relu; a jump takes halving.
     assert warm.evaluations.double().mean() <= (most + 0.5 if cell == "relu" else most)
     # It can even cross 0 more than once.
     close = torch.isclose(warm.radius, cold.radius, rtol=rtol, atol=0).double().mean()
@@ -102,8 +106,10 @@ def test_the_root_of_any_margin_is_found(shape, guess, rtol):
 @pytest.mark.parametrize("start", [0.0, 1e-9, 1e9, math.nan, math.inf, -1.0])
 def test_any_start_leads_to_the_same_radius(start):
     model, x, y = problem("lstm")
-    expected = certified_radius(model, x, y, p=2)
-    found = certified_radius(model, x, y, p=2, start=torch.full((24,), start, dtype=F64))
+    method = Popqorn("lambda", ())  # a smooth margin crosses 0 once
+    start = torch.full((24,), start, dtype=F64)
+    expected = certified_radius(model, x, y, p=2, method=method)
+    found = certified_radius(model, x, y, p=2, method=method, start=start)
     torch.testing.assert_close(found, expected, rtol=2 * RTOL, atol=0)
 
 
@@ -187,9 +193,11 @@ def test_a_domain_makes_radii_larger(cell, p):
 
 def test_one_class_to_keep_apart_from_never_lowers_the_radius():
     model, x, y = problem("lstm")
-    each = [certified_radius(model, x, y, against=(y + k) % 3) for k in (1, 2)]
+    method = Popqorn("lambda", ())
+    each = [certified_radius(model, x, y, against=(y + k) % 3, method=method) for k in (1, 2)]
     least = torch.minimum(*each)
-    torch.testing.assert_close(least, certified_radius(model, x, y), rtol=2 * RTOL, atol=0)
+    both = certified_radius(model, x, y, method=method)
+    torch.testing.assert_close(least, both, rtol=2 * RTOL, atol=0)
 
 
 def test_one_frame_moving_has_a_larger_radius_than_all():
@@ -222,12 +230,13 @@ def test_the_answer_is_within_the_relative_precision_asked(rtol):
 def test_float32_radii_are_rounded_down_to_what_float64_proves(cell, p):
     model, x, y = problem(cell)
     x = x.float()
-    exact = certified_radius(model, x.double(), y, p=p, rtol=1e-6)
-    found = certified_radius(model.float(), x, y, p=p, rtol=1e-6)
+    method = Popqorn("lambda", ())
+    exact = certified_radius(model, x.double(), y, p=p, rtol=1e-6, method=method)
+    found = certified_radius(model.float(), x, y, p=p, rtol=1e-6, method=method)
     assert found.dtype == torch.float32
     assert (found.double() <= exact * (1 + 1e-5)).all()
     torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=0)
-    proof = certify(model.double(), x.double(), y, LpBall(found.double(), p))
+    proof = certify(model.double(), x.double(), y, LpBall(found.double(), p), method=method)
     assert proof.certified.all()
 
 

@@ -130,7 +130,10 @@ def test_epsilon_and_domain_keep_the_units_of_the_raw_input():
         reference.rnn.bias_ih_l0.sub_(weight @ (model.mean / model.std))
         weight.div_(model.std)
     for ball in (LpBall(0.2, 2), LpBall(0.2, low=-1.0, high=1.0), LpBall(0.3, 1, low=-1.0)):
-        torch.testing.assert_close(logit_bounds(model, x, ball), logit_bounds(reference, x, ball))
+        for one, two in zip(
+            logit_bounds(model, x, ball), logit_bounds(reference, x, ball), strict=True
+        ):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)  # slopes are searched
 
 
 def test_any_step_can_be_named_as_what_moves():

@@ -1,0 +1,117 @@
+"""The policies that choose the slopes of a plane above a product; every slope is sound.
+
+    lambda     closed form, from the ends of the box; differentiable, for training
+    tilted     lowest at a reference point off the centre; searched, without gradient
+    constant   0: a constant, the cheapest bound of Ko et al.
+    line       0 in x: a line in y, their second cheapest
+
+"POPQORN", ICML 2019, appendix A.4 takes the plane of least volume, which is the lowest at the
+centre. Of the planes with about that volume, the one with the small slope in y gives the larger
+certificate; it is the lowest at a point with smaller x and greater y (planes.md 0, fact 2).
+
+B: batch, H: units; a leading axis of 2 stacks a domain and its mirror.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from popqorn_train.domain import Domain, Rectangle
+from popqorn_train.extremum import clip, follow_ends, product_edges
+from popqorn_train.lines import sigmoid_secant
+from popqorn_train.products import MEMORY, Product, steepness
+from popqorn_train.simplex import lowest_plane
+
+Slopes = tuple[Tensor, Tensor]
+Policy = Callable[[Product, Domain], Slopes]
+_REFERENCE = (-0.1, 0.25)  # where a tilted plane is lowest, in half widths off the centre
+
+
+def _mix(lower: Tensor, upper: Tensor, share: float) -> Tensor:
+    return share * lower + (1 - share) * upper
+
+
+def _best_slope_in_y(a: Tensor, box: Rectangle) -> Tensor:
+    """For a given slope in x, the slope in y that makes the plane over sigmoid(x) y lowest.
+
+    It is the chord of the two edge maxima, and a mean of gate values, hence the clip.
+    """
+    x = follow_ends(product_edges(a, *box), box.lx, box.ux)
+    gate = x.sigmoid()
+    low, high = torch.stack([box.ly, box.uy]) * gate - a * x
+    width = box.uy - box.ly
+    wide = width > (1e-3 if a.dtype == torch.float32 else 1e-7)
+    chord = (high - low) / torch.where(wide, width, torch.ones_like(width))
+    b = torch.where(wide, chord, gate.mean(0))
+    return clip(b, box.lx.sigmoid(), box.ux.sigmoid())
+
+
+def closed_form(product: Product, domain: Domain) -> Slopes:
+    """Chords of both factors, weighted by the ends of the other one."""
+    box = domain.box
+    a = _mix(product.g(box.ly), product.g(box.uy), product.share) * sigmoid_secant(box.lx, box.ux)
+    if not product.curved:
+        return a, _best_slope_in_y(a, box)
+    gate = _mix(box.ux.sigmoid(), box.lx.sigmoid(), product.share)
+    return a, gate * product.secant(box.ly, box.uy)
+
+
+def constant(product: Product, domain: Domain) -> Slopes:
+    """No slopes."""
+    zero = torch.zeros_like(domain.box.lx)
+    return zero, zero
+
+
+def line(product: Product, domain: Domain) -> Slopes:
+    """A line in y alone: the chord of g between the ends, for a gate in the middle of its range."""
+    lx, ux, ly, uy = domain.box
+    gate = (lx.sigmoid() + ux.sigmoid()) / 2
+    return torch.zeros_like(lx), gate * product.secant(ly, uy)
+
+
+def tilted(
+    product: Product,
+    domain: Domain,
+    *,
+    reference: tuple[float, float] = _REFERENCE,
+    steps: int | None = None,
+) -> Slopes:
+    """The plane that is lowest at a reference point, without gradient.
+
+    Args:
+        product: the function enclosed.
+        domain: where.
+        reference: off the centre, in half widths of x and y.
+        steps: 8 bisections on a box for sigmoid(x) y, else 3 pivots of a simplex, unless given.
+    """
+    with torch.no_grad():
+        if isinstance(domain, Rectangle) and not product.curved:
+            return _bisected(domain, reference, 8 if steps is None else steps)
+        return lowest_plane(product, domain, reference, 3 if steps is None else steps)
+
+
+def _bisected(box: Rectangle, reference: tuple[float, float], steps: int) -> Slopes:
+    """Slopes over sigmoid(x) y: the height at the reference is convex in a.
+
+    Its derivative is 2 x_reference - (1 - r1) x_low(a) - (1 + r1) x_high(a), with the maximising
+    x of the edges at the ends of y, and r1 the reference in y.
+    """
+    limits = steepness(MEMORY, box)
+    low, high = limits.x_low, limits.x_high
+    goal = box.lx + box.ux + reference[0] * (box.ux - box.lx)
+    for _ in range(steps):
+        a = (low + high) / 2
+        x_low, x_high = product_edges(a, *box)
+        steeper = (1 - reference[1]) * x_low + (1 + reference[1]) * x_high > goal
+        low, high = torch.where(steeper, a, low), torch.where(steeper, high, a)
+    a = (low + high) / 2
+    return a, _best_slope_in_y(a, box)
+
+
+POLICIES: dict[str, Policy] = {
+    "lambda": closed_form,
+    "tilted": tilted,
+    "constant": constant,
+    "line": line,
+}

@@ -1,0 +1,140 @@
+"""The options of the methods: policies of slopes, octagons, and what they are refused for."""
+
+import math
+
+import pytest
+import torch
+
+from popqorn_train import LpBall, certify, logit_bounds
+from popqorn_train.methods import METHODS, TRAINING, Popqorn, TightPopqorn, method_named
+from popqorn_train.products import PRODUCTS
+from popqorn_train.rebound import Budget
+from popqorn_train.slopes import POLICIES
+from tests.problems import (
+    F64,
+    build,
+    logits_at,
+    points_inside,
+    predicted,
+    sampled_problem,
+    sequences,
+)
+
+OPTIONS = {
+    f"{slopes}-{len(octagons)}": Popqorn(slopes, octagons)
+    for slopes in (*POLICIES, "best")
+    for octagons in ((), tuple(PRODUCTS))
+}
+cells = pytest.mark.parametrize("cell", ["lstm", "gru"])  # the cells with products
+options = pytest.mark.parametrize("method", OPTIONS.values(), ids=OPTIONS)
+
+
+@options
+@cells
+def test_every_policy_encloses_the_points_of_the_ball(cell, method):
+    model, x, logits = sampled_problem(cell, 2, 2, 5, epsilon=0.1)
+    lower, upper = logit_bounds(model, x, LpBall(0.1, 2), method=method)
+    assert (logits >= lower - 1e-12).all()
+    assert (logits <= upper + 1e-12).all()
+
+
+@options
+@cells
+@pytest.mark.parametrize("epsilon", [1e-9, 100.0])
+def test_tiny_and_huge_balls_are_enclosed(cell, method, epsilon):
+    model, x = build(cell, seed=6, gain=3.0), sequences(3, 3, seed=6)
+    logits = logits_at(model, points_inside(model, x, epsilon, math.inf, count=100))
+    lower, upper = logit_bounds(model, x, LpBall(epsilon), method=method)
+    assert (logits >= lower - 1e-12).all()
+    assert (logits <= upper + 1e-12).all()
+
+
+@options
+@cells
+def test_epsilon_zero_gives_the_clean_logits(cell, method):
+    model, x = build(cell, num_layers=2), sequences(3, 5)
+    for end in logit_bounds(model, x, LpBall(0.0), method=method):
+        torch.testing.assert_close(end, model(x), rtol=0, atol=1e-12)
+
+
+@options
+@cells
+def test_float32_bounds_stay_close_to_float64_ones(cell, method):
+    model, x = build(cell, seed=7), sequences(4, 4, seed=7)
+    exact = logit_bounds(model, x, LpBall(0.1), method=method)
+    single = logit_bounds(model.float(), x.float(), LpBall(0.1), method=method)
+    width = (exact.upper - exact.lower).mean()
+    for one, two in zip(single, exact, strict=True):
+        assert (one.double() - two).abs().max() < 0.05 * width  # searched slopes may jump
+
+
+@options
+@cells
+def test_a_sample_has_the_same_bounds_alone_and_in_a_batch(cell, method):
+    model, x = build(cell), sequences(5, 4)
+    epsilon = torch.linspace(0.01, 0.3, 5, dtype=F64)
+    whole = logit_bounds(model, x, LpBall(epsilon), method=method)
+    alone = logit_bounds(model, x[3:4], LpBall(epsilon[3].item()), method=method)
+    for one, two in zip(alone, whole, strict=True):
+        torch.testing.assert_close(one, two[3:4], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_best_is_the_better_of_lambda_and_tilted(cell):
+    model, x = build(cell), sequences(6, 4)
+    y, ball = predicted(model, x), LpBall(0.15)
+    one, two, best = (
+        certify(model, x, y, ball, method=Popqorn(slopes, ())).margins
+        for slopes in ("lambda", "tilted", "best")
+    )
+    torch.testing.assert_close(best, torch.maximum(one, two))
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_planes_beat_lines_which_beat_constants_and_octagons_beat_boxes(cell):
+    model, x = build(cell, hidden=8), sequences(16, 5)
+    ball = LpBall(0.05)
+
+    def width(slopes, octagons=()):
+        lower, upper = logit_bounds(model, x, ball, method=Popqorn(slopes, octagons))
+        return (upper - lower).mean()
+
+    assert width("tilted", tuple(PRODUCTS)) < width("tilted") < width("line") < width("constant")
+    assert width("lambda") < width("line")
+
+
+def test_tight_methods_bound_logits_like_popqorn():
+    model, x = build("lstm"), sequences(3, 4)
+    expected = logit_bounds(model, x, LpBall(0.1), method="popqorn")
+    for name in ("popqorn-tight", "popqorn-tightest"):
+        for one, two in zip(
+            logit_bounds(model, x, LpBall(0.1), method=name), expected, strict=True
+        ):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slopes": "steep"}, "`slopes` must be one of 'lambda', 'tilted'.* got 'steep'"),
+        ({"octagons": "reset"}, "`octagons` must be a tuple of .* got 'reset'"),
+        ({"octagons": ("cube",)}, "`octagons` must be a tuple of .*cube"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    for kind in (Popqorn, TightPopqorn):
+        with pytest.raises(ValueError, match=message):
+            kind(**options)
+
+
+@pytest.mark.parametrize("counts", [(0, 1, 1), (1, 0, 1), (1, 1, -1), (1.5, 1, 1), (None, 1, 1)])
+def test_budgets_are_positive_counts(counts):
+    with pytest.raises(ValueError, match="must be a positive whole number"):
+        Budget(*counts)
+
+
+def test_losses_know_no_method_without_gradients():
+    assert set(TRAINING) < set(METHODS)
+    with pytest.raises(ValueError, match=r"`method` must be one of .* got 'popqorn-tight'"):
+        method_named("popqorn-tight", TRAINING)
