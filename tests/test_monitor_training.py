@@ -17,6 +17,7 @@ from tests.fitting import QUIET, Classifier, fit, samples, val_loader
 def disabled(tmp_path):
     """A wandb logger that writes nothing and takes no time."""
     yield WandbLogger(project="tests", save_dir=tmp_path, mode="disabled")
+    wandb.finish()
     wandb.teardown()  # or the next run in this process would be disabled too
 
 

@@ -173,6 +173,7 @@ def dead(tmp_path):
     logger._experiment = Broken()
     logger.log_metrics = lambda *_, **__: None
     yield logger
+    wandb.finish()
     wandb.teardown()  # or the next run in this process would be disabled too
 
 
