@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: demo test test-all bench clean
 
@@ -12,10 +13,10 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow" $(ARGS)
+	$(BIN)/pytest -q -m "not slow" $(WORKERS) $(ARGS)
 
 test-all: .venv/ready
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q $(WORKERS) $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python tests/benchmarks/peers.py $(ARGS)
