@@ -18,7 +18,7 @@ from popqorn_train.brackets import Brackets
 from popqorn_train.case import undisturbed
 from popqorn_train.certificate import Confirm, check_confirm, proved
 from popqorn_train.memory import Chunks
-from popqorn_train.methods import Method, method_named
+from popqorn_train.methods import METHODS, TRAINING, Method, method_named
 from popqorn_train.perturbation import LpBall
 from popqorn_train.question import Question, largest_tried, make_question
 from popqorn_train.region import Scope
@@ -208,7 +208,8 @@ def certified_radius(
         max_bytes: memory aimed at, see ``certify``.
         differentiable: give the result its gradient in the weights, and in the inputs where they
             ask for one: dr = -dm / (dm/dr) for the margin m, and 0 where the radius is 0 or
-            capped. One more evaluation, of all samples at once.
+            capped. One more evaluation, of all samples at once. As in ``CertifiedLoss``, the
+            name of a method then stands for its closed forms.
 
     Returns:
         ``(B,)`` in the units of the input; 0 where the clean prediction is wrong.
@@ -222,6 +223,7 @@ def certified_radius(
     """
     ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
     layer = bound(model)
+    method = method_named(method, TRAINING if differentiable else METHODS)
     found = search_radius(
         layer,
         inputs,
@@ -244,7 +246,7 @@ def certified_radius(
             target,
             against=against,
             ball=ball,
-            method=method_named(method),
+            method=method,
             chunks=Chunks(max_bytes),
         )
         return _with_gradient(question, found)

@@ -6,8 +6,8 @@ import torch
 from popqorn_train.curves import CURVES
 from popqorn_train.largest import Largest
 from popqorn_train.node import Node
-from popqorn_train.products import Product
 from popqorn_train.region import Bounds
+from popqorn_train.times import Times
 
 F64 = torch.float64
 SETTINGS = {"clamp": (-0.5, 0.7), "clip": (None, 0.3)}
@@ -77,7 +77,7 @@ def test_softplus_covers_what_torch_computes_beyond_its_threshold(threshold):
 
 
 def sides_of(lower, upper):
-    return Largest(Node([], lower.shape[1:])).relax(Bounds(lower, upper))
+    return Largest(Node([], lower.shape[1:])).relax(None, Bounds(lower, upper))
 
 
 @pytest.mark.parametrize("time", [1, 2, 3, 7])
@@ -114,8 +114,8 @@ def test_a_strip_encloses_a_product_and_touches_it(width):
     lower = torch.randn(2, 300, 4, generator=generator, dtype=F64)
     upper = lower + width * torch.rand(2, 300, 4, generator=generator, dtype=F64)
     pair = Bounds(lower[0], upper[0]), Bounds(lower[1], upper[1])
-    node = Product(Node([], (4,)), Node([], (4,)))
-    strip, hull = node.relax(*pair), node.range(*pair)
+    node = Times(Node([], (4,)), Node([], (4,)))
+    strip, hull = node.relax(None, *pair), node.range(*pair)
     share = torch.rand(200, 2, 300, 4, generator=generator, dtype=F64)
     share[100:] = share[100:].round()
     x, y = torch.lerp(lower, upper, share).unbind(1)

@@ -122,6 +122,7 @@ def test_a_wrapped_model_has_the_bounds_of_the_one_inside(wrap):
     assert backend.calls == 0
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # from the compiler
 @pytest.mark.parametrize("wrap", WRAPS, ids=lambda wrap: wrap.__name__)
 def test_bounding_leaves_a_compiled_model_compiled(wrap):
     net, x, y = net_and_inputs()
