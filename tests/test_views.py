@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb")
     logger = WandbLogger(project="tests", save_dir=folder, offline=True)
     monitor = CertifiedRadiusMonitor(
-        2, samples=9, attack=True, max_overhead=None, low=-9.0, name="l2"
+        2, samples=9, attack=True, max_overhead=None, low=-9.0, method="crown-ibp", name="l2"
     )
     fit(monitor, logger=logger, epochs=EPOCHS, log_every_n_steps=1, module=Classifier(dropout=0.0))
     wandb.finish()
@@ -103,7 +103,7 @@ def test_the_settings_of_certification_are_in_the_configuration(run):
     assert settings["scope"] == "frame"
     assert settings["low"] == -9.0
     assert settings["high"] is None
-    assert settings["method"] == "popqorn"
+    assert settings["method"] == "crown-ibp"
     assert settings["samples"] == 9
     assert settings["versions"]["torch"] == torch.__version__
 
