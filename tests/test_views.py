@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     )
     fit(monitor, logger=logger, epochs=EPOCHS, log_every_n_steps=1, module=Classifier(dropout=0.0))
     wandb.finish()
-    found = Run(folder)
+    found = Run.finished(folder)
     found.monitor, found.folder = monitor, folder
     return found
 

@@ -7,6 +7,7 @@ never crosses the end of a block.
 
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Run:
 
     def __init__(self, folder):
         self.history, self.metrics, self.summary, self.config = [], {}, {}, {}
+        self.exited = False
         for record in records(folder):
             match record.WhichOneof("record_type"):
                 case "history":
@@ -62,8 +64,19 @@ class Run:
                     self.summary |= items(record.summary.update)
                 case "config":
                     self.config |= items(record.config.update)
+                case "exit":
+                    self.exited = True
                 case "run":
                     self.config |= items(record.run.config.update)
+
+    @classmethod
+    def finished(cls, folder, seconds=60.0):
+        """The run once its last record is there: wandb's service writes after ``finish``."""
+        until = time.monotonic() + seconds
+        while not (run := cls(folder)).exited and time.monotonic() < until:
+            time.sleep(0.1)
+        assert run.exited
+        return run
 
     def rows(self, key):
         """Rows in which a key was logged."""
