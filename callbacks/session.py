@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from popqorn_train.batches import Picked, Unpack, grouped, unpacked
 from popqorn_train.bound import BoundModel, bound
-from popqorn_train.callbacks.merge import fingerprint
 from popqorn_train.callbacks.subset import Order, isolated_random
 from popqorn_train.examine import Examination, Examiner, SampleRow, Status
 from popqorn_train.progress import Progress
+from popqorn_train.provenance import fingerprint
 
 _TRIED = 16  # samples of the pre-flight
 

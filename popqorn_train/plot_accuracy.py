@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from popqorn_train.certification import Certification, read_certifications
-from popqorn_train.plot_style import COLORS, axis_of, color_of, finish
+from popqorn_train.plot_style import COLORS, axis_of, color_of, finish, literal
 
 MOST_LINES = 20  # of one chart; more cannot be told apart
 
@@ -67,12 +67,12 @@ def draw_accuracy_curves(
         raise ValueError("`curves` must hold at least one curve, got none.")
     figure, ax = axis_of(ax)
     for index, curve in enumerate(curves):
-        color = color_of(index)
+        color, name = color_of(index), literal(curve.name)
         certified = [100 * share for share in curve.certified]
-        ax.plot(curve.epsilons, certified, color=color, lw=2.2, label=f"{curve.name}: certified")
+        ax.plot(curve.epsilons, certified, color=color, lw=2.2, label=f"{name}: certified")
         if curve.attacked:
             x, attacked = curve.attack_epsilons, [100 * share for share in curve.attacked]
-            ax.plot(x, attacked, "--", color=color, lw=1.6, label=f"{curve.name}: attacked")
+            ax.plot(x, attacked, "--", color=color, lw=1.6, label=f"{name}: attacked")
             above = np.interp(curve.epsilons, x, attacked)
             ax.fill_between(curve.epsilons, certified, above, color=color, alpha=0.10, lw=0)
     ax.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(0, 102), title=title)

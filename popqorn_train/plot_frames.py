@@ -17,6 +17,7 @@ from popqorn_train.plot_style import (
     array,
     check_radii,
     color_bar,
+    literal,
     mapped,
     masked,
     new_figure,
@@ -75,7 +76,9 @@ def draw_frame_strips(
     ax.pcolormesh(*edges, shown, cmap=colors, norm=norm, edgecolor="white", linewidth=1.0)
     for row, values in enumerate(found):
         _mark_cell(ax, row, values, scale)
-    ax.set_yticks(range(samples), list(names) or [str(at) for at in range(samples)])
+    ax.set_yticks(
+        range(samples), [literal(name) for name in names] or [str(at) for at in range(samples)]
+    )
     ax.set(xlabel=f"{xlabel} (framed: the most fragile of its sample)", title=title)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.invert_yaxis()
@@ -97,8 +100,8 @@ def _mark_cell(ax: Any, row: int, values: NDArray[np.float64], scale: RadiusScal
         from matplotlib.patches import Rectangle
 
         corner = least + 0.5, row - 0.5
-        style = {"edgecolor": _MARK, "lw": 2.4, "zorder": 3, "clip_on": False}
-        ax.add_patch(Rectangle(corner, 1, 1, fill=False, **style))
+        frame: dict[str, Any] = {"edgecolor": _MARK, "lw": 2.4, "zorder": 3, "clip_on": False}
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, **frame))
 
 
 def _short(value: float) -> str:
@@ -143,7 +146,7 @@ def draw_image_rows(
     for at, ax in enumerate(axes):
         share = (pixels[at] - low) / ((high - low) or 1.0)
         _draw_rows(ax, share, found[at], scale)
-        ax.set_title(names[at] if names else "", fontsize=9)
+        ax.set_title(literal(names[at]) if names else "", fontsize=9)
     color_bar(figure, axes, scale, unit)
     return figure, axes
 
@@ -201,7 +204,7 @@ def draw_strokes(
     scale = _scale(found)
     for at, ax in enumerate(axes):
         _draw_pen(ax, pens[at], found[at], scale)
-        ax.set_title(names[at] if names else "", fontsize=9)
+        ax.set_title(literal(names[at]) if names else "", fontsize=9)
     color_bar(figure, axes, scale, f"{unit}\nring: start, cross: most fragile step")
     return figure, axes
 

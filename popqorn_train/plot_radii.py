@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from popqorn_train.plot_style import COLORS, Numbers, axis_of, check_radii, color_of, finish
+from popqorn_train.plot_style import (
+    COLORS,
+    Numbers,
+    axis_of,
+    check_radii,
+    color_of,
+    finish,
+    literal,
+)
 
 
 def draw_radius_histogram(
@@ -49,7 +57,7 @@ def draw_radius_histogram(
         color, weight = color_of(index), 100 / len(values)
         positive, median = values[values > 0], np.quantile(values, 0.5, method="lower")
         heights = weight * np.histogram(positive, edges)[0]
-        label = f"{name}: median {median:.3g}"
+        label = f"{literal(name)}: median {median:.3g}"
         ax.stairs(heights, edges, color=color, fill=True, alpha=0.25)
         ax.stairs(heights, edges, color=color, lw=1.6, label=label)
         ax.axvline(median, color=color, ls="--", lw=1.4)
@@ -105,7 +113,9 @@ def draw_radii_by_class(
         ax.plot(found[own], row + scatter[own], "o", color=COLORS[0], ms=3.5, alpha=0.45, mew=0)
         median = np.quantile(found[own], 0.5, method="lower")
         ax.plot([median, median], [row - 0.38, row + 0.38], color=COLORS[1], lw=3)
-    named = [names[label] if label < len(names) else str(label) for label in present.tolist()]
+    named = [
+        literal(names[label]) if label < len(names) else str(label) for label in present.tolist()
+    ]
     counts = [int((classes == label).sum()) for label in present]
     ax.set_yticks(
         range(len(present)), [f"{name} ({n})" for name, n in zip(named, counts, strict=True)]
@@ -156,7 +166,7 @@ def draw_radius_by_frame(
         low, middle, high = np.nanquantile(found, (0.25, 0.5, 0.75), axis=0)
         frames, color = np.arange(1, found.shape[1] + 1), color_of(index)
         ax.fill_between(frames, low, high, color=color, alpha=0.15, lw=0)
-        label = f"{name}: median of {len(found)} samples"
+        label = f"{literal(name)}: median of {len(found)} samples"
         ax.plot(frames, middle, "o-", color=color, ms=3.5, lw=1.8, label=label)
     if at_top > 1:  # no coincidence: that is where the search ended
         ax.axhline(top, color="#666666", ls=":", lw=1.4, label=f"largest radius tried: {top:.3g}")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from popqorn_train.radius_colors import ANCHORS, UNPROVED, RadiusScale
+from popqorn_train.radius_colors import ANCHORS, UNPROVED, RadiusScale, hexadecimal
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
@@ -47,6 +47,11 @@ def new_figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise ImportError('Figures need matplotlib: pip install "popqorn-train[plots]".') from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign does not begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def axis_of(ax: Any, width: float = 7.2, height: float = 4.6) -> tuple[Any, Any]:
@@ -95,7 +100,7 @@ def color_bar(figure: Any, axes: Any, scale: RadiusScale, label: str, *, cax: An
         place = {"cax": cax, "orientation": "horizontal"}
     extend = "max" if scale.beyond else "neither"
     bar = figure.colorbar(ScalarMappable(norm=norm, cmap=colors), extend=extend, **place)
-    bar.set_label(f"{label}\ndark: fragile, light: tolerant")
+    bar.set_label(f"{label}\ndark: fragile, light: tolerant", fontsize=9)
     if scale.logarithmic:
         wide = scale.high / scale.low > 300
         bar.locator = LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0))
@@ -109,7 +114,7 @@ def mapped(scale: RadiusScale) -> tuple[Any, Any]:
     from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 
     anchors = [tuple(part / 255 for part in color) for color in ANCHORS]
-    grey = [part / 255 for part in UNPROVED]
+    grey = hexadecimal(UNPROVED)
     colors = LinearSegmentedColormap.from_list("radius", anchors, under=grey, bad=(1, 1, 1, 0))
     kind = LogNorm if scale.logarithmic else Normalize
     return colors, kind(scale.low, scale.high)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from popqorn_train.pages import printable
 from popqorn_train.plot_style import color_bar, new_figure
 from popqorn_train.radius_colors import RadiusScale, hexadecimal, ink_on
 
@@ -146,8 +147,7 @@ class _Writer:
 
 
 def _plain(text: str) -> str:
-    """Without characters that no font shows and no web page may hold."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable(text).replace("\n", " ")
 
 
 def sentence_element(sentence: Sentence, scale: RadiusScale) -> ElementTree.Element:

@@ -11,7 +11,7 @@ TOPS = ("popqorn_train", "callbacks", "recipes")
 PACKAGE = ROOT / "popqorn_train"
 FIGURES = {"plots", *(file.stem for file in PACKAGE.glob("plot_*.py"))}
 ABOVE = {"metrics"} | FIGURES  # the layer above the core
-COMMANDS = {file.stem for file in PACKAGE.glob("cli*.py")} | {"report"}  # above that
+COMMANDS = {file.stem for name in ("cli", "report") for file in PACKAGE.glob(f"{name}*.py")}
 
 
 def package_folders():
