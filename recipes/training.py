@@ -7,7 +7,7 @@ of a loss, of a callback or of Lightning's Trainer.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from popqorn_train import callbacks
 from popqorn_train.recipes.classifier import RobustClassifier
-from popqorn_train.recipes.cli import configs
+from popqorn_train.recipes.cli import TRAINING, configs
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data_digits import Digits
 from popqorn_train.recipes.data_generated import Generated
@@ -39,10 +39,19 @@ _BY_NAME = (
     *(ModelCheckpoint, CSVLogger, TensorBoardLogger, WandbLogger),
     *(Digits, Generated, JapaneseVowels, MNISTFrames, NewsTitles, TREC),
 )
+_WRAPPED = ("Does not validate against", "Problem with given class_path")
 
 
 class ConfigurationError(ValueError):
     """A configuration that can be read, but of which nothing can be made."""
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong without listing every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuse the arguments."""
+        raise ConfigurationError(message.strip()) from ex
 
 
 class RecipeCLI(LightningCLI):
@@ -71,6 +80,8 @@ class RecipeCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=_Parser,
+            parser_kwargs={name: {"prog": f"popqorn-train {name}"} for name in TRAINING},
             args=_with_packaged(arguments),
         )
 
@@ -112,7 +123,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, OSError, ImportError) as error:
-            raise ConfigurationError(str(error)) from error
+            raise ConfigurationError(_own_words(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """With a logger and a checkpoint in the folder, unless the configuration has others."""
@@ -146,9 +157,10 @@ class RecipeCLI(LightningCLI):
         return device
 
     def before_fit(self) -> None:
-        """Save the configuration beside the results, then start the clock."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._save_config(self.folder / "config.yaml")
+        """Save the configuration beside the results and in the logger, then start the clock."""
+        config = self._save_config(self.folder)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(config)
         self._started = seconds_used(self._device)
 
     def after_fit(self) -> None:
@@ -167,14 +179,18 @@ class RecipeCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         folder = self.folder / "test"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_config(folder / "config.yaml")
+        self._save_config(folder)
         self._evaluate("tested", None)
         self._report(folder)
 
-    def _save_config(self, path: Path) -> None:
-        parser = self._parser(self.subcommand)
-        parser.save(self.config[self.subcommand], path, overwrite=True, skip_none=False)
+    def _save_config(self, folder: Path) -> dict[str, Any]:
+        """Write config.yaml; the same as plain values is returned."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parser, config = self._parser(self.subcommand), self.config[self.subcommand]
+        text = parser.dump(config, skip_none=False)
+        (folder / "config.yaml").write_text(text)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        return plain
 
     def _evaluate(self, name: str, train_seconds: float | None) -> None:
         net = self.model.net.to(self._device)
@@ -229,6 +245,13 @@ class RecipeCLI(LightningCLI):
             f"\n{table(self.models)}\n\nwritten to {folder}: results.json, table.txt, radii.csv, "
             "certified_accuracy.png, config.yaml"
         )
+
+
+def _own_words(error: BaseException) -> str:
+    """What a class said, without what jsonargparse wraps around it."""
+    while str(error).startswith(_WRAPPED) and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 def _last_checkpoint(folder: Path) -> ModelCheckpoint:
@@ -297,5 +320,5 @@ def start(arguments: Sequence[str]) -> int:
         RecipeCLI(arguments)
     except ConfigurationError as error:
         print(f"popqorn-train: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
