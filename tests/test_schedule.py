@@ -179,6 +179,7 @@ def resumed(tmp_path, every, **options):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("every", [2, 3, 4])
 def test_a_resumed_run_has_the_values_of_an_uninterrupted_one(tmp_path, every, accumulated):
