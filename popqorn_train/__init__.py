@@ -10,6 +10,7 @@ from popqorn_train.frames import frame_radii
 from popqorn_train.loader import certify_loader
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
+from popqorn_train.objective import Objective
 from popqorn_train.perturbation import LpBall
 from popqorn_train.radius import RadiusSearch, certified_radius, search_radius
 from popqorn_train.region import Bounds
@@ -25,6 +26,7 @@ __all__ = [
     "CertifiedLoss",
     "CrownIBP",
     "LpBall",
+    "Objective",
     "Popqorn",
     "RadiusSearch",
     "SampleRow",

@@ -89,6 +89,10 @@ class Case(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
+    def shifted(self, moved: Tensor) -> "Case":
+        """The same batch around another value ``(B, T, N)`` of what moves, in its own units."""
+        return self._replace(center=moved, value=self._read(moved))
+
     def placed(self, ball: Perturbation | Substitutions) -> Region | Choices:
         """What may move, around the inputs.
 
@@ -151,11 +155,14 @@ class Case(NamedTuple):
             moved: value, in its own units.
             whole: go on to what the model returns, a softmax included.
         """
-        change = moved - self.center
-        value = self.value + (change if self.scale is None else change * self.scale)
-        value = self._in_users_layout(value)
+        value = self._in_users_layout(self._read(moved))
         output: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
         return output if whole else self._pair(output)
+
+    def _read(self, moved: Tensor) -> Tensor:
+        """What the network reads for a value of what moves."""
+        change = moved - self.center
+        return self.value + (change if self.scale is None else change * self.scale)
 
     @property
     def _axis(self) -> int:

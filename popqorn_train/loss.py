@@ -5,51 +5,30 @@
 where the worst-case logits are minus the certified margins, 0 at the label.
 
 Sources: Wong and Kolter, ICML 2018 (worst-case logits); Gowal et al., "IBP", ICCV 2019 (kappa);
-De Palma et al., "MTL-IBP", ICLR 2024 (alpha).
+De Palma et al., "MTL-IBP", ICLR 2024 (alpha); Zhang et al., "CROWN-IBP", ICLR 2020 (beta).
 """
 
 import math
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from popqorn_train.attack import search
-from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.case import Case, full_precision, undisturbed
-from popqorn_train.certificate import check_target, margins_of, proved
-from popqorn_train.methods import TRAINING, Method, method_named
+from popqorn_train.certificate import margins_of, proved
+from popqorn_train.methods import TRAINING, CrownIBP, Method, method_named
+from popqorn_train.objective import LossParts, Objective, Prepared, check_share
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Scope
-from popqorn_train.wrapped import as_written
-
-_CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
 
 
-class LossParts(NamedTuple):
-    """Scalars for logging; a term with weight 0 is not computed and reads 0.
-
-    Attributes:
-        total: the loss.
-        clean: cross entropy on the model's logits.
-        bound: cross entropy on the worst-case logits.
-        attack: cross entropy on logits under attack.
-        certified: share of the batch with a positive certified margin.
-    """
-
-    total: Tensor
-    clean: Tensor
-    bound: Tensor
-    attack: Tensor
-    certified: Tensor
-
-
-class CertifiedLoss(nn.Module):
+class CertifiedLoss(Objective):
     """Loss whose gradient raises certified margins.
 
-    ``epsilon`` and ``kappa`` are plain attributes, not in the state dict: ramp them by hand or by
-    ``EpsilonSchedule``.
+    ``epsilon``, ``kappa`` and ``alpha`` are plain attributes, not in the state dict: ramp them by
+    hand or by ``EpsilonSchedule``.
 
     Args:
         epsilon: size of the ball, in the units of the input.
@@ -67,6 +46,8 @@ class CertifiedLoss(nn.Module):
         ValueError, TypeError: an argument out of range.
     """
 
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "alpha")
+
     def __init__(
         self,
         epsilon: float,
@@ -82,92 +63,127 @@ class CertifiedLoss(nn.Module):
         attack_steps: int = 5,
     ) -> None:
         super().__init__()
-        _check_share("kappa", kappa)
-        _check_share("alpha", alpha)
+        check_share("kappa", kappa)
+        check_share("alpha", alpha)
         if attack_steps < 1:
             raise ValueError(f"`attack_steps` must be at least 1, got {attack_steps}.")
-        LpBall(epsilon, p, frames=frames, scope=scope, low=low, high=high)
         self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
         self.low, self.high, self.frames, self.scope = low, high, frames, scope
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
-        self._calls = 0
+        self.ball()
 
     def extra_repr(self) -> str:
         """Settings, for ``print(loss)``."""
+        shares = ", ".join(f"{name}={getattr(self, name)}" for name in self.ramped)
         return (
-            f"epsilon={self.epsilon}, p={self.p:g}, low={self.low}, high={self.high}, "
-            f"scope={self.scope}, method={self.method}, kappa={self.kappa:g}, alpha={self.alpha:g}"
+            f"{shares}, p={self.p:g}, low={self.low}, high={self.high}, scope={self.scope}, "
+            f"method={self.method}"
         )
 
-    def forward(self, model: nn.Module, inputs: Inputs, target: Tensor) -> Tensor:
-        """The loss, a scalar with gradients to every weight.
-
-        Args:
-            model: a classifier, or ``bound(model)``.
-            inputs: what its forward takes.
-            target: ``(B,)`` integer labels.
-
-        Raises:
-            ValueError, TypeError, UnsupportedModelError: as ``certify``.
-        """
-        return self.parts(model, inputs, target).total
-
-    @as_written
-    def parts(self, model: nn.Module, inputs: Inputs, target: Tensor) -> LossParts:
-        """The loss with its terms; see ``forward``.
-
-        Clean and attack terms run in the model's mode, the attack is searched and the bounds are
-        computed in eval mode.
-        """
-        layer = bound(model)
-        ball = LpBall(
-            self.epsilon,
+    def ball(self, share: float = 1.0) -> LpBall:
+        """What may move now; of a share of epsilon."""
+        return LpBall(
+            share * self.epsilon,
             self.p,
             frames=self.frames,
             scope=self.scope,
             low=self.low,
             high=self.high,
         )
-        _check_share("kappa", self.kappa)
-        case = layer.case(inputs, check=self._calls % _CHECK_EVERY == 0)
-        self._calls += 1
-        check_target(target, len(case.center), case.plan.classes)
-        target = target.long()
-        clean = worst = attacked = certified = case.value.new_zeros(())
+
+    def terms(self, batch: Prepared) -> LossParts:
+        """See ``Objective``."""
+        for name in self.ramped:
+            if name != "epsilon":
+                check_share(name, getattr(self, name))
+        clean = worst = attacked = certified = batch.zero()
         if self.kappa > 0:
-            called = layer.model if isinstance(model, BoundModel) else model  # with its wrapper
-            clean = cross_entropy(case.as_logits(_precise(called(*as_tuple(inputs)))), target)
+            clean = cross_entropy(batch.logits, batch.target)
         if self.kappa < 1 and self.alpha > 0:
-            worst, certified = self._worst(layer.model, case, target, ball)
+            worst, certified = self._worst(batch)
         if self.kappa < 1 and self.alpha < 1:
-            attacked = self._attacked(layer.model, case, target, ball)
+            attacked = self._attacked(batch)
         robust = self.alpha * worst + (1 - self.alpha) * attacked
         total = self.kappa * clean + (1 - self.kappa) * robust
         return LossParts(total, clean.detach(), worst.detach(), attacked.detach(), certified)
 
-    def _worst(
-        self, model: nn.Module, case: Case, target: Tensor, ball: LpBall
-    ) -> tuple[Tensor, Tensor]:
+    def _worst(self, batch: Prepared) -> tuple[Tensor, Tensor]:
         """Cross entropy on the worst-case logits, and the share that is certified."""
-        with undisturbed(model):
-            margins = margins_of(case.graph(ball), target, self.method, case.value)
-        own = nn.functional.one_hot(target, margins.shape[1]).bool()
-        worst = cross_entropy(-margins.masked_fill(own, 0), target)
+        case, ball = self._region(batch)
+        with undisturbed(batch.model):
+            margins = margins_of(case.graph(ball), batch.target, self._bounding(), case.value)
+        own = nn.functional.one_hot(batch.target, margins.shape[1]).bool()
+        worst = cross_entropy(-margins.masked_fill(own, 0), batch.target)
         return worst, proved(margins.detach().amin(1)).float().mean()
 
-    def _attacked(self, model: nn.Module, case: Case, target: Tensor, ball: LpBall) -> Tensor:
+    def _region(self, batch: Prepared) -> tuple[Case, LpBall]:
+        """What is bounded: a ball, and the inputs in its middle."""
+        return batch.case, self.ball()
+
+    def _bounding(self) -> Method:
+        """How it is bounded."""
+        return self.method
+
+    def _attacked(self, batch: Prepared) -> Tensor:
         """Cross entropy on the logits under attack."""
-        with torch.no_grad(), undisturbed(model):
-            found = search(case, target, ball, steps=self.attack_steps, restarts=1, seed=0)
-        with full_precision(model):
-            return cross_entropy(case.logits(found.moved), target)
+        moved = self._found(batch, self.ball())
+        with full_precision(batch.model):
+            return cross_entropy(batch.case.logits(moved), batch.target)
+
+    def _found(self, batch: Prepared, ball: LpBall) -> Tensor:
+        """Where the attack ends, ``(B, T, N)``."""
+        with torch.no_grad(), undisturbed(batch.model):
+            steps = self.attack_steps
+            return search(batch.case, batch.target, ball, steps=steps, restarts=1, seed=0).moved
 
 
-def _precise(logits: Tensor) -> Tensor:
-    """At least float32: the model may run in half precision."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+class CrownIBPLoss(CertifiedLoss):
+    """Certified loss on margins that are beta parts linear and 1 - beta parts interval bounds.
 
+    With beta = 1 margins are those of one backward pass, with beta = 0 of intervals alone, which
+    cost no backward pass.
 
-def _check_share(name: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"`{name}` must lie between 0 and 1, got {share}.")
+    Args:
+        epsilon: see ``CertifiedLoss``; so are the others.
+        p: norm.
+        low: least value of an input, or None.
+        high: greatest value, or None.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+        beta: weight of the linear margin, from 0 to 1.
+
+    Source:
+        Zhang et al., "Towards stable and efficient training of verifiably robust neural
+        networks", ICLR 2020.
+    """
+
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "beta")
+
+    def __init__(
+        self,
+        epsilon: float,
+        p: float = math.inf,
+        *,
+        low: float | Tensor | None = None,
+        high: float | Tensor | None = None,
+        frames: Tensor | None = None,
+        scope: Scope = "frame",
+        kappa: float = 0.0,
+        beta: float = 1.0,
+    ) -> None:
+        super().__init__(
+            epsilon,
+            p,
+            low=low,
+            high=high,
+            frames=frames,
+            scope=scope,
+            method="crown-ibp",
+            kappa=kappa,
+        )
+        check_share("beta", beta)
+        self.beta = beta
+
+    def _bounding(self) -> Method:
+        return CrownIBP(self.beta)

@@ -68,13 +68,31 @@ class IBP(Method):
 
 @dataclass(frozen=True)
 class CrownIBP(Method):
-    """Interval ranges, then one backward pass through linear relaxations."""
+    """Interval ranges, then one backward pass through linear relaxations.
+
+    Attributes:
+        beta: None takes the larger of the linear and the interval bound; a number from 0 to 1
+            makes ``beta linear + (1 - beta) interval`` of them, as for training.
+    """
+
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.beta is not None and not 0 <= self.beta <= 1:
+            raise ValueError(f"`beta` must be None or lie between 0 and 1, got {self.beta!r}.")
 
     def lower(self, output: Node, rows: Tensor) -> Tensor:
         """See ``Method``."""
+        if self.beta == 0:
+            return IBP().lower(output, rows)
         found = enclose(output, relax=Relaxation())
         linear = minimum(output, rows, found)
-        return torch.maximum(linear, minimum(output, rows, found, intervals=True))
+        if self.beta == 1:
+            return linear
+        interval = minimum(output, rows, found, intervals=True)
+        if self.beta is None:
+            return torch.maximum(linear, interval)
+        return torch.lerp(interval, linear, self.beta)
 
 
 @dataclass(frozen=True)

@@ -249,10 +249,10 @@ def certified_radius(
             method=method,
             chunks=Chunks(max_bytes),
         )
-        return _with_gradient(question, found)
+        return with_gradient(question, found)
 
 
-def _with_gradient(question: Question, found: RadiusSearch) -> Tensor:
+def with_gradient(question: Question, found: RadiusSearch) -> Tensor:
     """The radii, with the gradient of the implicit function margin(radius) = 0."""
     chosen = ((found.radius > 0) & ~found.capped).nonzero()[:, 0]
     radius = found.radius.clone()

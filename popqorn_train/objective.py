@@ -1,0 +1,137 @@
+"""What every training objective is: terms of a loss, worked out on one batch from one trace.
+
+B: batch, C: classes.
+"""
+
+import functools
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
+from popqorn_train.case import Case
+from popqorn_train.certificate import check_target
+from popqorn_train.wrapped import as_written
+
+_CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
+
+
+class LossParts(NamedTuple):
+    """Scalars for logging; a term with weight 0 is not computed and reads 0.
+
+    Attributes:
+        total: the loss.
+        clean: cross entropy on the model's logits.
+        bound: cross entropy on the worst-case logits.
+        attack: cross entropy on logits under attack.
+        certified: share of the batch with a positive certified margin.
+    """
+
+    total: Tensor
+    clean: Tensor
+    bound: Tensor
+    attack: Tensor
+    certified: Tensor
+
+
+class Prepared:
+    """A batch that an objective works on; what is asked for is worked out once.
+
+    Args:
+        model: a classifier, or ``bound(model)``.
+        inputs: what its forward takes.
+        target: ``(B,)`` integer labels.
+        check: compare the trace with the model, see ``BoundModel.case``.
+
+    Attributes:
+        model: the module that is bounded, without wrappers.
+        inputs: as given.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, target: Tensor, *, check: bool) -> None:
+        self._layer, self.inputs = bound(model), inputs
+        self.model = self._layer.model
+        self._called = self.model if isinstance(model, BoundModel) else model  # with its wrapper
+        self._target, self._check = target, check
+
+    @functools.cached_property
+    def case(self) -> Case:
+        """The inputs, ready to be bounded or attacked."""
+        case = self._layer.case(self.inputs, check=self._check)
+        check_target(self._target, len(case.center), case.plan.classes)
+        return case
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """Logits ``(B, C)`` of the model as it is called, in the mode it is in."""
+        logits = self._called(*as_tuple(self.inputs))
+        if logits.ndim != 2 or logits.shape[1] == 1:
+            logits = self.case.as_logits(logits)
+        check_target(self._target, *logits.shape)
+        # The model may run in half precision.
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    @property
+    def target(self) -> Tensor:
+        """``(B,)`` labels."""
+        return self._target.long()
+
+    def zero(self) -> Tensor:
+        """A scalar for a term that is not computed."""
+        return torch.zeros((), device=self._target.device)
+
+
+class Objective(nn.Module):
+    """A loss for training, of a model, its inputs and their labels.
+
+    Attributes:
+        ramped: plain attributes that ``EpsilonSchedule`` may change while a model trains; they
+            are not in the state dict.
+    """
+
+    ramped: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = 0
+
+    def forward(self, model: nn.Module, inputs: Inputs, target: Tensor) -> Tensor:
+        """The loss, a scalar with gradients to every weight.
+
+        Args:
+            model: a classifier, or ``bound(model)``.
+            inputs: what its forward takes.
+            target: ``(B,)`` integer labels.
+
+        Raises:
+            ValueError, TypeError, UnsupportedModelError: as ``certify``.
+        """
+        return self.parts(model, inputs, target).total
+
+    @as_written
+    def parts(self, model: nn.Module, inputs: Inputs, target: Tensor) -> LossParts:
+        """The loss with its terms; see ``forward``.
+
+        Clean and attack terms run in the model's mode, the attack is searched and the bounds are
+        computed in eval mode.
+        """
+        batch = Prepared(model, inputs, target, check=self._calls % _CHECK_EVERY == 0)
+        if self._calls == 0:
+            _ = batch.case  # what cannot be bounded is refused before a ramp comes to it
+        self._calls += 1
+        return self.terms(batch)
+
+    def terms(self, batch: Prepared) -> LossParts:
+        """The loss with its terms, of a batch that several objectives may share."""
+        raise NotImplementedError
+
+
+def check_share(name: str, share: float) -> None:
+    """Refuse a weight that is not between 0 and 1.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"`{name}` must lie between 0 and 1, got {share}.")

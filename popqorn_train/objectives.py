@@ -1,0 +1,312 @@
+"""Objectives for certified training, one function each.
+
+Every function returns an ``Objective``: call it as ``loss(model, inputs, target)``, read its terms
+with ``loss.parts(...)``, and let ``EpsilonSchedule`` ramp it. All take what may move as
+``CertifiedLoss`` does: ``epsilon``, ``p``, ``low``, ``high``, ``frames`` and ``scope``.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from popqorn_train.loss import CertifiedLoss, CrownIBPLoss
+from popqorn_train.methods import Method
+from popqorn_train.mixture import Mixture
+from popqorn_train.objective import Objective
+from popqorn_train.radius_loss import RadiusLoss
+from popqorn_train.region import Scope
+from popqorn_train.small_boxes import SmallBoxLoss
+
+
+def standard() -> CertifiedLoss:
+    """Cross entropy on clean inputs, to compare the others with."""
+    return CertifiedLoss(0.0, kappa=1.0)
+
+
+def pgd(
+    epsilon: float,
+    p: float = math.inf,
+    *,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    kappa: float = 0.0,
+    attack_steps: int = 5,
+) -> CertifiedLoss:
+    """Adversarial training: cross entropy where an attack ends.
+
+    For small epsilon and few frames, to be certified by backward bounds; intervals prove nothing
+    about it.
+
+    Args:
+        epsilon: see ``CertifiedLoss``; so are the others.
+        p: norm.
+        low: least value of an input.
+        high: greatest value of an input.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+        attack_steps: gradient steps of the attack.
+
+    Source:
+        Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+    """
+    return CertifiedLoss(
+        epsilon,
+        p,
+        low=low,
+        high=high,
+        frames=frames,
+        scope=scope,
+        kappa=kappa,
+        alpha=0.0,
+        attack_steps=attack_steps,
+    )
+
+
+def ibp(
+    epsilon: float,
+    p: float = math.inf,
+    *,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    kappa: float = 0.0,
+) -> CertifiedLoss:
+    """Interval bounds: the method to beat, and the one for many frames.
+
+    Args:
+        epsilon: see ``CertifiedLoss``; so are the others.
+        p: norm.
+        low: least value of an input.
+        high: greatest value of an input.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+
+    Source:
+        Gowal et al., "On the effectiveness of interval bound propagation for training verifiably
+        robust models", ICCV 2019.
+    """
+    return CertifiedLoss(
+        epsilon, p, low=low, high=high, frames=frames, scope=scope, kappa=kappa, method="ibp"
+    )
+
+
+def crown_ibp(
+    epsilon: float,
+    p: float = math.inf,
+    *,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    kappa: float = 0.0,
+    beta: float = 1.0,
+) -> CrownIBPLoss:
+    """Interval ranges and one backward pass, mixed with interval margins.
+
+    Starts from tighter margins than ``ibp``; ``EpsilonSchedule`` lowers beta to 0 over the ramp,
+    from where on it is ``ibp``.
+
+    Args:
+        epsilon: see ``CertifiedLoss``; so are those up to ``kappa``.
+        p: norm.
+        low: least value of an input.
+        high: greatest value of an input.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+        beta: weight of the linear margin against the interval margin, at the start of a ramp.
+
+    Source:
+        Zhang et al., "Towards stable and efficient training of verifiably robust neural
+        networks", ICLR 2020.
+    """
+    return CrownIBPLoss(
+        epsilon, p, low=low, high=high, frames=frames, scope=scope, kappa=kappa, beta=beta
+    )
+
+
+def mtl(
+    epsilon: float,
+    p: float = math.inf,
+    *,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    kappa: float = 0.0,
+    alpha: float = 0.5,
+    attack_steps: int = 5,
+) -> CertifiedLoss:
+    """Between ``ibp`` and ``pgd``: for small epsilon, and where ``ibp`` collapses.
+
+    Args:
+        epsilon: see ``CertifiedLoss``; so are the others.
+        p: norm.
+        low: least value of an input.
+        high: greatest value of an input.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+        alpha: weight of the bound against the attack.
+        attack_steps: gradient steps of the attack.
+
+    Source:
+        De Palma et al., "Expressive losses for verified robustness via convex combinations"
+        (MTL-IBP), ICLR 2024.
+    """
+    return CertifiedLoss(
+        epsilon,
+        p,
+        low=low,
+        high=high,
+        frames=frames,
+        scope=scope,
+        kappa=kappa,
+        alpha=alpha,
+        attack_steps=attack_steps,
+    )
+
+
+def sabr(
+    epsilon: float,
+    p: float = math.inf,
+    *,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    kappa: float = 0.0,
+    ratio: float = 0.7,
+    attack_steps: int = 5,
+) -> SmallBoxLoss:
+    """Interval bounds on a small ball around an adversarial point inside the ball.
+
+    Costs less clean accuracy than ``ibp``, and needs a stronger verifier in the end, the more so
+    the smaller the ratio.
+
+    Args:
+        epsilon: see ``CertifiedLoss``; so are those up to ``kappa``.
+        p: norm.
+        low: least value of an input.
+        high: greatest value of an input.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+        ratio: size of the small ball as a share of epsilon (the paper's lambda).
+        attack_steps: gradient steps of the attack.
+
+    Source:
+        Müller et al., "Certified training: small boxes are all you need", ICLR 2023.
+    """
+    return SmallBoxLoss(
+        epsilon,
+        p,
+        low=low,
+        high=high,
+        frames=frames,
+        scope=scope,
+        kappa=kappa,
+        ratio=ratio,
+        attack_steps=attack_steps,
+    )
+
+
+def popqorn(
+    epsilon: float,
+    p: float = math.inf,
+    *,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    kappa: float = 0.0,
+) -> CertifiedLoss:
+    """Full backward bounds, with closed-form planes: for short sequences and small models.
+
+    Args:
+        epsilon: see ``CertifiedLoss``; so are the others.
+        p: norm.
+        low: least value of an input.
+        high: greatest value of an input.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+
+    Source:
+        Ko et al., "POPQORN", ICML 2019.
+    """
+    return CertifiedLoss(
+        epsilon, p, low=low, high=high, frames=frames, scope=scope, kappa=kappa, method="popqorn"
+    )
+
+
+def radius(
+    epsilon: float,
+    p: float = math.inf,
+    *,
+    low: float | Tensor | None = None,
+    high: float | Tensor | None = None,
+    frames: Tensor | None = None,
+    scope: Scope = "frame",
+    kappa: float = 0.0,
+    method: str | Method = "ibp",
+    rtol: float = 1e-2,
+) -> RadiusLoss:
+    """Certified radii made larger, up to epsilon: each sample at the radius it has.
+
+    Args:
+        epsilon: radius that is enough.
+        p: see ``CertifiedLoss``; so are those up to ``kappa``.
+        low: least value of an input.
+        high: greatest value of an input.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+        method: bounding method.
+        rtol: relative precision of the radii.
+
+    Source:
+        Ding et al., "MMA training", ICLR 2020, with certified radii for attacked ones.
+    """
+    return RadiusLoss(
+        epsilon,
+        p,
+        low=low,
+        high=high,
+        frames=frames,
+        scope=scope,
+        kappa=kappa,
+        method=method,
+        rtol=rtol,
+    )
+
+
+def mixture(objectives: Sequence[Objective], weights: Sequence[float]) -> Mixture:
+    """A weighted sum of objectives, for example of two epsilons.
+
+    Args:
+        objectives: at least one.
+        weights: one each, not negative.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    return Mixture(objectives, weights)
+
+
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "standard": standard,
+    "pgd": pgd,
+    "ibp": ibp,
+    "crown-ibp": crown_ibp,
+    "mtl": mtl,
+    "sabr": sabr,
+    "popqorn": popqorn,
+    "radius": radius,
+}

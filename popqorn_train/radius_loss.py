@@ -1,0 +1,100 @@
+"""A loss that grows certified radii themselves, up to a target.
+
+    mean over the batch of   1 - min(radius, epsilon) / epsilon    where the radius is positive
+                             CE(clean)                             where it is 0
+
+Ding et al., "MMA training", ICLR 2020, do this with the distance that an attack finds; here it is
+the certified radius (Ko et al., "POPQORN", ICML 2019) with the gradient of the implicit function
+margin(radius) = 0.
+
+B: batch.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from popqorn_train.case import undisturbed
+from popqorn_train.loss import CertifiedLoss
+from popqorn_train.memory import Chunks
+from popqorn_train.methods import Method
+from popqorn_train.objective import Prepared
+from popqorn_train.question import Question
+from popqorn_train.radius import answer, check_search, with_gradient
+from popqorn_train.region import Scope
+
+
+class RadiusLoss(CertifiedLoss):
+    """Loss whose gradient raises certified radii that are below ``epsilon``.
+
+    Of its parts, ``bound`` is the loss above without the clean term, and ``certified`` the share
+    whose radius reaches epsilon. Where epsilon is 0 there is nothing to reach, and it is the cross
+    entropy.
+
+    Args:
+        epsilon: radius that is enough, in the units of the input.
+        p: see ``CertifiedLoss``; so are those up to ``kappa``.
+        low: least value of an input, or None.
+        high: greatest value, or None.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        method: bounding method.
+        kappa: weight of the clean term.
+        rtol: relative precision of the radii.
+
+    Raises:
+        ValueError, TypeError: an argument out of range.
+    """
+
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa")
+
+    def __init__(
+        self,
+        epsilon: float,
+        p: float = math.inf,
+        *,
+        low: float | Tensor | None = None,
+        high: float | Tensor | None = None,
+        frames: Tensor | None = None,
+        scope: Scope = "frame",
+        method: str | Method = "ibp",
+        kappa: float = 0.0,
+        rtol: float = 1e-2,
+    ) -> None:
+        if not isinstance(epsilon, int | float):
+            kind = type(epsilon).__name__
+            raise TypeError(f"`epsilon` must be one number for all samples, got {kind}.")
+        check_search(rtol, None, None)
+        super().__init__(
+            epsilon,
+            p,
+            low=low,
+            high=high,
+            frames=frames,
+            scope=scope,
+            method=method,
+            kappa=kappa,
+        )
+        self.rtol = rtol
+        self._chunks = Chunks()
+
+    def _worst(self, batch: Prepared) -> tuple[Tensor, Tensor]:
+        error = cross_entropy(batch.logits, batch.target, reduction="none")
+        if self.epsilon == 0:
+            return error.mean(), batch.zero()
+        radius = self._radius(batch)
+        lacking = 1 - radius / self.epsilon
+        reached = radius.detach() >= self.epsilon * (1 - 1e-6)  # but for rounding
+        return torch.where(radius > 0, lacking, error).mean(), reached.float().mean()
+
+    def _radius(self, batch: Prepared) -> Tensor:
+        """Certified radii ``(B,)`` up to epsilon, with gradients where they are wanted."""
+        target = batch.target.to(batch.case.center.device)
+        question = Question(batch.case, target, None, self.ball(0.0), self.method, self._chunks)
+        with undisturbed(batch.model):
+            with torch.no_grad():
+                found = answer(question, None, max_radius=self.epsilon, rtol=self.rtol)
+            return with_gradient(question, found) if torch.is_grad_enabled() else found.radius

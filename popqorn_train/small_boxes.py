@@ -1,0 +1,74 @@
+"""A certified loss on small balls inside the ball: SABR.
+
+    x' found by an attack with  ||x' - x||_p <= (1 - ratio) epsilon
+    bounded:                    ||z - x'||_p <= ratio epsilon,  so that  ||z - x||_p <= epsilon
+
+Müller et al., "Certified training: small boxes are all you need", ICLR 2023.
+
+B: batch, T: frames, N: features of a frame.
+"""
+
+import math
+from typing import ClassVar
+
+from torch import Tensor
+
+from popqorn_train.case import Case
+from popqorn_train.loss import CertifiedLoss
+from popqorn_train.objective import Prepared, check_share
+from popqorn_train.perturbation import LpBall
+from popqorn_train.region import Scope
+
+
+class SmallBoxLoss(CertifiedLoss):
+    """Certified loss on a part of the ball, around a point that an attack found.
+
+    Its parts speak of that part: ``certified`` is the share of small balls in which the class
+    cannot change, which proves nothing about the whole ball.
+
+    Args:
+        epsilon: see ``CertifiedLoss``; so are those up to ``kappa``.
+        p: norm.
+        low: least value of an input, or None.
+        high: greatest value, or None.
+        frames: mask of the frames that move.
+        scope: one ball a frame, or one for the sequence.
+        kappa: weight of the clean term.
+        ratio: size of the small ball as a share of epsilon, from 0 (an attack alone) to 1 (the
+            whole ball).
+        attack_steps: gradient steps of the attack.
+    """
+
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "ratio")
+
+    def __init__(
+        self,
+        epsilon: float,
+        p: float = math.inf,
+        *,
+        low: float | Tensor | None = None,
+        high: float | Tensor | None = None,
+        frames: Tensor | None = None,
+        scope: Scope = "frame",
+        kappa: float = 0.0,
+        ratio: float = 0.7,
+        attack_steps: int = 5,
+    ) -> None:
+        super().__init__(
+            epsilon,
+            p,
+            low=low,
+            high=high,
+            frames=frames,
+            scope=scope,
+            kappa=kappa,
+            attack_steps=attack_steps,
+        )
+        check_share("ratio", ratio)
+        self.ratio = ratio
+
+    def _region(self, batch: Prepared) -> tuple[Case, LpBall]:
+        case = batch.case
+        if self.ratio < 1:
+            case = case.shifted(self._found(batch, self.ball(1 - self.ratio)))
+        return case, self.ball(self.ratio)
