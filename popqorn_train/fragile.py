@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from popqorn_train.batches import Picked, on_device, unpack_pair, unpacked
 from popqorn_train.bound import BoundModel
+from popqorn_train.case import undisturbed
 from popqorn_train.examine import Examination, SampleRow
 from popqorn_train.frames import frame_radii
 from popqorn_train.named import named
@@ -94,13 +95,14 @@ def described(
     found: tuple[list[float], str],
     words: Vocabulary | None,
 ) -> FragileSample:
-    """Bring together radii, values and words of one sample; padding at its end is left out."""
+    """Bring together radii, values and words of one sample; frames it does not read are left out.
+
+    Raises:
+        ValueError: another number of words than tokens.
+    """
     radii, error = found
-    values = model.case(picked.inputs, check=False).center[0].cpu()
+    values, stop = _read_frames(model, picked)
     tokens = _tokens(picked.inputs, len(values))
-    stop = len(values)
-    while stop > 1 and tokens and tokens[stop - 1] == _padding(model):
-        stop -= 1
     names: tuple[str, ...] = ()
     if words is not None and tokens:
         names = tuple(str(word) for word in words(tokens[:stop]))
@@ -109,18 +111,27 @@ def described(
     return FragileSample(row, tuple(radii[:stop]), values[:stop], names, error)
 
 
+def _read_frames(model: BoundModel, picked: Picked) -> tuple[Tensor, int]:
+    """What moves ``(T, N)``, and how many frames there are up to the last one that matters.
+
+    Padding behind a sequence has no influence on the logits: their gradient is exactly 0 there.
+    """
+    with undisturbed(model.model), torch.backends.cudnn.flags(enabled=False):
+        case = model.case(picked.inputs, check=False)
+        with torch.enable_grad():
+            x = case.center.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(case.logits(x).square().sum(), x)
+    matter = gradient[0].abs().sum(-1).nonzero()[:, 0]
+    frames = case.center.shape[1]
+    return x.detach()[0].cpu(), int(matter.max()) + 1 if len(matter) else frames
+
+
 def _tokens(inputs: tuple[Any, ...], frames: int) -> list[int]:
     """The tokens of one sample; none where its input is not whole numbers."""
     for value in inputs:
         if isinstance(value, Tensor) and not value.is_floating_point() and value.numel() == frames:
             return value.flatten().tolist()
     return []
-
-
-def _padding(model: nn.Module) -> int | None:
-    """The token that the embedding calls padding."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
-    return layers[0].padding_idx if layers else None
 
 
 def vocabulary(name: str) -> Vocabulary:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from tests.problems import build, predicted, sequences
@@ -10,33 +11,19 @@ NASTY = "<script>alert('x')</script>"
 WORDS = ("<pad>", "what", "is", NASTY, "&amp;", "$x_2$", "dog", "?")
 
 
-class Embedded(nn.Module):
-    """Tokens, an embedding with padding, a GRU."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(len(WORDS), 4, padding_idx=0)
-        self.gru = nn.GRU(4, 5, batch_first=True)
-        self.head = nn.Linear(5, 2)
-
-    def forward(self, tokens, lengths):
-        states, _ = self.gru(self.embedding(tokens))
-        last = lengths.clamp(min=1)[:, None, None].expand(-1, 1, states.shape[2]) - 1
-        return self.head(states.gather(1, last)[:, 0])
-
-
 class Tokens(nn.Module):
-    """The same without lengths."""
+    """Tokens, an embedding, a packed GRU."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
-        self.embedding = nn.Embedding(len(WORDS), 4, padding_idx=0)
+        self.embedding = nn.Embedding(len(WORDS), 4)
         self.gru = nn.GRU(4, 5, batch_first=True)
         self.head = nn.Linear(5, 2)
 
-    def forward(self, tokens):
-        return self.head(self.gru(self.embedding(tokens))[0][:, -1])
+    def forward(self, tokens, lengths):
+        packed = pack_padded_sequence(self.embedding(tokens), lengths, True, enforce_sorted=False)
+        return self.head(self.gru(packed)[1][-1])
 
 
 def net():
@@ -99,8 +86,10 @@ def empty():
 
 
 def questions():
-    tokens = torch.tensor([[1, 2, 3, 6, 7, 0], [1, 2, 4, 5, 7, 0], [6, 5, 4, 3, 2, 1]])
-    return tokens, predicted(Tokens(), tokens)
+    tokens = torch.tensor([[1, 2, 3, 6, 7, 0], [1, 2, 4, 5, 0, 0], [6, 5, 4, 3, 2, 1]])
+    inputs = tokens, torch.tensor([5, 4, 6])
+    with torch.no_grad():
+        return inputs, Tokens()(*inputs).argmax(1)
 
 
 def spelled(tokens):

@@ -46,7 +46,7 @@ def test_frames_of_chosen_samples_are_those_of_frame_radii():
         assert min(shown.radii) >= row.radius * 0.98  # one frame alone can move at least as far
 
 
-def test_words_name_the_tokens_and_padding_at_the_end_is_left_out():
+def test_words_name_the_tokens_and_padding_behind_them_is_left_out():
     model = bound(subjects.Tokens())
     rows = certify_loader(model, [subjects.questions()], p=2, progress=False)
     shown = {}
