@@ -110,7 +110,11 @@ def mnist_net(data: MNISTFrames, cell: str, hidden: int, config: Any, folder: Pa
 def targeted(
     net: RecurrentNet, data: MNISTFrames, images: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first rightly classified test images, their labels, and one other class each."""
+    """The first rightly classified test images, their labels, and one other class each.
+
+    Raises:
+        ValueError: there is none.
+    """
     found, labels = [], []
     with torch.no_grad():
         for x, y in data.test_dataloader():
@@ -120,6 +124,8 @@ def targeted(
             if sum(map(len, labels)) >= images:
                 break
     x, y = torch.cat(found)[:images], torch.cat(labels)[:images]
+    if not len(y):
+        raise ValueError("no test image is classified rightly; raise `epochs`.")
     other = torch.randint(1, 10, (len(y),), generator=torch.Generator().manual_seed(seed))
     return x, y, (y + other) % 10
 

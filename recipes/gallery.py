@@ -1,8 +1,8 @@
 """Every kind of figure, drawn small for ``docs/gallery.md``: ``make gallery``.
 
-Digits come from the recipe ``digits`` (trained first if need be), words, rows and targets from the
-experiments of this folder, as far as they were run: ``--experiments`` names the folder of their
-results. What is missing is said, and its picture left as it is.
+Digits come from a run of the recipe ``digits`` over 30 epochs (trained first if need be), words,
+planes and targets from the experiments of this folder, as far as they were run: ``--experiments``
+names the folder of their results. What is missing is said, and its picture left as it is.
 """
 
 import argparse
@@ -33,11 +33,12 @@ from popqorn_train.recipes.data_digits import Digits
 from popqorn_train.recipes.digits import MODELS, Config
 from popqorn_train.recipes.digits import run as run_digits
 from popqorn_train.recipes.experiment_words import UNIT
-from popqorn_train.recipes.networks import RecurrentNet
+from popqorn_train.recipes.networks import load_net
 
 _PIXELS = "l_inf, pixels in [0, 1]"
 _ROW = "certified radius of the row alone (l_2)"
 _IMAGES = 10
+_EPOCHS = 30
 LARGEST = 150_000  # bytes of a picture
 
 Figure = tuple[Any, Any]
@@ -59,7 +60,7 @@ def draw_gallery(
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    for name, draw in {**_of_digits(digits, images), **_of_experiments(experiments)}.items():
+    for name, draw in {**_of_digits(digits, images), **of_experiments(experiments)}.items():
         path = folder / f"{name}.png"
         figure = draw()[0]
         figure.savefig(path, dpi=90)
@@ -71,7 +72,7 @@ def draw_gallery(
 
 def _of_digits(folder: Path, images: int) -> dict[str, Callable[[], Figure]]:
     if not (folder / "radii.csv").is_file():
-        run_digits(Config(folder=folder))
+        run_digits(Config(epochs=_EPOCHS, folder=folder))
     radii, labels = _radii(folder)
     label = f"certified radius ({_PIXELS})"
     certified = folder / "certified"
@@ -124,15 +125,13 @@ def _row_radii(folder: Path, images: int) -> dict[str, Tensor]:
     x, y = _images(images)
     found = {}
     for name in MODELS:
-        state = torch.load(folder / f"{name}.ckpt", weights_only=True)["state_dict"]
-        own = {key.removeprefix("net."): value for key, value in state.items() if "net." in key}
-        net = RecurrentNet(8, own["head.weight"].shape[1], 10)
-        net.load_state_dict(own)
+        net = load_net(folder / f"{name}.ckpt")
         found[f"{name} training"] = frame_radii(net, x, y, p=2, low=0.0, high=1.0, rtol=1e-2)
     return found
 
 
-def _of_experiments(folder: Path) -> dict[str, Callable[[], Figure]]:
+def of_experiments(folder: Path) -> dict[str, Callable[[], Figure]]:
+    """Figures of what the experiments left, by name; what is missing is said."""
     readers: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
         "words": ("trec.json", _words),
         "planes": ("planes.json", experiment_planes.draw),
@@ -167,7 +166,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Draw the pictures of docs/gallery.md.")
     parser.add_argument("--folder", type=Path, default=Path("docs/gallery"))
-    parser.add_argument("--digits", type=Path, default=Config.folder)
+    parser.add_argument("--digits", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--experiments", type=Path, default=Path("runs/experiments"))
     prepare()
     given = parser.parse_args()
