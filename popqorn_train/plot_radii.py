@@ -152,7 +152,7 @@ def draw_radius_by_frame(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no radii, or none that is positive.
+        ValueError: no radii.
     """
     figure, ax = axis_of(ax)
     top, at_top = 0.0, 0
@@ -162,7 +162,8 @@ def draw_radius_by_frame(
         at_top += int((found > top * (1 - 1e-6)).sum())
         found = found[(found > 0).any(1)]
         if not len(found):
-            raise ValueError(f"`radii` of {name!r} must have a positive one in some sample.")
+            ax.plot([], [], color=color_of(index), label=f"{literal(name)}: nothing proved")
+            continue
         low, middle, high = np.nanquantile(found, (0.25, 0.5, 0.75), axis=0)
         frames, color = np.arange(1, found.shape[1] + 1), color_of(index)
         ax.fill_between(frames, low, high, color=color, alpha=0.15, lw=0)

@@ -236,7 +236,7 @@ def _summary(samples: list[dict[str, Any]], data: TextData) -> dict[str, Any]:
             mean_of([rank_trend(row) for row in radii])
         ),
         "most_fragile_words": dict(fragile.most_common(_OFTEN)),
-        "classes": _classes(right, radii, data),
+        "by_class": _classes(right, radii, data),
     }
 
 

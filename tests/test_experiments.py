@@ -111,7 +111,7 @@ def test_every_word_has_its_radius_in_every_network(data, tmp_path, kind, name):
         expected = frame_radii(load_net(tmp_path / f"{cell}.ckpt"), inputs, label, p=2)[0]
         assert first["radii"] == pytest.approx(expected.tolist(), rel=2e-2)
         assert model["sentences"] == 2
-        assert sum(one["sentences"] for one in model["classes"].values()) == model["right"]
+        assert sum(one["sentences"] for one in model["by_class"].values()) == model["right"]
     page = (tmp_path / f"{kind}_words.html").read_text()
     assert page.count('class="sentence"') == 2 * 2 + 2 * 2
     assert (tmp_path / f"{kind}_words.png").stat().st_size > 5000
@@ -162,11 +162,9 @@ def test_proof_estimate_and_attack_stand_beside_one_another_and_are_never_mixed(
 
 
 def test_the_gallery_draws_small_pictures_that_its_page_shows(tmp_path, data):
-    config = digits.Config(
-        epochs=3, every_n_epochs=2, hidden=8, attack_steps=1, test_images=12, folder=tmp_path / "d"
-    )
+    config = digits.Config(epochs=1, hidden=8, attack_steps=1, test_images=8, folder=tmp_path / "d")
     digits.run(config, accelerator="cpu", enable_progress_bar=False)
-    drawn = gallery.draw_gallery(tmp_path / "out", tmp_path / "d", tmp_path, images=4)
+    drawn = gallery.draw_gallery(tmp_path / "out", tmp_path / "d", tmp_path, images=3)
     assert set(drawn) == {
         "epochs",
         "histogram",

@@ -46,6 +46,12 @@ def test_the_line_of_frames_is_the_median_of_the_samples_that_are_right():
     assert ax.get_ylim()[0] == 0
 
 
+def test_a_model_for_which_nothing_is_proved_is_named_without_a_line():
+    _, ax = draw_radius_by_frame({"a": np.ones((2, 3)), "b": np.zeros((2, 3))})
+    assert legend(ax)[:2] == ["a: median of 2 samples", "b: nothing proved"]
+    assert [len(line.get_xdata()) for line in ax.lines[:2]] == [3, 0]
+
+
 @pytest.mark.parametrize(
     ("draw", "arguments", "message"),
     [
@@ -54,7 +60,6 @@ def test_the_line_of_frames_is_the_median_of_the_samples_that_are_right():
         (draw_radius_histogram, [{"a": [-1.0]}], "must not be negative"),
         (draw_radius_histogram, [{str(n): [1.0] for n in range(9)}], "at most 8 models"),
         (draw_radii_by_class, [[0.1], [1, 2]], "`labels` must be one a radius"),
-        (draw_radius_by_frame, [{"a": np.zeros((2, 3))}], "must have a positive one"),
         (draw_radius_by_frame, [{"a": [0.1]}], "2 axes"),
     ],
 )
