@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from popqorn_train import callbacks
 from popqorn_train.recipes.classifier import RobustClassifier
-from popqorn_train.recipes.cli import TRAINING, configs
+from popqorn_train.recipes.cli import configs
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data_digits import Digits
 from popqorn_train.recipes.data_generated import Generated
@@ -81,7 +81,7 @@ class RecipeCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=_Parser,
-            parser_kwargs={name: {"prog": f"popqorn-train {name}"} for name in TRAINING},
+            parser_kwargs={"prog": "popqorn-train"},
             args=_with_packaged(arguments),
         )
 
@@ -255,11 +255,10 @@ def _own_words(error: BaseException) -> str:
 
 
 def _last_checkpoint(folder: Path) -> ModelCheckpoint:
-    """The newest weights as ``last.ckpt``, after every epoch."""
+    """The newest weights as ``checkpoints/last.ckpt``, after every epoch."""
     return ModelCheckpoint(
-        folder,
+        folder / "checkpoints",
         filename="last",
-        save_top_k=1,
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
