@@ -7,51 +7,29 @@ of a loss, of a callback or of Lightning's Trainer.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 
-from popqorn_train import callbacks
+from popqorn_train.recipes.arguments import (
+    ConfigurationError,
+    Parser,
+    own_words,
+    with_packaged,
+)
 from popqorn_train.recipes.classifier import RobustClassifier
-from popqorn_train.recipes.cli import configs
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_digits import Digits
-from popqorn_train.recipes.data_generated import Generated
-from popqorn_train.recipes.data_japanese_vowels import JapaneseVowels
-from popqorn_train.recipes.data_mnist_frames import MNISTFrames
-from popqorn_train.recipes.data_news_titles import NewsTitles
-from popqorn_train.recipes.data_trec import TREC
 from popqorn_train.recipes.evaluate import Evaluation, EvaluationSettings, evaluate, seconds_used
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 from popqorn_train.recipes.sequences import SequenceData
 from popqorn_train.recipes.text import TextData
 
 __all__ = ["ConfigurationError", "RecipeCLI", "run", "start"]
-
-# Names that may stand in a configuration without their module.
-_BY_NAME = (
-    *(getattr(callbacks, name) for name in callbacks.__all__),
-    *(ModelCheckpoint, CSVLogger, TensorBoardLogger, WandbLogger),
-    *(Digits, Generated, JapaneseVowels, MNISTFrames, NewsTitles, TREC),
-)
-_WRAPPED = ("Does not validate against", "Problem with given class_path")
-
-
-class ConfigurationError(ValueError):
-    """A configuration that can be read, but of which nothing can be made."""
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong without listing every option."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse the arguments."""
-        raise ConfigurationError(message.strip()) from ex
 
 
 class RecipeCLI(LightningCLI):
@@ -80,9 +58,9 @@ class RecipeCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_class=_Parser,
+            parser_class=Parser,
             parser_kwargs={"prog": "popqorn-train"},
-            args=_with_packaged(arguments),
+            args=with_packaged(arguments),
         )
 
     @staticmethod
@@ -123,7 +101,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, OSError, ImportError) as error:
-            raise ConfigurationError(_own_words(error)) from error
+            raise ConfigurationError(own_words(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """With a logger and a checkpoint in the folder, unless the configuration has others."""
@@ -247,13 +225,6 @@ class RecipeCLI(LightningCLI):
         )
 
 
-def _own_words(error: BaseException) -> str:
-    """What a class said, without what jsonargparse wraps around it."""
-    while str(error).startswith(_WRAPPED) and error.__cause__ is not None:
-        error = error.__cause__
-    return str(error)
-
-
 def _last_checkpoint(folder: Path) -> ModelCheckpoint:
     """The newest weights as ``checkpoints/last.ckpt``, after every epoch."""
     return ModelCheckpoint(
@@ -262,35 +233,6 @@ def _last_checkpoint(folder: Path) -> ModelCheckpoint:
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-
-
-def _with_packaged(arguments: Sequence[str]) -> list[str]:
-    """Replace names of packaged configurations by their files.
-
-    Raises:
-        ConfigurationError: neither a file nor such a name.
-    """
-    given = list(arguments)
-    for at, argument in enumerate(given):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        if equals:
-            given[at] = f"{option}={_config_file(value)}"
-        elif at + 1 < len(given):
-            given[at + 1] = _config_file(given[at + 1])
-    return given
-
-
-def _config_file(value: str) -> str:
-    if Path(value).is_file():
-        return value
-    packaged = configs()
-    if value not in packaged:
-        raise ConfigurationError(
-            f"--config must be a file or one of {', '.join(packaged)}, got {value!r}."
-        )
-    return str(packaged[value])
 
 
 def run(
