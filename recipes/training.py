@@ -77,7 +77,7 @@ class RecipeCLI(LightningCLI):
             type=int | None,
             default=None,
             help="of the same network trained by cross entropy, to compare; null: as many as the "
-            "certified one, 0: leave it out",
+            "certified one, 0: leave it out, as over several processes",
         )
         parser.add_class_arguments(EvaluationSettings, "evaluation")
         parser.link_arguments("folder", "trainer.default_root_dir", compute_fn=str)
@@ -144,13 +144,29 @@ class RecipeCLI(LightningCLI):
     def after_fit(self) -> None:
         """Certify and attack, train what it is compared with, and report."""
         seconds = seconds_used(self._device) - self._started
-        if self.trainer.interrupted or not self.trainer.is_global_zero:
+        trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if trial or self.trainer.interrupted or not self.trainer.is_global_zero:
             return
         name = "standard" if self.model.loss is None else "certified"
         self._evaluate(name, seconds)
-        if name == "certified":
+        if name == "certified" and self.trainer.world_size == 1:  # the others have left
             self._compare()
         self._report(self.folder)
+
+    def before_validate(self) -> None:
+        """Refuse to watch weights that were never trained."""
+        self._check_checkpoint()
+
+    def before_test(self) -> None:
+        """Refuse to certify weights that were never trained."""
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        if self._get(self.config, "ckpt_path") is None:
+            raise ConfigurationError(
+                f"--ckpt_path must name the checkpoint to {self.subcommand}, for example "
+                f"{self.folder / 'checkpoints' / 'last.ckpt'}."
+            )
 
     def after_test(self) -> None:
         """Certify and attack; the results lie in the folder ``test``."""
@@ -193,11 +209,13 @@ class RecipeCLI(LightningCLI):
             "ckpt_path": "null",
             "folder": str(self.folder / "standard"),
         }
+        own = {"callbacks", "logger"} | ({"max_epochs"} if epochs is not None else set())
+        options = {name: value for name, value in self._trainer_options.items() if name not in own}
         if epochs is not None:
             changes["trainer.max_epochs"] = str(epochs)
         saved = str(self.folder / "config.yaml")
         arguments = [f"--{name}={value}" for name, value in changes.items()]
-        other = RecipeCLI(["fit", "--config", saved, *arguments], **self._trainer_options)
+        other = RecipeCLI(["fit", "--config", saved, *arguments], **options)
         self.evaluations |= other.evaluations
         self.models |= other.models
 

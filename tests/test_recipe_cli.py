@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from popqorn_train import certified_radius
+from popqorn_train.callbacks import EpsilonSchedule
 from popqorn_train.recipes.cli import TRAINING, configs, main
 from popqorn_train.recipes.networks import load_net
 from popqorn_train.recipes.training import ConfigurationError, run
@@ -126,6 +127,17 @@ def test_a_checkpoint_is_tested_validated_and_loaded(tmp_path, capsys):
     assert certified_radius(net, x, net(x).argmax(1), method="ibp").min() > 0
 
 
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_untrained_weights_are_not_certified(tmp_path, capsys, command):
+    assert main([command, "--config", "generated", f"--folder={tmp_path}"]) == 2
+    assert f"--ckpt_path must name the checkpoint to {command}" in capsys.readouterr().err
+
+
+def test_a_trial_of_one_batch_reports_nothing(tmp_path):
+    assert fit(tmp_path, "--trainer.fast_dev_run=true") == 0
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_callbacks_loggers_and_objectives_are_named_shortly(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     more = [
@@ -203,9 +215,13 @@ def test_python_raises_what_the_command_says():
 
 
 def test_python_runs_a_recipe_with_options_of_its_own(tmp_path):
-    found = run("generated", [*QUICK, ALONE, f"--folder={tmp_path}"], max_epochs=1)
-    assert set(found) == {"certified"}
-    assert torch.load(checkpoint(tmp_path), weights_only=True)["epoch"] == 0
+    epochs = {"certified": 1, "standard": 2}
+    arguments = [*QUICK, f"--folder={tmp_path}", "--standard_epochs=2"]
+    found = run("generated", arguments, max_epochs=1, callbacks=[EpsilonSchedule()])
+    assert set(found) == set(epochs)
+    for name, count in epochs.items():
+        folder = tmp_path if name == "certified" else tmp_path / name
+        assert torch.load(checkpoint(folder), weights_only=True)["epoch"] == count - 1
 
 
 @pytest.mark.parametrize("name", configs())
