@@ -195,7 +195,7 @@ REFUSED = {
     "no data": (["--data=TREC", "--data.path=/nowhere"], "TREC was not found in '/nowhere': put"),
     "too little": (["--data.samples=2"], "`samples` must be at least 5, got 2."),
     "falling": (["--evaluation.epsilons=[0.2, 0.1]"], "`epsilons` must be positive and"),
-    "eye": (["--model.net.cell=rnn", "--model.net.init=eye"], "`init` 'eye' is for"),
+    "eye": (["--model.net.cell=rnn", "--model.net.init=eye"], "'eye' is for gated cells"),
 }
 
 
