@@ -7,6 +7,7 @@ from popqorn_train.certificate import Certificate, certify, logit_bounds
 from popqorn_train.empirical import empirical_radius
 from popqorn_train.examine import SampleRow, Status
 from popqorn_train.frames import frame_radii
+from popqorn_train.initialisation import certifiable_init_
 from popqorn_train.loader import certify_loader
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
@@ -35,6 +36,7 @@ __all__ = [
     "Substitutions",
     "UnsupportedModelError",
     "bound",
+    "certifiable_init_",
     "certified_budget",
     "certified_radius",
     "certify",

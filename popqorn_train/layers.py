@@ -212,5 +212,6 @@ def _cell_module(
     if isinstance(layer, nn.GRUCell):
         state = _without_none(lifter, layer, state)
     found = _parameters(lifter, step, layer, "")
-    state = step_of(_kind(layer))(project(x, found.w_ih, found.bias), state, found.step)
-    return tuple(state) if lstm else state.h
+    new = step_of(_kind(layer))(project(x, found.w_ih, found.bias), state, found.step)
+    new.after(state)
+    return tuple(new) if lstm else new.h

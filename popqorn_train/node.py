@@ -33,10 +33,13 @@ class Node:
             single coordinates).
         mirrors: whether it is minus its input.
         time: the last frame it depends on; -1 if on none.
+        state: ``"h"`` or ``"c"`` of a recurrent layer, and after how many earlier steps; None for
+            everything else.
     """
 
     exact = False
     mirrors = False
+    state: tuple[str, int] | None = None
 
     def __init__(self, inputs: Iterable["Node"], shape: Iterable[int], batch_axis: int = 0) -> None:
         self.inputs = tuple(inputs)

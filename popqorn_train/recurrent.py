@@ -46,6 +46,15 @@ class State(NamedTuple):
     h: Node | None
     c: Node | None = None
 
+    def after(self, before: "State") -> "State":
+        """The same, marked as the state that follows another one; see ``Node.state``."""
+        known = before.h.state if before.h is not None else None
+        step = 0 if known is None else known[1] + 1
+        for name, node in zip(self._fields, self, strict=True):
+            if node is not None:
+                node.state = name, step
+        return self
+
 
 def project(h: Node, weight: Tensor, bias: Tensor | None = None) -> Node:
     """``W h + b``, worked out at once where h does not move."""
@@ -137,6 +146,6 @@ def unroll(
     places = range(len(inputs))
     for t in reversed(places) if reverse else places:
         new, there = step(inputs[t], state, weights), valid[t]
-        state = new if there is None else _held(new, state, there)
+        state = (new if there is None else _held(new, state, there)).after(state)
         hidden[t] = cast(Node, state.h)
     return [hidden[t] for t in places], state

@@ -7,19 +7,19 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from popqorn_train import CertifiedLoss
 from popqorn_train.bound import Inputs, as_tuple
+from popqorn_train.objective import Objective
 from popqorn_train.recipes.networks import RecurrentNet
 
 Batch = tuple[Inputs, Tensor]
 
 
 class RobustClassifier(pl.LightningModule):
-    """Train a network by a certified loss, or by cross entropy where there is none.
+    """Train a network by an objective, or by cross entropy where there is none.
 
     Args:
         net: returns logits.
-        loss: certified loss; None for standard training.
+        loss: objective, see objectives.py; None for cross entropy.
         learning_rate: of Adam, at the start.
         weight_decay: of Adam, on all weights that train.
     """
@@ -27,7 +27,7 @@ class RobustClassifier(pl.LightningModule):
     def __init__(
         self,
         net: RecurrentNet,
-        loss: CertifiedLoss | None = None,
+        loss: Objective | None = None,
         learning_rate: float = 5e-3,
         *,
         weight_decay: float = 0.0,

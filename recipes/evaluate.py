@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Subset
 
 from popqorn_train import LpBall, certify_loader
 from popqorn_train.attack import attack
-from popqorn_train.batches import unpack_pair, unpacked
 from popqorn_train.bound import as_tuple
 from popqorn_train.certification import count_certified, lower_quantile
 from popqorn_train.plots import AccuracyCurve
@@ -26,6 +25,7 @@ from popqorn_train.progress import shown
 
 Loader = DataLoader[Any]
 _RTOL = 1e-3  # of the radii
+_CHUNK = 50  # samples certified at once; more would not fit the cache
 
 
 @dataclass(frozen=True)
@@ -189,22 +189,28 @@ def _device(net: nn.Module) -> torch.device:
     return next(net.parameters()).device
 
 
-def _part(loader: Loader, index: Sequence[int]) -> Loader:
-    part = Subset(loader.dataset, index)
-    return DataLoader(part, loader.batch_size, collate_fn=loader.collate_fn)
+def _part(loader: Loader, positions: Sequence[int]) -> Loader:
+    """Some samples, in this order."""
+    part = Subset(loader.dataset, positions)
+    return DataLoader(part, _CHUNK, collate_fn=loader.collate_fn)
+
+
+def _by_length(loader: Loader, positions: Sequence[int]) -> list[int]:
+    """The same positions, short sequences first, so that little is spent on padding."""
+    return sorted(positions, key=lambda position: len(loader.dataset[position][0]))
 
 
 def _certified(
     net: nn.Module,
     loader: Loader,
     method: str,
-    index: Sequence[int],
+    positions: Sequence[int],
     settings: EvaluationSettings,
 ) -> Evaluation:
-    started = seconds_used(_device(net))
+    started, ordered = seconds_used(_device(net)), _by_length(loader, positions)
     rows = certify_loader(
         net,
-        _part(loader, index),
+        _part(loader, ordered),
         p=settings.p,
         low=settings.low,
         high=settings.high,
@@ -212,13 +218,15 @@ def _certified(
         rtol=_RTOL,
         on_error="raise",
     )
-    columns = [[row.label, row.prediction, row.radius, row.capped] for row in rows]
-    labels, predictions, radii, capped = (
-        torch.tensor(column) for column in zip(*columns, strict=True)
-    )
+    found = dict(zip(ordered, rows, strict=True))
+    columns = [
+        (row.label, row.prediction, row.radius, row.capped)
+        for row in (found[position] for position in positions)
+    ]
+    labels, predictions, radii, capped = map(torch.tensor, zip(*columns, strict=True))
     return Evaluation(
         method,
-        torch.tensor(index),
+        torch.tensor(positions),
         labels,
         predictions,
         radii.double(),
@@ -242,8 +250,7 @@ def _attacked(
     ]
     standing = []
     for batch in _part(loader, chosen.tolist()):
-        inputs, labels = unpacked(unpack_pair, batch)
-        inputs, labels = tuple(x.to(device) for x in as_tuple(inputs)), labels.to(device)
+        inputs, labels = tuple(x.to(device) for x in as_tuple(batch[0])), batch[1].to(device)
         margins = [
             attack(
                 net,

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from popqorn_train.initialisation import certifiable_init_
+
 Cell = Literal["rnn", "relu-rnn", "lstm", "gru"]
-Init = Literal["default", "eye"]
+Init = Literal["default", "eye", "ibp-normal"]
 
 
 class RecurrentNet(nn.Module):
@@ -24,11 +26,10 @@ class RecurrentNet(nn.Module):
         cell: kind of the recurrent layer.
         frame_units: of a linear layer with tanh before it; None leaves it out.
         words: of the vocabulary, where frames are tokens; None where they are vectors.
-        init: of the recurrent weights; ``"eye"`` makes the candidate block the identity and the
-            others small, which keeps intervals narrow over many frames (gated cells only).
+        init: of the recurrent layer: that of ``torch.nn``, or a kind of ``certifiable_init_``.
 
     Raises:
-        ValueError: ``"eye"`` for a cell without gates.
+        ValueError: as ``certifiable_init_``.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class RecurrentNet(nn.Module):
         self.frame = nn.Identity() if frame_units is None else _frame_layer(features, frame_units)
         self.recurrent = _recurrent(cell, frame_units or features, hidden)
         self.head = nn.Linear(hidden, classes)
-        if init == "eye":
-            _make_eye(self.recurrent, cell)
+        if init != "default":
+            certifiable_init_(self.recurrent, init)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits ``(B, C)``.
@@ -108,19 +109,6 @@ def _recurrent(cell: Cell, features: int, hidden: int) -> nn.RNN | nn.LSTM | nn.
         return nn.LSTM(features, hidden, batch_first=True)
     nonlinearity = "relu" if cell == "relu-rnn" else "tanh"
     return nn.RNN(features, hidden, nonlinearity=nonlinearity, batch_first=True)
-
-
-def _make_eye(layer: nn.RNN | nn.LSTM | nn.GRU, cell: Cell) -> None:
-    """The identity for the candidate; gates nearly ignore the state."""
-    if cell not in ("gru", "lstm"):
-        raise ValueError(f"`init` 'eye' is for 'gru' and 'lstm', got the cell {cell!r}.")
-    hidden = layer.hidden_size
-    weight = layer.get_parameter("weight_hh_l0")
-    with torch.no_grad():
-        weight.mul_(0.1)
-        weight[2 * hidden : 3 * hidden] = torch.eye(hidden)
-        if cell == "lstm":
-            layer.get_parameter("bias_hh_l0")[hidden : 2 * hidden] = 1.0
 
 
 def load_net(path: str | Path) -> RecurrentNet:

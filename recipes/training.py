@@ -7,51 +7,29 @@ of a loss, of a callback or of Lightning's Trainer.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 
-from popqorn_train import callbacks
+from popqorn_train.recipes.arguments import (
+    ConfigurationError,
+    Parser,
+    own_words,
+    with_packaged,
+)
 from popqorn_train.recipes.classifier import RobustClassifier
-from popqorn_train.recipes.cli import TRAINING, configs
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_digits import Digits
-from popqorn_train.recipes.data_generated import Generated
-from popqorn_train.recipes.data_japanese_vowels import JapaneseVowels
-from popqorn_train.recipes.data_mnist_frames import MNISTFrames
-from popqorn_train.recipes.data_news_titles import NewsTitles
-from popqorn_train.recipes.data_trec import TREC
 from popqorn_train.recipes.evaluate import Evaluation, EvaluationSettings, evaluate, seconds_used
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 from popqorn_train.recipes.sequences import SequenceData
 from popqorn_train.recipes.text import TextData
 
 __all__ = ["ConfigurationError", "RecipeCLI", "run", "start"]
-
-# Names that may stand in a configuration without their module.
-_BY_NAME = (
-    *(getattr(callbacks, name) for name in callbacks.__all__),
-    *(ModelCheckpoint, CSVLogger, TensorBoardLogger, WandbLogger),
-    *(Digits, Generated, JapaneseVowels, MNISTFrames, NewsTitles, TREC),
-)
-_WRAPPED = ("Does not validate against", "Problem with given class_path")
-
-
-class ConfigurationError(ValueError):
-    """A configuration that can be read, but of which nothing can be made."""
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong without listing every option."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse the arguments."""
-        raise ConfigurationError(message.strip()) from ex
 
 
 class RecipeCLI(LightningCLI):
@@ -80,9 +58,9 @@ class RecipeCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_class=_Parser,
-            parser_kwargs={name: {"prog": f"popqorn-train {name}"} for name in TRAINING},
-            args=_with_packaged(arguments),
+            parser_class=Parser,
+            parser_kwargs={"prog": "popqorn-train"},
+            args=with_packaged(arguments),
         )
 
     @staticmethod
@@ -99,7 +77,7 @@ class RecipeCLI(LightningCLI):
             type=int | None,
             default=None,
             help="of the same network trained by cross entropy, to compare; null: as many as the "
-            "certified one, 0: leave it out",
+            "certified one, 0: leave it out, as over several processes",
         )
         parser.add_class_arguments(EvaluationSettings, "evaluation")
         parser.link_arguments("folder", "trainer.default_root_dir", compute_fn=str)
@@ -123,7 +101,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, OSError, ImportError) as error:
-            raise ConfigurationError(_own_words(error)) from error
+            raise ConfigurationError(own_words(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """With a logger and a checkpoint in the folder, unless the configuration has others."""
@@ -166,13 +144,29 @@ class RecipeCLI(LightningCLI):
     def after_fit(self) -> None:
         """Certify and attack, train what it is compared with, and report."""
         seconds = seconds_used(self._device) - self._started
-        if self.trainer.interrupted or not self.trainer.is_global_zero:
+        trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if trial or self.trainer.interrupted or not self.trainer.is_global_zero:
             return
         name = "standard" if self.model.loss is None else "certified"
         self._evaluate(name, seconds)
-        if name == "certified":
+        if name == "certified" and self.trainer.world_size == 1:  # the others have left
             self._compare()
         self._report(self.folder)
+
+    def before_validate(self) -> None:
+        """Refuse to watch weights that were never trained."""
+        self._check_checkpoint()
+
+    def before_test(self) -> None:
+        """Refuse to certify weights that were never trained."""
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        if self._get(self.config, "ckpt_path") is None:
+            raise ConfigurationError(
+                f"--ckpt_path must name the checkpoint to {self.subcommand}, for example "
+                f"{self.folder / 'checkpoints' / 'last.ckpt'}."
+            )
 
     def after_test(self) -> None:
         """Certify and attack; the results lie in the folder ``test``."""
@@ -215,11 +209,13 @@ class RecipeCLI(LightningCLI):
             "ckpt_path": "null",
             "folder": str(self.folder / "standard"),
         }
+        own = {"callbacks", "logger"} | ({"max_epochs"} if epochs is not None else set())
+        options = {name: value for name, value in self._trainer_options.items() if name not in own}
         if epochs is not None:
             changes["trainer.max_epochs"] = str(epochs)
         saved = str(self.folder / "config.yaml")
         arguments = [f"--{name}={value}" for name, value in changes.items()]
-        other = RecipeCLI(["fit", "--config", saved, *arguments], **self._trainer_options)
+        other = RecipeCLI(["fit", "--config", saved, *arguments], **options)
         self.evaluations |= other.evaluations
         self.models |= other.models
 
@@ -247,51 +243,14 @@ class RecipeCLI(LightningCLI):
         )
 
 
-def _own_words(error: BaseException) -> str:
-    """What a class said, without what jsonargparse wraps around it."""
-    while str(error).startswith(_WRAPPED) and error.__cause__ is not None:
-        error = error.__cause__
-    return str(error)
-
-
 def _last_checkpoint(folder: Path) -> ModelCheckpoint:
-    """The newest weights as ``last.ckpt``, after every epoch."""
+    """The newest weights as ``checkpoints/last.ckpt``, after every epoch."""
     return ModelCheckpoint(
-        folder,
+        folder / "checkpoints",
         filename="last",
-        save_top_k=1,
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-
-
-def _with_packaged(arguments: Sequence[str]) -> list[str]:
-    """Replace names of packaged configurations by their files.
-
-    Raises:
-        ConfigurationError: neither a file nor such a name.
-    """
-    given = list(arguments)
-    for at, argument in enumerate(given):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        if equals:
-            given[at] = f"{option}={_config_file(value)}"
-        elif at + 1 < len(given):
-            given[at + 1] = _config_file(given[at + 1])
-    return given
-
-
-def _config_file(value: str) -> str:
-    if Path(value).is_file():
-        return value
-    packaged = configs()
-    if value not in packaged:
-        raise ConfigurationError(
-            f"--config must be a file or one of {', '.join(packaged)}, got {value!r}."
-        )
-    return str(packaged[value])
 
 
 def run(

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
+from popqorn_train.recipes.cli import configs
 from tests.fitting import Classifier, fit
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -69,6 +70,21 @@ def test_the_chart_is_drawn_in_the_lines_shown(tmp_path, monkeypatch):
     fit(monitor, epochs=1)
     exec(block("draw_certifications"), {"monitor": monitor})
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_a_recipe_is_run_in_the_lines_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block("load_net"), names)
+    assert isinstance(names["net"], torch.nn.Module)
+    certified, standard = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert 0 <= certified <= 1
+    assert 0 <= standard <= 1
+
+
+def test_the_recipes_named_are_those_that_come_with_the_package():
+    section = README.read_text().split("## Train a certified model")[1].split("\n## ")[0]
+    assert all(f"`{name}`" in section for name in configs())
 
 
 def test_every_link_leads_somewhere_and_no_placeholder_is_left():

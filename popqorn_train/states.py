@@ -1,0 +1,66 @@
+"""How wide the intervals of a recurrent layer's states are, beside what the states tell apart.
+
+    ratio[t] = mean radius of the state after t steps / mean over units of its spread
+
+where the spread is the standard deviation, over the batch, of the middle of the intervals. Above
+1, intervals are wider than inputs lie apart, and a certified loss has little to learn from.
+
+B: batch, T: steps, H: units of all layers and directions.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.graph import Enclosure
+from popqorn_train.region import Bounds
+
+_TINY = 1e-12  # added to a variance: the root of 0 has no gradient
+
+
+class StateWidths(NamedTuple):
+    """Widths of one kind of state, step by step.
+
+    Attributes:
+        radius: ``(T,)`` mean half width.
+        spread: ``(T,)`` mean standard deviation of the middles over the batch.
+        wide: ``(T,)`` share of half widths above .95, which is all of what bounded states can be.
+    """
+
+    radius: Tensor
+    spread: Tensor
+    wide: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """Radius to signal, ``(T,)``."""
+        return self.radius / self.spread
+
+
+def widths(found: Enclosure, kind: Literal["h", "c"]) -> StateWidths | None:
+    """Widths of the states of every recurrent layer, as far as they reach the output.
+
+    Args:
+        found: ranges, of a batch.
+        kind: hidden or cell states.
+
+    Returns:
+        With gradients; None where no layer has such states.
+    """
+    steps: dict[int, list[Bounds]] = {}
+    for node, bounds in found.ranges.items():
+        if node.state is not None and node.state[0] == kind:
+            steps.setdefault(node.state[1], []).append(bounds)
+    if not steps:
+        return None
+    rows = [_widths(steps[step]) for step in sorted(steps)]
+    return StateWidths(*[torch.stack(column) for column in zip(*rows, strict=True)])
+
+
+def _widths(layers: list[Bounds]) -> StateWidths:
+    """Of one step, scalars."""
+    lower, upper = (torch.cat(ends, -1) for ends in zip(*layers, strict=True))  # (B, H)
+    half, middle = (upper - lower) / 2, (upper + lower) / 2
+    spread = (middle.var(0, correction=0) + _TINY).sqrt()
+    return StateWidths(half.mean(), spread.mean(), (half > 0.95).to(half.dtype).mean())
