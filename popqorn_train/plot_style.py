@@ -92,7 +92,6 @@ def color_bar(figure: Any, axes: Any, scale: RadiusScale, label: str, *, cax: An
         cax: an axis to lie in instead.
     """
     from matplotlib.cm import ScalarMappable
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     colors, norm = mapped(scale)
     place = {"ax": axes, "fraction": 0.05, "pad": 0.02, "aspect": 24}
@@ -102,11 +101,22 @@ def color_bar(figure: Any, axes: Any, scale: RadiusScale, label: str, *, cax: An
     bar = figure.colorbar(ScalarMappable(norm=norm, cmap=colors), extend=extend, **place)
     bar.set_label(f"{label}\ndark: fragile, light: tolerant", fontsize=9)
     if scale.logarithmic:
-        wide = scale.high / scale.low > 300
-        bar.locator = LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0))
-        bar.minorlocator = NullLocator()
-        bar.formatter = FuncFormatter(lambda radius, _: f"{radius:g}")
+        plain_logarithm(bar.ax.xaxis if cax is not None else bar.ax.yaxis, scale.high / scale.low)
     return bar
+
+
+def plain_logarithm(axis: Any, ratio: float) -> None:
+    """Write 0.1, 0.2, 0.5 on a logarithmic axis, powers of ten where it is long.
+
+    Args:
+        axis: of matplotlib.
+        ratio: of its ends.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if ratio > 300 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def mapped(scale: RadiusScale) -> tuple[Any, Any]:

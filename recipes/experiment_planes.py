@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train import Popqorn, certified_radius
-from popqorn_train.plot_style import axis_of, color_of, finish
+from popqorn_train.plot_style import axis_of, color_of, finish, plain_logarithm
 from popqorn_train.progress import shown
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data_mnist_frames import MNISTFrames
@@ -144,6 +144,8 @@ def draw(numbers: dict[str, Any]) -> tuple[Any, Any]:
             ax.plot(*zip(*paper, strict=True), **style, label=f"{name}, paper (other networks)")
     ax.set(yscale="log", xlabel="frames that an image is cut into", ylabel=_UNIT.split(" (")[0])
     ax.set_xticks(frames)
+    low, high = ax.get_ylim()
+    plain_logarithm(ax.yaxis, high / low)
     finish(ax, columns=2)
     figure.supxlabel(_UNIT, fontsize=8)
     return figure, ax

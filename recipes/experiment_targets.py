@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from popqorn_train import certified_radius
-from popqorn_train.plot_style import color_of, finish, new_figure
+from popqorn_train.plot_style import color_of, finish, new_figure, plain_logarithm
 from popqorn_train.progress import shown
 from popqorn_train.recipes.carlini_wagner import attacked_distance
 from popqorn_train.recipes.clever import clever_estimate
@@ -181,6 +181,8 @@ def draw(numbers: dict[str, Any]) -> tuple[Any, Any]:
         ax.set_xticks(sorted({row["frames"] for row in rows}))
         finish(ax)
         ax.get_legend().remove()
+    low, high = axes[0].get_ylim()
+    plain_logarithm(axes[0].yaxis, high / low)
     axes[0].set_ylabel("mean targeted radius")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
