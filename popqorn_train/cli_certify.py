@@ -10,19 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from popqorn_train.batches import on_device, unpack_pair, unpacked
-from popqorn_train.bound import BoundModel, bound
-from popqorn_train.certificate import Confirm
+from popqorn_train.bound import BoundModel
 from popqorn_train.certification import Certification
-from popqorn_train.checkpoint import load_weights
 from popqorn_train.cli_files import write_certification
 from popqorn_train.cli_options import add_certify_options, class_names, mask_of
-from popqorn_train.dataset import Source, opened
+from popqorn_train.cli_subject import batches, first_inputs, loaded_model, opened_data, question_of
 from popqorn_train.examine import Examination, SampleRow
 from popqorn_train.fragile import (
     FragileSample,
+    Vocabulary,
     chosen_samples,
     described,
     examined_frames,
@@ -31,13 +27,10 @@ from popqorn_train.fragile import (
 )
 from popqorn_train.ledger import Ledger
 from popqorn_train.loader import certify_loader
-from popqorn_train.methods import method_named
-from popqorn_train.named import named_model
-from popqorn_train.perturbation import LpBall
 from popqorn_train.progress import Silent, shown
 from popqorn_train.provenance import data_fingerprint, fingerprint, versions
 from popqorn_train.report import Report
-from popqorn_train.report_figures import report_figures
+from popqorn_train.report_figures import check_image, report_figures
 from popqorn_train.summary import nice_epsilons, promise, summary
 from popqorn_train.tracer import UnsupportedModelError
 
@@ -90,6 +83,8 @@ class _Run:
         axis: the batch axis of the inputs.
         question: what is asked about every sample.
         settings: what a row depends on.
+        words: names of the tokens.
+        classes: names of the classes.
         ledger: keeps the rows.
     """
 
@@ -99,16 +94,20 @@ class _Run:
     axis: int
     question: Examination
     settings: dict[str, Any]
+    words: Vocabulary | None
+    classes: Sequence[str]
     ledger: Ledger
 
     @classmethod
     def prepared(cls, options: argparse.Namespace) -> "_Run":
         """Load everything, and refuse what does not fit before anything is computed."""
-        model = _loaded(options)
-        loader = _opened(options, model)
-        inputs = _first(options, model, loader)
-        frames, axis = model.case(inputs).center.shape[1], model.batch_axis(inputs)
-        question = _question(options, mask_of(options.frames, frames))
+        model = loaded_model(options)
+        loader = opened_data(options, model)
+        inputs = first_inputs(options, model, loader)
+        _, frames, features = model.case(inputs).center.shape
+        axis = model.batch_axis(inputs)
+        check_image(options.image, frames, features)
+        question = question_of(options, mask_of(options.frames, frames))
         settings = {
             "model": options.model,
             "checkpoint": options.checkpoint and str(options.checkpoint),
@@ -117,10 +116,12 @@ class _Run:
             "perturb": options.perturb,
             **question.settings(),
             "weights": fingerprint(model.model),
-            "first_samples": data_fingerprint(_batches(loader), _FIRST, axis),
+            "first_samples": data_fingerprint(batches(loader), _FIRST, axis),
         }
+        words = vocabulary(options.words) if options.words else None
+        classes = class_names(options.classes)
         ledger = Ledger(options.folder, settings, resume=options.resume)
-        return cls(options, model, loader, axis, question, settings, ledger)
+        return cls(options, model, loader, axis, question, settings, words, classes, ledger)
 
     def finish(self) -> None:
         """Certify, look at the fragile samples, write and print everything."""
@@ -131,10 +132,9 @@ class _Run:
         certification = self._certification(rows, time.monotonic() - started)
         epsilons = self.options.epsilons or nice_epsilons(certification)
         print(summary(certification, epsilons))
-        classes = class_names(self.options.classes)
-        figures = self._figures(certification, fragile, classes)
+        figures = self._figures(certification, fragile)
         files = ("samples.csv", "samples.jsonl", "certification.json")
-        report = Report(certification, epsilons, fragile, classes, figures, files)
+        report = Report(certification, epsilons, fragile, self.classes, figures, files)
         names = write_certification(self.options.folder, certification, figures, report)
         print("\n" + textwrap.fill(promise(certification.settings), 100))
         print(f"\nwritten to {self.options.folder}: {', '.join(names)}")
@@ -163,7 +163,6 @@ class _Run:
     def _fragile(self, rows: Sequence[SampleRow]) -> list[FragileSample]:
         """The most fragile samples frame by frame, by radius; what is known is not done again."""
         wanted = most_fragile(rows, self.options.fragile)
-        words = vocabulary(self.options.words) if self.options.words else None
         bar = shown("frames of the most fragile", len(wanted)) if wanted else Silent()
         found = []
         for row, picked in chosen_samples(self.model, self.loader, wanted):
@@ -171,7 +170,7 @@ class _Run:
             answer = (radii, "") if radii else examined_frames(self.model, picked, self.question)
             if not radii and answer[0]:
                 self.ledger.add_frames(row.index, answer[0])
-            found.append(described(self.model, row, picked, answer, words))
+            found.append(described(self.model, row, picked, answer, self.words))
             bar.advance(1)
         bar.close()
         return sorted(found, key=lambda one: wanted.index(one.row))
@@ -181,7 +180,7 @@ class _Run:
         weights = settings.pop("weights")
         settings |= {
             "samples": len(rows),
-            "data_fingerprint": data_fingerprint(_batches(self.loader), len(rows), self.axis),
+            "data_fingerprint": data_fingerprint(batches(self.loader), len(rows), self.axis),
             "command": shlex.join(["popqorn-train", *sys.argv[1:]]),
             "versions": versions("popqorn-train", "torch"),
         }
@@ -190,68 +189,14 @@ class _Run:
         )
 
     def _figures(
-        self,
-        certification: Certification,
-        fragile: Sequence[FragileSample],
-        classes: Sequence[str],
+        self, certification: Certification, fragile: Sequence[FragileSample]
     ) -> dict[str, bytes]:
         if not certification.answered:
             return {}
         try:
-            return report_figures(certification, fragile, classes=classes, image=self.options.image)
+            return report_figures(
+                certification, fragile, classes=self.classes, image=self.options.image
+            )
         except ImportError as error:
             print(f"note: no pictures. {error}", file=sys.stderr)
             return {}
-
-
-def _loaded(options: argparse.Namespace) -> BoundModel:
-    model = named_model(options.model)
-    if options.prefix and options.checkpoint is None:
-        raise ValueError("`--prefix` belongs to --checkpoint, which is missing.")
-    if options.checkpoint is not None:
-        load_weights(model, options.checkpoint, options.prefix)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return bound(model.to(device).eval(), perturb=options.perturb)
-
-
-def _question(options: argparse.Namespace, frames: torch.Tensor | None) -> Examination:
-    ball = LpBall(
-        0.0,
-        options.p,
-        frames=frames,
-        scope=options.scope,
-        low=options.low,
-        high=options.high,
-    )
-    confirm: Confirm = None if options.no_confirm else "float64"
-    method = method_named(options.method)
-    return Examination(ball, method, options.max_radius, options.rtol, confirm, options.attack)
-
-
-def _opened(options: argparse.Namespace, model: BoundModel) -> Iterable[Any]:
-    return opened(
-        Source(
-            options.data,
-            options.inputs,
-            options.target,
-            options.divide,
-            model.weights_dtype or torch.float32,
-            options.batch_size,
-        )
-    )
-
-
-def _first(options: argparse.Namespace, model: BoundModel, loader: Iterable[Any]) -> Any:
-    """Inputs of the first batch, on the device of the model."""
-    first = next(iter(loader), None)
-    if first is None:
-        raise ValueError(f"`--data` {options.data} must give at least one batch, got none.")
-    inputs, target = unpacked(unpack_pair, first)
-    device = next((p.device for p in model.parameters()), target.device)
-    return on_device(inputs, device)
-
-
-def _batches(loader: Iterable[Any]) -> Iterable[tuple[tuple[Any, ...], torch.Tensor]]:
-    for batch in loader:
-        inputs, target = unpacked(unpack_pair, batch)
-        yield (inputs if isinstance(inputs, tuple) else (inputs,)), target

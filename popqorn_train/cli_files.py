@@ -36,6 +36,8 @@ def read_certification(path: Path) -> Certification:
     """
     if path.is_dir():
         path = path / CERTIFICATION
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} must be a {CERTIFICATION}, its folder or a .jsonl.")
     if path.suffix == ".jsonl":
         complete = [entry for entry in read_certifications(path) if entry.complete]
         if not complete:

@@ -43,11 +43,10 @@ def report_figures(
         fragile: samples with radii of their frames.
         classes: names of the classes.
         image: height and width of the picture that the frames make up; None takes a frame for
-            a row.
+            a row; see ``check_image``.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: ``image`` does not fit.
     """
     label = f"certified radius ({unit(certification.settings)})"
     radii = certification.radii
@@ -66,6 +65,22 @@ def report_figures(
     if shown := _images(fragile, image):
         draw["rows"] = lambda: _drawn_rows(shown, image, classes, certification)
     return {name: png(make()[0]) for name, make in draw.items()}
+
+
+def check_image(image: tuple[int, int] | None, frames: int, features: int) -> None:
+    """Refuse an image whose rows do not lie within frames.
+
+    Raises:
+        ValueError: another number of pixels, or rows that lie across frames.
+    """
+    if image is None:
+        return
+    height, width = image
+    if frames * features != height * width or features % width:
+        raise ValueError(
+            f"`--image` must cut {frames} frames of {features} features into rows, got "
+            f"{height},{width}."
+        )
 
 
 def _images(fragile: Sequence[FragileSample], image: tuple[int, int] | None) -> list[FragileSample]:
@@ -88,13 +103,7 @@ def _drawn_rows(
     values = torch.stack([one.values for one in fragile])
     radii = torch.tensor([one.radii for one in fragile], dtype=torch.float64)
     if image is not None:
-        _, frames, features = values.shape
-        height, width = image
-        if frames * features != height * width or features % width:
-            raise ValueError(
-                f"`--image` must cut {frames} frames of {features} features into rows, got "
-                f"{height},{width}."
-            )
+        features, (height, width) = values.shape[2], image
         values = values.reshape(-1, height, width)
         radii = radii.repeat_interleave(features // width, dim=1)
     names = [f"#{one.row.index}: {class_name(one.row.label, classes)}" for one in fragile]

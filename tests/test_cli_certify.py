@@ -192,6 +192,7 @@ def test_what_cannot_be_certified_is_refused_in_one_sentence(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+    assert not list(tmp_path.glob("a/samples.jsonl")) or "shuffles" in message
 
 
 @pytest.mark.parametrize(

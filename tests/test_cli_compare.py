@@ -112,7 +112,11 @@ def test_the_newest_complete_entry_of_a_monitor_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "must be a certification.json"), ("{}", "must be a certification.json"), (None, "No")],
+    [
+        ("{", "must be a certification.json"),
+        ("{}", "must be a certification.json"),
+        (None, "must be a certification.json"),
+    ],
 )
 def test_what_is_no_certification_is_refused(tmp_path, capsys, text, message):
     path = tmp_path / "a.json"

@@ -8,7 +8,7 @@ import torch
 from popqorn_train import SampleRow, Status
 from popqorn_train.certification import Certification
 from popqorn_train.fragile import FragileSample
-from popqorn_train.report_figures import report_figures
+from popqorn_train.report_figures import check_image, report_figures
 
 PNG = b"\x89PNG"
 SETTINGS = {"p": "2.0", "scope": "frame", "low": None, "high": None, "frames": None}
@@ -47,9 +47,10 @@ def test_one_class_needs_no_chart_by_class():
 
 def test_frames_that_make_up_an_image_are_cut_into_its_rows():
     assert "rows" in drawn(fragile(), image=(8, 3))
+    check_image((8, 3), 4, 6)
     for image in ((5, 5), (6, 4)):  # another size; rows that lie across frames
         with pytest.raises(ValueError, match="`--image` must cut 4 frames of 6 features"):
-            drawn(fragile(), image=image)
+            check_image(image, 4, 6)
 
 
 def test_without_matplotlib_the_way_out_is_said(monkeypatch):
