@@ -104,10 +104,11 @@ class _Run:
         model = loaded_model(options)
         loader = opened_data(options, model)
         inputs = first_inputs(options, model, loader)
-        _, frames, features = model.case(inputs).center.shape
-        axis = model.batch_axis(inputs)
+        case, axis = model.case(inputs), model.batch_axis(inputs)
+        _, frames, features = case.center.shape
         check_image(options.image, frames, features)
         question = question_of(options, mask_of(options.frames, frames))
+        case.placed(question.ball)  # inputs must lie in the domain
         settings = {
             "model": options.model,
             "checkpoint": options.checkpoint and str(options.checkpoint),

@@ -15,6 +15,7 @@ from popqorn_train.examine import Examination
 from popqorn_train.methods import method_named
 from popqorn_train.named import named_model
 from popqorn_train.perturbation import LpBall
+from popqorn_train.radius import check_search
 
 
 def loaded_model(options: argparse.Namespace) -> BoundModel:
@@ -40,7 +41,7 @@ def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Exa
         frames: ``(T,)`` mask of those that move.
 
     Raises:
-        ValueError: see ``LpBall`` and ``method_named``.
+        ValueError: see ``LpBall``, ``check_search`` and ``method_named``.
     """
     ball = LpBall(
         0.0,
@@ -51,6 +52,7 @@ def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Exa
         high=options.high,
     )
     confirm: Confirm = None if options.no_confirm else "float64"
+    check_search(options.rtol, options.max_radius, confirm)
     method = method_named(options.method)
     return Examination(ball, method, options.max_radius, options.rtol, confirm, options.attack)
 

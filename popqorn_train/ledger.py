@@ -15,7 +15,7 @@ from typing import IO, Any
 from popqorn_train.examine import SampleRow, Status
 
 COLUMNS = tuple(column.name for column in fields(SampleRow))
-_FILES = ("samples.jsonl", "samples.csv", "settings.json", "frames.jsonl")
+_ROWS = "samples.jsonl"
 
 
 class Ledger:
@@ -40,12 +40,11 @@ class Ledger:
         self.folder = folder
         self.known: dict[int, SampleRow] = {}
         self.frames: dict[int, list[float]] = {}
-        there = [name for name in _FILES if (folder / name).exists()]
         if resume:
             self._read(settings)
-        elif there:
+        elif _lines(folder / _ROWS):
             raise ValueError(
-                f"`--folder` {folder} holds {there[0]} of an earlier run. Go on with --resume, or "
+                f"`--folder` {folder} holds {_ROWS} of an earlier run. Go on with --resume, or "
                 "name another folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +64,7 @@ class Ledger:
                     f"`--resume` needs the settings of the run in {self.folder}: {name} was "
                     f"{old!r}, is {new!r}. Name another folder."
                 )
-        for plain in _lines(self.folder / "samples.jsonl"):
+        for plain in _lines(self.folder / _ROWS):
             row = _row(plain)
             if row.answered:
                 self.known[row.index] = row
@@ -74,7 +73,7 @@ class Ledger:
 
     def add(self, rows: Sequence[SampleRow]) -> None:
         """Append rows, and wait until they are on the disk."""
-        with (self.folder / "samples.jsonl").open("a") as file:
+        with (self.folder / _ROWS).open("a") as file:
             file.writelines(_line(row) for row in rows)
             _flushed(file)
         with (self.folder / "samples.csv").open("a", newline="") as file:
@@ -91,7 +90,7 @@ class Ledger:
     def rewrite(self, rows: Iterable[SampleRow]) -> None:
         """Put rows in the place of what is there, in order and at once."""
         ordered = sorted(rows, key=lambda row: row.index)
-        self._replace("samples.jsonl", "".join(map(_line, ordered)))
+        self._replace(_ROWS, "".join(map(_line, ordered)))
         path = self.folder / "samples.csv"
         with path.with_suffix(".new").open("w", newline="") as file:
             csv.writer(file).writerow(COLUMNS)
