@@ -49,7 +49,7 @@ class Ledger:
             )
         folder.mkdir(parents=True, exist_ok=True)
         self._replace("settings.json", json.dumps(settings, indent=2) + "\n")
-        self.rewrite(self.known.values())
+        self.rewrite(())
         self._replace("frames.jsonl", "".join(map(_frame_line, self.frames.items())))
 
     def _read(self, settings: dict[str, Any]) -> None:
@@ -88,8 +88,9 @@ class Ledger:
             _flushed(file)
 
     def rewrite(self, rows: Iterable[SampleRow]) -> None:
-        """Put rows in the place of what is there, in order and at once."""
-        ordered = sorted(rows, key=lambda row: row.index)
+        """Put rows, and known ones that are not among them, in the place of what is there."""
+        every = self.known | {row.index: row for row in rows}
+        ordered = [every[index] for index in sorted(every)]
         self._replace(_ROWS, "".join(map(_line, ordered)))
         path = self.folder / "samples.csv"
         with path.with_suffix(".new").open("w", newline="") as file:

@@ -72,3 +72,9 @@ def test_a_folder_in_use_needs_resume_and_resume_needs_the_same_settings(tmp_pat
     with pytest.raises(ValueError, match=r"low was None, is 0\.5"):
         Ledger(tmp_path, {**SETTINGS, "low": 0.5}, resume=True)
     assert Ledger(tmp_path / "new", SETTINGS, resume=True).known == {}
+
+
+def test_rows_that_a_later_run_does_not_ask_for_are_kept(tmp_path):
+    Ledger(tmp_path, SETTINGS).add(ROWS[:2])
+    Ledger(tmp_path, SETTINGS, resume=True).rewrite(ROWS[:1])
+    assert set(Ledger(tmp_path, SETTINGS, resume=True).known) == {0, 1}
