@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["eye", "cycle", "ibp-normal"]
+Kind = Literal["eye", "ibp-normal"]
 Layer = nn.RNNBase | nn.RNNCellBase
 _GATES = 0.1  # of the radius, how much gates and all but the identity get
 
@@ -34,9 +34,7 @@ def certifiable_init_(
         kind: ``"ibp-normal"``: normal, with the deviation that keeps the radius of a long sum.
             ``"eye"``, for gated cells: the same, but the candidate (g of an LSTM, n of a GRU)
             passes the hidden state on unchanged, and all other recurrent weights and the weights
-            of gates are a tenth as large. ``"cycle"``: as ``"eye"``, but every unit passes its
-            state on to another one, in one random cycle through all of them. The last state then
-            holds early and late frames in different units, not their sum: for many frames.
+            of gates are a tenth as large.
         generator: of random numbers; None takes the global one.
 
     Returns:
@@ -44,7 +42,7 @@ def certifiable_init_(
 
     Raises:
         ValueError: an unknown kind, no recurrent layer, weights that are computed from others,
-            or, for ``"eye"`` and ``"cycle"``, a layer without gates or with ``proj_size``.
+            or, for ``"eye"``, a layer without gates or with ``proj_size``.
     """
     if kind not in _KINDS:
         names = ", ".join(repr(name) for name in _KINDS)
@@ -106,17 +104,15 @@ def _weights(layer: Layer) -> Iterator[_Weights]:
 def _check(name: str, layer: Layer, kind: Kind) -> None:
     list(_weights(layer))
     called = f"an nn.{type(layer).__name__}" + f" ({name})" * bool(name)
-    if kind == "ibp-normal":
-        return
-    if isinstance(layer, nn.RNN | nn.RNNCell):
+    if kind == "eye" and isinstance(layer, nn.RNN | nn.RNNCell):
         raise ValueError(
-            f"`kind`={kind!r} is for gated cells, and {called} has none; with few frames its own "
+            f"`kind`='eye' is for gated cells, and {called} has none; with few frames its own "
             "weights train best, with many use a GRU."
         )
-    if isinstance(layer, nn.LSTM) and layer.proj_size:
+    if kind == "eye" and isinstance(layer, nn.LSTM) and layer.proj_size:
         raise ValueError(
-            f"`kind`={kind!r} passes the hidden state on unchanged, which {called} with "
-            f"proj_size={layer.proj_size} cannot; use kind='ibp-normal'."
+            f"`kind`='eye' passes the hidden state on unchanged, which {called} with proj_size="
+            f"{layer.proj_size} cannot; use kind='ibp-normal'."
         )
 
 
@@ -134,10 +130,7 @@ def _ibp_normal(layer: Layer, weights: _Weights, generator: torch.Generator | No
         bias.zero_()
 
 
-def _passed_on(
-    layer: Layer, weights: _Weights, generator: torch.Generator | None, source: Tensor
-) -> None:
-    """The candidate of unit i takes the state of unit ``source[i]``, ``(H,)``."""
+def _eye(layer: Layer, weights: _Weights, generator: torch.Generator | None) -> None:
     _ibp_normal(layer, weights, generator)
     hidden = layer.hidden_size
     candidate = slice(2 * hidden, 3 * hidden)  # i f g o, or r z n
@@ -145,25 +138,12 @@ def _passed_on(
         kept = weight[candidate].clone()
         weight.mul_(_GATES)
         weight[candidate] = kept if weight is weights.w_ih else _GATES * kept
-    units = torch.arange(2 * hidden, 3 * hidden, device=source.device)
-    weights.w_hh[units, source] += 1
-
-
-def _eye(layer: Layer, weights: _Weights, generator: torch.Generator | None) -> None:
-    units = torch.arange(layer.hidden_size, device=weights.w_hh.device)
-    _passed_on(layer, weights, generator, units)
-
-
-def _cycle(layer: Layer, weights: _Weights, generator: torch.Generator | None) -> None:
-    device = weights.w_hh.device
-    order = torch.randperm(layer.hidden_size, generator=generator, device=device)
-    source = torch.empty_like(order)
-    source[order] = order.roll(1)
-    _passed_on(layer, weights, generator, source)
+    weights.w_hh[candidate] += torch.eye(
+        hidden, dtype=weights.w_hh.dtype, device=weights.w_hh.device
+    )
 
 
 _KINDS: dict[str, Callable[[Layer, _Weights, torch.Generator | None], None]] = {
     "eye": _eye,
-    "cycle": _cycle,
     "ibp-normal": _ibp_normal,
 }
