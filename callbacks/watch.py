@@ -204,8 +204,7 @@ class Watch:
         session.collect(model, pl_module, batch)
         if at[0] < int(self._batches(trainer)[at[1]]) - 1:
             return
-        rows = [] if self.last is None or self._stage == "test" else self.last.answered
-        known = {row.index: row.radius for row in rows if row.radius}
+        known = [] if self.last is None or self._stage == "test" else self.last.answered
         progress = progress_in(trainer, "certifying", session.share)
         try:
             session.certify(model, pl_module, known, progress)
