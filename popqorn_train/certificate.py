@@ -97,8 +97,12 @@ def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> 
     check_target(target, len(like), classes)
     target = target.long().to(like.device)
     margins = method.margins(output, margin_rows(target, classes, like))
-    own = nn.functional.one_hot(target, classes).bool()
-    return margins.masked_fill(own, math.inf)
+    return margins.masked_fill(own_class(target, classes), math.inf)
+
+
+def own_class(target: Tensor, classes: int) -> Tensor:
+    """Where the label is, ``(B, C)`` boolean."""
+    return nn.functional.one_hot(target, classes).bool()
 
 
 def least(margins: Tensor) -> Tensor:

@@ -9,26 +9,42 @@ De Palma et al., "MTL-IBP", ICLR 2024 (alpha); Zhang et al., "CROWN-IBP", ICLR 2
 """
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from popqorn_train.attack import search
 from popqorn_train.case import Case, full_precision, undisturbed
-from popqorn_train.certificate import margins_of, proved
+from popqorn_train.certificate import margin_rows, own_class, proved
+from popqorn_train.graph import Enclosure
 from popqorn_train.methods import TRAINING, CrownIBP, Method, method_named
-from popqorn_train.objective import LossParts, Objective, Prepared, check_share
+from popqorn_train.objective import LossParts, Objective, Prepared, check_share, check_weight
 from popqorn_train.perturbation import LpBall
 from popqorn_train.region import Scope
+from popqorn_train.states import drowned
+
+
+class Worst(NamedTuple):
+    """The bound term.
+
+    Attributes:
+        loss: scalar.
+        certified: share of the batch that is certified.
+        found: ranges that it comes from; None where they are of no single ball.
+    """
+
+    loss: Tensor
+    certified: Tensor
+    found: Enclosure | None
 
 
 class CertifiedLoss(Objective):
     """Loss whose gradient raises certified margins.
 
-    ``epsilon``, ``kappa`` and ``alpha`` are plain attributes, not in the state dict: ramp them by
-    hand or by ``EpsilonSchedule``.
+    ``epsilon``, ``kappa``, ``alpha`` and ``signal`` are plain attributes, not in the state dict:
+    ramp them by hand or by ``EpsilonSchedule``.
 
     Args:
         epsilon: size of the ball, in the units of the input.
@@ -41,12 +57,14 @@ class CertifiedLoss(Objective):
         kappa: weight of the clean term, from 0 to 1.
         alpha: weight of the bound against the attack, from 0 to 1.
         attack_steps: gradient steps of the attack.
+        signal: weight of ``drowned``, which keeps the intervals of states narrow beside what the
+            states tell apart; ``EpsilonSchedule`` lowers it to 0 over the ramp.
 
     Raises:
         ValueError, TypeError: an argument out of range.
     """
 
-    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "alpha")
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "alpha", "signal")
 
     def __init__(
         self,
@@ -61,13 +79,16 @@ class CertifiedLoss(Objective):
         kappa: float = 0.0,
         alpha: float = 1.0,
         attack_steps: int = 5,
+        signal: float = 0.0,
     ) -> None:
         super().__init__()
         check_share("kappa", kappa)
         check_share("alpha", alpha)
+        check_weight("signal", signal)
         if attack_steps < 1:
             raise ValueError(f"`attack_steps` must be at least 1, got {attack_steps}.")
         self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
+        self.signal = signal
         self.low, self.high, self.frames, self.scope = low, high, frames, scope
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self.ball()
@@ -93,28 +114,45 @@ class CertifiedLoss(Objective):
 
     def terms(self, batch: Prepared) -> LossParts:
         """See ``Objective``."""
-        for name in self.ramped:
-            if name != "epsilon":
-                check_share(name, getattr(self, name))
-        clean = worst = attacked = certified = batch.zero()
+        self._check()
+        clean = attacked = batch.zero()
+        worst = Worst(batch.zero(), batch.zero(), None)
         if self.kappa > 0:
             clean = cross_entropy(batch.logits, batch.target)
         if self.kappa < 1 and self.alpha > 0:
-            worst, certified = self._worst(batch)
+            worst = self._worst(batch)
         if self.kappa < 1 and self.alpha < 1:
             attacked = self._attacked(batch)
-        robust = self.alpha * worst + (1 - self.alpha) * attacked
+        robust = self.alpha * worst.loss + (1 - self.alpha) * attacked
         total = self.kappa * clean + (1 - self.kappa) * robust
-        return LossParts(total, clean.detach(), worst.detach(), attacked.detach(), certified)
+        width = batch.zero()
+        if self.signal > 0 and worst.found is not None:
+            width = drowned(worst.found)
+            total = total + self.signal * width
+        terms = (term.detach() for term in (clean, worst.loss, attacked, worst.certified, width))
+        parts = LossParts(total, *terms)
+        if self.observer is not None:
+            self.observer(batch, parts, worst.found)
+        return parts
 
-    def _worst(self, batch: Prepared) -> tuple[Tensor, Tensor]:
-        """Cross entropy on the worst-case logits, and the share that is certified."""
+    def _check(self) -> None:
+        """Refuse values that were set out of range."""
+        for name in self.ramped:
+            if name == "signal":
+                check_weight(name, self.signal)
+            elif name != "epsilon":
+                check_share(name, getattr(self, name))
+
+    def _worst(self, batch: Prepared) -> Worst:
+        """Cross entropy on the worst-case logits."""
         case, ball = self._region(batch)
         with undisturbed(batch.model):
-            margins = margins_of(case.graph(ball), batch.target, self._bounding(), case.value)
-        own = nn.functional.one_hot(batch.target, margins.shape[1]).bool()
-        worst = cross_entropy(-margins.masked_fill(own, 0), batch.target)
-        return worst, proved(margins.detach().amin(1)).float().mean()
+            rows = margin_rows(batch.target, case.plan.classes, case.value)
+            margins, found = self._bounding().bounded(case.graph(ball), rows)
+        own = own_class(batch.target, case.plan.classes)
+        loss = cross_entropy(-margins.masked_fill(own, 0), batch.target)
+        least = margins.detach().masked_fill(own, math.inf).amin(1)
+        return Worst(loss, proved(least).float().mean(), found)
 
     def _region(self, batch: Prepared) -> tuple[Case, LpBall]:
         """What is bounded: a ball, and the inputs in its middle."""

@@ -35,7 +35,7 @@ from popqorn_train.slopes import POLICIES
 class Method:
     """A way to bound linear functions of the output from below."""
 
-    def lower(self, output: Node, rows: Tensor) -> Tensor:
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """Bound ``rows . output`` from below.
 
         Args:
@@ -43,9 +43,13 @@ class Method:
             rows: ``(B, K, C)`` or ``(1, K, C)``.
 
         Returns:
-            ``(B, K)``.
+            ``(B, K)``, and the ranges that it comes from.
         """
         raise NotImplementedError
+
+    def lower(self, output: Node, rows: Tensor) -> Tensor:
+        """Bound ``rows . output`` from below, ``(B, K)``; see ``bounded``."""
+        return self.bounded(output, rows)[0]
 
     def margins(self, output: Logits, rows: Tensor) -> Tensor:
         """Bound margins ``(B, K)`` from below, of which all have to be positive; see ``lower``."""
@@ -61,9 +65,10 @@ class Method:
 class IBP(Method):
     """Intervals alone: the cheapest, linear in the number of frames."""
 
-    def lower(self, output: Node, rows: Tensor) -> Tensor:
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""
-        return minimum(output, rows, enclose(output), intervals=True)
+        found = enclose(output)
+        return minimum(output, rows, found, intervals=True), found
 
 
 @dataclass(frozen=True)
@@ -81,18 +86,18 @@ class CrownIBP(Method):
         if self.beta is not None and not 0 <= self.beta <= 1:
             raise ValueError(f"`beta` must be None or lie between 0 and 1, got {self.beta!r}.")
 
-    def lower(self, output: Node, rows: Tensor) -> Tensor:
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""
         if self.beta == 0:
-            return IBP().lower(output, rows)
+            return IBP().bounded(output, rows)
         found = enclose(output, relax=Relaxation())
         linear = minimum(output, rows, found)
         if self.beta == 1:
-            return linear
+            return linear, found
         interval = minimum(output, rows, found, intervals=True)
         if self.beta is None:
-            return torch.maximum(linear, interval)
-        return torch.lerp(interval, linear, self.beta)
+            return torch.maximum(linear, interval), found
+        return torch.lerp(interval, linear, self.beta), found
 
 
 @dataclass(frozen=True)
@@ -124,17 +129,13 @@ class Popqorn(Method):
                 f"`octagons` must be a tuple of {', '.join(PRODUCTS)}, got {self.octagons!r}."
             )
 
-    def lower(self, output: Node, rows: Tensor) -> Tensor:
-        """See ``Method``."""
-        return self._bounded(output, rows)[0]
-
     @property
     def policies(self) -> tuple[str, ...]:
         """What ``slopes`` stands for."""
         return ("lambda", "tilted") if self.slopes == "best" else (self.slopes,)
 
-    def _bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
-        """Lower bounds, and the enclosure of the last policy."""
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``; the ranges are those of the last policy."""
         bounds = []
         for policy in self.policies:
             relaxation = Relaxation(policy, self.octagons)
@@ -181,7 +182,7 @@ class TightPopqorn(Popqorn):
     def _retried(self, output: Logits, rows: Tensor, lower: Tensor) -> Tensor:
         """Bounds of samples on which the cheaper method failed; every product on octagons."""
         fine = replace(self, octagons=tuple(PRODUCTS))
-        bounds, found = fine._bounded(output, torch.cat([rows, -rows], 1))
+        bounds, found = fine.bounded(output, torch.cat([rows, -rows], 1))
         finer, minus_upper = bounds.chunk(2, 1)
         lower = torch.fmax(lower, finer)
         for budget in self.budgets:

@@ -46,7 +46,7 @@ class Mixture(Objective):
     def terms(self, batch: Prepared) -> LossParts:
         """See ``Objective``; an objective with weight 0 is not computed."""
         self._check()
-        total = clean = worst = attacked = certified = batch.zero()
+        total = clean = worst = attacked = certified = signal = batch.zero()
         for weight, objective in zip(self.weights, self.objectives, strict=True):
             if weight > 0:
                 parts = cast(Objective, objective).terms(batch)
@@ -54,5 +54,6 @@ class Mixture(Objective):
                 clean = clean + weight * parts.clean
                 worst = worst + weight * parts.bound
                 attacked = attacked + weight * parts.attack
+                signal = signal + weight * parts.signal
                 certified = torch.maximum(certified, parts.certified)
-        return LossParts(total, clean, worst, attacked, certified)
+        return LossParts(total, clean, worst, attacked, certified, signal)

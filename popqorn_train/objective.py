@@ -4,6 +4,8 @@ B: batch, C: classes.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.case import Case
 from popqorn_train.certificate import check_target
+from popqorn_train.graph import Enclosure
 from popqorn_train.wrapped import as_written
 
 _CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
@@ -26,6 +29,7 @@ class LossParts(NamedTuple):
         bound: cross entropy on the worst-case logits.
         attack: cross entropy on logits under attack.
         certified: share of the batch with a positive certified margin.
+        signal: how far the intervals of states drown what the states tell apart.
     """
 
     total: Tensor
@@ -33,6 +37,7 @@ class LossParts(NamedTuple):
     bound: Tensor
     attack: Tensor
     certified: Tensor
+    signal: Tensor
 
 
 class Prepared:
@@ -82,15 +87,21 @@ class Prepared:
         return torch.zeros((), device=self._target.device)
 
 
+Observer = Callable[[Prepared, LossParts, Enclosure | None], None]
+
+
 class Objective(nn.Module):
     """A loss for training, of a model, its inputs and their labels.
 
     Attributes:
         ramped: plain attributes that ``EpsilonSchedule`` may change while a model trains; they
             are not in the state dict.
+        observer: called with every batch, the parts of its loss, and the ranges that the bound
+            comes from, if any.
     """
 
     ramped: ClassVar[tuple[str, ...]] = ()
+    observer: Observer | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,3 +146,13 @@ def check_share(name: str, share: float) -> None:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"`{name}` must lie between 0 and 1, got {share}.")
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Refuse a weight that is negative or not finite.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"`{name}` must not be negative, got {weight}.")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from popqorn_train.case import undisturbed
-from popqorn_train.loss import CertifiedLoss
+from popqorn_train.loss import CertifiedLoss, Worst
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method
 from popqorn_train.objective import Prepared
@@ -81,14 +81,15 @@ class RadiusLoss(CertifiedLoss):
         self.rtol = rtol
         self._chunks = Chunks()
 
-    def _worst(self, batch: Prepared) -> tuple[Tensor, Tensor]:
+    def _worst(self, batch: Prepared) -> Worst:
         error = cross_entropy(batch.logits, batch.target, reduction="none")
         if self.epsilon == 0:
-            return error.mean(), batch.zero()
+            return Worst(error.mean(), batch.zero(), None)
         radius = self._radius(batch)
         lacking = 1 - radius / self.epsilon
         reached = radius.detach() >= self.epsilon * (1 - 1e-6)  # but for rounding
-        return torch.where(radius > 0, lacking, error).mean(), reached.float().mean()
+        loss = torch.where(radius > 0, lacking, error).mean()
+        return Worst(loss, reached.float().mean(), None)
 
     def _radius(self, batch: Prepared) -> Tensor:
         """Certified radii ``(B,)`` up to epsilon, with gradients where they are wanted."""

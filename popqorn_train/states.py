@@ -38,7 +38,11 @@ class StateWidths(NamedTuple):
         return self.radius / self.spread
 
 
-def widths(found: Enclosure, kind: Literal["h", "c"]) -> StateWidths | None:
+Kind = Literal["h", "c"]
+KINDS: tuple[Kind, ...] = ("h", "c")
+
+
+def widths(found: Enclosure, kind: Kind) -> StateWidths | None:
     """Widths of the states of every recurrent layer, as far as they reach the output.
 
     Args:
@@ -56,6 +60,30 @@ def widths(found: Enclosure, kind: Literal["h", "c"]) -> StateWidths | None:
         return None
     rows = [_widths(steps[step]) for step in sorted(steps)]
     return StateWidths(*[torch.stack(column) for column in zip(*rows, strict=True)])
+
+
+def drowned(found: Enclosure, tolerance: float = 1.0) -> Tensor:
+    """How far intervals drown what states tell apart, to be kept small while epsilon grows.
+
+        sum over steps of  max(0, log(ratio / tolerance))
+
+    of hidden and of cell states. The logarithm, because where all inputs agree (blank rows of an
+    image) a ratio is huge whatever the weights are, and must not outweigh the other steps.
+
+    Args:
+        found: ranges, of a batch of at least two samples.
+        tolerance: ratio that does no harm.
+
+    Returns:
+        A scalar with gradients; 0 where nothing is drowned or no layer is recurrent.
+    """
+    like = next(iter(found.ranges.values())).lower
+    total = like.new_zeros(())
+    for kind in KINDS:
+        states = widths(found, kind)
+        if states is not None and len(like) > 1:
+            total = total + (states.ratio / tolerance).log().relu().sum()
+    return total
 
 
 def _widths(layers: list[Bounds]) -> StateWidths:

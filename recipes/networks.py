@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from popqorn_train.initialisation import certifiable_init_
+from popqorn_train.initialisation import Kind, certifiable_init_
 
 Cell = Literal["rnn", "relu-rnn", "lstm", "gru"]
-Init = Literal["default", "eye", "ibp-normal"]
+Init = Literal["default"] | Kind
 
 
 class RecurrentNet(nn.Module):
