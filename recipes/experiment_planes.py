@@ -141,13 +141,18 @@ def draw(numbers: dict[str, Any]) -> tuple[Any, Any]:
         paper = [(count, PAPER[count][name]) for count in frames if name in PAPER.get(count, {})]
         if paper:
             style = {"color": color_of(index), "ls": ":", "marker": "x", "lw": 1.2}
-            ax.plot(*zip(*paper, strict=True), **style, label=f"{name}, paper (other networks)")
+            ax.plot(
+                *zip(*paper, strict=True),
+                **style,
+                label=f"{name}, paper",
+            )
     ax.set(yscale="log", xlabel="frames that an image is cut into", ylabel=_UNIT.split(" (")[0])
     ax.set_xticks(frames)
     low, high = ax.get_ylim()
     plain_logarithm(ax.yaxis, high / low)
     finish(ax, columns=2)
-    figure.supxlabel(_UNIT, fontsize=8)
+    note = "paper: other networks, pixels in [-1, 1]"
+    figure.supxlabel(f"{_UNIT}; {note}", fontsize=8)
     return figure, ax
 
 

@@ -65,7 +65,7 @@ class Config:
         data: folder of the files.
         given: sentences that are drawn.
         cells: of the networks.
-        samples: of the test set whose words are looked at.
+        samples: of the test set whose words are looked at, spread over the classes.
         epochs: of training.
         hidden: units.
         checkpoints: networks of recipes, looked at besides.
@@ -184,10 +184,19 @@ def _test(data: TextData, at: int) -> tuple[list[str], int]:
     return data.vocabulary.sentence(tokens), int(label)
 
 
+def spread(labels: Sequence[int], count: int) -> list[int]:
+    """So many positions, spread evenly over the samples in the order of their labels."""
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    count = min(count, len(order))
+    return [order[(2 * at + 1) * len(order) // (2 * count)] for at in range(count)]
+
+
 def _watched(config: Config, data: TextData, name: str) -> Iterator[int]:
-    count = min(config.samples, len(data.test))
-    bar = shown(f"words for {name}", count)
-    for at in range(count):
+    """Positions in the test set, all classes among them, with a progress bar."""
+    labels = [int(data.test[at][1]) for at in range(len(data.test))]
+    chosen = spread(labels, config.samples)
+    bar = shown(f"words for {name}", len(chosen))
+    for at in chosen:
         yield at
         bar.advance(1)
     bar.close()

@@ -120,6 +120,13 @@ def test_every_word_has_its_radius_in_every_network(data, tmp_path, kind, name):
     assert list(experiment_words.networks(other, opened)) == [tmp_path.parent.name]
 
 
+def test_samples_are_spread_over_the_classes():
+    labels = [2, 0, 1, 0, 2, 1, 0, 1, 2]
+    assert [labels[at] for at in experiment_words.spread(labels, 3)] == [0, 1, 2]
+    assert experiment_words.spread(labels, 3) == experiment_words.spread(labels, 3)
+    assert sorted(experiment_words.spread(labels, 99)) == list(range(9))
+
+
 def test_words_within_a_radius_are_counted_without_the_word_itself(data, tmp_path):
     config = experiment_words.Config(kind="trec", data=data, folder=tmp_path)
     opened = experiment_words.opened(config)
@@ -139,7 +146,10 @@ def test_planes_prove_more_than_lines_and_lines_more_than_constants(data, tmp_pa
         assert means["planes"] >= means["lines"] >= means["constants"] > 0
     _, ax = experiment_planes.draw(numbers)
     lines = {line.get_label(): line for line in ax.lines}
-    assert lines["planes, paper (other networks)"].get_ydata().tolist() == [0.232, 0.14]
+    assert lines["planes, paper"].get_ydata().tolist() == [
+        0.232,
+        0.14,
+    ]
     assert lines["lines"].get_xdata().tolist() == [4, 7]
 
 
