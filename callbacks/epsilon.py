@@ -21,9 +21,12 @@ class _Setting(NamedTuple):
     made: Numbers
     ramps: tuple[LinearRamp, ...]
 
-    def put(self, progress: float) -> None:
+    def put(self, progress: float, clean: float) -> None:
         """Set the value when a share ``progress`` of the training is done."""
         values = tuple(ramp.at(progress) for ramp in self.ramps)
+        if self.name == "kappa":
+            end = self.ramps[0].end
+            values = (end + clean * (values[0] - end),) if clean < 1 else values
         setattr(self.objective, self.name, values if isinstance(self.made, tuple) else values[0])
 
     def restore(self) -> None:
@@ -42,10 +45,10 @@ class EpsilonSchedule(Callback):
     """Ramp epsilon, kappa and the other numbers of every ``Objective`` in the module.
 
     After a warm-up, every number moves from a start to an end value: epsilon, kappa, alpha and
-    weights to those that the objective was made with, beta from it. What an objective was made
-    with is put back after training. The ramp has a clock of its own, which counts optimizer steps
-    and is saved with checkpoints, so that a resumed run has the values of one that was not
-    interrupted. Logged as ``certified_training/epsilon``, ``/kappa`` and so on.
+    weights to those that the objective was made with, beta and signal from those. What an
+    objective was made with is put back after training. The ramp has a clock of its own, which
+    counts optimizer steps and is saved with checkpoints, so that a resumed run has the values of
+    one that was not interrupted. Logged as ``certified_training/epsilon``, ``/kappa`` and so on.
 
     Args:
         warmup: share of training with the start values, from 0 to 1.
@@ -150,6 +153,8 @@ class EpsilonSchedule(Callback):
         start, end = self._starts.get(name), made
         if name == "beta":
             start, end = made, self._end_beta
+        if name == "signal":
+            start, end = (made or None), 0.0
         if start is None or end is None:
             return None
         starts, ends = _as_tuple(start), _as_tuple(end)
@@ -170,9 +175,21 @@ class EpsilonSchedule(Callback):
         progress = self.clock.tell(trainer.global_step) / self._total
         values: dict[str, float] = {}
         for setting in self._settings:
-            setting.put(progress)
+            setting.put(progress, self.clock.clean)
             values = setting.logged() | values  # where several objectives share a name, the first
         pl_module.log_dict(values)
+
+    def restart(self, steps: float | None, slower: float) -> None:
+        """Run the ramp more slowly and with less weight on the clean term.
+
+        Args:
+            steps: of the ramp to go back to, not before the end of the warm-up; None goes on.
+            slower: factor of speed, and of the clean weight beyond the one after the ramp.
+        """
+        if steps is not None:
+            self.clock.steps = max(steps, self._shape.warmup * self._total)
+        self.clock.speed *= slower
+        self.clock.clean *= slower
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put back what the objectives were made with."""

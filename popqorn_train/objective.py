@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
-from popqorn_train.case import Case
+from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import check_target
 from popqorn_train.graph import Enclosure
 from popqorn_train.wrapped import as_written
@@ -76,6 +76,13 @@ class Prepared:
         check_target(self._target, *logits.shape)
         # The model may run in half precision.
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def quiet_logits(self) -> Tensor:
+        """Logits ``(B, C)`` without a gradient; the model is called in eval mode, if at all."""
+        if "logits" in vars(self):
+            return self.logits.detach()
+        with torch.no_grad(), undisturbed(self.model):
+            return self.case.logits(self.case.center)
 
     @property
     def target(self) -> Tensor:
