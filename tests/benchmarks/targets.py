@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peers import GOLDEN, LIRPA, Golden, load
+from peers import GOLDEN, LIRPA, POPQORN, Golden, load
 
-from popqorn_train import LpBall, certified_radius, certify
-from popqorn_train.attack import attack
+from popqorn_train import LpBall, certified_radius, certify, empirical_radius
 from popqorn_train.domain import Rectangle
 from popqorn_train.methods import METHODS
 from popqorn_train.planes import enclosing
@@ -78,18 +77,6 @@ def _seconds(run: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - started
 
 
-def attacked_radius(golden: Golden, p: float, **domain: float) -> Tensor:
-    """Smallest radius ``(B,)`` at which an attack succeeded in a bisection."""
-    low = torch.zeros(len(golden.x))
-    high = torch.full_like(low, 0.2 if p == math.inf else 2.0)
-    for _ in range(9):
-        middle = (low + high) / 2
-        ball = LpBall(middle, p, **domain)
-        broken = attack(golden.net, golden.x, golden.y, ball, steps=30, restarts=2).margin <= 0
-        low, high = torch.where(broken, low, middle), torch.where(broken, middle, high)
-    return high
-
-
 def certified_counts() -> None:
     """Certified images, l_inf clipped to [0, 1]."""
     for title, (epsilons, wanted, peers) in TARGETS.items():
@@ -108,7 +95,7 @@ def certified_counts() -> None:
             counts = "/".join(str(int(proof.certified.sum())) for proof, _ in found)
             seconds = sum(seconds for _, seconds in found) / len(found) / len(x)
             print(f"  {method:<18}{counts:>14}  asked {wanted[method]:<12}{seconds:.3f} s/image")
-        reach = attacked_radius(golden, math.inf, **domain).double()
+        reach = empirical_radius(net, x, y, **domain)
         for method in TIGHT:
             search = partial(certified_radius, net, x, y, method=method, rtol=1e-2, **domain)
             radius, seconds = _seconds(search)
@@ -120,23 +107,47 @@ def certified_counts() -> None:
 
 
 def popqorn_radii() -> None:
-    """Radii of LSTMs against POPQORN's two-dimensional planes, not clipped."""
-    print("\nmedian radius of 20 against the 2-D planes of POPQORN, not clipped")
-    print(
-        f"{'model':<26}{'ours':>9}{'theirs':>9}{'ratio':>7}{'least':>7}{'s/radius':>10}{'theirs':>8}"
-    )
+    """Radii against those that POPQORN's code finds, not clipped."""
+    print("\nmedian radius against POPQORN (2-D planes, or lines for vanilla RNNs), not clipped")
+    titles = ("ours", "theirs", "ratio", "least", "s/radius", "times faster", "of attacked")
+    print(f"{'model':<26}" + "".join(f"{title:>13}" for title in titles))
     for title, (file, index) in LSTMS.items():
-        net, x, y, data = load(file, nn.LSTM, "rnn", "fc")
+        golden = load(file, nn.LSTM, "rnn", "fc")
+        data = golden.data
         p, frames = float(data["ps"][index]), torch.tensor(data["frame_mask"])
-        radius, seconds = _seconds(partial(certified_radius, net, x, y, p=p, frames=frames))
         theirs = torch.tensor(data["radius_plane_lower"][:, index])
-        cost = float(data["plane_round1_cpu_s"] + data["plane_round2_cpu_s"])
-        ratio, least = radius.median() / theirs.median(), (radius / theirs).min()
-        print(
-            f"{title:<26}{radius.median():>9.5f}{theirs.median():>9.5f}{ratio:>7.3f}{least:>7.3f}"
-            f"{seconds / len(x):>10.3f}{cost:>8.0f}"
-        )
-    print("theirs: CPU seconds of both rounds of its bracket on all inputs together")
+        # both rounds of its bracket, for all inputs and both norms together
+        spent = float(data["plane_round1_cpu_s"] + data["plane_round2_cpu_s"]) / len(data["ps"])
+        _compare(title, golden, theirs, spent, p=p, frames=frames)
+    for title, (file, options) in POPQORN.items():
+        golden = load(file, nn.RNN, "rnn", "fc", **options)
+        p = float(golden.data["p"])
+        _compare(title, golden, torch.tensor(golden.data["radius_lower"]), math.nan, p=p)
+
+
+def _compare(
+    title: str,
+    golden: Golden,
+    theirs: Tensor,
+    spent: float,
+    *,
+    p: float,
+    frames: Tensor | None = None,
+) -> None:
+    """Print one row; ``spent`` are their seconds on all inputs."""
+    net, x, y, _ = golden
+    radius, seconds = _seconds(partial(certified_radius, net, x, y, p=p, frames=frames))
+    reach = empirical_radius(net, x, y, p=p, frames=frames)
+    cells = (
+        f"{radius.median():.5f}",
+        f"{theirs.median():.5f}",
+        f"{radius.median() / theirs.median():.3f}",
+        f"{(radius / theirs).min():.3f}",
+        f"{seconds / len(x):.3f}",
+        f"{spent / seconds:.0f}",
+        f"{(radius / reach)[radius > 0].median():.3f}",
+    )
+    print(f"{title:<26}" + "".join(f"{cell:>13}" for cell in cells))
 
 
 def plane_gaps() -> None:
