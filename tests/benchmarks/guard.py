@@ -98,7 +98,9 @@ def run(task: Task, seed: int, guard: CertifiedTrainingGuard | None) -> str:
     ball = LpBall(task.epsilon, low=0.0, high=1.0)
     proved = certify(module, x, y, ball, method="ibp").certified.float().mean().item()
     name = "none" if guard is None else f"{guard.on_collapse}, {guard.rescues} rescues"
-    reached = task.epsilon * min(1.0, max(0.0, (schedule.clock.steps / trainer.global_step - 0.1) / 0.5))
+    reached = task.epsilon * min(
+        1.0, max(0.0, (schedule.clock.steps / trainer.global_step - 0.1) / 0.5)
+    )
     cells = f"{100 * clean:8.1f}{100 * proved:11.1f}{reached:9.3f}{seconds:9.1f}"
     return f"{task.name:<28}{seed:5d}  {name:<22}{cells}"
 
@@ -110,7 +112,8 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    print(f"{'training':<28}{'seed':>5}  {'guard':<22}{'clean':>8}{'certified':>11}{'reached':>9}{'CPU s':>9}")
+    titles = f"{'clean':>8}{'certified':>11}{'reached':>9}{'CPU s':>9}"
+    print(f"{'training':<28}{'seed':>5}  {'guard':<22}{titles}")
     for task in tasks():
         for seed in seeds:
             print(run(task, seed, None), flush=True)
