@@ -66,7 +66,7 @@ class CertifiedTrainingGuard(Callback):
         patience: int = 50,
         max_ratio: float = 5.0,
         max_constancy: float = 0.7,
-        slower: float = 0.5,
+        slower: float = 0.7,
         max_rescues: int = 3,
     ) -> None:
         if on_collapse not in _ACTIONS:

@@ -115,21 +115,22 @@ class CertifiedLoss(Objective):
     def terms(self, batch: Prepared) -> LossParts:
         """See ``Objective``."""
         self._check()
-        clean = attacked = batch.zero()
-        worst = Worst(batch.zero(), batch.zero(), None)
+        zero = batch.zero()
+        total = clean = attacked = signal = zero
+        worst = Worst(zero, zero, None)
         if self.kappa > 0:
-            clean = cross_entropy(batch.logits, batch.target)
+            total = clean = cross_entropy(batch.logits, batch.target)
         if self.kappa < 1 and self.alpha > 0:
             worst = self._worst(batch)
         if self.kappa < 1 and self.alpha < 1:
             attacked = self._attacked(batch)
-        robust = self.alpha * worst.loss + (1 - self.alpha) * attacked
-        total = self.kappa * clean + (1 - self.kappa) * robust
-        width = batch.zero()
+        if self.kappa < 1:
+            robust = self.alpha * worst.loss + (1 - self.alpha) * attacked
+            total = self.kappa * clean + (1 - self.kappa) * robust
         if self.signal > 0 and worst.found is not None:
-            width = drowned(worst.found)
-            total = total + self.signal * width
-        terms = (term.detach() for term in (clean, worst.loss, attacked, worst.certified, width))
+            signal = drowned(worst.found)
+            total = total + self.signal * signal
+        terms = (term.detach() for term in (clean, worst.loss, attacked, worst.certified, signal))
         parts = LossParts(total, *terms)
         if self.observer is not None:
             self.observer(batch, parts, worst.found)

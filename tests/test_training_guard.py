@@ -55,8 +55,8 @@ class Says(Collapse):
         self.count = state["count"]
 
 
-def guard_that_says(*looks, action="rollback", good=True, **options):
-    guard = CertifiedTrainingGuard(action, every_n_steps=1, **options)
+def guard_that_says(*looks, action="rollback", good=True, slower=0.5, **options):
+    guard = CertifiedTrainingGuard(action, every_n_steps=1, slower=slower, **options)
     guard._collapse = Says(*looks)
     guard._collapse.good = lambda seen: good
     return guard
