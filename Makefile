@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: demo test test-all bench clean
+.PHONY: demo test test-all gallery bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -17,6 +17,9 @@ test: .venv/ready
 
 test-all: .venv/ready
 	$(BIN)/pytest -q $(WORKERS) $(ARGS)
+
+gallery: .venv/ready
+	$(BIN)/python -m popqorn_train.recipes.gallery $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python tests/benchmarks/peers.py $(ARGS)

@@ -1,11 +1,9 @@
 """Bring together what the processes of a training found out, the same in every one."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from pytorch_lightning import Trainer
-from torch import nn
 
 from popqorn_train.examine import SampleRow, Status
 
@@ -34,14 +32,3 @@ def completed(rows: list[SampleRow], wanted: Sequence[int]) -> list[SampleRow]:
     return [
         found.get(index, SampleRow(index, None, Status.NOT_ATTEMPTED)) for index in sorted(wanted)
     ]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Hash of all weights and buffers, the same on every device: what a certificate is about."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

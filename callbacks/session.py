@@ -1,20 +1,22 @@
 """One pass over a validation set in which the wanted samples are set aside and certified."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from popqorn_train.batches import Picked, Unpack, grouped, unpacked
 from popqorn_train.bound import BoundModel, bound
-from popqorn_train.callbacks.merge import fingerprint
 from popqorn_train.callbacks.subset import Order, isolated_random
 from popqorn_train.examine import Examination, Examiner, SampleRow, Status
 from popqorn_train.progress import Progress
+from popqorn_train.provenance import fingerprint
+from popqorn_train.radius import Start
 
 _TRIED = 16  # samples of the pre-flight
 
@@ -70,14 +72,14 @@ class Session:
             self._picked.append(Picked.of(here, inputs, target, torch.tensor(chosen), axis))
 
     def certify(
-        self, model: nn.Module, root: nn.Module, known: dict[int, float], progress: Progress
+        self, model: nn.Module, root: nn.Module, known: Sequence[SampleRow], progress: Progress
     ) -> None:
         """Certify what was set aside.
 
         Args:
             model: gives the logits.
             root: whose weights are fingerprinted.
-            known: radius of a sample when it was last certified.
+            known: what was found out when samples were last certified.
             progress: moved for every sample.
         """
         started = time.perf_counter()
@@ -85,7 +87,7 @@ class Session:
         examiner = Examiner(self.question, bound(model))
         with isolated_random(), muted(root):
             for picked in self._chunks(examiner.model):
-                self.rows += examiner.rows(picked, _known(known, picked))
+                self.rows += examiner.rows(picked, _start(known, picked))
                 progress.advance(len(picked.labels))
         answered = {row.index for row in self.rows}
         if self._failure is not None:
@@ -106,10 +108,11 @@ class Session:
         return sum(len(picked.labels) for picked in self._picked)
 
 
-def _known(radii: dict[int, float], picked: Picked) -> Tensor:
-    """Where to begin, ``(S,)``; 0 where nothing is known."""
-    known = [radii.get(position, 0.0) for position in picked.positions.tolist()]
-    return picked.labels.new_tensor(known, dtype=torch.float64)
+def _start(known: Sequence[SampleRow], picked: Picked) -> Start:
+    """Where the search begins for these samples."""
+    found = {row.index: (row.radius or 0.0, row.rate or math.nan) for row in known}
+    pairs = [found.get(position, (0.0, math.nan)) for position in picked.positions.tolist()]
+    return Start(*picked.labels.new_tensor(pairs, dtype=torch.float64).T)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -1,7 +1,6 @@
 """What a monitor does with a validation or test set: choose, certify, log, keep."""
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from popqorn_train.certification import Certification
 from popqorn_train.examine import Examination, Status
 from popqorn_train.loader import OnError
 from popqorn_train.methods import name_of
+from popqorn_train.provenance import versions
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
@@ -36,13 +36,6 @@ class Options(NamedTuple):
     on_error: OnError
     epsilons: Sequence[float]
     name: str
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from its sources
-        return "not installed"
 
 
 def _adder(trainer: Trainer) -> Callable[[int], int]:
@@ -93,8 +86,8 @@ class Watch:
         """What the logged numbers depend on but the model, as plain values."""
         names = ("samples", "seed", "dataloader", "model", "epsilons")
         options = {name: getattr(self.options, name) for name in names}
-        versions = {name: _version(name) for name in ("torch", "popqorn-train")}
-        return {**self.question.settings(), **options, "versions": versions}
+        known = versions("torch", "popqorn-train")
+        return {**self.question.settings(), **options, "versions": known}
 
     def state(self) -> dict[str, Any]:
         """The newest radii and which samples they belong to, as plain values."""
@@ -204,8 +197,7 @@ class Watch:
         session.collect(model, pl_module, batch)
         if at[0] < int(self._batches(trainer)[at[1]]) - 1:
             return
-        rows = [] if self.last is None or self._stage == "test" else self.last.answered
-        known = {row.index: row.radius for row in rows if row.radius}
+        known = [] if self.last is None or self._stage == "test" else self.last.answered
         progress = progress_in(trainer, "certifying", session.share)
         try:
             session.certify(model, pl_module, known, progress)

@@ -13,7 +13,7 @@ from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.objective import Objective
 from popqorn_train.perturbation import LpBall
-from popqorn_train.radius import RadiusSearch, certified_radius, search_radius
+from popqorn_train.radius import RadiusSearch, Start, certified_radius, search_radius
 from popqorn_train.region import Bounds
 from popqorn_train.substitutions import Substitutions
 from popqorn_train.tracer import UnsupportedModelError
@@ -31,6 +31,7 @@ __all__ = [
     "Popqorn",
     "RadiusSearch",
     "SampleRow",
+    "Start",
     "Status",
     "Substitutions",
     "UnsupportedModelError",

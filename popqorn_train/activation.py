@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.closest import closest_relu, closest_sigmoid, closest_tanh
 from popqorn_train.curves import Curve
 from popqorn_train.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.node import Node, Nonlinear, Tape
@@ -27,6 +28,7 @@ class _Rising(NamedTuple):
 
     value: Callable[[Tensor], Tensor]
     lines: Callable[[Tensor, Tensor], Lines]
+    closest: Callable[[Tensor, Tensor, Tensor], Lines]
 
     def range(self, bounds: Bounds) -> Bounds:
         """Images of the ends."""
@@ -34,9 +36,9 @@ class _Rising(NamedTuple):
 
 
 _CURVES = {
-    "tanh": _Rising(torch.tanh, tanh_lines),
-    "sigmoid": _Rising(torch.sigmoid, sigmoid_lines),
-    "relu": _Rising(torch.relu, relu_lines),
+    "tanh": _Rising(torch.tanh, tanh_lines, closest_tanh),
+    "sigmoid": _Rising(torch.sigmoid, sigmoid_lines, closest_sigmoid),
+    "relu": _Rising(torch.relu, relu_lines, closest_relu),
 }
 
 
@@ -56,6 +58,7 @@ class Activation(Nonlinear):
     def __init__(self, curve: str | Curve, x: Node) -> None:
         super().__init__([x], x.shape, x.batch_axis)
         self.curve = _CURVES[curve] if isinstance(curve, str) else curve
+        self.has_choice = isinstance(self.curve, _Rising)
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Range of the function."""
@@ -65,20 +68,29 @@ class Activation(Nonlinear):
         """A line below and one above."""
         return self.curve.lines(*inputs[0])
 
+    def closest(self, point: Tensor, x: Bounds) -> Lines:
+        """Lines that are close at a point of every row."""
+        assert isinstance(self.curve, _Rising)
+        lower, upper = (_of_rows(end, point) for end in x)
+        return self.curve.closest(lower, upper, point)
+
     def sides(self, relaxation: Lines) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """See ``Nonlinear``."""
         return relaxation[:2], relaxation[2:]
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Lines) -> Tensor:
         """Replace the function by the line on the side that matters."""
-        if len(self.shape) > 1:
-            relaxation = Lines(*[field[:, : slope.shape[2]] for field in relaxation])
         positive, negative = _signs(slope)
-        tape.add(
-            self.inputs[0],
-            positive * relaxation.lower_slope[:, None] + negative * relaxation.upper_slope[:, None],
-        )
-        return dot(positive, relaxation.lower_intercept) + dot(negative, relaxation.upper_intercept)
+        lines = Lines(*[_of_rows(field, slope) for field in relaxation])
+        tape.add(self.inputs[0], positive * lines.lower_slope + negative * lines.upper_slope)
+        constant = positive * lines.lower_intercept + negative * lines.upper_intercept
+        return constant.flatten(2).sum(-1)
+
+
+def _of_rows(x: Tensor, slope: Tensor) -> Tensor:
+    """What holds for all rows, or for each, cut to the frames of a slope ``(B, K, ...)``."""
+    x = x[:, None] if x.ndim < slope.ndim else x
+    return x[:, :, : slope.shape[2]] if slope.ndim > 3 else x
 
 
 def is_curve(node: Node, name: str) -> bool:

@@ -71,6 +71,13 @@ def unpacked(unpack: Unpack, batch: Any) -> tuple[Inputs, Tensor]:
     return tuple(inputs) if isinstance(inputs, list) else inputs, target
 
 
+def on_device(inputs: Any, device: torch.device) -> Any:
+    """Inputs with their tensors on a device."""
+    if isinstance(inputs, tuple):
+        return tuple(on_device(value, device) for value in inputs)
+    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+
+
 def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:
     """Join samples whose inputs have one shape, in chunks that are certified at once."""
     groups: dict[Any, list[Picked]] = {}

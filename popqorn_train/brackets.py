@@ -103,6 +103,16 @@ class Brackets:
         return torch.minimum(torch.where(usable, aim, middle), self.cap[chosen])
 
 
+def rate_of(clean: Tensor, fall: Tensor, radius: Tensor) -> Tensor:
+    """The rate for which the margin reaches 0 at a radius, all ``(B,)``."""
+    return _rate(clean / (fall * radius)) / radius
+
+
+def root_of(clean: Tensor, fall: Tensor, rate: Tensor) -> Tensor:
+    """Where the margin reaches 0 for a rate, ``(B,)``; NaN where it never does."""
+    return torch.log1p(rate * clean / fall) / rate
+
+
 def _rate(ratio: Tensor) -> Tensor:
     """Solve ``(exp(z) - 1) / z = ratio`` for z, between -5 and 50 and never 0.
 

@@ -1,178 +1,37 @@
-"""``popqorn-train doctor module:Model --input 1,7,112``: can this model be certified?
-
-Prints the traced graph, what moves, which recurrent layers run over how many frames, what one
-certification costs, and, where something has no bound, the user's own line.
-"""
+"""``popqorn-train``: certify a model, compare results, ask whether a model can be certified."""
 
 import argparse
-import importlib
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from popqorn_train.bound import BoundModel, bound
-from popqorn_train.case import Case
-from popqorn_train.certificate import certify
-from popqorn_train.graph import ancestors
-from popqorn_train.node import Nonlinear
-from popqorn_train.perturbation import LpBall
-from popqorn_train.steps import Step
+from popqorn_train.cli_certify import add_certify
+from popqorn_train.cli_compare import add_compare
+from popqorn_train.cli_doctor import add_doctor
 from popqorn_train.tables import supported_table
-from popqorn_train.tracer import UnsupportedModelError, called_name
-
-_DTYPES = {"long": torch.int64, "int": torch.int32, "float": torch.float32, "double": torch.float64}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 1 where a model cannot be certified."""
+    """Run a command.
+
+    Returns:
+        The exit status: 0 where it was carried out, 1 where it was refused or failed, with one
+        sentence on standard error, 2 for a command that cannot be read, 130 where it was stopped.
+    """
     parser = argparse.ArgumentParser(prog="popqorn-train", description="Certified RNN classifiers.")
     commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser("doctor", help="say whether a model can be certified, and how")
-    doctor.add_argument("model", help="module:Name of a class, a function or an object")
-    doctor.add_argument(
-        "--input",
-        action="append",
-        required=True,
-        help="sizes of an argument of forward, batch first: 1,7,112; with a kind and the number of "
-        "tokens: 1,20:long:5000; again for further arguments",
-    )
-    doctor.add_argument("--perturb", help="what moves, if not the first floating input")
-    doctor.add_argument("--epsilon", type=float, default=0.01, help="size of the ball (l_inf)")
-    doctor.add_argument("--method", default="popqorn", help="bounding method")
-    commands.add_parser("supported", help="print the table of what can be bounded")
+    add_certify(commands)
+    add_compare(commands)
+    add_doctor(commands)
+    supported = commands.add_parser("supported", help="print the table of what can be bounded")
+    supported.set_defaults(run=_print_supported)
     options = parser.parse_args(arguments)
-    if options.command == "supported":
-        print(supported_table())
-        return 0
-    return _doctor(options)
+    status: int = options.run(options)
+    return status
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    try:
-        model = _loaded(options.model).eval()
-        inputs = tuple(_example(text, model) for text in options.input)
-        layer = bound(model, perturb=options.perturb)
-        case = layer.case(inputs)
-    except (UnsupportedModelError, ValueError, TypeError) as error:
-        print(f"cannot be certified: {error}", file=sys.stderr)
-        return 1
-    _print_steps(case)
-    print()
-    _print_plan(case)
-    _print_cost(layer, inputs, case, options)
+def _print_supported(options: argparse.Namespace) -> int:
+    print(supported_table())
     return 0
-
-
-def _loaded(name: str) -> nn.Module:
-    """Import ``module:Name``; a class or a function is called without arguments.
-
-    Raises:
-        ValueError: there is no such thing, or it is no module.
-    """
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`model` must be module:Name, got {name!r}: {error}.") from error
-    finally:
-        sys.path.pop(0)
-    if not isinstance(found, nn.Module):
-        try:
-            found = found()
-        except TypeError as error:
-            raise ValueError(
-                f"`model` {name!r} needs arguments ({error}). Name a function that makes it."
-            ) from error
-    if not isinstance(found, nn.Module):
-        raise ValueError(f"`model` must be an nn.Module, got {type(found).__name__}.")
-    return found
-
-
-def _example(text: str, model: nn.Module) -> Tensor:
-    """A tensor for one argument; whole numbers count up from 1, so that they serve as lengths.
-
-    Raises:
-        ValueError: not sizes, with a kind and a limit.
-    """
-    sizes, kind, limit, *_ = [*text.split(":"), "", ""]
-    try:
-        shape = [int(size) for size in sizes.split(",")]
-        most = int(limit or 2)
-        own = next((weight.dtype for weight in model.parameters()), torch.float32)
-        dtype = _DTYPES[kind] if kind else own
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"`--input` must be sizes like 1,7,112, with a kind ({', '.join(_DTYPES)}) and a "
-            f"limit after colons, got {text!r}."
-        ) from error
-    if dtype.is_floating_point:
-        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    if len(shape) == 1:  # lengths: all frames are there
-        return torch.full(shape, most, dtype=dtype)
-    return torch.arange(torch.Size(shape).numel()).remainder(most).view(shape).to(dtype)
-
-
-def _print_steps(case: Case) -> None:
-    """Every recorded step, marked where what moves reaches it."""
-    names = _moving(case)
-    print(f"{'':2}{'step':<22}{'operation':<26}{'shape for 2 samples':<22}where")
-    for step in case.plan.trace.steps:
-        mark = "~" if step.name in names else " "
-        shape = "" if step.shape is None else str(tuple(step.shape))
-        where = "" if step.kind == "input" else step.source
-        print(f"{mark:2}{step.name:<22}{_operation(step, case):<26}{shape:<22}{where}".rstrip())
-
-
-def _moving(case: Case) -> set[str]:
-    found = {case.plan.source.name}
-    for step in case.plan.trace.steps:
-        if found & set(step.refs()):
-            found.add(step.name)
-    return found
-
-
-def _operation(step: Step, case: Case) -> str:
-    if step.kind == "module":
-        return type(case.lifter.model.get_submodule(step.target)).__name__
-    return called_name(step.target) if step.kind in ("function", "method") else step.kind
-
-
-def _print_plan(case: Case) -> None:
-    frames, features = case.center.shape[1:]
-    print(f"what moves: {case.plan.source.name!r}, {frames} frames of {features} features each")
-    if case.plan.scales:
-        print("            in the units before the normalisation inside the model")
-    single = " (one logit, bounded as the classes 0 and 1)" if case.plan.single else ""
-    print(f"logits:     {case.plan.output!r}, {case.plan.classes} classes{single}")
-
-
-def _print_cost(
-    layer: BoundModel, inputs: tuple[Tensor, ...], case: Case, options: argparse.Namespace
-) -> None:
-    """Nodes, rows, and seconds of one certification on this machine."""
-    ball = LpBall(options.epsilon)
-    nodes = ancestors(case.graph(ball))
-    curved = [node for node in nodes if isinstance(node, Nonlinear)]
-    units = sum(torch.Size(node.shape).numel() for node in curved)
-    target = case.logits(case.center).argmax(1)
-    certify(layer, inputs, target, ball, method=options.method, confirm=None)
-    started = time.perf_counter()
-    proof = certify(layer, inputs, target, ball, method=options.method)
-    seconds = time.perf_counter() - started
-    print(f"graph:      {len(nodes)} nodes, {len(curved)} nonlinear with {units} units a sample")
-    print(
-        f"cost:       {seconds:.3g} s for {len(target)} sample(s) by {options.method}, float64 "
-        "confirmation included; a radius takes about 8 of these"
-    )
-    print(f"margin:     {proof.margin.min().item():.4g} at epsilon {options.epsilon:g} (l_inf)")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 B: batch, S: samples.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,7 +19,7 @@ from popqorn_train.certificate import Confirm, certify
 from popqorn_train.empirical import search_empirical
 from popqorn_train.methods import Method, name_of
 from popqorn_train.perturbation import LpBall
-from popqorn_train.radius import search_radius
+from popqorn_train.radius import Start, search_radius
 
 
 class Status(StrEnum):
@@ -43,6 +44,7 @@ class SampleRow:
         capped: whether that is the largest that was tried.
         empirical: smallest distortion an attack found, ``inf`` if none did.
         evaluations: margins computed for it.
+        rate: by which the next search begins, see ``RadiusSearch``.
         margin: certified margin at the epsilon that was asked for.
         error: what went wrong.
 
@@ -59,6 +61,7 @@ class SampleRow:
     evaluations: int = 0
     margin: float | None = None
     error: str = ""
+    rate: float | None = None
 
     @property
     def answered(self) -> bool:
@@ -86,13 +89,13 @@ class Examination:
     confirm: Confirm
     attack: bool
 
-    def rows(self, model: BoundModel, picked: Picked, start: Tensor | None) -> list[SampleRow]:
+    def rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
         """Examine samples at once.
 
         Args:
             model: the classifier.
             picked: S samples.
-            start: ``(S,)`` where to begin, 0 where nothing is known.
+            start: where to begin, ``(S,)`` each.
 
         Raises:
             ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
@@ -109,7 +112,8 @@ class Examination:
             confirm=self.confirm,
             start=start,
         )
-        columns = [found.radius, found.capped, found.evaluations, _predictions(model, inputs)]
+        columns = [found.radius, found.capped, found.evaluations, found.rate]
+        columns.append(_predictions(model, inputs))
         empirical: Sequence[float | None] = [None] * len(labels)
         if self.attack:
             broke = search_empirical(model, inputs, labels, self.ball, max_radius=self.max_radius)
@@ -153,7 +157,7 @@ class AtBall:
     method: Method
     confirm: Confirm
 
-    def rows(self, model: BoundModel, picked: Picked, start: Tensor | None) -> list[SampleRow]:
+    def rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
         """Certify samples at once; see ``Examination.rows``."""
         inputs, labels = picked.inputs, picked.labels
         found = certify(model, inputs, labels, self.ball, method=self.method, confirm=self.confirm)
@@ -191,11 +195,13 @@ def _row(
     radius: float,
     capped: bool,
     evaluations: int,
+    rate: float,
     prediction: int,
     empirical: float | None,
 ) -> SampleRow:
     status = Status.CERTIFIED if radius > 0 else Status.NOT_CERTIFIED
     row = SampleRow(index, label, status, prediction, radius, capped, empirical, evaluations)
+    row = replace(row, rate=rate if math.isfinite(rate) else None)
     if empirical is not None and empirical < radius:
         # One of the two is wrong; neither may pass for an answer.
         problem = f"attacked at {empirical:.6g}, below the certified radius {radius:.6g}"
@@ -227,12 +233,12 @@ class Examiner:
     failure: Exception | None = None
     _splits: int = 0
 
-    def rows(self, picked: Picked, start: Tensor | None = None) -> list[SampleRow]:
+    def rows(self, picked: Picked, start: Start | None = None) -> list[SampleRow]:
         """Examine samples; a group that raises an error is halved, some times over.
 
         Args:
             picked: S samples.
-            start: ``(S,)`` where to begin, 0 where nothing is known.
+            start: where to begin, ``(S,)`` each.
         """
         try:
             return self.question.rows(self.model, picked, start)
@@ -243,7 +249,7 @@ class Examiner:
         self._splits += 1
         rows, axis = [], self.model.batch_axis(picked.inputs)
         for half in torch.arange(len(picked.labels)).chunk(2):
-            begin = None if start is None else start[half.to(start.device)]
+            begin = None if start is None else Start(*[part[half] for part in start])
             rows += self.rows(picked.some(half, axis), begin)
         return rows
 

@@ -32,10 +32,17 @@ _BLOCK = 2**22  # bytes of slopes on the input at once; what fits a cache is fas
 
 
 class Enclosure(NamedTuple):
-    """Ranges of nodes, and the relaxation of every nonlinear one."""
+    """Ranges of nodes, and the relaxation of every nonlinear one.
+
+    Attributes:
+        ranges: of every node.
+        relaxations: of the nonlinear ones.
+        chosen: whether every row chooses its own lines, see ``_with_own_lines``.
+    """
 
     ranges: dict[Node, Bounds]
     relaxations: dict[Node, Any]
+    chosen: bool = False
 
 
 def ancestors(node: Node) -> list[Node]:
@@ -49,13 +56,20 @@ def ancestors(node: Node) -> list[Node]:
     return sorted(found, key=lambda node: node.index)
 
 
-def enclose(output: Node, *, relax: Relaxation | None = None, backward: bool = False) -> Enclosure:
+def enclose(
+    output: Node,
+    *,
+    relax: Relaxation | None = None,
+    backward: bool = False,
+    chosen: bool = False,
+) -> Enclosure:
     """Bound every quantity that a nonlinearity reads, first to last.
 
     Args:
         output: the node to be bounded in the end.
         relax: how to enclose every nonlinear node between linear functions; None leaves it out.
         backward: refine the intervals by a backward bound each (POPQORN); else intervals alone.
+        chosen: let every row of these bounds, and of those made from them, choose its own lines.
     """
     # The range of an affine node comes from the ball itself: a box around an l2 ball, or around
     # an earlier layer, would be looser.
@@ -63,7 +77,7 @@ def enclose(output: Node, *, relax: Relaxation | None = None, backward: bool = F
     wanted = {
         whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
     }
-    found = Enclosure({}, {})
+    found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
     for node in nodes:
         parents = [found.ranges[parent] for parent in node.inputs]
@@ -142,8 +156,9 @@ def lower_bound(
     rows = _rows_at_once(terms, batch)
     blocks = zip(*[torch.split(slope, rows, 1) for _, slope in terms], strict=True)
     nodes = [node for node, _ in terms]
+    walk = _with_own_lines if _choosing(found) and not intervals else _walk
     bounds = [
-        _walk(list(zip(nodes, block, strict=True)), found, batch, intervals, sizes)
+        walk(list(zip(nodes, block, strict=True)), found, batch, intervals, sizes)
         for block in blocks
     ]
     return torch.cat(bounds, 1)
@@ -159,15 +174,61 @@ def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], batch: int) -> int:
     return max(1, _BLOCK // max(row, 1))
 
 
-def _walk(
+def _choosing(found: Enclosure) -> list[Nonlinear]:
+    """Nodes that can give rows lines of their own."""
+    nodes = found.relaxations if found.chosen else ()
+    return [node for node in nodes if isinstance(node, Nonlinear) and node.has_choice]
+
+
+def _with_own_lines(
     terms: Sequence[tuple[Node, Tensor]],
     found: Enclosure,
     batch: int,
     intervals: bool,
     sizes: Mapping[Node, Tensor] | None,
 ) -> Tensor:
+    """The better of two bounds: with the same lines for all rows, and with lines for each.
+
+    A bound is what a linear function of the nodes is worth in the worst case, so its derivative
+    in the slope on a node is the value of that node there. The lines that are closest at that
+    value answer the worst case best.
+    """
+    choosing = _choosing(found)
+    slopes: dict[Node, Tensor | None] = dict.fromkeys(node.inputs[0] for node in choosing)
+    with torch.enable_grad():
+        first = _walk(terms, found, batch, intervals, sizes, slopes)
+    reached = {node: slope for node, slope in slopes.items() if slope is not None}
+    if not reached:
+        return first
+    keep = torch.is_grad_enabled()
+    one = torch.ones_like(first)
+    points = torch.autograd.grad(first, list(reached.values()), one, retain_graph=keep)
+    worst = {node: point.nan_to_num(0) for node, point in zip(reached, points, strict=True)}
+    own: dict[Node, Any] = {
+        node: node.closest(worst[node.inputs[0]], found.ranges[node.inputs[0]])
+        for node in choosing
+        if node.inputs[0] in worst
+    }
+    found = found._replace(relaxations={**found.relaxations, **own})
+    first = first if keep else first.detach()
+    return torch.maximum(first, _walk(terms, found, batch, intervals, sizes))
+
+
+def _walk(
+    terms: Sequence[tuple[Node, Tensor]],
+    found: Enclosure,
+    batch: int,
+    intervals: bool,
+    sizes: Mapping[Node, Tensor] | None,
+    slopes: dict[Node, Tensor | None] | None = None,
+) -> Tensor:
+    """One backward bound; keeps the slopes on the nodes asked for, with gradient."""
     total = terms[0][1].new_zeros(())
     for node, weight, tape in visits(terms, batch):
+        if slopes is not None and node in slopes:
+            weight = weight.expand(batch, *weight.shape[1:])
+            weight = weight if weight.requires_grad else weight.detach().requires_grad_()
+            slopes[node] = weight
         if intervals and isinstance(node, Nonlinear):
             extra: Tensor | None = _box_minimum(weight, found.ranges[node])
         else:

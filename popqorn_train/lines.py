@@ -61,51 +61,83 @@ def sigmoid_slope(x: Tensor) -> Tensor:
     return x.sigmoid() * (-x).sigmoid()
 
 
-class _Curve(NamedTuple):
-    """An S-shaped function with what the search for its best line needs."""
+class Stacked(NamedTuple):
+    """Lines above f on [lower, upper] and on [-upper, -lower], stacked on a new first axis."""
+
+    slope: Tensor
+    intercept: Tensor
+
+
+class Curve(NamedTuple):
+    """An S-shaped function, convex left of 0 and concave right of it.
+
+    Attributes:
+        value: the function.
+        slope: its derivative.
+        secant: slope of the chord between two points.
+        argmax: where ``weight * f(x) - slope * x`` is largest on an interval.
+        lines: lines on both sides from those above f and above its mirror image.
+    """
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     secant: Callable[[Tensor, Tensor], Tensor]
     argmax: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    lines: Callable[[Stacked], Lines]
+
+    def touching(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Right end d of the straight part of the concave envelope, without gradient.
+
+        The envelope is the chord from the left end to its tangent point d, then the curve. d
+        maximises the slope of that chord; Dinkelbach's iteration finds it to machine precision.
+        """
+        with torch.no_grad():
+            one, slope, d = torch.ones_like(lower), self.secant(lower, upper), upper
+            for _ in range(4):
+                d = self.argmax(one, slope, lower, upper)
+                slope = torch.maximum(slope, self.secant(lower, d))
+        return d
+
+    def above(self, lower: Tensor, upper: Tensor, d: Tensor, point: Tensor) -> Stacked:
+        """The line above that is lowest at a point; all of one shape, see ``touching``."""
+        chord = self.secant(lower, torch.where(d >= upper, upper, d))
+        slope = torch.where((d > point).detach(), chord, self.slope(point))
+        return Stacked(slope, line_intercept(self.value, self.argmax, slope, lower, upper))
 
 
-_TANH = _Curve(torch.tanh, tanh_slope, tanh_secant, argmax_tanh)
-_SIGMOID = _Curve(torch.sigmoid, sigmoid_slope, sigmoid_secant, argmax_sigmoid)
+def mirrored(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends of an interval and of its mirror image, stacked on a new first axis."""
+    return torch.stack([lower, -upper]), torch.stack([upper, -lower])
 
 
-def _upper(curve: _Curve, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-area line above an S-shaped curve: slope and intercept.
+def _odd(above: Stacked) -> Lines:
+    slope, intercept = above
+    return Lines(slope[1], -intercept[1], slope[0], intercept[0])
 
-    The concave envelope is the chord from the left end to its tangent point d, then the curve.
-    d maximises the slope of that chord; Dinkelbach's iteration finds it to machine precision.
-    """
-    with torch.no_grad():
-        one, slope, d = torch.ones_like(lower), curve.secant(lower, upper), upper
-        for _ in range(4):
-            d = curve.argmax(one, slope, lower, upper)
-            slope = torch.maximum(slope, curve.secant(lower, d))
+
+def _odd_about_half(above: Stacked) -> Lines:
+    slope, intercept = above
+    return Lines(slope[1], 1 - intercept[1] - slack(intercept[1] + 1), slope[0], intercept[0])
+
+
+TANH = Curve(torch.tanh, tanh_slope, tanh_secant, argmax_tanh, _odd)
+SIGMOID = Curve(torch.sigmoid, sigmoid_slope, sigmoid_secant, argmax_sigmoid, _odd_about_half)
+
+
+def _least_area(curve: Curve, lower: Tensor, upper: Tensor) -> Lines:
+    lower, upper = mirrored(lower, upper)
     middle = (lower + upper) / 2
-    chord = curve.secant(lower, torch.where(d >= upper, upper, d))
-    slope = torch.where((d > middle).detach(), chord, curve.slope(middle))
-    return slope, line_intercept(curve.value, curve.argmax, slope, lower, upper)
-
-
-def _both(curve: _Curve, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Lines above f on [lower, upper] and on [-upper, -lower], stacked."""
-    return _upper(curve, torch.stack([lower, -upper]), torch.stack([upper, -lower]))
+    return curve.lines(curve.above(lower, upper, curve.touching(lower, upper), middle))
 
 
 def tanh_lines(lower: Tensor, upper: Tensor) -> Lines:
     """Enclose tanh, which is odd: the line below is the mirrored line above the mirror."""
-    slope, intercept = _both(_TANH, lower, upper)
-    return Lines(slope[1], -intercept[1], slope[0], intercept[0])
+    return _least_area(TANH, lower, upper)
 
 
 def sigmoid_lines(lower: Tensor, upper: Tensor) -> Lines:
     """Enclose sigmoid, where sigmoid(-x) = 1 - sigmoid(x)."""
-    slope, intercept = _both(_SIGMOID, lower, upper)
-    return Lines(slope[1], 1 - intercept[1] - slack(intercept[1] + 1), slope[0], intercept[0])
+    return _least_area(SIGMOID, lower, upper)
 
 
 def relu_lines(lower: Tensor, upper: Tensor) -> Lines:

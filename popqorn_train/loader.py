@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from popqorn_train.batches import Picked, Unpack, grouped, unpack_pair, unpacked
+from popqorn_train.batches import Picked, Unpack, grouped, on_device, unpack_pair, unpacked
 from popqorn_train.bound import BoundModel, bound
 from popqorn_train.certificate import Confirm
 from popqorn_train.examine import AtBall, Examination, Examiner, SampleRow, Status
@@ -31,6 +31,9 @@ def check_on_error(on_error: str) -> None:
         raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
 
 
+Tell = Callable[[Sequence[SampleRow]], Any]
+
+
 @dataclass
 class _Pass:
     """One pass over a loader."""
@@ -41,6 +44,8 @@ class _Pass:
     on_error: OnError
     samples: float
     until: float
+    known: Mapping[int, SampleRow]
+    tell: Tell | None
     rows: list[SampleRow] = field(default_factory=list)
 
     def run(self, loader: Iterable[Any], progress: Progress) -> list[SampleRow]:
@@ -49,8 +54,9 @@ class _Pass:
             for batch in loader:
                 if len(self.rows) >= self.samples:
                     break
-                chunks = list(self._chunks(batch))
-                found = [row for picked in chunks for row in self._ask(picked, progress)]
+                found, chunks = self._read(batch)
+                for picked in chunks:
+                    found += self._ask(picked, progress)
                 self.rows += sorted(found, key=lambda row: row.index)
         except Exception as error:
             if self._raises(self.rows):
@@ -66,13 +72,26 @@ class _Pass:
         """What fails at once would fail everywhere: the model or the settings are wrong."""
         return self.on_error == "raise" or not any(row.answered for row in rows)
 
-    def _chunks(self, batch: Any) -> Iterator[Picked]:
+    def _read(self, batch: Any) -> tuple[list[SampleRow], list[Picked]]:
+        """Rows of a batch that are known, and what is to be certified."""
         inputs, target = unpacked(self.unpack, batch)
         device = next((p.device for p in self.model.parameters()), target.device)
-        inputs, target = _moved(inputs, device), target.to(device)
-        count = int(min(len(target), self.samples - len(self.rows)))
-        chosen, axis = torch.arange(count), self.model.batch_axis(inputs)
-        return grouped([Picked.of(chosen + len(self.rows), inputs, target, chosen, axis)], axis)
+        inputs, target = on_device(inputs, device), target.to(device)
+        first = len(self.rows)
+        positions = range(first, first + int(min(len(target), self.samples - first)))
+        found = [self.known[at] for at in positions if at in self.known]
+        for row in found:
+            label = int(target[row.index - first])
+            if row.label != label:
+                raise ValueError(
+                    f"`known` has label {row.label} for sample {row.index}, the loader gives "
+                    f"{label}: it is not the same data set in the same order."
+                )
+        left = torch.tensor([at for at in positions if at not in self.known], dtype=torch.long)
+        if not len(left):
+            return found, []
+        axis = self.model.batch_axis(inputs)
+        return found, list(grouped([Picked.of(left, inputs, target, left - first, axis)], axis))
 
     def _ask(self, picked: Picked, progress: Progress) -> list[SampleRow]:
         if time.monotonic() > self.until:
@@ -82,14 +101,10 @@ class _Pass:
         rows = examiner.rows(picked)
         if examiner.failure is not None and self._raises(self.rows + rows):
             raise examiner.failure
+        if self.tell is not None:
+            self.tell(rows)
         progress.advance(len(rows))
         return rows
-
-
-def _moved(inputs: Any, device: torch.device) -> Any:
-    if isinstance(inputs, tuple):
-        return tuple(_moved(value, device) for value in inputs)
-    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
 
 
 def certify_loader(
@@ -112,6 +127,8 @@ def certify_loader(
     seconds: float | None = None,
     on_error: OnError = "warn",
     progress: bool = True,
+    known: Mapping[int, SampleRow] | None = None,
+    tell: Tell | None = None,
 ) -> list[SampleRow]:
     """Certify the samples of a loader, in its order, with a progress bar.
 
@@ -139,6 +156,9 @@ def certify_loader(
             gives them the status error, and returns what it has when the loader itself fails;
             ``"raise"`` raises it.
         progress: show a bar on a terminal, or log a line every tenth.
+        known: rows by position, from an earlier pass over the same data; they are returned as
+            they are.
+        tell: called with the rows of a few samples as soon as they are certified, to keep them.
 
     Returns:
         One ``SampleRow`` a sample; its index is the position in the loader.
@@ -159,8 +179,11 @@ def certify_loader(
         question = AtBall(ball, method_named(method), confirm)
     most = math.inf if samples is None else samples
     until = math.inf if seconds is None else time.monotonic() + seconds
-    run = _Pass(bound(model), question, unpack, on_error, most, until)
-    bar = shown("certifying", _total(loader, most)) if progress else Silent()
+    known = {} if known is None else known
+    run = _Pass(bound(model), question, unpack, on_error, most, until, known, tell)
+    total = _total(loader, most)
+    left = None if total is None else total - sum(at < total for at in known)
+    bar = shown("certifying", left) if progress and left != 0 else Silent()
     try:
         rows = run.run(loader, bar)
     finally:

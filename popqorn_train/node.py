@@ -76,7 +76,13 @@ class Node:
 
 
 class Nonlinear(Node):
-    """A node that needs a relaxation, made from the ranges of its inputs."""
+    """A node that needs a relaxation, made from the ranges of its inputs.
+
+    Attributes:
+        has_choice: whether ``closest`` gives rows lines of their own.
+    """
+
+    has_choice = False
 
     def __init__(self, inputs: Iterable[Node], shape: Iterable[int], batch_axis: int = 0) -> None:
         super().__init__(inputs, shape, batch_axis)
@@ -84,6 +90,15 @@ class Nonlinear(Node):
 
     def relax(self, relaxer: "Relaxer", *inputs: Bounds) -> Any:
         """Enclose the function between linear ones on these ranges."""
+        raise NotImplementedError
+
+    def closest(self, point: Tensor, x: Bounds) -> Any:
+        """Enclose the function between linear ones that are close at a point, for every row.
+
+        Args:
+            point: ``(B, K, *shape)`` value of the input; the first frames of a sequence only.
+            x: range of the input.
+        """
         raise NotImplementedError
 
     def sides(self, relaxation: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

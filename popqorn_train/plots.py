@@ -1,156 +1,40 @@
-"""Figures. matplotlib is an optional extra: ``pip install "popqorn-train[plots]"``."""
+"""Every figure. matplotlib is an optional extra: ``pip install "popqorn-train[plots]"``.
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+Each ``draw_...`` returns a figure and its axis or axes; ``figure.savefig(path)`` keeps it.
+"""
 
-import numpy as np
+from popqorn_train.plot_accuracy import (
+    AccuracyCurve,
+    curve_grid,
+    curve_of,
+    draw_accuracy_curves,
+    draw_certifications,
+    evenly,
+)
+from popqorn_train.plot_frames import draw_frame_strips, draw_image_rows, draw_strokes
+from popqorn_train.plot_radii import (
+    draw_radii_by_class,
+    draw_radius_by_frame,
+    draw_radius_histogram,
+)
+from popqorn_train.plot_training import draw_training
+from popqorn_train.plot_words import Sentence, draw_sentences, sentences_html
 
-from popqorn_train.certification import Certification, read_certifications
-
-MOST_LINES = 20  # of one chart; more cannot be told apart
-
-# Okabe and Ito's colours, told apart by colour-blind readers.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-
-class AccuracyCurve(NamedTuple):
-    """Accuracy of one model against the size of the perturbation.
-
-    Attributes:
-        name: shown in the legend.
-        epsilons: increasing, in the units of the input.
-        certified: share proved robust at each epsilon, from 0 to 1.
-        attack_epsilons: where an attack was run.
-        attacked: share that it left standing there.
-    """
-
-    name: str
-    epsilons: Sequence[float]
-    certified: Sequence[float]
-    attack_epsilons: Sequence[float] = ()
-    attacked: Sequence[float] = ()
-
-
-def _new_axis(size: tuple[float, float]) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib: pip install "popqorn-train[plots]".') from error
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def draw_accuracy_curves(
-    curves: Sequence[AccuracyCurve],
-    *,
-    xlabel: str = "perturbation epsilon",
-    title: str = "",
-    ax: Any = None,
-) -> tuple[Any, Any]:
-    """Draw certified accuracy against epsilon, one colour a model.
-
-    The certified curve is a solid line; where an attack was run its accuracy is the dashed line
-    above, and the band between them is what neither proof nor attack decides.
-
-    Args:
-        curves: one a model.
-        xlabel: name and unit of epsilon.
-        title: above the axis.
-        ax: a matplotlib axis, or None for a new figure.
-
-    Returns:
-        Figure and axis; save with ``figure.savefig(path)``.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    figure, ax = _new_axis((7.2, 4.6)) if ax is None else (ax.figure, ax)
-    for index, curve in enumerate(curves):
-        color = _COLORS[index % len(_COLORS)]
-        certified = [100 * share for share in curve.certified]
-        ax.plot(curve.epsilons, certified, color=color, lw=2.2, label=f"{curve.name}: certified")
-        if curve.attacked:
-            x, attacked = curve.attack_epsilons, [100 * share for share in curve.attacked]
-            ax.plot(x, attacked, "--", color=color, lw=1.6, label=f"{curve.name}: attacked")
-            above = np.interp(curve.epsilons, x, attacked)
-            ax.fill_between(curve.epsilons, certified, above, color=color, alpha=0.10, lw=0)
-    ax.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(0, 102), title=title)
-    ax.set_xlim(left=0, right=max(max(curve.epsilons) for curve in curves))
-    _finish(ax)
-    return figure, ax
-
-
-def evenly(items: Sequence[Certification], most: int = MOST_LINES) -> list[Certification]:
-    """At most so many of the items, evenly spread, the first and the last among them."""
-    at = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
-    return [items[index] for index in at]
-
-
-def curve_grid(certifications: Sequence[Certification], points: int = 101) -> list[float]:
-    """Epsilons from 0 to where the last curve has ended, for all curves of a chart."""
-    tops = [entry.radii.max().item() for entry in certifications]
-    empirical = certifications[-1].empirical
-    if empirical is not None and empirical.isfinite().any():
-        tops.append(empirical[empirical.isfinite()].quantile(0.9).item())
-    return np.linspace(0, 1.02 * max(*tops, 1e-6), points).tolist()
-
-
-def draw_certifications(
-    certifications: Sequence[Certification] | str | Path,
-    *,
-    xlabel: str = "perturbation epsilon",
-    title: str = "Certified accuracy while training",
-    ax: Any = None,
-) -> tuple[Any, Any]:
-    """Draw certified accuracy against epsilon, one line an epoch, at most 20.
-
-    Early epochs are dark, the last one is bright and thick; where an attack was run its accuracy
-    in the last epoch is the dashed line above.
-
-    Args:
-        certifications: of one training, by step, or the path of a ``certification.jsonl``.
-        xlabel: name and unit of epsilon.
-        title: above the axis.
-        ax: a matplotlib axis, or None for a new figure.
-
-    Returns:
-        Figure and axis; save with ``figure.savefig(path)``.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: nothing was certified.
-    """
-    if certifications is None:
-        raise ValueError(
-            "`certifications` must be certifications or the path of a file, got None. Where "
-            "processes were forked the path is known to them alone: name the file."
-        )
-    if isinstance(certifications, str | Path):
-        certifications = read_certifications(certifications)
-    shown = evenly([entry for entry in certifications if entry.complete])
-    if not shown:
-        raise ValueError("`certifications` must hold one with every sample answered, got none.")
-    figure, ax = _new_axis((7.2, 4.6)) if ax is None else (ax.figure, ax)
-    from matplotlib import colormaps
-
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
-    grid = curve_grid(shown)
-    for color, entry in zip(colors, shown, strict=True):
-        accuracy = [100 * share for share in entry.certified_accuracy(grid)]
-        last = entry is shown[-1]
-        ax.plot(grid, accuracy, color=color, lw=2.6 if last else 1.2, label=f"epoch {entry.epoch}")
-    if shown[-1].empirical is not None:
-        attacked = [100 * share for share in shown[-1].attacked_accuracy(grid)]
-        label = f"attacked, epoch {shown[-1].epoch}"
-        ax.plot(grid, attacked, "--", color=_COLORS[1], lw=1.8, label=label)
-    ax.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(0, 102), title=title)
-    ax.set_xlim(0, grid[-1])
-    _finish(ax, columns=1 + (len(shown) > 10))
-    return figure, ax
-
-
-def _finish(ax: Any, columns: int = 1) -> None:
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, ncols=columns, fontsize="small")
+__all__ = [
+    "AccuracyCurve",
+    "Sentence",
+    "curve_grid",
+    "curve_of",
+    "draw_accuracy_curves",
+    "draw_certifications",
+    "draw_frame_strips",
+    "draw_image_rows",
+    "draw_radii_by_class",
+    "draw_radius_by_frame",
+    "draw_radius_histogram",
+    "draw_sentences",
+    "draw_strokes",
+    "draw_training",
+    "evenly",
+    "sentences_html",
+]

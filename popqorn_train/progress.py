@@ -48,10 +48,19 @@ class LogLines:
         passed = 10 * before // self.total < 10 * self.done // self.total
         if passed and time.monotonic() - self._since > _QUIET:
             share = 100 * self.done // self.total
-            self.say(f"{self.what}: {self.done} of {self.total} samples ({share} %)")
+            line = f"{self.what}: {self.done} of {self.total} samples ({share} %)"
+            left = (time.monotonic() - self._since) * (self.total - self.done) / self.done
+            self.say(line + (f", about {duration(left)} left" if self.done < self.total else ""))
 
     def close(self) -> None:
         """Do nothing: every line stays."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Bar:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import BoundModel, Inputs, bound
-from popqorn_train.brackets import Brackets
+from popqorn_train.brackets import Brackets, rate_of, root_of
 from popqorn_train.case import undisturbed
 from popqorn_train.certificate import Confirm, check_confirm, proved
 from popqorn_train.memory import Chunks
@@ -26,6 +26,21 @@ from popqorn_train.region import Scope
 _BEYOND = 1.15  # where a tight method starts, in radii of the cheaper one
 
 
+class Start(NamedTuple):
+    """Where the search for radii begins that were found before, for other weights.
+
+    While a network trains, clean margins change a lot from epoch to epoch, and how fast they fall
+    near the input too, but much less by which rate they fall faster farther away (brackets.py).
+
+    Attributes:
+        radius: ``(B,)`` found before; 0 where nothing is known.
+        rate: ``(B,)`` of the search that found it; NaN where nothing is known.
+    """
+
+    radius: Tensor
+    rate: Tensor
+
+
 class RadiusSearch(NamedTuple):
     """What a search found.
 
@@ -34,12 +49,19 @@ class RadiusSearch(NamedTuple):
         capped: ``(B,)`` whether it ended at the largest radius tried.
         correct: ``(B,)`` whether the clean prediction is right.
         evaluations: ``(B,)`` margins computed for each sample, confirmation not counted.
+        rate: ``(B,)`` per unit of epsilon, by which margins fall faster and faster; for ``Start``.
     """
 
     radius: Tensor
     capped: Tensor
     correct: Tensor
     evaluations: Tensor
+    rate: Tensor
+
+    @property
+    def start(self) -> Start:
+        """Where the next search begins, when the weights have changed."""
+        return Start(self.radius, self.rate)
 
 
 def search_radius(
@@ -53,7 +75,7 @@ def search_radius(
     rtol: float = 1e-3,
     confirm: Confirm = "float64",
     against: Tensor | None = None,
-    start: Tensor | None = None,
+    start: Tensor | Start | None = None,
     max_bytes: int | None = None,
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found.
@@ -106,19 +128,20 @@ def answer(
     *,
     max_radius: float | None,
     rtol: float,
-    start: Tensor | None = None,
+    start: Tensor | Start | None = None,
 ) -> RadiusSearch:
     """Find the radii, and confirm them with the twin where there is one."""
     clean, fall = question.clean()
     cap = largest_tried(question.case, question.ball, max_radius)
     cold = 0.3 * clean / fall.clamp(min=1e-12)
-    guess = cold if start is None else _warm(start, cold, rtol)
+    guess = cold if start is None else _warm(start, cold, rtol, clean, fall)
     state = Brackets(clean, fall, cap, guess, rtol)
     while len(chosen := state.open()):
         state.tell(chosen, question.margin(chosen, state.next[chosen]))
     radius = state.lower if twin is None else _confirmed(twin, state.lower, rtol)
     rounded = _rounded_down(radius, question.case.value.dtype)
-    return RadiusSearch(rounded, radius >= cap, ~state.wrong, state.evaluations)
+    rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
+    return RadiusSearch(rounded, radius >= cap, ~state.wrong, state.evaluations, rate)
 
 
 def check_search(rtol: float, max_radius: float | None, confirm: str | None) -> None:
@@ -135,12 +158,17 @@ def check_search(rtol: float, max_radius: float | None, confirm: str | None) -> 
         raise ValueError(f"`max_radius` must be a positive number, got {max_radius!r}.")
 
 
-def _warm(start: Tensor, cold: Tensor, rtol: float) -> Tensor:
-    if not isinstance(start, Tensor) or start.shape != cold.shape:
-        found = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
-        raise ValueError(f"`start` must be a tensor of shape {tuple(cold.shape)}, got {found}.")
-    start = start.to(cold)
-    return torch.where((start > 0) & start.isfinite(), start * (1 - 0.4 * rtol), cold)
+def _warm(start: Tensor | Start, cold: Tensor, rtol: float, clean: Tensor, fall: Tensor) -> Tensor:
+    """First epsilons: where margins reach 0 at the rate of the last search, or its radii."""
+    start = start if isinstance(start, Start) else Start(start, torch.full_like(cold, math.nan))
+    for value in start:
+        if not isinstance(value, Tensor) or value.shape != cold.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"`start` must hold radii of shape {tuple(cold.shape)}, got {found}.")
+    radius, rate = (value.to(cold) for value in start)
+    root = root_of(clean, fall.clamp(min=1e-12), rate)
+    guess = torch.where(root.isfinite() & (root > 0), root, radius)
+    return torch.where((radius > 0) & radius.isfinite(), guess * (1 - 0.4 * rtol), cold)
 
 
 def _confirmed(question: Question, radius: Tensor, rtol: float) -> Tensor:
@@ -177,7 +205,7 @@ def certified_radius(
     rtol: float = 1e-3,
     confirm: Confirm = "float64",
     against: Tensor | None = None,
-    start: Tensor | None = None,
+    start: Tensor | Start | None = None,
     max_bytes: int | None = None,
     differentiable: bool = False,
 ) -> Tensor:
@@ -204,7 +232,8 @@ def certified_radius(
             the weights (at least float32).
         against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted
             radius).
-        start: ``(B,)`` where to begin, for example the radii of the last epoch.
+        start: ``(B,)`` where to begin, for example the radii of the last epoch; or the ``start`` of
+            what ``search_radius`` found then, from which fewer margins are computed.
         max_bytes: memory aimed at, see ``certify``.
         differentiable: give the result its gradient in the weights, and in the inputs where they
             ask for one: dr = -dm / (dm/dr) for the margin m, and 0 where the radius is 0 or

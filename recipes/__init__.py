@@ -1,1 +1,1 @@
-"""Complete training runs, one file each; run them as ``python -m popqorn_train.recipes.<name>``."""
+"""Complete trainings: ``digits.py`` in one file, all others by a configuration (training.py)."""

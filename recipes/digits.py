@@ -8,10 +8,8 @@ training is MTL-IBP (De Palma et al., ICLR 2024): half interval bounds, half an 
 
 import argparse
 import json
-import logging
 import shutil
 import time
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +21,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from popqorn_train import CertifiedLoss
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
 from popqorn_train.plots import draw_accuracy_curves, draw_certifications
-from popqorn_train.recipes.classifier import RecurrentNet, RobustClassifier
+from popqorn_train.recipes.classifier import RobustClassifier
+from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data_digits import Digits
-from popqorn_train.recipes.evaluate import Evaluation, evaluate
+from popqorn_train.recipes.evaluate import Evaluation, EvaluationSettings, evaluate
+from popqorn_train.recipes.networks import RecurrentNet
 
 Wandb = Literal["offline", "online"] | None
 EPSILONS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)  # where the attack is run
@@ -133,7 +133,7 @@ def _row(name: str, result: Evaluation, seconds: float) -> str:
         result.certified(0.05),
     ]
     cells = "".join(f"{100 * share:9.1f}" for share in shares)
-    return f"{name:<10}{cells}{result.radii.median().item():15.4f}{seconds:9.0f}"
+    return f"{name:<10}{cells}{result.median():15.4f}{seconds:9.0f}"
 
 
 def run(config: Config, **trainer_options: Any) -> dict[str, Evaluation]:
@@ -145,14 +145,14 @@ def run(config: Config, **trainer_options: Any) -> dict[str, Evaluation]:
     (config.folder / "config.json").write_text(json.dumps(_plain(config), indent=2) + "\n")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, results, rows = Digits(seed=config.seed), {}, []
-    x, labels = (tensor[: config.test_images].to(device) for tensor in data.test.tensors)
+    settings = EvaluationSettings(
+        EPSILONS, low=0.0, high=1.0, attack_steps=config.attack_steps, samples=config.test_images
+    )
     for name in MODELS:
         started = time.perf_counter()
         print(f"\n{name} training, epochs: {config.epochs}", flush=True)
         net = train(name, config, data, **trainer_options).to(device)
-        results[name] = evaluate(
-            net, x, labels, EPSILONS, low=0.0, high=1.0, attack_steps=config.attack_steps
-        )
+        results[name] = evaluate(net, data.test_dataloader(), settings)[-1]
         results[name].write_csv(config.folder / "radii.csv", name)
         rows.append(_row(name, results[name], time.perf_counter() - started))
     _report(config, results, rows)
@@ -200,17 +200,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Config.folder, help="where results go")
     parser.add_argument("--wandb", choices=["offline", "online"], help="log to wandb too")
     given = parser.parse_args()
-    # Lightning's notes on hardware and its advertisements would bury the progress bar.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    prepare()
     config = Config(epochs=given.epochs, seed=given.seed, folder=given.folder, wandb=given.wandb)
     if given.quick:
         config = replace(config, epochs=5, every_n_epochs=1, attack_steps=10, test_images=100)
         print("quick: far from converged, these are not the numbers of the README")
-    if not torch.cuda.is_available():
-        # The tensors are small: a second thread gains little, and on a busy machine its spinning
-        # costs up to five times the time.
-        torch.set_num_threads(1)
     run(config)
 
 

@@ -1,41 +1,99 @@
-"""Certify and attack a test set: the numbers that every recipe ends with."""
+"""Certify and attack a test set: the numbers that every recipe ends with.
+
+S: samples, A: attacked samples, R: epsilons.
+"""
 
 import csv
+import itertools
+import math
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
-from popqorn_train import LpBall
+from popqorn_train import LpBall, certify_loader
 from popqorn_train.attack import attack
-from popqorn_train.certification import count_certified
+from popqorn_train.bound import as_tuple
+from popqorn_train.certification import count_certified, lower_quantile
 from popqorn_train.plots import AccuracyCurve
-from popqorn_train.radius import search_radius
+from popqorn_train.progress import shown
 
+Loader = DataLoader[Any]
+_RTOL = 1e-3  # of the radii
 _CHUNK = 50  # samples certified at once; more would not fit the cache
 
 
-class Evaluation(NamedTuple):
-    """Per-sample results of one model on a test set.
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a trained network is certified and attacked; counts, not clocks, set what it costs.
 
     Attributes:
+        epsilons: increasing, where accuracies are reported and the attack is run.
+        p: norm of the ball around every frame.
+        low: least value of an input; None where there is none.
+        high: greatest value of an input.
+        method: bounding method; everything is certified with intervals at least.
+        samples: how many of the test set are certified by ``method``, drawn by the seed 0; the
+            whole set is then certified with intervals besides. None takes them all.
+        attack_samples: how many of these are attacked; None takes them all.
+        attack_steps: gradient steps of a start.
+        attack_restarts: starts, the clean input first.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    epsilons: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    p: float = math.inf
+    low: float | None = None
+    high: float | None = None
+    method: str = "popqorn"
+    samples: int | None = None
+    attack_samples: int | None = None
+    attack_steps: int = 40
+    attack_restarts: int = 2
+
+    def __post_init__(self) -> None:
+        rising = [0.0, *self.epsilons]
+        if not self.epsilons or any(a >= b for a, b in itertools.pairwise(rising)):
+            raise ValueError(f"`epsilons` must be positive and increasing, got {self.epsilons}.")
+        for name in ("samples", "attack_samples"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` must be at least 1 or null, got {count}.")
+
+
+class Evaluation(NamedTuple):
+    """Per-sample results of one method on some samples of a test set.
+
+    Attributes:
+        method: that certified.
+        positions: ``(S,)`` in the test set.
         labels: ``(S,)``.
         predictions: ``(S,)``.
         radii: ``(S,)`` certified; 0 where the prediction is wrong.
         capped: ``(S,)`` whether the radius is the largest that was tried.
         epsilons: where the attack was run.
-        standing: ``(R, S)`` whether the attack failed at each epsilon.
+        standing: ``(R, A)`` whether the attack failed on the first A samples; A may be 0.
+        certify_seconds: spent on radii.
+        attack_seconds: spent on attacks.
     """
 
+    method: str
+    positions: Tensor
     labels: Tensor
     predictions: Tensor
     radii: Tensor
     capped: Tensor
     epsilons: tuple[float, ...]
     standing: Tensor
+    certify_seconds: float = 0.0
+    attack_seconds: float = 0.0
 
     def accuracy(self) -> float:
         """Clean accuracy."""
@@ -50,72 +108,162 @@ class Evaluation(NamedTuple):
         """Share that the attack left standing, at one of ``epsilons``."""
         return self.standing[self.epsilons.index(epsilon)].double().mean().item()
 
+    def median(self) -> float:
+        """Median radius; a wrong prediction counts as 0."""
+        return lower_quantile(self.radii, 0.5).item()
+
     def curve(self, name: str) -> AccuracyCurve:
         """Both accuracies against epsilon: the certified one from every radius."""
-        attacked = [self.accuracy(), *[self.attacked(epsilon) for epsilon in self.epsilons]]
         fine = torch.linspace(0, self.epsilons[-1], 201, dtype=torch.float64)[1:]
         shares = (count_certified(self.radii, fine) / len(self.radii)).tolist()
-        return AccuracyCurve(
-            name,
-            (0.0, *fine.tolist()),
-            [self.accuracy(), *shares],
-            (0.0, *self.epsilons),
-            attacked,
-        )
+        certified = ((0.0, *fine.tolist()), [self.accuracy(), *shares])
+        if not self.standing.shape[1]:
+            return AccuracyCurve(name, *certified)
+        attacked = [self.attacked(epsilon) for epsilon in self.epsilons]
+        tried = self.standing.shape[1]
+        clean = (self.predictions == self.labels)[:tried].double().mean().item()
+        return AccuracyCurve(name, *certified, (0.0, *self.epsilons), [clean, *attacked])
 
     def write_csv(self, path: Path, name: str) -> None:
         """Append one line a sample."""
         fresh = not path.exists()
-        columns = (self.labels, self.predictions, self.radii, self.capped)
+        columns = (self.positions, self.labels, self.predictions, self.radii, self.capped)
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
-                titles = ("label", "prediction", "certified_radius", "capped")
-                writer.writerow(["model", "index", *titles])
-            rows = zip(*[column.tolist() for column in columns], strict=True)
-            for index, (label, prediction, radius, capped) in enumerate(rows):
-                writer.writerow([name, index, label, prediction, f"{radius:.6g}", capped])
+                titles = ("index", "label", "prediction", "certified_radius", "capped")
+                writer.writerow(["model", "method", *titles])
+            rows = sorted(zip(*[column.tolist() for column in columns], strict=True))
+            for index, label, prediction, radius, capped in rows:
+                line = [name, self.method, index, label, prediction, f"{radius:.6g}", capped]
+                writer.writerow(line)
+
+    def plain(self) -> dict[str, Any]:
+        """Counts and shares as JSON values; lists run along ``epsilons``."""
+        tried = self.standing.shape[1]
+        return {
+            "method": self.method,
+            "samples": len(self.radii),
+            "clean_accuracy": self.accuracy(),
+            "epsilons": list(self.epsilons),
+            "certified_accuracy": [self.certified(epsilon) for epsilon in self.epsilons],
+            "attacked_samples": tried,
+            "pgd_accuracy": [self.attacked(e) for e in self.epsilons] if tried else None,
+            "median_radius": self.median(),
+            "mean_radius": self.radii.mean().item(),
+            "capped": int(self.capped.sum()),
+            "certify_seconds": round(self.certify_seconds, 2),
+            "attack_seconds": round(self.attack_seconds, 2),
+        }
 
 
-def evaluate(
-    net: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    epsilons: Sequence[float],
-    *,
-    low: float,
-    high: float,
-    attack_steps: int,
-) -> Evaluation:
-    """Find certified radii by full backward bounds, and attack at every epsilon.
+def evaluate(net: nn.Module, loader: Loader, settings: EvaluationSettings) -> list[Evaluation]:
+    """Find certified radii, and attack at every epsilon.
 
     Args:
         net: returns logits.
-        x: ``(S, T, N)``.
-        labels: ``(S,)``.
-        epsilons: increasing, where the attack is run.
-        low: least value of an input.
-        high: greatest value of an input.
-        attack_steps: gradient steps of the attack.
+        loader: the test set in order, batches ``(inputs, labels)``.
+        settings: see there.
+
+    Returns:
+        The evaluation by ``settings.method`` with the attack; before it, where that does not take
+        the whole set, one of the whole set with intervals.
     """
-    with torch.no_grad():
-        predictions = net(x).argmax(1)
-    radii, capped, standing = [], [], []
-    chunks = torch.split(torch.arange(len(x), device=x.device), _CHUNK)
-    for some in track(chunks, f"certifying and attacking {len(x)} inputs"):
-        found = search_radius(net, x[some], labels[some], LpBall(0.0, low=low, high=high))
-        radii.append(found.radius)
-        capped.append(found.capped)
-        balls = [LpBall(epsilon, low=low, high=high) for epsilon in epsilons]
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    found = []
+    drawn: Sequence[int] = range(count)
+    if settings.samples is not None and settings.samples < count:
+        found.append(_certified(net, loader, "ibp", range(count), settings))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        drawn = order[: settings.samples].tolist()
+    strongest = _certified(net, loader, settings.method, drawn, settings)
+    return [*found, _attacked(net, loader, strongest, settings)]
+
+
+def seconds_used(device: torch.device) -> float:
+    """A clock: seconds of this process on its CPUs, or of the wall for a GPU."""
+    return time.perf_counter() if device.type == "cuda" else time.process_time()
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
+def _part(loader: Loader, positions: Sequence[int]) -> Loader:
+    """Some samples, in this order."""
+    part = Subset(loader.dataset, positions)
+    return DataLoader(part, _CHUNK, collate_fn=loader.collate_fn)
+
+
+def _by_length(loader: Loader, positions: Sequence[int]) -> list[int]:
+    """The same positions, short sequences first, so that little is spent on padding."""
+    return sorted(positions, key=lambda position: len(loader.dataset[position][0]))
+
+
+def _certified(
+    net: nn.Module,
+    loader: Loader,
+    method: str,
+    positions: Sequence[int],
+    settings: EvaluationSettings,
+) -> Evaluation:
+    started, ordered = seconds_used(_device(net)), _by_length(loader, positions)
+    rows = certify_loader(
+        net,
+        _part(loader, ordered),
+        p=settings.p,
+        low=settings.low,
+        high=settings.high,
+        method=method,
+        rtol=_RTOL,
+        on_error="raise",
+    )
+    found = dict(zip(ordered, rows, strict=True))
+    columns = [
+        (row.label, row.prediction, row.radius, row.capped)
+        for row in (found[position] for position in positions)
+    ]
+    labels, predictions, radii, capped = map(torch.tensor, zip(*columns, strict=True))
+    return Evaluation(
+        method,
+        torch.tensor(positions),
+        labels,
+        predictions,
+        radii.double(),
+        capped,
+        settings.epsilons,
+        torch.zeros(len(settings.epsilons), 0, dtype=torch.bool),
+        seconds_used(_device(net)) - started,
+    )
+
+
+def _attacked(
+    net: nn.Module, loader: Loader, found: Evaluation, settings: EvaluationSettings
+) -> Evaluation:
+    """The same evaluation with its attack."""
+    device = _device(net)
+    started, chosen = seconds_used(device), found.positions[: settings.attack_samples]
+    bar = shown("attacking", len(chosen))
+    balls = [
+        LpBall(epsilon, settings.p, low=settings.low, high=settings.high)
+        for epsilon in settings.epsilons
+    ]
+    standing = []
+    for batch in _part(loader, chosen.tolist()):
+        inputs, labels = tuple(x.to(device) for x in as_tuple(batch[0])), batch[1].to(device)
         margins = [
-            attack(net, x[some], labels[some], ball, steps=attack_steps).margin for ball in balls
+            attack(
+                net,
+                inputs,
+                labels,
+                ball,
+                steps=settings.attack_steps,
+                restarts=settings.attack_restarts,
+            ).margin
+            for ball in balls
         ]
         standing.append(torch.stack(margins) > 0)
-    return Evaluation(
-        labels.cpu(),
-        predictions.cpu(),
-        torch.cat(radii).cpu(),
-        torch.cat(capped).cpu(),
-        tuple(epsilons),
-        torch.cat(standing, 1).cpu(),
-    )
+        bar.advance(len(labels))
+    bar.close()
+    seconds = seconds_used(device) - started
+    return found._replace(standing=torch.cat(standing, 1).cpu(), attack_seconds=seconds)

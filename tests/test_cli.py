@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -63,12 +62,6 @@ def test_the_command_starts_without_lightning():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == supported_table()
-
-
-def test_the_console_script_is_declared():
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    module, _, name = scripts["popqorn-train"].partition(":")
-    assert getattr(import_module(module), name) is main
 
 
 def test_the_page_of_what_is_supported_is_the_table_of_the_code():

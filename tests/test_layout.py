@@ -1,5 +1,6 @@
 """The layers and the packaging stay as they are drawn."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -7,7 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("popqorn_train", "callbacks", "recipes")
-ABOVE = {"metrics", "plots"}  # the layer above the core
+PACKAGE = ROOT / "popqorn_train"
+FIGURES = {"plots", *(file.stem for file in PACKAGE.glob("plot_*.py"))}
+ABOVE = {"metrics"} | FIGURES  # the layer above the core
+COMMANDS = {file.stem for name in ("cli", "report") for file in PACKAGE.glob(f"{name}*.py")}
 
 
 def package_folders():
@@ -21,7 +25,7 @@ def package_folders():
 
 
 def test_the_core_imports_no_framework():
-    modules = sorted({file.stem for file in (ROOT / "popqorn_train").glob("*.py")} - ABOVE)
+    modules = sorted({file.stem for file in PACKAGE.glob("*.py")} - ABOVE)
     assert {"graph", "trace", "radius"} < set(modules)
     imports = "\n".join(f"import popqorn_train.{module}" for module in modules)
     banned = "{'pytorch_lightning', 'lightning', 'torchmetrics', 'wandb', 'matplotlib'}"
@@ -29,6 +33,25 @@ def test_the_core_imports_no_framework():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def imported(file):
+    """Modules of the package that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("popqorn_train.")}
+
+
+def test_arrows_between_the_layers_point_down():
+    for file in PACKAGE.glob("*.py"):
+        if file.stem in COMMANDS | {"__init__"}:
+            continue
+        above = COMMANDS if file.stem in ABOVE else COMMANDS | ABOVE
+        assert not imported(file) & (above | {"callbacks", "recipes"}), file.name
 
 
 def test_every_package_is_shipped():

@@ -1,6 +1,7 @@
 """Certification of a whole loader, without Lightning."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,11 +106,13 @@ def test_what_fails_at_once_is_raised(monkeypatch):
 def test_progress_is_written_off_a_terminal_when_it_takes_long(monkeypatch, capsys):
     monkeypatch.setattr("popqorn_train.progress._QUIET", 0.0)
     certify_loader(MODEL, loader(30))
-    assert capsys.readouterr().err.splitlines() == [
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", about ")[0] for line in lines] == [
         "certifying: 30 of 90 samples (33 %)",
         "certifying: 60 of 90 samples (66 %)",
         "certifying: 90 of 90 samples (100 %)",
     ]
+    assert lines[0].endswith(" left")
 
 
 def test_a_bar_is_shown_on_a_terminal(monkeypatch, capsys):
@@ -156,3 +159,24 @@ def test_batches_in_another_form_go_through_unpack():
         run(loader=[{"x": X}])
     with pytest.raises(TypeError, match="must be a tensor of 2 labels, got list"):
         run(loader=[(X[:2], [0, 1])])
+
+
+def test_what_is_known_is_not_certified_again_and_rows_are_told_as_they_come():
+    told = []
+    first = run(samples=30, tell=told.extend)
+    assert sorted(told, key=lambda row: row.index) == first
+    told.clear()
+    known = {row.index: replace(row, evaluations=99) for row in first if row.index % 3}
+    again = run(samples=30, known=known, tell=told.extend)
+    assert [row.index for row in again] == [row.index for row in first]
+    assert {row.index for row in again if row.evaluations == 99} == set(known)
+    assert {row.index for row in told} == {row.index for row in first} - set(known)
+    for one, two in zip(first, again, strict=True):
+        assert two.radius == pytest.approx(one.radius, rel=1e-2)
+
+
+def test_rows_of_another_data_set_are_refused():
+    first = run(samples=30)
+    known = {first[0].index: replace(first[0], label=first[0].label + 1)}
+    with pytest.raises(ValueError, match="`known` has label"):
+        run(samples=30, known=known)

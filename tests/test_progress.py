@@ -96,8 +96,21 @@ def test_lines_come_every_tenth_and_not_before_some_seconds(monkeypatch):
     for _ in range(20):
         progress.advance(1)
     assert len(lines) == 5
-    assert lines[0] == "certifying: 24 of 40 samples (60 %)"
+    assert lines[0] == "certifying: 24 of 40 samples (60 %), about 0 s left"
     assert lines[-1] == "certifying: 40 of 40 samples (100 %)"
+
+
+def test_the_time_left_grows_with_what_is_left(monkeypatch):
+    lines, now = [], [100.0]
+    monkeypatch.setattr("popqorn_train.progress.time.monotonic", lambda: now[0])
+    progress = LogLines("certifying", 100, lines.append)
+    for passed, done in ((60.0, 10), (6000.0, 40)):
+        now[0] = 100.0 + passed
+        progress.advance(done)
+    assert lines == [
+        "certifying: 10 of 100 samples (10 %), about 9 min left",
+        "certifying: 50 of 100 samples (50 %), about 1.7 h left",
+    ]
 
 
 def test_the_pre_flight_says_what_a_certification_will_cost(capsys, caplog):

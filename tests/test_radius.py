@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from popqorn_train import LpBall, certified_radius, certify
+from popqorn_train import LpBall, Start, certified_radius, certify
 from popqorn_train.brackets import Brackets
 from popqorn_train.methods import Popqorn
 from popqorn_train.radius import search_radius
@@ -111,6 +111,44 @@ def test_any_start_leads_to_the_same_radius(start):
     expected = certified_radius(model, x, y, p=2, method=method)
     found = certified_radius(model, x, y, p=2, method=method, start=start)
     torch.testing.assert_close(found, expected, rtol=2 * RTOL, atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-9, 1e9, math.nan, math.inf, -1.0, -1e9])
+def test_any_rate_leads_to_the_same_radius(rate):
+    model, x, y = problem("lstm")
+    method = Popqorn("lambda", ())
+    found = search_radius(model, x, y, LpBall(0.0, 2), method=method)
+    start = Start(found.radius, torch.full((24,), rate, dtype=F64))
+    again = certified_radius(model, x, y, p=2, method=method, start=start)
+    torch.testing.assert_close(again, found.radius, rtol=2 * RTOL, atol=0)
+
+
+@cells
+def test_other_weights_take_fewer_evaluations_from_the_rates_of_the_last_ones(cell):
+    model, x, y = problem(cell, batch=64, time=6)
+    ball, smooth = LpBall(0.0, 2), Popqorn("lambda", ())
+    last = search_radius(model, x, y, ball, method=smooth)
+    with torch.no_grad():
+        model.head.weight.mul_(1.5)  # radii stay
+        model.head.bias.mul_(1.5)
+        model.rnn.weight_ih_l0.mul_(1.1)  # radii shrink
+    counts = [
+        search_radius(model, x, y, ball, rtol=1e-2, method=smooth, start=start).evaluations
+        for start in (None, last.radius, last.start)
+    ]
+    cold, radii, rates = (count.double().mean() for count in counts)
+    assert rates <= min(cold, radii) + 0.1
+    assert rates <= (3.3 if cell == "relu" else 3)
+
+
+def test_a_start_of_another_batch_is_refused():
+    model, x, y = problem("gru", batch=4)
+    found = search_radius(model, x, y, LpBall(0.0))
+    for start in (found.start, found.radius):
+        with pytest.raises(
+            ValueError, match=r"`start` must hold radii of shape \(3,\), got \(4,\)"
+        ):
+            certified_radius(model, x[:3], y[:3], start=start)
 
 
 @pytest.mark.parametrize("scope", ["frame", "sequence"])

@@ -1,6 +1,9 @@
 """The code that the README shows runs."""
 
+import importlib
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -8,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
+from popqorn_train.cli import main
+from popqorn_train.recipes.cli import configs
 from tests.fitting import Classifier, fit
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -71,6 +76,21 @@ def test_the_chart_is_drawn_in_the_lines_shown(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_a_recipe_is_run_in_the_lines_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block("load_net"), names)
+    assert isinstance(names["net"], torch.nn.Module)
+    certified, standard = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert 0 <= certified <= 1
+    assert 0 <= standard <= 1
+
+
+def test_the_recipes_named_are_those_that_come_with_the_package():
+    section = README.read_text().split("## Train a certified model")[1].split("\n## ")[0]
+    assert all(f"`{name}`" in section for name in configs())
+
+
 def test_every_link_leads_somewhere_and_no_placeholder_is_left():
     text = README.read_text()
     links = re.findall(r"\]\(([^)#]+)\)", text)
@@ -78,3 +98,22 @@ def test_every_link_leads_somewhere_and_no_placeholder_is_left():
     for link in links:
         assert (README.parent / link).exists(), link
     assert not re.search(r"^[A-Z]{3,}$", text, re.MULTILINE)
+
+
+def test_a_model_is_certified_by_the_command_shown(tmp_path, monkeypatch, capsys):
+    [line] = re.findall(r"^popqorn-train certify (.*)$", README.read_text(), re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)\n\n"
+        "    def forward(self, x):\n        return self.head(self.rnn(x)[0][:, -1])\n\n\n"
+        "def data():\n    return torch.rand(3, 4, 3), torch.tensor([0, 1, 0])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("my_model").Net()
+    torch.save({f"net.{k}": v for k, v in net.state_dict().items()}, "last.ckpt")
+    assert main(["certify", *shlex.split(line)]) == 0
+    assert "3 samples of my_model:data" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "certify" / "report.html").is_file()
+    sys.modules.pop("my_model")

@@ -1,0 +1,79 @@
+"""Weights from a file into a model, without running anything that the file holds."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
+    """Load a state dict, or that of a Lightning checkpoint, into a model.
+
+    Args:
+        model: changed in place.
+        path: of the file; read with ``weights_only=True``.
+        prefix: of the names that belong to the model, for example ``"net."``; it is cut off, and
+            all other names are left out.
+
+    Raises:
+        ValueError: the file is no state dict, or does not fit the model.
+        OSError: it cannot be read.
+    """
+    state = _state(path)
+    if prefix:
+        own = {name: value for name, value in state.items() if name.startswith(prefix)}
+        if not own:
+            raise ValueError(
+                f"`--prefix` {prefix!r} begins no name in {path}; it holds {_some(state)}."
+            )
+        state = {name.removeprefix(prefix): value for name, value in own.items()}
+    wanted = set(model.state_dict())
+    if set(state) != wanted:
+        raise ValueError(_misfit(path, set(state), wanted))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        shapes = str(error).splitlines()[-1].strip()
+        raise ValueError(f"`--checkpoint` {path} does not fit the model: {shapes}") from error
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"`--checkpoint` must be a file, got {path}.")
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no checkpoint fails in many ways
+        raise ValueError(
+            f"`--checkpoint` {path} cannot be read as weights alone. If you trust it, save them: "
+            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')."
+        ) from error
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
+    if not tensors or not state:
+        raise ValueError(
+            f"`--checkpoint` must hold a state dict of tensors, or one under 'state_dict', got "
+            f"{type(found).__name__} in {path}."
+        )
+    return state
+
+
+def _misfit(path: Path, names: set[str], wanted: set[str]) -> str:
+    """What is wrong, and the prefix that would mend it, if there is one."""
+    missing, strange = wanted - names, names - wanted
+    text = f"`--checkpoint` {path} does not fit the model:"
+    if missing:
+        text += f" it lacks {_some(missing)};"
+    if strange:
+        text += f" it has {_some(strange)} besides;"
+    for prefix in sorted(
+        {name[: -len(one)] for one in wanted for name in names if name.endswith(f".{one}")}
+    ):
+        if all(prefix + name in names for name in wanted):
+            return f"{text} --prefix {prefix} would fit."
+    return f"{text} name another file, or --prefix of the sub-module."
+
+
+def _some(names: Any) -> str:
+    first = sorted(names)
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")

@@ -1,0 +1,203 @@
+"""``popqorn-train certify MODEL --data ...``: certify a data set and write a report."""
+
+import argparse
+import shlex
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from popqorn_train.bound import BoundModel
+from popqorn_train.certification import Certification
+from popqorn_train.cli_files import write_certification
+from popqorn_train.cli_options import add_certify_options, class_names, mask_of
+from popqorn_train.cli_subject import batches, first_inputs, loaded_model, opened_data, question_of
+from popqorn_train.examine import Examination, SampleRow
+from popqorn_train.fragile import (
+    FragileSample,
+    Vocabulary,
+    chosen_samples,
+    described,
+    examined_frames,
+    most_fragile,
+    vocabulary,
+)
+from popqorn_train.ledger import Ledger
+from popqorn_train.loader import certify_loader
+from popqorn_train.progress import Silent, shown
+from popqorn_train.provenance import data_fingerprint, fingerprint, versions
+from popqorn_train.report import Report
+from popqorn_train.report_figures import check_image, report_figures
+from popqorn_train.summary import nice_epsilons, promise, summary
+from popqorn_train.tracer import UnsupportedModelError
+
+_FIRST = 16  # samples whose fingerprint a resumed run must share
+REFUSED = (ValueError, TypeError, OSError, ImportError, RuntimeError, UnsupportedModelError)
+
+
+def add_certify(commands: Any) -> None:
+    """Add the command to a parser's sub-commands."""
+    command = commands.add_parser(
+        "certify",
+        help="certify a data set; write every row, a summary and report.html",
+        description=__doc__,
+    )
+    add_certify_options(command)
+    command.set_defaults(run=run_certify)
+
+
+def run_certify(options: argparse.Namespace) -> int:
+    """Certify and report; see ``popqorn_train.cli.main`` for the exit status."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            _Run.prepared(options).finish()
+    except KeyboardInterrupt:
+        print(
+            f"popqorn-train certify: stopped; what is certified is in {options.folder}, go on with "
+            "--resume",
+            file=sys.stderr,
+        )
+        return 130
+    except REFUSED as error:
+        print(f"popqorn-train certify: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"note: {message}", file=sys.stderr)
+
+
+@dataclass
+class _Run:
+    """One run of the command.
+
+    Attributes:
+        options: of the command.
+        model: on its device.
+        loader: gives the same batches every time.
+        axis: the batch axis of the inputs.
+        question: what is asked about every sample.
+        settings: what a row depends on.
+        words: names of the tokens.
+        classes: names of the classes.
+        ledger: keeps the rows.
+    """
+
+    options: argparse.Namespace
+    model: BoundModel
+    loader: Iterable[Any]
+    axis: int
+    question: Examination
+    settings: dict[str, Any]
+    words: Vocabulary | None
+    classes: Sequence[str]
+    ledger: Ledger
+
+    @classmethod
+    def prepared(cls, options: argparse.Namespace) -> "_Run":
+        """Load everything, and refuse what does not fit before anything is computed."""
+        model = loaded_model(options)
+        loader = opened_data(options, model)
+        inputs = first_inputs(options, model, loader)
+        case, axis = model.case(inputs), model.batch_axis(inputs)
+        _, frames, features = case.center.shape
+        check_image(options.image, frames, features)
+        question = question_of(options, mask_of(options.frames, frames))
+        case.placed(question.ball)  # inputs must lie in the domain
+        settings = {
+            "model": options.model,
+            "checkpoint": options.checkpoint and str(options.checkpoint),
+            "prefix": options.prefix,
+            "data": options.data,
+            "perturb": options.perturb,
+            **question.settings(),
+            "weights": fingerprint(model.model),
+            "first_samples": data_fingerprint(batches(loader), _FIRST, axis),
+        }
+        words = vocabulary(options.words) if options.words else None
+        classes = class_names(options.classes)
+        ledger = Ledger(options.folder, settings, resume=options.resume)
+        return cls(options, model, loader, axis, question, settings, words, classes, ledger)
+
+    def finish(self) -> None:
+        """Certify, look at the fragile samples, write and print everything."""
+        started = time.monotonic()
+        rows = self._certified()
+        self.ledger.rewrite(rows)
+        fragile = self._fragile(rows)
+        certification = self._certification(rows, time.monotonic() - started)
+        epsilons = self.options.epsilons or nice_epsilons(certification)
+        print(summary(certification, epsilons))
+        figures = self._figures(certification, fragile)
+        files = ("samples.csv", "samples.jsonl", "certification.json")
+        report = Report(certification, epsilons, fragile, self.classes, figures, files)
+        names = write_certification(self.options.folder, certification, figures, report)
+        print("\n" + textwrap.fill(promise(certification.settings), 100))
+        print(f"\nwritten to {self.options.folder}: {', '.join(names)}")
+
+    def _certified(self) -> list[SampleRow]:
+        ball, question = self.question.ball, self.question
+        return certify_loader(
+            self.model,
+            self.loader,
+            p=ball.p,
+            method=question.method,
+            frames=ball.frames,
+            scope=ball.scope,
+            low=ball.low,
+            high=ball.high,
+            max_radius=question.max_radius,
+            rtol=question.rtol,
+            confirm=question.confirm,
+            attack=question.attack,
+            samples=self.options.samples,
+            seconds=self.options.seconds,
+            known=self.ledger.known,
+            tell=self.ledger.add,
+        )
+
+    def _fragile(self, rows: Sequence[SampleRow]) -> list[FragileSample]:
+        """The most fragile samples frame by frame, by radius; what is known is not done again."""
+        wanted = most_fragile(rows, self.options.fragile)
+        bar = shown("frames of the most fragile", len(wanted)) if wanted else Silent()
+        found = []
+        for row, picked in chosen_samples(self.model, self.loader, wanted):
+            radii = self.ledger.frames.get(row.index)
+            answer = (radii, "") if radii else examined_frames(self.model, picked, self.question)
+            if not radii and answer[0]:
+                self.ledger.add_frames(row.index, answer[0])
+            found.append(described(self.model, row, picked, answer, self.words))
+            bar.advance(1)
+        bar.close()
+        return sorted(found, key=lambda one: wanted.index(one.row))
+
+    def _certification(self, rows: Sequence[SampleRow], seconds: float) -> Certification:
+        settings = dict(self.settings)
+        weights = settings.pop("weights")
+        settings |= {
+            "samples": len(rows),
+            "data_fingerprint": data_fingerprint(batches(self.loader), len(rows), self.axis),
+            "command": shlex.join(["popqorn-train", *sys.argv[1:]]),
+            "versions": versions("popqorn-train", "torch"),
+        }
+        return Certification(
+            0, 0, tuple(rows), seconds, settings=settings, weights=weights, stage="certify"
+        )
+
+    def _figures(
+        self, certification: Certification, fragile: Sequence[FragileSample]
+    ) -> dict[str, bytes]:
+        if not certification.answered:
+            return {}
+        try:
+            return report_figures(
+                certification, fragile, classes=self.classes, image=self.options.image
+            )
+        except ImportError as error:
+            print(f"note: no pictures. {error}", file=sys.stderr)
+            return {}

@@ -1,0 +1,49 @@
+"""The files that ``popqorn-train certify`` leaves, and how they are read back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from popqorn_train.certification import Certification, read_certifications
+from popqorn_train.report import Report
+
+CERTIFICATION = "certification.json"
+
+
+def write_certification(
+    folder: Path, certification: Certification, figures: Mapping[str, bytes], report: Report
+) -> list[str]:
+    """Write numbers, pictures and report beside the rows; return the names of all files."""
+    names = ["report.html", CERTIFICATION, "samples.csv", "samples.jsonl"]
+    text = json.dumps(certification.plain(), indent=1, allow_nan=False)
+    (folder / CERTIFICATION).write_text(text + "\n")
+    for name, png in figures.items():
+        (folder / f"{name}.png").write_bytes(png)
+        names.append(f"{name}.png")
+    (folder / "report.html").write_text(report.html(), encoding="utf-8")
+    return names
+
+
+def read_certification(path: Path) -> Certification:
+    """Read what ``certify`` wrote, or the newest complete entry of a ``certification.jsonl``.
+
+    Args:
+        path: of the file, or of the folder that holds it.
+
+    Raises:
+        ValueError: the file holds no certification.
+        OSError: it cannot be read.
+    """
+    if path.is_dir():
+        path = path / CERTIFICATION
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} must be a {CERTIFICATION}, its folder or a .jsonl.")
+    if path.suffix == ".jsonl":
+        complete = [entry for entry in read_certifications(path) if entry.complete]
+        if not complete:
+            raise ValueError(f"{path} holds no certification with every sample answered.")
+        return complete[-1]
+    try:
+        return Certification.of(json.loads(path.read_text()))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be a {CERTIFICATION} or a .jsonl of a monitor.") from error

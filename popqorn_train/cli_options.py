@@ -1,0 +1,164 @@
+"""The options of ``popqorn-train certify``, and what they mean."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from popqorn_train.methods import METHODS
+
+
+def add_certify_options(command: argparse.ArgumentParser) -> None:
+    """Add all of them to the parser of the command."""
+    command.add_argument("model", help="module:Name of a class, a function or an object")
+    _add_subject(command.add_argument_group("what is certified"))
+    _add_ball(command.add_argument_group("what may move"))
+    _add_search(command.add_argument_group("how"))
+    _add_report(command.add_argument_group("what is reported"))
+
+
+def _add_subject(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--checkpoint", type=Path, help="a state dict or a Lightning .ckpt")
+    group.add_argument(
+        "--prefix", default="", help="of the names in the checkpoint that are the model's: net."
+    )
+    group.add_argument(
+        "--data",
+        required=True,
+        help="module:name of a function (or an object) that gives a loader or (inputs, target), of "
+        "a Lightning data module, or an .npz file",
+    )
+    group.add_argument(
+        "--inputs",
+        type=_names,
+        default=("x",),
+        help="arrays of the .npz that are inputs: x,lengths",
+    )
+    group.add_argument("--target", default="y", help="array of the .npz that holds the labels")
+    group.add_argument("--divide", type=_positive, help="divide the inputs of the .npz: 255")
+    group.add_argument("--samples", type=_count, help="how many, from the first on; default all")
+    group.add_argument("--batch-size", type=_count, default=32, help="certified at once")
+    group.add_argument("--device", help="default: cuda where there is one, else cpu")
+
+
+def _add_ball(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--p", type=_norm, default=math.inf, help="norm, from 1 to inf (default)")
+    group.add_argument("--low", type=float, help="least value of an input")
+    group.add_argument("--high", type=float, help="greatest value of an input")
+    group.add_argument("--frames", help="that move, counted from 0: 0,2,5-9; default all")
+    group.add_argument(
+        "--scope",
+        choices=("frame", "sequence"),
+        default="frame",
+        help="a ball for every frame (default), or one for the whole sequence",
+    )
+    group.add_argument("--perturb", help="which tensor moves, if not the first floating input")
+
+
+def _add_search(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--method", default="popqorn", help=", ".join(METHODS))
+    group.add_argument("--max-radius", type=_positive, help="largest radius tried")
+    group.add_argument("--rtol", type=float, default=1e-2, help="relative precision of a radius")
+    group.add_argument("--no-confirm", action="store_true", help="leave out the float64 proof")
+    group.add_argument("--attack", action="store_true", help="also attack every sample")
+    group.add_argument(
+        "--seconds", type=_positive, help="after which no further sample is attempted"
+    )
+
+
+def _add_report(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--folder", type=Path, default=Path("runs/certify"), help="of the results")
+    group.add_argument("--resume", action="store_true", help="go on with what is in --folder")
+    group.add_argument("--epsilons", type=_numbers, help="where accuracy is printed: 0.01,0.02")
+    group.add_argument(
+        "--fragile",
+        type=_whole,
+        default=8,
+        help="how many samples are looked at frame by frame (default 8; costs their frames)",
+    )
+    group.add_argument(
+        "--words", help="names of the tokens: a file with one a line, or module:name"
+    )
+    group.add_argument("--classes", help="names of the classes: a file with one a line, or a,b,c")
+    group.add_argument("--image", type=_size, help="the frames make up an image: 28,28")
+
+
+def mask_of(text: str | None, frames: int) -> Tensor | None:
+    """The mask ``(T,)`` of frames written like ``0,2,5-9``.
+
+    Raises:
+        ValueError: no such frames.
+    """
+    if text is None:
+        return None
+    mask = torch.zeros(frames, dtype=torch.bool)
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            chosen = list(range(int(first), int(last if dash else first) + 1))
+            if not chosen:
+                raise ValueError(part)
+            mask[chosen] = True
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"`--frames` must be frames from 0 to {frames - 1} like 0,2,5-9, got {text!r}."
+        ) from error
+    return mask
+
+
+def class_names(text: str | None) -> Sequence[str]:
+    """Names of classes from a file or from the text itself; none where there is no text."""
+    if text is None:
+        return ()
+    path = Path(text)
+    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _numbers(text: str) -> list[float]:
+    numbers = [float(part) for part in text.split(",")]
+    if numbers != sorted(set(numbers)) or not numbers[0] > 0 or numbers[-1] == math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and increasing, got {text}")
+    return numbers
+
+
+def _norm(text: str) -> float:
+    p = float(text)
+    if not p >= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to inf, got {text}")
+    return p
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = (int(part) for part in text.split(","))
+    if height < 1 or width < 1:
+        raise argparse.ArgumentTypeError(f"must be a height and a width like 28,28, got {text}")
+    return height, width

@@ -1,0 +1,92 @@
+"""What ``popqorn-train certify`` is asked about: the model, its data, and the question."""
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from popqorn_train.batches import on_device, unpack_pair, unpacked
+from popqorn_train.bound import BoundModel, bound
+from popqorn_train.certificate import Confirm
+from popqorn_train.checkpoint import load_weights
+from popqorn_train.dataset import Source, opened
+from popqorn_train.examine import Examination
+from popqorn_train.methods import method_named
+from popqorn_train.named import named_model
+from popqorn_train.perturbation import LpBall
+from popqorn_train.radius import check_search
+
+
+def loaded_model(options: argparse.Namespace) -> BoundModel:
+    """The model with its weights, on its device.
+
+    Raises:
+        ValueError, OSError: see ``named_model`` and ``load_weights``.
+    """
+    model = named_model(options.model)
+    if options.prefix and options.checkpoint is None:
+        raise ValueError("`--prefix` belongs to --checkpoint, which is missing.")
+    if options.checkpoint is not None:
+        load_weights(model, options.checkpoint, options.prefix)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return bound(model.to(device).eval(), perturb=options.perturb)
+
+
+def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Examination:
+    """What is asked about every sample.
+
+    Args:
+        options: of the command.
+        frames: ``(T,)`` mask of those that move.
+
+    Raises:
+        ValueError: see ``LpBall``, ``check_search`` and ``method_named``.
+    """
+    ball = LpBall(
+        0.0,
+        options.p,
+        frames=frames,
+        scope=options.scope,
+        low=options.low,
+        high=options.high,
+    )
+    confirm: Confirm = None if options.no_confirm else "float64"
+    check_search(options.rtol, options.max_radius, confirm)
+    method = method_named(options.method)
+    return Examination(ball, method, options.max_radius, options.rtol, confirm, options.attack)
+
+
+def opened_data(options: argparse.Namespace, model: BoundModel) -> Iterable[Any]:
+    """Batches of the data set; see ``opened``."""
+    return opened(
+        Source(
+            options.data,
+            options.inputs,
+            options.target,
+            options.divide,
+            model.weights_dtype or torch.float32,
+            options.batch_size,
+        )
+    )
+
+
+def first_inputs(options: argparse.Namespace, model: BoundModel, loader: Iterable[Any]) -> Any:
+    """Inputs of the first batch, on the device of the model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    first = next(iter(loader), None)
+    if first is None:
+        raise ValueError(f"`--data` {options.data} must give at least one batch, got none.")
+    inputs, target = unpacked(unpack_pair, first)
+    device = next((p.device for p in model.parameters()), target.device)
+    return on_device(inputs, device)
+
+
+def batches(loader: Iterable[Any]) -> Iterable[tuple[tuple[Any, ...], torch.Tensor]]:
+    """Inputs as a tuple and labels of every batch."""
+    for batch in loader:
+        inputs, target = unpacked(unpack_pair, batch)
+        yield (inputs if isinstance(inputs, tuple) else (inputs,)), target

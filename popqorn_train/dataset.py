@@ -1,0 +1,122 @@
+"""The data set that a command names: a loader from a function, or arrays from an ``.npz`` file."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from popqorn_train.named import named
+
+
+class Source(NamedTuple):
+    """Where samples come from.
+
+    Attributes:
+        name: ``module:name`` of a function, object or Lightning data module, or the path of an
+            ``.npz`` file.
+        inputs: arrays of the file that are the inputs.
+        target: array of the file that holds the labels.
+        divide: what the inputs of the file are divided by, as floats; None leaves them.
+        dtype: of the floats of the file.
+        batch_size: where the loader is made here.
+    """
+
+    name: str
+    inputs: tuple[str, ...] = ("x",)
+    target: str = "y"
+    divide: float | None = None
+    dtype: torch.dtype = torch.float32
+    batch_size: int = 32
+
+
+def opened(source: Source) -> Iterable[Any]:
+    """Batches ``(inputs, target)``, the same every time they are read.
+
+    Raises:
+        ValueError: nothing of that name, or nothing that gives samples.
+        OSError: the file cannot be read.
+    """
+    if source.name.endswith(".npz"):
+        return _batched(*_arrays(source), source.batch_size)
+    found = _called(named(source.name, "--data"), source)
+    if hasattr(found, "test_dataloader"):
+        found = _test_loader(found)
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Tensor):
+        inputs = found[0] if isinstance(found[0], tuple) else (found[0],)
+        return _batched(inputs, found[1], source.batch_size)
+    if isinstance(found, Dataset):
+        return DataLoader(found, source.batch_size)
+    if isinstance(found, Iterator):
+        return list(found)  # it is read more than once
+    if not isinstance(found, Iterable):
+        raise ValueError(
+            f"`--data` {source.name} must give a loader or (inputs, target), got "
+            f"{type(found).__name__}."
+        )
+    return found
+
+
+def _called(found: Any, source: Source) -> Any:
+    """What a function or a class gives; the user's own error in one sentence."""
+    gives = hasattr(found, "__iter__") or isinstance(found, Dataset)
+    if gives or not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise ValueError(
+            f"`--data` {source.name}() failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _test_loader(module: Any) -> Any:
+    """The test loader of a Lightning data module."""
+    module.prepare_data()
+    module.setup("test")
+    return module.test_dataloader()
+
+
+def _arrays(source: Source) -> tuple[tuple[Tensor, ...], Tensor]:
+    path = Path(source.name)
+    if not path.is_file():
+        raise FileNotFoundError(f"`--data` must be a file, got {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in (*source.inputs, source.target) if name in file}
+            known = ", ".join(file.files)
+    except ValueError as error:  # objects, or no .npz
+        raise ValueError(f"`--data` {path} cannot be read as arrays: {error}") from error
+    for option, names in (("--inputs", source.inputs), ("--target", (source.target,))):
+        for name in names:
+            if name not in held:
+                raise ValueError(f"`{option}` names {name!r}, but {path} holds {known}.")
+    inputs = tuple(_tensor(held[name], source) for name in source.inputs)
+    return inputs, torch.from_numpy(held[source.target]).long()
+
+
+def _tensor(array: np.ndarray[Any, Any], source: Source) -> Tensor:
+    """Whole numbers stay what they are, tokens or lengths, unless they are divided."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if source.divide is not None and tensor.ndim > 1:
+        return tensor.to(source.dtype) / source.divide
+    return tensor.to(source.dtype if tensor.is_floating_point() else torch.int64)
+
+
+def _batched(inputs: tuple[Any, ...], target: Tensor, batch_size: int) -> Iterable[Any]:
+    lengths = {len(value) for value in (*inputs, target)}
+    if len(lengths) != 1 or target.ndim != 1:
+        shapes = ", ".join(str(tuple(value.shape)) for value in (*inputs, target))
+        raise ValueError(f"`--data` must hold as many inputs as labels, got shapes {shapes}.")
+    single = len(inputs) == 1
+    collate = None if single else _nested
+    return DataLoader(TensorDataset(*inputs, target), batch_size, collate_fn=collate)
+
+
+def _nested(samples: list[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Several inputs as one tuple, as ``forward`` takes them."""
+    *inputs, target = (torch.stack(column) for column in zip(*samples, strict=True))
+    return tuple(inputs), target

@@ -1,0 +1,146 @@
+"""Rows on the disk as they come: a run that is killed loses nothing that was reported.
+
+``samples.jsonl`` is what a later run goes on from, ``samples.csv`` is the same for a spreadsheet,
+``settings.json`` says what the rows are about.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import IO, Any
+
+from popqorn_train.examine import SampleRow, Status
+
+COLUMNS = tuple(column.name for column in fields(SampleRow))
+_ROWS = "samples.jsonl"
+
+
+class Ledger:
+    """The rows of one certification in a folder.
+
+    Args:
+        folder: made if need be.
+        settings: what the rows depend on, as plain values.
+        resume: go on from what is there.
+
+    Attributes:
+        known: rows that are answered, by position.
+        frames: radii of single frames, by position of the sample.
+
+    Raises:
+        ValueError: the folder holds a certification and is not resumed, or one with other
+            settings.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool = False) -> None:
+        self.folder = folder
+        self.known: dict[int, SampleRow] = {}
+        self.frames: dict[int, list[float]] = {}
+        if resume:
+            self._read(settings)
+        elif _lines(folder / _ROWS):
+            raise ValueError(
+                f"`--folder` {folder} holds {_ROWS} of an earlier run. Go on with --resume, or "
+                "name another folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._replace("settings.json", json.dumps(settings, indent=2) + "\n")
+        self.rewrite(())
+        self._replace("frames.jsonl", "".join(map(_frame_line, self.frames.items())))
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return
+        before = json.loads(path.read_text())
+        for name in sorted({*before, *settings}):
+            old, new = before.get(name), settings.get(name)
+            if old != new:
+                raise ValueError(
+                    f"`--resume` needs the settings of the run in {self.folder}: {name} was "
+                    f"{old!r}, is {new!r}. Name another folder."
+                )
+        for plain in _lines(self.folder / _ROWS):
+            row = _row(plain)
+            if row.answered:
+                self.known[row.index] = row
+        for plain in _lines(self.folder / "frames.jsonl"):
+            self.frames[plain["index"]] = plain["radii"]
+
+    def add(self, rows: Sequence[SampleRow]) -> None:
+        """Append rows, and wait until they are on the disk."""
+        with (self.folder / _ROWS).open("a") as file:
+            file.writelines(_line(row) for row in rows)
+            _flushed(file)
+        with (self.folder / "samples.csv").open("a", newline="") as file:
+            _write_csv(file, rows)
+            _flushed(file)
+
+    def add_frames(self, index: int, radii: list[float]) -> None:
+        """Append the radii of the frames of one sample."""
+        self.frames[index] = radii
+        with (self.folder / "frames.jsonl").open("a") as file:
+            file.write(_frame_line((index, radii)))
+            _flushed(file)
+
+    def rewrite(self, rows: Iterable[SampleRow]) -> None:
+        """Put rows, and known ones that are not among them, in the place of what is there."""
+        every = self.known | {row.index: row for row in rows}
+        ordered = [every[index] for index in sorted(every)]
+        self._replace(_ROWS, "".join(map(_line, ordered)))
+        path = self.folder / "samples.csv"
+        with path.with_suffix(".new").open("w", newline="") as file:
+            csv.writer(file).writerow(COLUMNS)
+            _write_csv(file, ordered)
+            _flushed(file)
+        path.with_suffix(".new").replace(path)
+
+    def _replace(self, name: str, text: str) -> None:
+        new = self.folder / f"{name}.new"
+        with new.open("w") as file:
+            file.write(text)
+            _flushed(file)
+        new.replace(self.folder / name)
+
+
+def _flushed(file: IO[str]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _line(row: SampleRow) -> str:
+    plain = asdict(row)
+    if row.empirical is not None:
+        plain["empirical"] = str(row.empirical) if row.empirical == float("inf") else row.empirical
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def _row(plain: dict[str, Any]) -> SampleRow:
+    row = SampleRow(**{name: plain[name] for name in COLUMNS if name in plain})
+    empirical = None if row.empirical is None else float(row.empirical)
+    return replace(row, status=Status(row.status), empirical=empirical)
+
+
+def _frame_line(entry: tuple[int, list[float]]) -> str:
+    return json.dumps({"index": entry[0], "radii": entry[1]}) + "\n"
+
+
+def _write_csv(file: IO[str], rows: Iterable[SampleRow]) -> None:
+    writer = csv.writer(file)
+    for row in rows:
+        writer.writerow([getattr(row, name) for name in COLUMNS])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; one that a crash cut off is passed over."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found

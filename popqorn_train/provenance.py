@@ -1,0 +1,59 @@
+"""What a certificate is about: which weights, which data, which versions."""
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash of all weights and buffers, the same on every device: what a certificate is about."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            _add(digest, name, value)
+    return digest.hexdigest()[:16]
+
+
+def data_fingerprint(
+    batches: Iterable[tuple[tuple[Any, ...], Tensor]], samples: float, axis: int
+) -> str:
+    """Hash of the first samples and their labels, whatever the size of the batches.
+
+    Args:
+        batches: inputs and labels.
+        samples: how many count.
+        axis: the batch axis of the inputs.
+    """
+    digest, seen = hashlib.sha256(), 0
+    for inputs, target in batches:
+        values = [value for value in inputs if isinstance(value, Tensor)]
+        values = [value.movedim(min(axis, value.ndim - 1), 0) for value in values]
+        for at in range(int(min(len(target), samples - seen))):
+            for value in (*values, target):
+                _add(digest, "", value[at])
+        seen += len(target)
+        if seen >= samples:
+            break
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, name: str, value: Tensor) -> None:
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+    flat = value.detach().cpu().contiguous().flatten()
+    digest.update(flat.view(torch.uint8).numpy().tobytes())
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Installed versions by name of the distribution, and that of Python."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,175 @@
+"""``report.html``: one certification on one page, in one file that opens anywhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from popqorn_train.certification import Certification
+from popqorn_train.examine import Status, count_statuses
+from popqorn_train.fragile import FragileSample
+from popqorn_train.pages import Element, element, page, pairs, picture, table
+from popqorn_train.plot_words import Sentence, sentence_element
+from popqorn_train.radius_colors import RadiusScale, hexadecimal, ink_on
+from popqorn_train.summary import (
+    accuracy_rows,
+    class_name,
+    class_rows,
+    facts,
+    promise,
+    statuses,
+    unit,
+)
+
+SECTIONS = ("curves", "radii", "fragile", "samples", "settings", "promise")
+_WRITTEN = 20  # frames up to which a cell has its number in it
+_ERRORS = 5  # samples in error that are named
+_NO_PICTURES = (
+    'Pictures need matplotlib: pip install "popqorn-train[plots]", then run again with --resume.'
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report tells.
+
+    Attributes:
+        certification: of the samples.
+        epsilons: where accuracy is given in numbers.
+        fragile: samples with the least radii, by radius.
+        classes: names of the classes.
+        figures: PNGs by name, see report_figures.py; empty without matplotlib.
+        files: names of the files beside the report.
+    """
+
+    certification: Certification
+    epsilons: Sequence[float]
+    fragile: Sequence[FragileSample] = ()
+    classes: Sequence[str] = ()
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    files: Sequence[str] = ()
+
+    def html(self) -> str:
+        """The page."""
+        title = f"Certified robustness of {self.certification.settings['model']}"
+        parts = [element("h1", title), element("p", self._lead(), class_="lead"), self._tiles()]
+        return page(title, *parts, *[getattr(self, f"_{name}")() for name in SECTIONS])
+
+    def _lead(self) -> str:
+        settings, found = self.certification.settings, self.certification
+        text = f"{len(found.rows)} samples of {settings['data']}: {statuses(found)}."
+        return f"{text} Perturbations: {unit(settings)}; method {settings['method']}."
+
+    def _tiles(self) -> Element:
+        tiles = []
+        if self.certification.answered:
+            named = facts(self.certification).items()
+            tiles = [
+                element("div", element("b", value), element("span", name), class_="tile")
+                for name, value in named
+            ]
+        return element("div", *tiles, class_="tiles")
+
+    def _curves(self) -> Element:
+        parts = [element("h2", "Accuracy against epsilon")]
+        parts += self._picture("curves", "Certified accuracy against epsilon")
+        if self.certification.answered:
+            parts.append(table(accuracy_rows(self.certification, self.epsilons)))
+        text = (
+            "certified: share of the answered samples that are classified rightly and proved up to "
+            "epsilon; at 0 the clean accuracy. attack failed: share that an attack did not break."
+        )
+        return element("section", *parts, element("p", text, class_="note"), id="curves")
+
+    def _radii(self) -> Element:
+        parts = [element("h2", "Radii")]
+        parts += self._picture("radii", "Histogram of certified radii")
+        parts += self._picture("classes", "Certified radii by class", needed=False)
+        if self.certification.by_class():
+            parts.append(table(class_rows(self.certification, self.classes)))
+        return element("section", *parts, id="radii")
+
+    def _picture(self, name: str, text: str, needed: bool = True) -> list[Element]:
+        if name in self.figures:
+            return [picture(self.figures[name], text)]
+        missing = needed and not self.figures
+        return [element("p", _NO_PICTURES, class_="note")] if missing else []
+
+    def _fragile(self) -> Element:
+        parts = [element("h2", "Most fragile samples")]
+        if not self.fragile:
+            text = "No sample was looked at frame by frame (--fragile 0, or nothing is proved)."
+            return element("section", *parts, element("p", text), id="fragile")
+        scale = RadiusScale.of(radius for one in self.fragile for radius in one.radii)
+        text = (
+            "The rightly classified samples with the least radii, and how far each of their frames "
+            f"can be moved alone: {scale.ends()}. The most fragile frame is marked."
+        )
+        parts.append(element("p", text))
+        parts += self._picture("rows", "The most fragile samples, row by row", needed=False)
+        for one in self.fragile:
+            parts += self._sample(one, scale)
+        return element("section", *parts, id="fragile")
+
+    def _sample(self, one: FragileSample, scale: RadiusScale) -> list[Element]:
+        name = class_name(one.row.label, self.classes)
+        title = f"Sample {one.row.index}, {name}: radius {one.row.radius:.4g}"
+        if one.error:
+            return [element("h3", title), element("p", f"No frame radii: {one.error}")]
+        if one.words:
+            shown = sentence_element(Sentence(one.words, one.radii), scale)
+        else:
+            shown = _strip(one.radii, scale)
+        return [element("h3", title), shown]
+
+    def _samples(self) -> Element:
+        counts = [
+            (str(status), str(n)) for status, n in count_statuses(self.certification.rows).items()
+        ]
+        parts = [element("h2", "Samples"), pairs(counts)]
+        wrong = [row for row in self.certification.rows if row.status == Status.ERROR]
+        if wrong:
+            rows = [(f"sample {row.index}", row.error) for row in wrong[:_ERRORS]]
+            parts += [element("p", f"The first of {len(wrong)} errors:"), pairs(rows)]
+        if self.files:
+            parts.append(element("p", "Every sample: ", element("code", ", ".join(self.files))))
+        return element("section", *parts, id="samples")
+
+    def _settings(self) -> Element:
+        plain = dict(self.certification.settings)
+        versions = plain.pop("versions", {})
+        rows = [(name.replace("_", " "), _text(value)) for name, value in plain.items()]
+        rows.append(("weight fingerprint", self.certification.weights))
+        rows += [(f"version of {name}", str(value)) for name, value in versions.items()]
+        rows.append(("seconds", f"{self.certification.seconds:.1f}"))
+        return element("section", element("h2", "Settings"), pairs(rows), id="settings")
+
+    def _promise(self) -> Element:
+        text = promise(self.certification.settings)
+        head = element("h2", "What is promised, and what is not")
+        return element("section", head, element("p", text), id="promise", class_="promise")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 40:
+        return f"{str(value[:10])[:-1]}, ... {len(value)} values]"
+    return "none" if value is None else str(value)
+
+
+def _strip(radii: Sequence[float], scale: RadiusScale) -> Element:
+    """One cell a frame, in the colour of its radius."""
+    proved = [at for at, radius in enumerate(radii) if radius > 0]
+    least = min(proved, key=lambda at: radii[at], default=None)
+    cells = []
+    for at, radius in enumerate(radii):
+        color = scale.color(radius)
+        text = f"{radius:.2g}" if len(radii) <= _WRITTEN else ""
+        cells.append(
+            element(
+                "span",
+                text,
+                class_="cell least" if at == least else "cell",
+                style=f"background:{hexadecimal(color)};color:{ink_on(color)}",
+                title=f"frame {at + 1}: radius {radius:.4g}",
+            )
+        )
+    return element("div", *cells, class_="strip")

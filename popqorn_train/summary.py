@@ -1,0 +1,143 @@
+"""A certification in a few lines: what was asked, how it ended, how much is proved."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from popqorn_train.certification import Certification, lower_quantile
+from popqorn_train.examine import Status, count_statuses
+
+PROMISE = (
+    "Every certified radius is sound for the network over the real numbers: no input within it "
+    "changes the predicted class. {confirmed} It is tested against, but not proved for, the "
+    "deployed kernel at float32. A radius is a lower bound: the network may well be robust "
+    "further out, and nothing is said of inputs that are not within it of a certified sample."
+)
+_CONFIRMED = "It was confirmed in float64, with intercepts rounded outward."
+_UNCONFIRMED = (
+    "It was NOT confirmed in float64 (--no-confirm), so tiny radii may be rounding errors."
+)
+
+
+def promise(settings: dict[str, Any]) -> str:
+    """What the certificates promise, and what not."""
+    confirmed = settings.get("confirm") == "float64"
+    return PROMISE.format(confirmed=_CONFIRMED if confirmed else _UNCONFIRMED)
+
+
+def unit(settings: dict[str, Any]) -> str:
+    """Norm, scope and domain in words."""
+    low, high = settings.get("low"), settings.get("high")
+    ends = ["-inf" if low is None else f"{low:g}", "inf" if high is None else f"{high:g}"]
+    clipped = "" if low is None and high is None else f", inputs in [{ends[0]}, {ends[1]}]"
+    whole = settings.get("scope") == "sequence"
+    moves = "one ball for the sequence" if whole else "a ball for every frame"
+    if settings.get("frames") is not None:
+        moves += " (chosen frames move)"
+    return f"l_{float(settings['p']):g}, {moves}{clipped}"
+
+
+def nice_epsilons(certification: Certification, count: int = 5) -> list[float]:
+    """Round numbers from 0 up to the larger radii."""
+    if not certification.answered:
+        return []
+    top = lower_quantile(certification.radii, 0.95).item()
+    if not 0 < top < math.inf:
+        return []
+    scale = 10 ** math.floor(math.log10(top / count))
+    step = next(scale * m for m in (1, 2, 5, 10, 20) if scale * m * count >= top * (1 - 1e-9))
+    steps = [float(f"{step * (at + 1):.6g}") for at in range(count)]
+    return [epsilon for epsilon in steps if epsilon <= top * (1 + 1e-9)] or steps[:1]
+
+
+def facts(certification: Certification) -> dict[str, str]:
+    """The numbers of a headline, as text."""
+    radii = certification.radii
+    capped = sum(row.capped for row in certification.answered)
+    numbers = {
+        "clean accuracy": f"{100 * certification.clean_accuracy:.1f} %",
+        "median radius": f"{lower_quantile(radii, 0.5).item():.4g}",
+        "mean radius": f"{radii.mean().item():.4g}",
+        "10th percentile": f"{lower_quantile(radii, 0.1).item():.4g}",
+        "samples at the largest radius tried": str(capped),
+    }
+    if certification.empirical is not None:
+        broke = lower_quantile(certification.empirical, 0.5).item()
+        numbers["median radius of the attack"] = f"{broke:.4g}"
+    return numbers
+
+
+def accuracy_rows(certification: Certification, epsilons: Sequence[float]) -> list[list[str]]:
+    """Epsilon, certified and attacked accuracy as text, with a head."""
+    grid = [0.0, *epsilons]
+    columns = [["epsilon", *[f"{epsilon:g}" for epsilon in grid]]]
+    shares = certification.certified_accuracy(grid)
+    columns.append(["certified", *[f"{100 * share:.1f} %" for share in shares]])
+    if certification.empirical is not None:
+        shares = certification.attacked_accuracy(grid)
+        columns.append(["attack failed", *[f"{100 * share:.1f} %" for share in shares]])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def class_rows(certification: Certification, classes: Sequence[str]) -> list[list[str]]:
+    """Samples, accuracy and radius of every class as text, with a head."""
+    rows = [["class", "samples", "accuracy", "median radius", "mean radius"]]
+    for label in certification.by_class():
+        own = [row for row in certification.answered if row.label == label]
+        radii = torch.tensor([row.radius for row in own], dtype=torch.float64)
+        right = sum(row.prediction == label for row in own) / len(own)
+        rows.append(
+            [
+                class_name(label, classes),
+                str(len(own)),
+                f"{100 * right:.1f} %",
+                f"{lower_quantile(radii, 0.5).item():.4g}",
+                f"{radii.mean().item():.4g}",
+            ]
+        )
+    return rows
+
+
+def class_name(label: int | None, classes: Sequence[str]) -> str:
+    """Name of a class, or its number."""
+    if label is None:
+        return "unknown"
+    return classes[label] if 0 <= label < len(classes) else str(label)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table of text for a terminal, numbers to the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *others = [
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join([first, *others]).rstrip())
+    return "\n".join(lines)
+
+
+def statuses(certification: Certification) -> str:
+    """How many samples ended how."""
+    counts = count_statuses(certification.rows)
+    wrong = sum(row.prediction != row.label for row in certification.answered)
+    named = [f"{count} {status}" for status, count in counts.items()]
+    named[list(Status).index(Status.NOT_CERTIFIED)] += f" ({wrong} wrong predictions)"
+    return ", ".join(named)
+
+
+def summary(certification: Certification, epsilons: Sequence[float]) -> str:
+    """What a terminal shows."""
+    settings = certification.settings
+    lines = [
+        f"{settings['model']} on {len(certification.rows)} samples of {settings['data']}",
+        f"{unit(settings)}; method {settings['method']}; {certification.seconds:.1f} s",
+        statuses(certification),
+    ]
+    if certification.answered:
+        lines += ["", aligned(accuracy_rows(certification, epsilons)), ""]
+        lines += [aligned([[name, value] for name, value in facts(certification).items()])]
+    return "\n".join(lines)

@@ -1,0 +1,356 @@
+"""Experiments 2 and 3: which word of a question, or of a news title, does the decision hang on?
+
+python -m popqorn_train.recipes.experiment_words trec --data FOLDER
+python -m popqorn_train.recipes.experiment_words news --data FOLDER
+
+An RNN, an LSTM and a GRU read the same frozen word vectors. Every word moves alone, untargeted, in
+an l2 ball around its vector; the most fragile one is underlined. ``--checkpoint`` adds a network
+that ``popqorn-train fit`` trained.
+"""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from popqorn_train import frame_radii
+from popqorn_train.certification import lower_quantile
+from popqorn_train.plots import Sentence, draw_radii_by_class, draw_sentences, sentences_html
+from popqorn_train.progress import shown
+from popqorn_train.recipes.console import prepare
+from popqorn_train.recipes.data_news_titles import NewsTitles
+from popqorn_train.recipes.data_trec import TREC
+from popqorn_train.recipes.experiment import (
+    Training,
+    mean_of,
+    plain,
+    provenance,
+    rank_trend,
+    rounded,
+    trained,
+    write_numbers,
+)
+from popqorn_train.recipes.networks import RecurrentNet, load_net
+from popqorn_train.recipes.text import TextData
+
+Kind = Literal["trec", "news"]
+GIVEN: dict[Kind, tuple[str, ...]] = {
+    "trec": (
+        "What is the name of Roy Roger 's dog ?",
+        "What is the fourth highest mountain in the world ?",
+        "How many dogs pull a sled in the Iditarod ?",
+    ),
+    "news": (
+        "samsung to launch galaxy s sequel in south korea in late april",
+        "3 journalists kidnapped in afghanistan are set free",
+        "actress evan rachel wood dates both men and women",
+    ),
+}
+UNIT = "certified radius of the word alone (l_2, word vectors of norm 1)"
+_OFTEN = 10  # words that are named as most fragile
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number of the experiment.
+
+    Attributes:
+        kind: ``"trec"`` or ``"news"``.
+        data: folder of the files.
+        given: sentences that are drawn.
+        cells: of the networks.
+        samples: of the test set whose words are looked at, spread over the classes.
+        epochs: of training.
+        hidden: units.
+        checkpoints: networks of recipes, looked at besides.
+        vectors_file: where word vectors are kept.
+        seed: of training.
+        folder: of the results.
+    """
+
+    kind: Kind
+    data: Path | None = None
+    given: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ("rnn", "lstm", "gru")
+    samples: int = 40
+    epochs: int = 6
+    hidden: int = 48
+    checkpoints: tuple[Path, ...] = ()
+    vectors_file: Path | None = None
+    seed: int = 0
+    folder: Path = Path("runs/experiments/words")
+
+
+def opened(config: Config) -> TextData:
+    """The data set, with its word vectors."""
+    kept = config.vectors_file or config.folder / "vectors.pt"
+    kind = TREC if config.kind == "trec" else NewsTitles
+    data = kind(config.data, vectors_file=kept, seed=config.seed)
+    data.setup("fit")
+    return data
+
+
+def networks(config: Config, data: TextData) -> dict[str, RecurrentNet]:
+    """One network a cell, and those of the checkpoints, by name.
+
+    Raises:
+        ValueError: a checkpoint of another vocabulary.
+    """
+    found = {}
+    for cell in config.cells:
+        settings = {
+            "features": data.features,
+            "hidden": config.hidden,
+            "classes": data.classes,
+            "words": data.words,
+            "cell": cell,
+        }
+        training = Training(config.epochs, seed=config.seed)
+        found[cell] = trained(settings, data, training, config.folder / f"{cell}.ckpt")
+    for path in config.checkpoints:
+        net = load_net(path)
+        if net.settings["words"] != data.words:
+            raise ValueError(
+                f"`checkpoints` must know the {data.words} words of the data, {path} knows "
+                f"{net.settings['words']}; train it with the same seed and settings."
+            )
+        found[str(path.parent.parent.name or path.stem)] = net
+    return found
+
+
+def word_radii(net: RecurrentNet, tokens: Tensor, label: int | None) -> tuple[int, Tensor]:
+    """Prediction and the radius of every word; all 0 where the prediction is not the label.
+
+    Args:
+        net: the network.
+        tokens: ``(T,)``.
+        label: true class; None takes the prediction.
+    """
+    inputs = tokens[None], torch.tensor([len(tokens)])
+    with torch.no_grad():
+        prediction = int(net(*inputs).argmax())
+    target = torch.tensor([prediction if label is None else label])
+    return prediction, frame_radii(net, inputs, target, p=2, rtol=1e-2)[0]
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, find the radius of every word, draw, and return the numbers that are written."""
+    data = opened(config)
+    nets = networks(config, data)
+    given = [_given(text, data) for text in config.given or GIVEN[config.kind]]
+    models, drawn = {}, {}
+    for name, net in nets.items():
+        started = time.process_time()
+        drawn[name] = [_looked(net, data, words, label) for words, label in given]
+        samples = [_looked(net, data, *_test(data, at)) for at in _watched(config, data, name)]
+        models[name] = {
+            **provenance(net, data.test_dataloader()),
+            "seconds_of_radii": round(time.process_time() - started, 1),
+            **_summary(samples, data),
+            "given": drawn[name],
+            "samples": samples,
+        }
+    numbers = {
+        "experiment": f"{config.kind}, untargeted radius of every word, l_2",
+        "nearest_neighbour_distance": round(data.nearest_neighbour_distance(), 4),
+        "models": models,
+    }
+    write_numbers(config.folder, f"{config.kind}.json", numbers)
+    _draw(config, data, models)
+    print(said(numbers))
+    return numbers
+
+
+def _given(text: str, data: TextData) -> tuple[list[str], int | None]:
+    """Words of a sentence, and its label where the test set has it."""
+    words = text.split()
+    tokens = data.vocabulary.tokens(words)
+    for part in (data.test, data.train, data.validation):
+        for at in range(len(part)):
+            known, label = part[at]
+            if known.equal(tokens):
+                return words, int(label)
+    return words, None
+
+
+def _test(data: TextData, at: int) -> tuple[list[str], int]:
+    tokens, label = data.test[at]
+    return data.vocabulary.sentence(tokens), int(label)
+
+
+def spread(labels: Sequence[int], count: int) -> list[int]:
+    """So many positions, spread evenly over the samples in the order of their labels."""
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    count = min(count, len(order))
+    return [order[(2 * at + 1) * len(order) // (2 * count)] for at in range(count)]
+
+
+def _watched(config: Config, data: TextData, name: str) -> Iterator[int]:
+    """Positions in the test set, all classes among them, with a progress bar."""
+    labels = [int(data.test[at][1]) for at in range(len(data.test))]
+    chosen = spread(labels, config.samples)
+    bar = shown(f"words for {name}", len(chosen))
+    for at in chosen:
+        yield at
+        bar.advance(1)
+    bar.close()
+
+
+def _looked(
+    net: RecurrentNet, data: TextData, words: Sequence[str], label: int | None
+) -> dict[str, Any]:
+    """One sentence with all that is known of it."""
+    tokens = data.vocabulary.tokens(words)
+    prediction, radii = word_radii(net, tokens, label)
+    return {
+        "words": list(words),
+        "label": None if label is None else data.names[label],
+        "prediction": data.names[prediction],
+        "radii": rounded(radii),
+        "words_within": words_within(data, tokens, radii),
+    }
+
+
+def words_within(data: TextData, tokens: Tensor, radii: Tensor) -> int:
+    """How many replacements of one word by another known one are proved not to matter."""
+    assert data.vectors is not None
+    distances = torch.cdist(data.vectors[tokens].double(), data.vectors.double())
+    # One is the word itself; four entries are no words (padding and the unknown ones).
+    return int(((distances <= radii.double()[:, None]) & (distances > 0))[:, 4:].sum())
+
+
+def _summary(samples: list[dict[str, Any]], data: TextData) -> dict[str, Any]:
+    right = [one for one in samples if one["label"] == one["prediction"]]
+    radii = [torch.tensor(one["radii"], dtype=torch.float64) for one in right]
+    every = torch.cat(radii) if radii else torch.zeros(1, dtype=torch.float64)
+    fragile = Counter(
+        one["words"][int(row.argmin())] for one, row in zip(right, radii, strict=True)
+    )
+    return {
+        "sentences": len(samples),
+        "right": len(right),
+        "median_word_radius": plain(lower_quantile(every, 0.5).item()),
+        "mean_word_radius": plain(every.mean().item()),
+        "median_least_radius": plain(
+            lower_quantile(torch.stack([row.min() for row in radii]), 0.5).item() if radii else 0.0
+        ),
+        "words_within": sum(one["words_within"] for one in right),
+        "mean_rank_correlation_of_radius_and_position": plain(
+            mean_of([rank_trend(row) for row in radii])
+        ),
+        "most_fragile_words": dict(fragile.most_common(_OFTEN)),
+        "by_class": _classes(right, radii, data),
+    }
+
+
+def _classes(
+    right: list[dict[str, Any]], radii: list[Tensor], data: TextData
+) -> dict[str, dict[str, Any]]:
+    """What is most fragile in each class."""
+    found = {}
+    for name in data.names:
+        own = [at for at, one in enumerate(right) if one["label"] == name]
+        if not own:
+            continue
+        least = torch.stack([radii[at].min() for at in own])
+        words = Counter(right[at]["words"][int(radii[at].argmin())] for at in own)
+        found[name] = {
+            "sentences": len(own),
+            "median_least_radius": plain(lower_quantile(least, 0.5).item()),
+            "median_word_radius": plain(
+                lower_quantile(torch.cat([radii[at] for at in own]), 0.5).item()
+            ),
+            "most_fragile_words": dict(words.most_common(3)),
+        }
+    return found
+
+
+def _draw(config: Config, data: TextData, models: dict[str, Any]) -> None:
+    """Given sentences under one another for all networks; all test sentences as HTML."""
+    ordered = [
+        _sentence(name, model["given"][at])
+        for at in range(len(next(iter(models.values()))["given"]))
+        for name, model in models.items()
+    ]
+    figure, _ = draw_sentences(ordered, unit=UNIT)
+    figure.savefig(config.folder / f"{config.kind}_words.png", dpi=100)
+    pages = [_sentence(name, one) for name, model in models.items() for one in model["samples"]]
+    page = sentences_html([*ordered, *pages], unit=UNIT)
+    (config.folder / f"{config.kind}_words.html").write_text(
+        f"<!DOCTYPE html>\n<meta charset='utf-8'>\n{page}\n", encoding="utf-8"
+    )
+    for name, model in models.items():
+        right = [one for one in model["samples"] if one["label"] == one["prediction"]]
+        if right:
+            least = torch.tensor([min(one["radii"]) for one in right])
+            labels = [data.names.index(one["label"]) for one in right]
+            title = f"{name}: radius of the most fragile word of a sentence"
+            chart, _ = draw_radii_by_class(
+                least, labels, names=data.names, xlabel="certified radius (l_2)", title=title
+            )
+            chart.savefig(config.folder / f"{config.kind}_classes_{name}.png", dpi=100)
+
+
+def _sentence(name: str, one: dict[str, Any]) -> Sentence:
+    verdict = f"{name}: {one['prediction']}"
+    if one["label"] not in (None, one["prediction"]):
+        verdict += f" (wrong, it is {one['label']}: nothing is proved)"
+    return Sentence(one["words"], one["radii"], verdict)
+
+
+def said(numbers: dict[str, Any]) -> str:
+    """The table of the networks, and the radii of the given sentences."""
+    titles = ("network", "accuracy %", "right", "median", "mean", "least", "within", "CPU s")
+    lines = ["  ".join(f"{title:>10}" for title in titles)]
+    for name, model in numbers["models"].items():
+        cells = (
+            name,
+            f"{100 * model['test_accuracy']:.1f}",
+            f"{model['right']}/{model['sentences']}",
+            *(
+                f"{model[key]:.4g}"
+                for key in ("median_word_radius", "mean_word_radius", "median_least_radius")
+            ),
+            str(model["words_within"]),
+            str(model["seconds_of_radii"]),
+        )
+        lines.append("  ".join(f"{cell:>10}" for cell in cells))
+    lines.append(f"distance to the nearest word: {numbers['nearest_neighbour_distance']}")
+    for name, model in numbers["models"].items():
+        for one in model["given"]:
+            least = min(range(len(one["radii"])), key=one["radii"].__getitem__)
+            pairs = zip(one["words"], one["radii"], strict=True)
+            words = [
+                f"{'_' * (at == least)}{word}{'_' * (at == least)} {radius:.3g}"
+                for at, (word, radius) in enumerate(pairs)
+            ]
+            lines.append(f"{name} ({one['prediction']}): {', '.join(words)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Radius of every word of a sentence.")
+    parser.add_argument("kind", choices=("trec", "news"))
+    parser.add_argument("--data", type=Path, help="folder of the files")
+    parser.add_argument("--given", nargs="*", default=(), help="sentences, words between blanks")
+    parser.add_argument("--cells", nargs="*", default=Config.cells)
+    for name in ("samples", "epochs", "hidden", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Config, name))
+    parser.add_argument("--checkpoints", nargs="*", type=Path, default=())
+    parser.add_argument("--vectors-file", type=Path)
+    parser.add_argument("--folder", type=Path, default=Config.folder)
+    prepare()
+    given = vars(parser.parse_args())
+    several = {name: tuple(given[name]) for name in ("given", "cells", "checkpoints")}
+    run(Config(**{**given, **several}))
+
+
+if __name__ == "__main__":
+    main()

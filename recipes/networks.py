@@ -1,0 +1,131 @@
+"""One recurrent layer and a linear read-out of its last state: the network of every recipe.
+
+B: batch, T: frames, N: features of a frame, D: size of an embedding, C: classes.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from popqorn_train.initialisation import Kind, certifiable_init_
+
+Cell = Literal["rnn", "relu-rnn", "lstm", "gru"]
+Init = Literal["default"] | Kind
+
+
+class RecurrentNet(nn.Module):
+    """Frames, or words through a frozen embedding, through one recurrent layer, to logits.
+
+    Args:
+        features: of a frame; with ``words`` the size of an embedding.
+        hidden: units of the recurrent layer.
+        classes: outputs.
+        cell: kind of the recurrent layer.
+        frame_units: of a linear layer with tanh before it; None leaves it out.
+        words: of the vocabulary, where frames are tokens; None where they are vectors.
+        init: of the recurrent layer: that of ``torch.nn``, or a kind of ``certifiable_init_``.
+
+    Raises:
+        ValueError: as ``certifiable_init_``.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        classes: int,
+        *,
+        cell: Cell = "gru",
+        frame_units: int | None = None,
+        words: int | None = None,
+        init: Init = "default",
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "features": features,
+            "hidden": hidden,
+            "classes": classes,
+            "cell": cell,
+            "frame_units": frame_units,
+            "words": words,
+            "init": init,
+        }
+        self.embedding = None if words is None else nn.Embedding(words, features)
+        if self.embedding is not None:
+            self.embedding.requires_grad_(False)
+        self.frame = nn.Identity() if frame_units is None else _frame_layer(features, frame_units)
+        self.recurrent = _recurrent(cell, frame_units or features, hidden)
+        self.head = nn.Linear(hidden, classes)
+        if init != "default":
+            certifiable_init_(self.recurrent, init)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits ``(B, C)``.
+
+        Args:
+            x: ``(B, T, N)``, or ``(B, T)`` tokens where there is an embedding.
+            lengths: ``(B,)`` valid frames of each sample; the state is read after the last one.
+        """
+        frames = self.frame(x if self.embedding is None else self.embedding(x))
+        if lengths is None:
+            states, _ = self.recurrent(frames)
+            return self._logits(states[:, -1])
+        packed = pack_padded_sequence(frames, lengths.cpu(), True, enforce_sorted=False)
+        _, state = self.recurrent(packed)
+        return self._logits((state[0] if isinstance(self.recurrent, nn.LSTM) else state)[-1])
+
+    def _logits(self, state: Tensor) -> Tensor:
+        logits: Tensor = self.head(state)
+        return logits
+
+    def use_vectors(self, vectors: Tensor) -> None:
+        """Take the word vectors ``(words, D)`` of a data module.
+
+        Raises:
+            ValueError: there is no embedding of that shape.
+        """
+        weight = None if self.embedding is None else self.embedding.weight
+        if weight is None or weight.shape != vectors.shape:
+            found = "no embedding" if weight is None else f"one of {tuple(weight.shape)}"
+            raise ValueError(
+                f"`vectors` of shape {tuple(vectors.shape)} need an embedding of that shape, got "
+                f"{found}; set words and features of the network."
+            )
+        with torch.no_grad():
+            weight.copy_(vectors)
+
+
+def _frame_layer(features: int, units: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, units), nn.Tanh())
+
+
+def _recurrent(cell: Cell, features: int, hidden: int) -> nn.RNN | nn.LSTM | nn.GRU:
+    if cell == "gru":
+        return nn.GRU(features, hidden, batch_first=True)
+    if cell == "lstm":
+        return nn.LSTM(features, hidden, batch_first=True)
+    nonlinearity = "relu" if cell == "relu-rnn" else "tanh"
+    return nn.RNN(features, hidden, nonlinearity=nonlinearity, batch_first=True)
+
+
+def load_net(path: str | Path) -> RecurrentNet:
+    """The network in a checkpoint of a recipe, in eval mode.
+
+    Args:
+        path: a ``.ckpt`` that a ``RobustClassifier`` wrote.
+
+    Raises:
+        ValueError: another kind of checkpoint.
+    """
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if "net_settings" not in checkpoint:
+        raise ValueError(f"`path` must be the checkpoint of a recipe, got {str(path)!r}.")
+    net = RecurrentNet(**checkpoint["net_settings"])
+    weights = checkpoint["state_dict"].items()
+    net.load_state_dict(
+        {name.removeprefix("net."): value for name, value in weights if name.startswith("net.")}
+    )
+    return net.eval()

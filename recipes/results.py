@@ -1,0 +1,123 @@
+"""What a recipe leaves in its folder: results.json, radii.csv, a picture and a table."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from popqorn_train.plots import draw_accuracy_curves
+from popqorn_train.recipes.evaluate import Evaluation, EvaluationSettings
+
+SCHEMA = 1  # of results.json
+_PACKAGES = ("popqorn-train", "torch", "pytorch-lightning", "torchmetrics", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a number may depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from its sources
+            found[package] = "not installed"
+    return found
+
+
+def model_results(
+    evaluations: list[Evaluation], train_seconds: float | None, nearest_neighbour: float | None
+) -> dict[str, Any]:
+    """What results.json says of one model.
+
+    Args:
+        evaluations: of ``evaluate``; the headline is the last one.
+        train_seconds: None where the model was not trained in this run.
+        nearest_neighbour: median distance between words, for text.
+    """
+    plain = [evaluation.plain() for evaluation in evaluations]
+    if nearest_neighbour is not None:
+        for entry in plain:
+            relative = entry["median_radius"] / nearest_neighbour
+            entry["median_radius_over_nearest_neighbour"] = relative
+    seconds = None if train_seconds is None else round(train_seconds, 2)
+    return {"train_seconds": seconds, "evaluations": plain}
+
+
+def write_results(
+    folder: Path,
+    models: dict[str, dict[str, Any]],
+    *,
+    name: str,
+    seed: int | None,
+    config: dict[str, Any],
+    nearest_neighbour: float | None,
+) -> Path:
+    """Write results.json, in one piece.
+
+    Args:
+        folder: of the run.
+        models: what ``model_results`` says of each.
+        name: of the recipe.
+        seed: of the run.
+        config: all of it, as plain values.
+        nearest_neighbour: median distance between words, for text.
+    """
+    content = {
+        "schema": SCHEMA,
+        "recipe": name,
+        "seed": seed,
+        "models": models,
+        "nearest_neighbour_distance": nearest_neighbour,
+        "seconds_are": "GPU, wall clock" if torch.cuda.is_available() else "CPU, of the process",
+        "versions": versions(),
+        "config": config,
+    }
+    path = folder / "results.json"
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
+    return path
+
+
+def table(models: dict[str, dict[str, Any]]) -> str:
+    """One line a model and method, in %."""
+    first = next(iter(models.values()))["evaluations"][0]
+    epsilons = first["epsilons"]
+    relative = "median_radius_over_nearest_neighbour" in first
+    head = ["model", "method", "samples", "clean", *[f"PGD {e:g}" for e in epsilons]]
+    head += [*[f"cert {e:g}" for e in epsilons], "median", *["median/nn"] * relative]
+    rows = [head]
+    for name, model in models.items():
+        for entry in model["evaluations"]:
+            attacked = entry["pgd_accuracy"] or [None] * len(epsilons)
+            shares = [entry["clean_accuracy"], *attacked, *entry["certified_accuracy"]]
+            cells = [name, entry["method"], str(entry["samples"]), *map(_percent, shares)]
+            cells.append(f"{entry['median_radius']:.4f}")
+            if relative:
+                cells.append(f"{entry['median_radius_over_nearest_neighbour']:.3f}")
+            rows.append(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def draw(folder: Path, evaluations: dict[str, Evaluation], settings: EvaluationSettings) -> Path:
+    """Draw certified and attacked accuracy against epsilon, one colour a model."""
+    norm = "l_inf" if settings.p == float("inf") else f"l_{settings.p:g}"
+    domain = ""
+    if settings.low is not None and settings.high is not None:
+        domain = f", within [{settings.low:g}, {settings.high:g}]"
+    figure, _ = draw_accuracy_curves(
+        [evaluation.curve(f"{name} training") for name, evaluation in evaluations.items()],
+        xlabel=f"perturbation of every frame, epsilon ({norm}{domain})",
+        title="What is proved (solid), and what an attack leaves standing (dashed)",
+    )
+    path = folder / "certified_accuracy.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,283 @@
+"""Recipes as a LightningCLI: train by a configuration, certify and attack the test set, report.
+
+Everything that a configuration may hold is an argument of ``RobustClassifier``, of a data module,
+of a loss, of a callback or of Lightning's Trainer.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger
+
+from popqorn_train.recipes.arguments import (
+    ConfigurationError,
+    Parser,
+    own_words,
+    with_packaged,
+)
+from popqorn_train.recipes.classifier import RobustClassifier
+from popqorn_train.recipes.console import prepare
+from popqorn_train.recipes.evaluate import Evaluation, EvaluationSettings, evaluate, seconds_used
+from popqorn_train.recipes.results import draw, model_results, table, write_results
+from popqorn_train.recipes.sequences import SequenceData
+from popqorn_train.recipes.text import TextData
+
+__all__ = ["ConfigurationError", "RecipeCLI", "run", "start"]
+
+
+class RecipeCLI(LightningCLI):
+    """Train, then certify and attack; a standard network of the same kind stands beside it.
+
+    Args:
+        arguments: of the command line, ``["fit", "--config", "digits"]``.
+        trainer_options: of Lightning's Trainer, before those of the configuration.
+
+    Attributes:
+        folder: of the results.
+        evaluations: what ``evaluate`` found for each model.
+        models: what results.json says of each.
+    """
+
+    def __init__(self, arguments: Sequence[str], **trainer_options: Any) -> None:
+        self._trainer_options = trainer_options
+        self._started = 0.0
+        self.evaluations: dict[str, list[Evaluation]] = {}
+        self.models: dict[str, dict[str, Any]] = {}
+        super().__init__(
+            RobustClassifier,
+            SequenceData,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_class=Parser,
+            parser_kwargs={"prog": "popqorn-train"},
+            args=with_packaged(arguments),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Methods of the trainer, with the arguments that are not asked for."""
+        skipped = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders"}
+        return {name: skipped | {"verbose", "weights_only"} for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is neither the trainer's, nor the model's, nor the data's."""
+        parser.add_argument("--folder", type=Path, default=Path("runs/recipe"), help="of results")
+        parser.add_argument(
+            "--standard_epochs",
+            type=int | None,
+            default=None,
+            help="of the same network trained by cross entropy, to compare; null: as many as the "
+            "certified one, 0: leave it out, as over several processes",
+        )
+        parser.add_class_arguments(EvaluationSettings, "evaluation")
+        parser.link_arguments("folder", "trainer.default_root_dir", compute_fn=str)
+        for size in ("features", "classes", "words"):
+            target = f"model.net.init_args.{size}"
+            parser.link_arguments(f"data.{size}", target, apply_on="instantiate")
+        parser.set_defaults(
+            {"model.net": {"class_path": "popqorn_train.recipes.networks.RecurrentNet"}}
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the arguments given, whatever the command line of this process is."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            ConfigurationError: one of them refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            raise ConfigurationError(own_words(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """With a logger and a checkpoint in the folder, unless the configuration has others."""
+        trainer: dict[str, Any] = {**self._get(self.config_init, "trainer"), **kwargs}
+        trainer |= self._trainer_options
+        folder = self.folder
+        if trainer["logger"] is None:
+            trainer["logger"] = CSVLogger(folder, name="logs")
+        given = trainer["callbacks"] or []
+        given = list(given) if isinstance(given, list) else [given]
+        if trainer["enable_checkpointing"] is not False and not any(
+            isinstance(callback, ModelCheckpoint) for callback in given
+        ):
+            given.append(_last_checkpoint(folder))
+        return pl.Trainer(**{**trainer, "callbacks": given})
+
+    @property
+    def folder(self) -> Path:
+        """Of the results."""
+        return Path(self._get(self.config, "folder"))
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        """How the network is certified and attacked."""
+        found: EvaluationSettings = self._get(self.config_init, "evaluation")
+        return found
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.trainer.strategy.root_device
+        return device
+
+    def before_fit(self) -> None:
+        """Save the configuration beside the results and in the logger, then start the clock."""
+        config = self._save_config(self.folder)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(config)
+        self._started = seconds_used(self._device)
+
+    def after_fit(self) -> None:
+        """Certify and attack, train what it is compared with, and report."""
+        seconds = seconds_used(self._device) - self._started
+        trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if trial or self.trainer.interrupted or not self.trainer.is_global_zero:
+            return
+        name = "standard" if self.model.loss is None else "certified"
+        self._evaluate(name, seconds)
+        if name == "certified" and self.trainer.world_size == 1:  # the others have left
+            self._compare()
+        self._report(self.folder)
+
+    def before_validate(self) -> None:
+        """Refuse to watch weights that were never trained."""
+        self._check_checkpoint()
+
+    def before_test(self) -> None:
+        """Refuse to certify weights that were never trained."""
+        self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        if self._get(self.config, "ckpt_path") is None:
+            raise ConfigurationError(
+                f"--ckpt_path must name the checkpoint to {self.subcommand}, for example "
+                f"{self.folder / 'checkpoints' / 'last.ckpt'}."
+            )
+
+    def after_test(self) -> None:
+        """Certify and attack; the results lie in the folder ``test``."""
+        if not self.trainer.is_global_zero:
+            return
+        folder = self.folder / "test"
+        self._save_config(folder)
+        self._evaluate("tested", None)
+        self._report(folder)
+
+    def _save_config(self, folder: Path) -> dict[str, Any]:
+        """Write config.yaml; the same as plain values is returned."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parser, config = self._parser(self.subcommand), self.config[self.subcommand]
+        text = parser.dump(config, skip_none=False)
+        (folder / "config.yaml").write_text(text)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        return plain
+
+    def _evaluate(self, name: str, train_seconds: float | None) -> None:
+        net = self.model.net.to(self._device)
+        found = evaluate(net, self.datamodule.test_dataloader(), self.settings)
+        self.evaluations[name] = found
+        self.models[name] = model_results(found, train_seconds, self._nearest_neighbour)
+
+    @property
+    def _nearest_neighbour(self) -> float | None:
+        data = self.datamodule
+        return data.nearest_neighbour_distance() if isinstance(data, TextData) else None
+
+    def _compare(self) -> None:
+        """Train the same network by cross entropy, by the same configuration."""
+        epochs = self._get(self.config_init, "standard_epochs")
+        if epochs == 0:
+            return
+        changes = {
+            "model.loss": "null",
+            "trainer.callbacks": "null",
+            "trainer.logger": "null",
+            "ckpt_path": "null",
+            "folder": str(self.folder / "standard"),
+        }
+        own = {"callbacks", "logger"} | ({"max_epochs"} if epochs is not None else set())
+        options = {name: value for name, value in self._trainer_options.items() if name not in own}
+        if epochs is not None:
+            changes["trainer.max_epochs"] = str(epochs)
+        saved = str(self.folder / "config.yaml")
+        arguments = [f"--{name}={value}" for name, value in changes.items()]
+        other = RecipeCLI(["fit", "--config", saved, *arguments], **options)
+        self.evaluations |= other.evaluations
+        self.models |= other.models
+
+    def _report(self, folder: Path) -> None:
+        """Write everything that is known of the models."""
+        (folder / "radii.csv").unlink(missing_ok=True)
+        for name, found in self.evaluations.items():
+            for evaluation in found:
+                evaluation.write_csv(folder / "radii.csv", name)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        write_results(
+            folder,
+            self.models,
+            name=self.folder.name,
+            seed=config["seed_everything"],
+            config=config,
+            nearest_neighbour=self._nearest_neighbour,
+        )
+        strongest = {name: found[-1] for name, found in self.evaluations.items()}
+        draw(folder, strongest, self.settings)
+        (folder / "table.txt").write_text(table(self.models) + "\n")
+        print(
+            f"\n{table(self.models)}\n\nwritten to {folder}: results.json, table.txt, radii.csv, "
+            "certified_accuracy.png, config.yaml"
+        )
+
+
+def _last_checkpoint(folder: Path) -> ModelCheckpoint:
+    """The newest weights as ``checkpoints/last.ckpt``, after every epoch."""
+    return ModelCheckpoint(
+        folder / "checkpoints",
+        filename="last",
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+
+
+def run(
+    config: str | Path, arguments: Sequence[str] = (), **trainer_options: Any
+) -> dict[str, list[Evaluation]]:
+    """Run a recipe: train, certify, attack, and write the results.
+
+    Args:
+        config: name of a packaged configuration, or a file.
+        arguments: changes, as on the command line: ``["--model.net.hidden=64"]``.
+        trainer_options: of Lightning's Trainer, before those of the configuration.
+
+    Returns:
+        The evaluations of each model, the strongest method last.
+
+    Raises:
+        ConfigurationError: of the configuration nothing can be made.
+    """
+    return RecipeCLI(["fit", "--config", str(config), *arguments], **trainer_options).evaluations
+
+
+def start(arguments: Sequence[str]) -> int:
+    """Run ``fit``, ``validate`` or ``test`` from the command line; the exit status is returned."""
+    prepare()
+    try:
+        RecipeCLI(arguments)
+    except ConfigurationError as error:
+        print(f"popqorn-train: {error}", file=sys.stderr)
+        return 2
+    return 0

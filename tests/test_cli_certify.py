@@ -1,0 +1,215 @@
+"""``popqorn-train certify``: rows, report, resuming, and errors in one sentence."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from popqorn_train import certified_radius
+from popqorn_train.cli import main
+from popqorn_train.cli_files import read_certification
+from popqorn_train.provenance import fingerprint
+from tests import subjects
+from tests.problems import predicted
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def certify(folder, *options, model="net", data="pair", p="2"):
+    chosen = ["certify", f"tests.subjects:{model}", "--data", f"tests.subjects:{data}"]
+    return main([*chosen, "--p", p, "--folder", str(folder), *options])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "certify"
+    assert certify(folder, "--attack", "--fragile", "2", "--classes", "cat,<b>dog</b>") == 0
+    return folder
+
+
+def test_rows_are_those_of_certified_radius(done):
+    x, y = subjects.pair()
+    expected = certified_radius(subjects.net(), x, y, p=2)
+    rows = read_certification(done).rows
+    radii = torch.tensor([row.radius for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(radii, expected, rtol=2e-2, atol=0)
+    with (done / "samples.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["radius"]) for row in table] == radii.tolist()
+    lines = [json.loads(line) for line in (done / "samples.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(12))
+    assert all(row.empirical >= row.radius for row in rows)
+
+
+def test_files_and_settings_say_what_was_certified(done):
+    names = {path.name for path in done.iterdir()}
+    assert {"report.html", "curves.png", "radii.png", "classes.png", "rows.png"} <= names
+    assert not [name for name in names if name.endswith(".new")]
+    found = read_certification(done)
+    assert found.weights == fingerprint(subjects.net())
+    assert found.settings["versions"]["torch"] == torch.__version__
+    assert (found.settings["p"], found.settings["method"]) == ("2.0", "popqorn")
+    frames = [json.loads(line) for line in (done / "frames.jsonl").read_text().splitlines()]
+    assert [len(line["radii"]) for line in frames] == [4, 4]
+    assert "&lt;b&gt;dog&lt;/b&gt;" in (done / "report.html").read_text()
+
+
+def test_the_terminal_shows_summary_promise_and_files(tmp_path, capsys):
+    assert certify(tmp_path / "a", "--samples", "6", "--fragile", "0", "--epsilons", "0.01") == 0
+    out = capsys.readouterr().out
+    for part in ("6 samples of", "clean accuracy", "0.01", "not proved for", "report.html"):
+        assert part in out
+
+
+def test_words_are_coloured_in_the_report(tmp_path):
+    options = ["--words", "tests.subjects:spelled", "--method", "crown-ibp"]
+    assert certify(tmp_path, *options, model="Tokens", data="questions") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert page.count('class="word least"') >= 1
+
+
+def test_arrays_masks_domains_and_checkpoints_are_taken(tmp_path):
+    net, x = subjects.other_net(), subjects.pair()[0]
+    bytes_ = (255 * x.sigmoid()).round()
+    x = bytes_ / 255
+    np.savez(tmp_path / "d.npz", frames=bytes_.byte().numpy(), labels=predicted(net, x).numpy())
+    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    command = ["certify", "tests.subjects:net", "--data", str(tmp_path / "d.npz")]
+    command += ["--inputs", "frames", "--target", "labels", "--divide", "255"]
+    command += ["--checkpoint", str(tmp_path / "w.ckpt"), "--prefix", "net.", "--fragile", "0"]
+    command += ["--low", "0", "--high", "1", "--frames", "0,2-3", "--scope", "sequence"]
+    command += ["--method", "crown-ibp", "--max-radius", "0.5", "--folder", str(tmp_path / "a")]
+    assert main(command) == 0
+    found = read_certification(tmp_path / "a")
+    expected = certified_radius(
+        net,
+        x,
+        predicted(net, x),
+        low=0.0,
+        high=1.0,
+        frames=torch.tensor([True, False, True, True]),
+        scope="sequence",
+        method="crown-ibp",
+        max_radius=0.5,
+    )
+    torch.testing.assert_close(found.radii, expected, rtol=2e-2, atol=0)
+    assert found.settings["frames"] == [True, False, True, True]
+    assert found.weights == fingerprint(net)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    command = [sys.executable, "-m", "popqorn_train.cli", "certify", "tests.subjects:net"]
+    command += ["--data", "tests.test_cli_certify:slow", "--batch-size", "1", "--fragile", "0"]
+    command += ["--folder", str(tmp_path / "run")]
+    rows = tmp_path / "run" / "samples.jsonl"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as run:
+        for _ in range(1200):
+            if rows.exists() and len(rows.read_text().splitlines()) >= 2:
+                break
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+    kept = rows.read_text().splitlines()
+    assert 2 <= len(kept) < 12
+    options = ["--batch-size", "1", "--fragile", "0", "--resume"]
+    assert certify(tmp_path / "run", *options, data="pair", p="inf") == 1  # other data
+    slow.pause = 0.0
+    done = ["certify", "tests.subjects:net", "--data", "tests.test_cli_certify:slow"]
+    assert main([*done, "--folder", str(tmp_path / "run"), *options]) == 0
+    again = rows.read_text().splitlines()
+    assert len(again) == 12
+    whole = [line for line in kept if line.endswith("}")]
+    assert again[: len(whole)] == whole  # not certified anew
+
+
+def slow():
+    """One sample a batch, slowly enough to be killed in between."""
+    x, y = subjects.pair()
+
+    class Slow:
+        def __iter__(self):
+            for one, two in zip(x.split(1), y.split(1), strict=True):
+                time.sleep(slow.pause)
+                yield one, two
+
+    return Slow()
+
+
+slow.pause = 0.1
+
+
+def test_time_that_runs_out_leaves_samples_not_attempted(tmp_path, capsys):
+    assert certify(tmp_path / "a", "--seconds", "1e-9", "--fragile", "0") == 0
+    assert "12 not attempted" in capsys.readouterr().out
+    assert certify(tmp_path / "a", "--resume", "--fragile", "0") == 0
+    assert "0 not attempted" in capsys.readouterr().out
+
+
+def test_without_matplotlib_everything_but_the_pictures_is_there(tmp_path, capsys, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Figures need matplotlib")
+
+    monkeypatch.setattr("popqorn_train.cli_certify.report_figures", missing)
+    assert certify(tmp_path, "--samples", "4", "--fragile", "1") == 0
+    assert "no pictures. Figures need matplotlib" in capsys.readouterr().err
+    assert "Pictures need matplotlib" in (tmp_path / "report.html").read_text()
+    assert not list(tmp_path.glob("*.png"))
+
+
+REFUSED = {
+    "no model": (["--samples", "2"], {"model": "none"}, "`model` must be module:Name"),
+    "no data": ([], {"data": "none"}, "`--data` must be module:Name"),
+    "data fails": ([], {"data": "broken"}, "KeyError: 'no such file'"),
+    "no batch": ([], {"data": "empty"}, "at least one batch"),
+    "shuffled": ([], {"data": "shuffled"}, "got one that shuffles"),
+    "no checkpoint": (["--checkpoint", "none.pt"], {}, "`--checkpoint` must be a file"),
+    "prefix alone": (["--prefix", "net."], {}, "`--prefix` belongs to --checkpoint"),
+    "frames": (["--frames", "2-9"], {}, "`--frames` must be frames from 0 to 3"),
+    "method": (["--method", "guess"], {}, "`method` must be one of"),
+    "rtol": (["--rtol", "2"], {}, "`rtol` must be"),
+    "words": (["--words", "none.txt"], {}, "`--words` must be a file"),
+    "outside": (["--low", "5"], {}, "`low`"),
+    "image": (["--image", "5,5", "--samples", "3"], {}, "`--image` must cut"),
+}
+
+
+@pytest.mark.parametrize(("options", "named", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_certified_is_refused_in_one_sentence(
+    tmp_path, capsys, options, named, message
+):
+    assert certify(tmp_path / "a", *options, **named) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("a/samples.jsonl")) or "shuffles" in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--p", "0.5"], ["--samples", "0"], ["--epsilons", "2,1"], ["--image", "3"], ["--scope", "x"]],
+)
+def test_a_command_that_cannot_be_read_has_status_2(tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as caught:
+        certify(tmp_path, *options)
+    assert caught.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("popqorn_train.cli_certify.certify_loader", stopped)
+    assert certify(tmp_path) == 130
+    assert "go on with --resume" in capsys.readouterr().err
