@@ -31,7 +31,7 @@ class CertifiedTrainingGuard(Callback):
     A step whose gradient is not finite is skipped and counted.
 
     Logged at every look as ``training_guard/modal_share``, ``/bound_loss`` (in units of ln C),
-    ``/radius``, ``/wide`` (share of units whose radius is above .95), ``/ratio_first``,
+    ``/hidden_radius``, ``/wide`` (share of units whose radius is above .95), ``/ratio_first``,
     ``/ratio_middle``, ``/ratio_last`` (radius to signal of the state), ``/cell_radius``,
     ``/gradient_norm``, ``/skipped_steps`` and ``/rescues``.
 

@@ -2,7 +2,8 @@
 
     kappa CE(clean) + (1 - kappa) (alpha CE(bound) + (1 - alpha) CE(attack))
 
-where the worst-case logits are minus the certified margins, 0 at the label.
+where the worst-case logits are minus the certified margins, 0 at the label; and, if asked for, a
+term that keeps the intervals of recurrent states narrow beside their signal (states.py).
 
 Sources: Wong and Kolter, ICML 2018 (worst-case logits); Gowal et al., "IBP", ICCV 2019 (kappa);
 De Palma et al., "MTL-IBP", ICLR 2024 (alpha); Zhang et al., "CROWN-IBP", ICLR 2020 (beta).
@@ -191,13 +192,14 @@ class CrownIBPLoss(CertifiedLoss):
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
+        signal: weight of ``drowned``.
 
     Source:
         Zhang et al., "Towards stable and efficient training of verifiably robust neural
         networks", ICLR 2020.
     """
 
-    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "beta")
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "beta", "signal")
 
     def __init__(
         self,
@@ -210,6 +212,7 @@ class CrownIBPLoss(CertifiedLoss):
         scope: Scope = "frame",
         kappa: float = 0.0,
         beta: float = 1.0,
+        signal: float = 0.0,
     ) -> None:
         super().__init__(
             epsilon,
@@ -220,6 +223,7 @@ class CrownIBPLoss(CertifiedLoss):
             scope=scope,
             method="crown-ibp",
             kappa=kappa,
+            signal=signal,
         )
         check_share("beta", beta)
         self.beta = beta

@@ -108,8 +108,8 @@ class Objective(nn.Module):
     """A loss for training, of a model, its inputs and their labels.
 
     Attributes:
-        ramped: plain attributes that ``EpsilonSchedule`` may change while a model trains; they
-            are not in the state dict.
+        ramped: plain attributes that may change while a model trains, by hand or by
+            ``EpsilonSchedule``; they are not in the state dict.
         observer: called with every batch, the parts of its loss, and the ranges that the bound
             comes from, if any.
     """

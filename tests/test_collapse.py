@@ -115,7 +115,7 @@ def test_a_look_counts_predictions_and_measures_states(cell):
     assert sum(part.predicted) == part.samples == 6
     assert part.predicted == model(x).argmax(1).bincount(minlength=3).tolist()
     assert part.bound == pytest.approx(2 / math.log(3))
-    names = {"radius", "wide", "ratio_first", "ratio_middle", "ratio_last"}
+    names = {"hidden_radius", "wide", "ratio_first", "ratio_middle", "ratio_last"}
     assert set(part.widths) == names | ({"cell_radius"} if cell == "lstm" else set())
     assert all(isinstance(value, float) for value in part.widths.values())
     assert look(model(x), y, math.nan, None).widths == {}

@@ -271,7 +271,7 @@ def test_what_is_seen_is_logged_and_nothing_else():
         for entry in keys.seen
     ]
     always = {"modal_share", "gradient_norm", "skipped_steps", "rescues"}
-    ranged = {"bound_loss", "radius", "wide", "ratio_first", "ratio_middle", "ratio_last"}
+    ranged = {"bound_loss", "hidden_radius", "wide", "ratio_first", "ratio_middle", "ratio_last"}
     assert names[0] == names[2] == always
     assert names[4] == always | ranged
     assert all(not value.isnan() for entry in keys.seen for value in entry.values())
