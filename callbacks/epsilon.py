@@ -21,12 +21,9 @@ class _Setting(NamedTuple):
     made: Numbers
     ramps: tuple[LinearRamp, ...]
 
-    def put(self, progress: float, clean: float) -> None:
+    def put(self, progress: float) -> None:
         """Set the value when a share ``progress`` of the training is done."""
         values = tuple(ramp.at(progress) for ramp in self.ramps)
-        if self.name == "kappa":
-            end = self.ramps[0].end
-            values = (end + clean * (values[0] - end),) if clean < 1 else values
         setattr(self.objective, self.name, values if isinstance(self.made, tuple) else values[0])
 
     def restore(self) -> None:
@@ -175,21 +172,20 @@ class EpsilonSchedule(Callback):
         progress = self.clock.tell(trainer.global_step) / self._total
         values: dict[str, float] = {}
         for setting in self._settings:
-            setting.put(progress, self.clock.clean)
+            setting.put(progress)
             values = setting.logged() | values  # where several objectives share a name, the first
         pl_module.log_dict(values)
 
     def restart(self, steps: float | None, slower: float) -> None:
-        """Run the ramp more slowly and with less weight on the clean term.
+        """Run the ramp more slowly, perhaps from an earlier step.
 
         Args:
-            steps: of the ramp to go back to, not before the end of the warm-up; None goes on.
-            slower: factor of speed, and of the clean weight beyond the one after the ramp.
+            steps: of the ramp to go back to, at least to the end of the warm-up; None goes on.
+            slower: factor of its speed.
         """
         if steps is not None:
             self.clock.steps = max(steps, self._shape.warmup * self._total)
         self.clock.speed *= slower
-        self.clock.clean *= slower
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put back what the objectives were made with."""

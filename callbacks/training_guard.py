@@ -3,7 +3,6 @@
 import math
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
@@ -11,11 +10,10 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from popqorn_train.callbacks.epsilon import EpsilonSchedule
-from popqorn_train.callbacks.snapshots import Snapshot
-from popqorn_train.collapse import Collapse, Look, joined, look
-from popqorn_train.graph import Enclosure
+from popqorn_train.callbacks.lookout import Lookout
+from popqorn_train.callbacks.snapshots import Snapshot, Snapshots
+from popqorn_train.collapse import Collapse, Look
 from popqorn_train.loss import CertifiedLoss
-from popqorn_train.objective import LossParts, Prepared
 
 Action = Literal["rollback", "slow", "stop", "warn"]
 _ACTIONS = ("rollback", "slow", "stop", "warn")
@@ -33,7 +31,7 @@ class CertifiedTrainingGuard(Callback):
     A step whose gradient is not finite is skipped and counted.
 
     Logged at every look as ``training_guard/modal_share``, ``/bound_loss`` (in units of ln C),
-    ``/radius``, ``/wide`` (share of units whose radius is above .95), ``/ratio_first``,
+    ``/hidden_radius``, ``/wide`` (share of units whose radius is above .95), ``/ratio_first``,
     ``/ratio_middle``, ``/ratio_last`` (radius to signal of the state), ``/cell_radius``,
     ``/gradient_norm``, ``/skipped_steps`` and ``/rescues``.
 
@@ -47,8 +45,7 @@ class CertifiedTrainingGuard(Callback):
         max_ratio: radius to signal above which intervals drown what states tell apart.
         max_constancy: share of the predictions of one class, beyond that of the labels, above
             which they count as constant.
-        slower: factor of the speed of the ramp at every rescue, and of the weight of the clean
-            term beyond the one after the ramp.
+        slower: factor of the speed of the ramp at every rescue.
         max_rescues: rescues before training is stopped.
 
     Attributes:
@@ -69,7 +66,7 @@ class CertifiedTrainingGuard(Callback):
         patience: int = 50,
         max_ratio: float = 5.0,
         max_constancy: float = 0.7,
-        slower: float = 0.5,
+        slower: float = 0.7,
         max_rescues: int = 3,
     ) -> None:
         if on_collapse not in _ACTIONS:
@@ -83,28 +80,23 @@ class CertifiedTrainingGuard(Callback):
         for name, share in (("max_constancy", max_constancy), ("slower", slower)):
             if not 0 < share <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {share}.")
-        self.on_collapse, self.every_n_steps = on_collapse, every_n_steps
+        self.on_collapse: Action = on_collapse
         self.slower, self.max_rescues = slower, max_rescues
         self.rescues = self.skipped = 0
+        self._lookout = Lookout(every_n_steps)
         self._collapse = Collapse(max_ratio, max_constancy, patience)
-        self._start: Snapshot | None = None
-        self._good: Snapshot | None = None
-        self._ranged = False  # whether intervals were ever seen
+        self._snapshots = Snapshots()
         self._broken = 0  # steps in a row whose gradient was not finite
+        self._norm = math.nan
         self._schedule: EpsilonSchedule | None = None
-        self._losses: list[CertifiedLoss] = []
-        self._pending: list[Look] = []
-        self._looking, self._step, self._norm = False, 0, math.nan
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, and the weights to go back to, as plain values and tensors."""
-        snapshots = {"start": self._start, "good": self._good}
         return {
-            "collapse": self._collapse.state(),
             "counts": [self.rescues, self.skipped, self._broken],
-            "ranged": self._ranged,
-            **{name: shot and shot._asdict() for name, shot in snapshots.items()},
+            "collapse": self._collapse.state(),
+            "snapshots": self._snapshots.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -118,9 +110,8 @@ class CertifiedTrainingGuard(Callback):
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._schedule = next((c for c in callbacks if isinstance(c, EpsilonSchedule)), None)
-        self._losses = [part for part in pl_module.modules() if isinstance(part, CertifiedLoss)]
         strategy = type(trainer.strategy).__name__
-        if not self._losses:
+        if not _losses(pl_module):
             raise ValueError(
                 f"CertifiedTrainingGuard found no CertifiedLoss in {type(pl_module).__name__}; "
                 "make it an attribute of the module, or leave the guard out."
@@ -138,26 +129,18 @@ class CertifiedTrainingGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on where a resumed run stopped, or remember where training begins."""
-        for loss in self._losses:
-            loss.observer = self._observe
         if self._loaded is not None:
-            self._resume(self._loaded)
+            self.rescues, self.skipped, self._broken = self._loaded["counts"]
+            self._collapse.restore(self._loaded["collapse"])
+            self._snapshots.restore(self._loaded["snapshots"])
         elif trainer.global_step == 0:
             self.rescues = self.skipped = self._broken = 0
             self._collapse.forget()
-            self._start = self._good = None
-            self._ranged = False
-        if self._start is None and self.on_collapse == "rollback":
-            self._start = self._snapshot(trainer, pl_module)
+            self._snapshots.forget()
         self._loaded = None
-
-    def _resume(self, state: dict[str, Any]) -> None:
-        self._collapse.restore(state["collapse"])
-        self.rescues, self.skipped, self._broken = state["counts"]
-        self._ranged = state["ranged"]
-        self._start, self._good = (
-            None if state[name] is None else Snapshot(**state[name]) for name in ("start", "good")
-        )
+        if self.on_collapse == "rollback":
+            self._snapshots.begin(self._snapshot(trainer, pl_module))
+        self._lookout.attach(_losses(pl_module))
 
     def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> Snapshot:
         ramp = 0.0 if self._schedule is None else self._schedule.clock.steps
@@ -166,16 +149,8 @@ class CertifiedTrainingGuard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Decide whether to look at this step, in every process alike."""
-        self._step = trainer.global_step
-        self._looking = self._step % self.every_n_steps == 0
-
-    def _observe(self, batch: Prepared, parts: LossParts, found: Enclosure | None) -> None:
-        """Look at what a loss sees."""
-        if self._looking:
-            bound = math.nan if found is None else parts.bound.item()
-            with torch.no_grad():
-                self._pending.append(look(batch.quiet_logits(), batch.target, bound, found))
+        """Decide whether to look at this step."""
+        self._lookout.begin(trainer.global_step)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -203,26 +178,14 @@ class CertifiedTrainingGuard(Callback):
         batch_idx: int,
     ) -> None:
         """After a step that was looked at: judge, log, keep good weights or act."""
-        stepped, looking = trainer.global_step > self._step, self._looking
-        self._looking = False
-        if not (looking and stepped):
+        if not self._lookout.ends(trainer.global_step):
             return
-        seen, broken = self._together(trainer)
+        seen, broken = self._lookout.together(trainer, self._broken)
         if seen is not None:
             self._log(pl_module, seen)
             self._judge(trainer, pl_module, seen)
         if broken >= self._collapse.patience:
             self._act(trainer, pl_module, f"{broken} gradients in a row were not finite")
-
-    def _together(self, trainer: Trainer) -> tuple[Look | None, int]:
-        """What all processes saw, and steps in a row without a finite gradient."""
-        own = (self._pending, self._broken)
-        self._pending = []
-        if trainer.world_size == 1:
-            return joined(own[0]), own[1]
-        parts: list[tuple[list[Look], int]] = [own] * trainer.world_size
-        torch.distributed.all_gather_object(parts, own)
-        return joined([seen for looks, _ in parts for seen in looks]), max(n for _, n in parts)
 
     def _log(self, pl_module: LightningModule, seen: Look) -> None:
         values = {
@@ -237,13 +200,12 @@ class CertifiedTrainingGuard(Callback):
         pl_module.log_dict({f"training_guard/{name}": value for name, value in finite.items()})
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, seen: Look) -> None:
-        if seen.widths and not self._ranged:
-            self._ranged, self._good = True, None  # weights that were good without intervals
-        reason = self._collapse.tell(seen, self.every_n_steps)
+        self._snapshots.told(ranged=bool(seen.widths))
+        reason = self._collapse.tell(seen, self._lookout.every_n_steps)
         if reason is not None:
             self._act(trainer, pl_module, reason)
         elif self.on_collapse == "rollback" and self._collapse.good(seen):
-            self._good = self._snapshot(trainer, pl_module)
+            self._snapshots.keep(self._snapshot(trainer, pl_module))
 
     def _act(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
         """Do what was asked for in the case of a collapse, and say so in one line."""
@@ -264,11 +226,10 @@ class CertifiedTrainingGuard(Callback):
         """Go back and slow down, as far as asked for."""
         done, ramp = [], None
         if self.on_collapse == "rollback":
-            snapshot = self._good or self._start
-            assert snapshot is not None
+            snapshot = self._snapshots.take()
             snapshot.restore(trainer, pl_module)
             done.append(f"back to the weights of step {snapshot.step}")
-            self._good, ramp = None, snapshot.ramp  # good once more if they prove so
+            ramp = snapshot.ramp
         if self._schedule is not None:
             self._schedule.restart(ramp, self.slower)
             speed = self._schedule.clock.speed
@@ -277,15 +238,14 @@ class CertifiedTrainingGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop looking."""
-        self._release()
+        self._lookout.release()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Stop looking."""
-        self._release()
+        self._lookout.release()
 
-    def _release(self) -> None:
-        for loss in self._losses:
-            loss.observer = None
-        self._pending, self._looking = [], False
+
+def _losses(module: LightningModule) -> list[CertifiedLoss]:
+    return [part for part in module.modules() if isinstance(part, CertifiedLoss)]

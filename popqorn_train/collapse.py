@@ -81,7 +81,7 @@ def _named(found: Enclosure | None) -> dict[str, float]:
         return {}
     ratio, last = hidden.ratio.tolist(), len(hidden.ratio) - 1
     named = {
-        "radius": hidden.radius.mean().item(),
+        "hidden_radius": hidden.radius.mean().item(),
         "wide": hidden.wide[last].item(),
         "ratio_first": ratio[0],
         "ratio_middle": ratio[last // 2],

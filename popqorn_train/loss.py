@@ -2,7 +2,8 @@
 
     kappa CE(clean) + (1 - kappa) (alpha CE(bound) + (1 - alpha) CE(attack))
 
-where the worst-case logits are minus the certified margins, 0 at the label.
+where the worst-case logits are minus the certified margins, 0 at the label; and, if asked for, a
+term that keeps the intervals of recurrent states narrow beside their signal (states.py).
 
 Sources: Wong and Kolter, ICML 2018 (worst-case logits); Gowal et al., "IBP", ICCV 2019 (kappa);
 De Palma et al., "MTL-IBP", ICLR 2024 (alpha); Zhang et al., "CROWN-IBP", ICLR 2020 (beta).
@@ -115,21 +116,22 @@ class CertifiedLoss(Objective):
     def terms(self, batch: Prepared) -> LossParts:
         """See ``Objective``."""
         self._check()
-        clean = attacked = batch.zero()
-        worst = Worst(batch.zero(), batch.zero(), None)
+        zero = batch.zero()
+        total = clean = attacked = signal = zero
+        worst = Worst(zero, zero, None)
         if self.kappa > 0:
-            clean = cross_entropy(batch.logits, batch.target)
+            total = clean = cross_entropy(batch.logits, batch.target)
         if self.kappa < 1 and self.alpha > 0:
             worst = self._worst(batch)
         if self.kappa < 1 and self.alpha < 1:
             attacked = self._attacked(batch)
-        robust = self.alpha * worst.loss + (1 - self.alpha) * attacked
-        total = self.kappa * clean + (1 - self.kappa) * robust
-        width = batch.zero()
+        if self.kappa < 1:
+            robust = self.alpha * worst.loss + (1 - self.alpha) * attacked
+            total = self.kappa * clean + (1 - self.kappa) * robust
         if self.signal > 0 and worst.found is not None:
-            width = drowned(worst.found)
-            total = total + self.signal * width
-        terms = (term.detach() for term in (clean, worst.loss, attacked, worst.certified, width))
+            signal = drowned(worst.found)
+            total = total + self.signal * signal
+        terms = (term.detach() for term in (clean, worst.loss, attacked, worst.certified, signal))
         parts = LossParts(total, *terms)
         if self.observer is not None:
             self.observer(batch, parts, worst.found)
@@ -190,13 +192,14 @@ class CrownIBPLoss(CertifiedLoss):
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
+        signal: weight of ``drowned``.
 
     Source:
         Zhang et al., "Towards stable and efficient training of verifiably robust neural
         networks", ICLR 2020.
     """
 
-    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "beta")
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "beta", "signal")
 
     def __init__(
         self,
@@ -209,6 +212,7 @@ class CrownIBPLoss(CertifiedLoss):
         scope: Scope = "frame",
         kappa: float = 0.0,
         beta: float = 1.0,
+        signal: float = 0.0,
     ) -> None:
         super().__init__(
             epsilon,
@@ -219,6 +223,7 @@ class CrownIBPLoss(CertifiedLoss):
             scope=scope,
             method="crown-ibp",
             kappa=kappa,
+            signal=signal,
         )
         check_share("beta", beta)
         self.beta = beta

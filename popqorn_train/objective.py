@@ -50,15 +50,21 @@ class Prepared:
         check: compare the trace with the model, see ``BoundModel.case``.
 
     Attributes:
-        model: the module that is bounded, without wrappers.
         inputs: as given.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, target: Tensor, *, check: bool) -> None:
-        self._layer, self.inputs = bound(model), inputs
-        self.model = self._layer.model
-        self._called = self.model if isinstance(model, BoundModel) else model  # with its wrapper
+        self._given, self.inputs = model, inputs
         self._target, self._check = target, check
+
+    @functools.cached_property
+    def _layer(self) -> BoundModel:
+        return bound(self._given)
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that is bounded, without wrappers."""
+        return self._layer.model
 
     @functools.cached_property
     def case(self) -> Case:
@@ -70,7 +76,8 @@ class Prepared:
     @functools.cached_property
     def logits(self) -> Tensor:
         """Logits ``(B, C)`` of the model as it is called, in the mode it is in."""
-        logits = self._called(*as_tuple(self.inputs))
+        given = self._given.model if isinstance(self._given, BoundModel) else self._given
+        logits = given(*as_tuple(self.inputs))  # with its wrapper, if it has one
         if logits.ndim != 2 or logits.shape[1] == 1:
             logits = self.case.as_logits(logits)
         check_target(self._target, *logits.shape)
@@ -101,8 +108,8 @@ class Objective(nn.Module):
     """A loss for training, of a model, its inputs and their labels.
 
     Attributes:
-        ramped: plain attributes that ``EpsilonSchedule`` may change while a model trains; they
-            are not in the state dict.
+        ramped: plain attributes that may change while a model trains, by hand or by
+            ``EpsilonSchedule``; they are not in the state dict.
         observer: called with every batch, the parts of its loss, and the ranges that the bound
             comes from, if any.
     """

@@ -75,6 +75,7 @@ def ibp(
     frames: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
+    signal: float = 0.0,
 ) -> CertifiedLoss:
     """Interval bounds: the method to beat, and the one for many frames.
 
@@ -86,13 +87,22 @@ def ibp(
         frames: mask of the frames that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
+        signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
     Source:
         Gowal et al., "On the effectiveness of interval bound propagation for training verifiably
         robust models", ICCV 2019.
     """
     return CertifiedLoss(
-        epsilon, p, low=low, high=high, frames=frames, scope=scope, kappa=kappa, method="ibp"
+        epsilon,
+        p,
+        low=low,
+        high=high,
+        frames=frames,
+        scope=scope,
+        kappa=kappa,
+        method="ibp",
+        signal=signal,
     )
 
 
@@ -106,6 +116,7 @@ def crown_ibp(
     scope: Scope = "frame",
     kappa: float = 0.0,
     beta: float = 1.0,
+    signal: float = 0.0,
 ) -> CrownIBPLoss:
     """Interval ranges and one backward pass, mixed with interval margins.
 
@@ -121,13 +132,22 @@ def crown_ibp(
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
+        signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
     Source:
         Zhang et al., "Towards stable and efficient training of verifiably robust neural
         networks", ICLR 2020.
     """
     return CrownIBPLoss(
-        epsilon, p, low=low, high=high, frames=frames, scope=scope, kappa=kappa, beta=beta
+        epsilon,
+        p,
+        low=low,
+        high=high,
+        frames=frames,
+        scope=scope,
+        kappa=kappa,
+        beta=beta,
+        signal=signal,
     )
 
 
@@ -142,8 +162,9 @@ def mtl(
     kappa: float = 0.0,
     alpha: float = 0.5,
     attack_steps: int = 5,
+    signal: float = 0.0,
 ) -> CertifiedLoss:
-    """Between ``ibp`` and ``pgd``: for small epsilon, and where ``ibp`` collapses.
+    """Between ``ibp`` and ``pgd``: for small epsilon, where it keeps more clean accuracy.
 
     Args:
         epsilon: see ``CertifiedLoss``; so are the others.
@@ -155,6 +176,7 @@ def mtl(
         kappa: weight of the clean term.
         alpha: weight of the bound against the attack.
         attack_steps: gradient steps of the attack.
+        signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
     Source:
         De Palma et al., "Expressive losses for verified robustness via convex combinations"
@@ -170,6 +192,7 @@ def mtl(
         kappa=kappa,
         alpha=alpha,
         attack_steps=attack_steps,
+        signal=signal,
     )
 
 
@@ -184,6 +207,7 @@ def sabr(
     kappa: float = 0.0,
     ratio: float = 0.7,
     attack_steps: int = 5,
+    signal: float = 0.0,
 ) -> SmallBoxLoss:
     """Interval bounds on a small ball around an adversarial point inside the ball.
 
@@ -200,6 +224,7 @@ def sabr(
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon (the paper's lambda).
         attack_steps: gradient steps of the attack.
+        signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
     Source:
         Müller et al., "Certified training: small boxes are all you need", ICLR 2023.
@@ -214,6 +239,7 @@ def sabr(
         kappa=kappa,
         ratio=ratio,
         attack_steps=attack_steps,
+        signal=signal,
     )
 
 

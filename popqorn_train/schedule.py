@@ -83,13 +83,11 @@ class RampClock:
         steps: of the ramp so far.
         speed: steps of the ramp for each of training.
         seen: steps of training so far.
-        clean: how much is left of the clean weight beyond the one after the ramp.
     """
 
     steps: float = 0.0
     speed: float = 1.0
     seen: int = 0
-    clean: float = 1.0
 
     def tell(self, step: int) -> float:
         """Go on to a step of training, and return the steps of the ramp."""

@@ -37,9 +37,10 @@ class SmallBoxLoss(CertifiedLoss):
         ratio: size of the small ball as a share of epsilon, from 0 (an attack alone) to 1 (the
             whole ball).
         attack_steps: gradient steps of the attack.
+        signal: weight of ``drowned``.
     """
 
-    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "ratio")
+    ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "ratio", "signal")
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class SmallBoxLoss(CertifiedLoss):
         kappa: float = 0.0,
         ratio: float = 0.7,
         attack_steps: int = 5,
+        signal: float = 0.0,
     ) -> None:
         super().__init__(
             epsilon,
@@ -63,6 +65,7 @@ class SmallBoxLoss(CertifiedLoss):
             scope=scope,
             kappa=kappa,
             attack_steps=attack_steps,
+            signal=signal,
         )
         check_share("ratio", ratio)
         self.ratio = ratio

@@ -7,7 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from popqorn_train import CertifiedLoss, LpBall, bound, certify
+from popqorn_train.graph import enclose
 from popqorn_train.methods import TRAINING
+from popqorn_train.states import drowned
 from tests.problems import CELLS, METHODS, NORMS, build, predicted, sequences
 
 cells = pytest.mark.parametrize("cell", CELLS)
@@ -139,3 +141,29 @@ def test_the_share_certified_is_that_of_certify():
         expected = certify(model, x, y, LpBall(epsilon), method="ibp").certified
         found = CertifiedLoss(epsilon).parts(model, x, y).certified
         assert math.isclose(found.item(), expected.float().mean().item(), abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_the_signal_term_comes_from_the_pass_of_the_bound(cell, monkeypatch):
+    model, x, y = problem(cell)
+    plain = CertifiedLoss(0.3, kappa=0.2).parts(model, x, y)
+    passes = []
+    monkeypatch.setattr(
+        "popqorn_train.methods.enclose", lambda *a, **k: passes.append(1) or enclose(*a, **k)
+    )
+    parts = CertifiedLoss(0.3, kappa=0.2, signal=0.5).parts(model, x, y)
+    assert len(passes) == 1
+    assert plain.signal == 0 < parts.signal
+    torch.testing.assert_close(parts.signal, drowned(enclosed(model, x)).detach())
+    torch.testing.assert_close(parts.total, plain.total + 0.5 * parts.signal)
+    assert CertifiedLoss(0.3, kappa=1.0, signal=0.5).parts(model, x, y).signal == 0
+
+
+def enclosed(model, x):
+    return enclose(bound(model).case(x).graph(LpBall(0.3)))
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_signal_weight_out_of_range_is_refused(weight):
+    with pytest.raises(ValueError, match="`signal`"):
+        CertifiedLoss(0.1, signal=weight)

@@ -224,6 +224,15 @@ def test_settings_reach_the_objective(name):
     assert all(f"{setting}=" in text for setting in ("epsilon", "kappa", "p", "low", "scope"))
 
 
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "mtl", "sabr"])
+def test_the_signal_term_is_added(name):
+    model, x, y = problem()
+    plain = objective(name).parts(model, x, y)
+    parts = objective(name, signal=0.5).parts(model, x, y)
+    assert parts.signal > 0 == plain.signal
+    torch.testing.assert_close(parts.total, plain.total + 0.5 * parts.signal)
+
+
 @robust
 def test_an_objective_is_copied_pickled_and_keeps_nothing_in_the_state_dict(name):
     model, x, y = problem()

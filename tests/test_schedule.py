@@ -123,6 +123,14 @@ def test_beta_falls_from_the_value_of_the_loss():
     assert module.values("beta") == [0.8] * 3
 
 
+def test_the_signal_term_fades_over_the_ramp():
+    module = Robust(CertifiedLoss(0.1, signal=0.4))
+    fit(EpsilonSchedule(warmup=0.25, ramp=0.5), module=module, epochs=4)
+    weights = module.values("signal")
+    assert (weights[0], weights[6], weights[-1]) == pytest.approx((0.4, 0.2, 0.0))
+    assert module.loss.signal == 0.4
+
+
 def test_alpha_rises_to_the_value_of_the_loss():
     module = Robust(objectives.mtl(0.1, alpha=0.6))
     fit(EpsilonSchedule(start_alpha=0.2, warmup=0.25, ramp=0.5), module=module, epochs=4)

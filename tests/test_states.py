@@ -8,7 +8,7 @@ from torch import nn
 
 from popqorn_train import LpBall, bound
 from popqorn_train.graph import enclose
-from popqorn_train.states import widths
+from popqorn_train.states import drowned, widths
 from tests.problems import F64, build, sequences
 from tests.zoo import zoo
 
@@ -105,3 +105,43 @@ def test_gradients_are_finite_where_nothing_differs():
     found.ratio.log().sum().backward()
     assert all(weight.grad.isfinite().all() for weight in model.rnn.parameters())
     assert math.isfinite(found.ratio[0].item())
+
+
+@pytest.mark.parametrize("tolerance", [0.03, 0.2])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_what_drowns_is_the_logarithm_of_the_ratio_above_the_tolerance(cell, tolerance):
+    found = enclosed(build(cell), sequences(5, 4))
+    expected = torch.zeros((), dtype=F64)
+    for kind in "hc":
+        states = widths(found, kind)
+        if states is not None:
+            for ratio in states.ratio.tolist():
+                expected = expected + max(0.0, math.log(ratio / tolerance))
+    assert expected > 0
+    torch.testing.assert_close(drowned(found, tolerance), expected)
+    assert drowned(found, 1e6) == 0
+
+
+def test_one_sample_or_no_recurrent_layer_drowns_nothing():
+    assert drowned(enclosed(build("gru"), sequences(1, 4))) == 0
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    assert drowned(enclosed(model, sequences(3, 4))) == 0
+
+
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_a_step_against_its_gradient_narrows_intervals_beside_the_signal(cell):
+    model, x = build(cell), sequences(8, 4)
+    before = drowned(enclosed(model, x), 0.1)
+    weights = list(model.rnn.parameters())
+    gradients = torch.autograd.grad(before, weights)
+    step, moved = 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight += sign * step * gradient
+            moved.append(drowned(enclosed(model, x), 0.1).item())
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= sign * step * gradient
+    square = sum(gradient.square().sum().item() for gradient in gradients)
+    assert moved[1] < before.item() < moved[0]
+    assert (moved[0] - moved[1]) / (2 * step) == pytest.approx(square, rel=1e-4)

@@ -1,0 +1,65 @@
+"""What the certified losses of a module see at some steps, from all processes."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pytorch_lightning import Trainer
+
+from popqorn_train.collapse import Look, joined, look
+from popqorn_train.graph import Enclosure
+from popqorn_train.loss import CertifiedLoss
+from popqorn_train.objective import LossParts, Prepared
+
+
+class Lookout:
+    """Looks at every batch of a step, or at none.
+
+    Args:
+        every_n_steps: how often to look, in optimizer steps.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self._losses: Sequence[CertifiedLoss] = ()
+        self._looks: list[Look] = []
+        self._step: int | None = None  # that is looked at
+
+    def attach(self, losses: Sequence[CertifiedLoss]) -> None:
+        """See what these losses see."""
+        self._losses = losses
+        for loss in losses:
+            loss.observer = self._observe
+
+    def release(self) -> None:
+        """Leave the losses alone."""
+        for loss in self._losses:
+            loss.observer = None
+        self._losses, self._looks, self._step = (), [], None
+
+    def begin(self, step: int) -> None:
+        """A batch of a step starts: decide whether to look, in every process alike."""
+        self._step = step if step % self.every_n_steps == 0 else None
+
+    def ends(self, step: int) -> bool:
+        """A batch ends, with so many steps done: whether one that was looked at is complete."""
+        looked, self._step = self._step, None
+        return looked is not None and step > looked
+
+    def _observe(self, batch: Prepared, parts: LossParts, found: Enclosure | None) -> None:
+        if self._step is not None:
+            bound = math.nan if found is None else parts.bound.item()
+            with torch.no_grad():
+                self._looks.append(look(batch.quiet_logits(), batch.target, bound, found))
+
+    def together(self, trainer: Trainer, own: int) -> tuple[Look | None, int]:
+        """What all processes saw, and the largest of a number that each of them has.
+
+        Every process must call it, whatever happened to it before.
+        """
+        looks, self._looks = self._looks, []
+        if trainer.world_size == 1:
+            return joined(looks), own
+        parts: list[tuple[list[Look], int]] = [([], 0)] * trainer.world_size
+        torch.distributed.all_gather_object(parts, (looks, own))
+        return joined([seen for part, _ in parts for seen in part]), max(n for _, n in parts)
