@@ -75,7 +75,7 @@ class Sum(Node):
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Sum of the ends."""
-        lower, upper = (torch.stack(ends).sum(0) for ends in zip(*inputs, strict=True))
+        lower, upper = (sum(ends[1:], ends[0]) for ends in zip(*inputs, strict=True))
         if self.constant is None:
             return Bounds(lower, upper)
         return Bounds(lower + self.constant, upper + self.constant)

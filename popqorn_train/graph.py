@@ -275,4 +275,5 @@ def rounding(slope: Tensor, size: Tensor) -> Tensor:
 def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
     time = slope.shape[2]
     lower, upper = (part if part.ndim < 3 else part[:, :time] for part in box)
-    return dot(slope.clamp(min=0), lower) + dot(slope.clamp(max=0), upper)
+    positive = slope.relu()
+    return dot(positive, lower) + dot(slope - positive, upper)
