@@ -225,7 +225,7 @@ class Span(Piece):
 
     def cut(self, x: Tensor) -> Sequence[Tensor]:
         """``(B, F)`` to ``(B, stop - start)`` each."""
-        return torch.split(x, self.sizes, -1)
+        return torch.split(x, list(self.sizes), -1)
 
 
 class Logits(Node):
