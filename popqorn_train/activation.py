@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.carry import carry
 from popqorn_train.closest import closest_relu, closest_sigmoid, closest_tanh
 from popqorn_train.curves import Curve
 from popqorn_train.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
@@ -40,12 +41,6 @@ _CURVES = {
     "sigmoid": _Rising(torch.sigmoid, sigmoid_lines, closest_sigmoid),
     "relu": _Rising(torch.relu, relu_lines, closest_relu),
 }
-
-
-def _signs(slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive and negative part: one needs the function from below, the other from above."""
-    positive = slope.relu()
-    return positive, slope - positive
 
 
 class Activation(Nonlinear):
@@ -81,11 +76,10 @@ class Activation(Nonlinear):
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Lines) -> Tensor:
         """Replace the function by the line on the side that matters."""
-        positive, negative = _signs(slope)
-        lines = Lines(*[_of_rows(field, slope) for field in relaxation])
-        tape.add(self.inputs[0], positive * lines.lower_slope + negative * lines.upper_slope)
-        constant = positive * lines.lower_intercept + negative * lines.upper_intercept
-        return constant.flatten(2).sum(-1)
+        fields = [_of_rows(field, slope) for field in relaxation]
+        (on_input,), constant = carry(slope, fields[:2], fields[2:])
+        tape.add(self.inputs[0], on_input)
+        return constant
 
 
 def _of_rows(x: Tensor, slope: Tensor) -> Tensor:
@@ -130,10 +124,11 @@ def _relaxed(
     Returns:
         The constant ``(B, K)``.
     """
-    positive, negative = _signs(slope)
-    for argument, below, above in zip(node.inputs, lower[:-1], upper[:-1], strict=True):
-        tape.add(argument, positive * below[:, None] + negative * above[:, None])
-    return dot(positive, lower[-1]) + dot(negative, upper[-1])
+    below, above = ([field[:, None] for field in side] for side in (lower, upper))
+    slopes, constant = carry(slope, below, above)
+    for argument, on_argument in zip(node.inputs, slopes, strict=True):
+        tape.add(argument, on_argument)
+    return constant
 
 
 class Gated(Nonlinear):

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.carry import carry
 from popqorn_train.node import Node, Nonlinear, Piece, Tape
 from popqorn_train.region import Bounds, dot
 from popqorn_train.relaxer import Relaxation, Relaxer
@@ -274,6 +275,5 @@ def rounding(slope: Tensor, size: Tensor) -> Tensor:
 
 def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
     time = slope.shape[2]
-    lower, upper = (part if part.ndim < 3 else part[:, :time] for part in box)
-    positive = slope.relu()
-    return dot(positive, lower) + dot(slope - positive, upper)
+    lower, upper = (part[:, None] if part.ndim < 3 else part[:, None, :time] for part in box)
+    return carry(slope, [lower], [upper])[1]
