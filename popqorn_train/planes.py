@@ -57,6 +57,6 @@ def enclosing(product: Product, domain: Domain, policy: Policy = closed_form) ->
     """
     both = domain.with_mirror()
     a, b = policy(product, both)
-    top = intercept(product, a, b, both)
+    a, b, top = torch.broadcast_tensors(a, b, intercept(product, a, b, both))
     # f(x, -y) = -f(x, y)
     return Planes(Plane(-a[1], b[1], -top[1]), Plane(a[0], b[0], top[0]))

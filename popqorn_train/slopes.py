@@ -37,13 +37,13 @@ def _best_slope_in_y(a: Tensor, box: Rectangle) -> Tensor:
 
     It is the chord of the two edge maxima, and a mean of gate values, hence the clip.
     """
-    x = follow_ends(product_edges(a, *box), box.lx, box.ux)
-    gate = x.sigmoid()
-    low, high = torch.stack([box.ly, box.uy]) * gate - a * x
+    x_low, x_high = (follow_ends(x, box.lx, box.ux) for x in product_edges(a, *box))
+    low, high = x_low.sigmoid(), x_high.sigmoid()
     width = box.uy - box.ly
     wide = width > (1e-3 if a.dtype == torch.float32 else 1e-7)
-    chord = (high - low) / torch.where(wide, width, torch.ones_like(width))
-    b = torch.where(wide, chord, gate.mean(0))
+    rise = high * box.uy - low * box.ly - a * (x_high - x_low)
+    chord = rise / torch.where(wide, width, torch.ones_like(width))
+    b = torch.where(wide, chord, (low + high) / 2)
     return clip(b, box.lx.sigmoid(), box.ux.sigmoid())
 
 
@@ -54,7 +54,8 @@ def closed_form(product: Product, domain: Domain) -> Slopes:
     if not product.curved:
         return a, _best_slope_in_y(a, box)
     gate = _mix(box.ux.sigmoid(), box.lx.sigmoid(), product.share)
-    return a, gate * product.secant(box.ly, box.uy)
+    # The chord of an odd function is as steep on the mirror image.
+    return a, gate * product.secant(box.ly[:1], box.uy[:1])
 
 
 def constant(product: Product, domain: Domain) -> Slopes:
@@ -88,6 +89,8 @@ def tilted(
     with torch.no_grad():
         if isinstance(domain, Rectangle) and not product.curved:
             return _bisected(domain, reference, 8 if steps is None else steps)
+        if isinstance(domain, Rectangle):
+            domain = domain.expanded()
         return lowest_plane(product, domain, reference, 3 if steps is None else steps)
 
 
