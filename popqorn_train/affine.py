@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from popqorn_train.node import Frame, Node, Root, Tape, pad_frames
 from popqorn_train.region import Bounds, dot
@@ -54,10 +55,36 @@ class Linear(Node):
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """The chain rule."""
-        tape.add(self.inputs[0], slope @ self.weight)
-        return (
-            None if self.bias is None else (slope @ self.bias).reshape(*slope.shape[:2], -1).sum(-1)
-        )
+        on_x, constant = self.through(slope)
+        tape.add(self.inputs[0], on_x)
+        return constant
+
+    def through(self, slope: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The slope on x, or on a frame of it, and the constant that the bias leaves."""
+        if self.bias is None:
+            return slope @ self.weight, None
+        on_x, constant = _Through.apply(slope, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return on_x, constant
+
+
+class _Through(torch.autograd.Function):
+    """A slope times a weight, and times a bias, of which the gradient is added in place."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, slope: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(slope, weight, bias)
+        constant = slope @ bias
+        return slope @ weight, constant.reshape(*slope.shape[:2], -1).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, on_x: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:
+        slope, weight, bias = ctx.saved_tensors
+        places = constant.reshape(*constant.shape, *[1] * (slope.ndim - 3)).expand(slope.shape[:-1])
+        flat, places = slope.flatten(0, -2), places.flatten()
+        of_slope = (on_x.flatten(0, -2) @ weight.T).addr_(places, bias).view_as(slope)
+        return of_slope, flat.T @ on_x.flatten(0, -2), places @ flat
 
 
 class Sum(Node):
@@ -272,9 +299,34 @@ class Select(Node):
         tape.add(self.inputs[1], torch.where(self._as(slope), zero, slope))
 
 
+class Projected(Frame):
+    """Frame ``t`` of a linear layer on a sequence, of which it reads frame ``t`` alone.
+
+    Its range is a part of the layer's, for which all frames are multiplied at once. Slopes on it
+    go straight to the frame that the layer reads.
+    """
+
+    moves = False
+
+    def __init__(self, layer: Linear, t: int) -> None:
+        source = frame(layer.inputs[0], t)  # made before this node, which reads it
+        super().__init__(layer, t)
+        self.layer, self.inputs = layer, (layer, source)
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
+        """The chain rule."""
+        on_x, constant = self.layer.through(slope)
+        tape.add(self.inputs[1], on_x)
+        return constant
+
+
 def frame(node: Node, position: int) -> Node:
     """One frame of a sequence, without building the sequence where its frames are known."""
-    return node.inputs[position] if isinstance(node, Stack) else Frame(node, position)
+    if isinstance(node, Stack):
+        return node.inputs[position]
+    if isinstance(node, Linear) and len(node.shape) == 2:
+        return Projected(node, position)
+    return Frame(node, position)
 
 
 def frames(node: Node) -> list[Node]:

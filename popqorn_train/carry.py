@@ -33,24 +33,26 @@ class _Carry(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         slope, *sides = ctx.saved_tensors
-        positive, negative = _signs(slope)
-        *worths, constant = gradients
-        worths.append(constant.view(*constant.shape, *[1] * (slope.ndim - 2)))
         lower, upper = _halves(sides)
-        above = _sum_of_products(worths, upper)
+        positive, half = slope.relu(), len(lower)
+        gaps = [low - high for low, high in zip(lower, upper, strict=True)]
+        needed = any(ctx.needs_input_grad[1:])
+        worths = [*gradients[:-1], _as_last(gradients[-1], slope)]
+        of_sides: list[Tensor | None] = [None] * len(sides)
+        if needed:
+            for index, (worth, side) in enumerate(zip(worths, lower, strict=True)):
+                below, both = (_summed(part, worth, side.shape) for part in (positive, slope))
+                of_sides[index], of_sides[index + half] = below, both - below
+        if not ctx.needs_input_grad[0]:
+            return (None, *of_sides)
         # Below and above differ where the slope is positive.
-        gap = _sum_of_products(worths, [low - high for low, high in zip(lower, upper, strict=True)])
-        of_slope = above.addcmul_(positive.sign(), gap).sum_to_size(slope.shape)
-        of_sides = [
-            _reduced(part, worth, side.shape) if needed else None
-            for (part, worth), side, needed in zip(
-                [(part, worth) for part in (positive, negative) for worth in worths],
-                sides,
-                ctx.needs_input_grad[1:],
-                strict=True,
-            )
-        ]
-        return (of_slope, *of_sides)
+        above, gap = _sum_of_products(worths, upper), _sum_of_products(worths, gaps)
+        return (above.addcmul_(positive.sign(), gap).sum_to_size(slope.shape), *of_sides)
+
+
+def _as_last(constant: Tensor, slope: Tensor) -> Tensor:
+    """``(B, K)`` with an axis of 1 for every one of a slope's."""
+    return constant.view(*constant.shape, *[1] * (slope.ndim - 2))
 
 
 def _signs(slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +73,13 @@ def _sum_of_products(ones: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor
     return total
 
 
-def _reduced(part: Tensor, worth: Tensor, shape: torch.Size) -> Tensor:
-    return (part * worth).sum_to_size(shape)
+def _summed(part: Tensor, worth: Tensor, shape: torch.Size) -> Tensor:
+    """Sum of a product over what a side of this shape stands for."""
+    if worth.shape[2:].numel() > 1 or shape[1] > 1:
+        return (part * worth).sum_to_size(shape)
+    # One number a row: the sum over rows is a product of matrices.
+    found = worth.reshape(len(worth), 1, -1) @ part.reshape(*part.shape[:2], -1)
+    return found.view(-1, *shape[1:]).sum_to_size(shape)
 
 
 def carry(

@@ -78,10 +78,21 @@ def check_target(target: Tensor, batch: int, classes: int, name: str = "target")
         )
 
 
-def margin_rows(target: Tensor, classes: int, like: Tensor) -> Tensor:
-    """Rows that take every logit from the label's: ``(B, C, C)``."""
+def other_classes(target: Tensor, classes: int) -> Tensor:
+    """All classes but the label, ``(B, C - 1)``."""
+    return (target[:, None] + torch.arange(1, classes, device=target.device)) % classes
+
+
+def margin_rows(target: Tensor, classes: int, like: Tensor, others: Tensor) -> Tensor:
+    """Rows that take the logits of other classes ``(B, K)`` from the label's: ``(B, K, C)``."""
     unit = torch.eye(classes, dtype=like.dtype, device=like.device)
-    return unit[target][:, None] - unit
+    return unit[target][:, None] - unit[others]
+
+
+def with_own(margins: Tensor, others: Tensor, own: float) -> Tensor:
+    """Margins ``(B, C)`` from those against other classes ``(B, C - 1)``, and one for the label."""
+    whole = margins.new_full((len(margins), margins.shape[1] + 1), own)
+    return whole.scatter(1, others, margins)
 
 
 def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> Tensor:
@@ -96,13 +107,9 @@ def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> 
     classes = output.shape[0]
     check_target(target, len(like), classes)
     target = target.long().to(like.device)
-    margins = method.margins(output, margin_rows(target, classes, like))
-    return margins.masked_fill(own_class(target, classes), math.inf)
-
-
-def own_class(target: Tensor, classes: int) -> Tensor:
-    """Where the label is, ``(B, C)`` boolean."""
-    return nn.functional.one_hot(target, classes).bool()
+    others = other_classes(target, classes)
+    rows = margin_rows(target, classes, like, others)
+    return with_own(method.margins(output, rows), others, math.inf)
 
 
 def least(margins: Tensor) -> Tensor:

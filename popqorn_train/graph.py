@@ -235,7 +235,7 @@ def _walk(
         else:
             extra = node.backward(weight, tape, found.relaxations.get(node))
         total = total if extra is None else total + extra
-        if sizes is not None and not isinstance(node, Piece):  # pieces only move numbers
+        if sizes is not None and not node.moves:
             total = total - rounding(weight, sizes[node])
     # Products of numbers below the root of the smallest one underflow.
     return total if sizes is None else total - math.sqrt(torch.finfo(total.dtype).tiny)

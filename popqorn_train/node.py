@@ -32,6 +32,7 @@ class Node:
         exact: whether ranges of coordinates carry over without loss (it only moves or scales
             single coordinates).
         mirrors: whether it is minus its input.
+        moves: whether it only moves numbers, without rounding.
         time: the last frame it depends on; -1 if on none.
         state: ``"h"`` or ``"c"`` of a recurrent layer, and after how many earlier steps; None for
             everything else.
@@ -41,6 +42,7 @@ class Node:
     exact = False
     mirrors = False
     state: tuple[str, int] | None = None
+    moves = False
 
     def __init__(self, inputs: Iterable["Node"], shape: Iterable[int], batch_axis: int = 0) -> None:
         self.inputs = tuple(inputs)
@@ -157,6 +159,7 @@ class Piece(Node):
     """
 
     exact = True
+    moves = True
     place: int
 
     def cut(self, x: Tensor) -> Sequence[Tensor]:
