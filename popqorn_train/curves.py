@@ -81,7 +81,7 @@ def _intercept(curve: Curve, slope: Tensor, lower: Tensor, upper: Tensor) -> Ten
         points = _points(curve, lower, upper)
         best = (curve.value(points) - slope * points).max(0, keepdim=True).indices
         x = points.gather(0, best)[0]
-    x = follow_ends(clip(x, lower, upper), lower, upper)
+    x = follow_ends(x, lower, upper)
     between = curve.bend / 8 * ((upper - lower) / _CELLS).square()
     size = largest(lower, upper)  # curved functions are products with x, up to its size
     allowance = slack((1 + slope.abs()) * size, curve.value(x), between) + curve._missed(upper)

@@ -84,7 +84,9 @@ class Octagon(NamedTuple):
         """This octagon and its mirror image in y: sums become differences."""
         sums, diffs = self.bands[:2], self.bands[2:]
         pairs = zip(self.bands, (*diffs, *sums), strict=True)
-        return Octagon(self.box.with_mirror().expanded(), Bands(*[torch.stack(pair) for pair in pairs]))
+        return Octagon(
+            self.box.with_mirror().expanded(), Bands(*[torch.stack(pair) for pair in pairs])
+        )
 
     def scale(self) -> Scale:
         """From the square to the box."""

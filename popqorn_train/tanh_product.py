@@ -123,9 +123,7 @@ class _High(NamedTuple):
         return _High(x, y, torch.maximum(self.height, other.height))
 
 
-def _on_border(
-    a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor
-) -> _High:
+def _on_border(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor) -> _High:
     """The highest point of the border.
 
     Of the corners, the upper two never beat what is found on the edges that lead up to them, see
