@@ -14,7 +14,7 @@ for the problem.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -163,6 +163,53 @@ def _product_edge(slope: Tensor, lx: Tensor, ux: Tensor, y: Tensor) -> Tensor:
     return prefer(gain, (end, inner))[0]
 
 
+class _Gap(torch.autograd.Function):
+    """``sigmoid(x) g(y) - a x - b y`` at a point of the box that maximises it, see ``gap_at``."""
+
+    @staticmethod
+    def forward(ctx: Any, curved: bool, x: Tensor, y: Tensor, *parts: Tensor) -> Tensor:
+        ctx.curved = curved
+        ctx.save_for_backward(x, y, *parts)
+        other = y.tanh() if curved else y
+        return (x.sigmoid() * other).sub_(parts[0] * x).sub_(parts[1] * y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, a, b, *box = ctx.saved_tensors
+        gate, other = x.sigmoid(), y.tanh() if ctx.curved else y
+        in_x = gradient * (gate * (1 - gate) * other - a)
+        in_y = gradient * (gate * (1 - other * other) - b if ctx.curved else gate - b)
+        ends = (*_on_ends(in_x, x, *box[:2]), *_on_ends(in_y, y, *box[2:]))
+        found = (-gradient * x, -gradient * y, *ends)
+        sums = [part.sum_to_size(of.shape) for part, of in zip(found, (a, b, *box), strict=True)]
+        return (None, None, None, *sums)
+
+
+def _on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of an end on which a point of [lower, upper] lies; else 0."""
+    of_rest = gradient * (x - lower).sign()
+    return gradient - of_rest, of_rest - of_rest * (upper - x).sign()
+
+
+def gap_at(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, box: Sequence[Tensor], *, curved: bool
+) -> Tensor:
+    """``sigmoid(x) g(y) - a x - b y`` where it is largest on a box, with its gradient.
+
+    That is the gradient at the point, which is held, but follows an end on which it lies.
+
+    Args:
+        x: of the best point, in the box.
+        y: likewise.
+        a: slope in x.
+        b: slope in y.
+        box: the ends in x, then in y.
+        curved: whether g is tanh, else the identity.
+    """
+    found: Tensor = _Gap.apply(curved, x, y, a, b, *box)  # type: ignore[no-untyped-call]
+    return found
+
+
 def product_intercept(
     a: Tensor,
     b: Tensor,
@@ -182,5 +229,4 @@ def product_intercept(
         gain = x_high.sigmoid() * uy - x_low.sigmoid() * ly - a * (x_high - x_low) - b * (uy - ly)
         (x, y), height = prefer(gain, (x_low, x_high), (ly, uy)), largest(ly, uy)
         allowance = slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))
-    x, y = follow_ends(x, lx, ux), follow_ends(y, ly, uy)
-    return x.sigmoid() * y - a * x - b * y + allowance
+    return gap_at(x, y, a, b, (lx, ux, ly, uy), curved=False) + allowance

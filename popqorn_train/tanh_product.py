@@ -21,11 +21,13 @@ from popqorn_train.extremum import (
     argmax_sigmoid,
     argmax_tanh,
     clip,
-    follow_ends,
+    gap_at,
     largest,
     prefer,
     slack,
 )
+
+_NEAR = 1e-3  # relative distance at which something counts as reached
 
 
 class Point(NamedTuple):
@@ -78,6 +80,15 @@ def _newton(w: Tensor, a: Tensor, beta: Tensor) -> Tensor:
     return w - height.mul_(w).sub_(a).div_(slope)
 
 
+def _peak(beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Where r is greatest, and its value there."""
+    spread = 3 + 3 * beta
+    least = 10 * torch.finfo(beta.dtype).tiny
+    root = (spread * spread).sub_(beta, alpha=32).clamp_(min=least).sqrt_()
+    w = (4 * beta).div_(root.add_(spread))
+    return w, w * _over_w(w, beta)
+
+
 @torch.no_grad()
 def interior(a: Tensor, b: Tensor, steps: int = 4) -> Interior:
     """The one interior local maximum of ``sigmoid(x) tanh(y) - a x - b y`` on the plane.
@@ -89,14 +100,10 @@ def interior(a: Tensor, b: Tensor, steps: int = 4) -> Interior:
     eps, tiny = torch.finfo(a.dtype).eps, 10 * torch.finfo(a.dtype).tiny
     b_in, a_in = b.clamp(tiny, 1 - 4 * eps), a.clamp(min=tiny)
     beta = 1 - b_in
-    spread = 3 + 3 * beta
-    w_peak = (spread * spread).sub_(beta, alpha=32).clamp_(min=tiny).sqrt_().add_(spread)
-    w_peak = (4 * beta).div_(w_peak)
-    r_peak = w_peak * _over_w(w_peak, beta)
+    w_peak, r_peak = _peak(beta)
     rho = (a_in / r_peak.clamp(min=tiny)).clamp_(max=1 - eps)
     least = torch.minimum(a_in / beta.sqrt(), w_peak)
-    w = (w_peak * rho).div_(torch.rsub(rho, 1).sqrt_().add_(1))
-    w = torch.maximum(w, least)
+    w = torch.maximum((w_peak * rho).div_(torch.rsub(rho, 1).sqrt_().add_(1)), least)
     for _ in range(steps):
         w = clip(_newton(w, a_in, beta), least, w_peak)
     r = w * _over_w(w, beta)
@@ -157,6 +164,17 @@ def _roomy(ux: Tensor, uy: Tensor) -> Tensor:
     return t * t * (3 * s - 1) + s > 1 - 1e-3
 
 
+def _reaching(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor) -> Tensor:
+    """Boxes whose x include that of the local maximum, or nearly: r rises up to its peak."""
+    beta = (1 - b).clamp_(min=0)
+    w_peak, _ = _peak(beta)
+    low, high = (torch.minimum((-x).sigmoid(), w_peak) for x in (ux, lx))
+    r_low, r_high = (w * _over_w(w, beta) for w in (low, high))
+    near = torch.minimum(r_high * (1 + _NEAR) - a, a * (1 + _NEAR) - r_low)
+    # Close to 0, beta is rounded too much to tell.
+    return torch.maximum(near, _NEAR - beta) >= 0
+
+
 def _inside(
     a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, height: Tensor
 ) -> tuple[Point, Tensor]:
@@ -177,12 +195,12 @@ def argmax_sigmoid_tanh(
     """Where ``sigmoid(x) tanh(y) - a x - b y`` is largest on the box; shapes are broadcast."""
     best = _on_border(a, b, lx, ux, ly, uy)
     found = Point(best.x, best.y, torch.zeros_like(best.height))
+    parts = [part.expand_as(best.height).flatten() for part in (a, b, lx, ux, ly, uy, best.height)]
     some = _roomy(ux, uy).expand_as(best.height).flatten().nonzero()[:, 0]
-    if len(some):
-        parts = (a, b, lx, ux, ly, uy, best.height)
-        point, higher = _inside(*(part.expand_as(best.height).flatten()[some] for part in parts))
-        for whole, part in zip(found, point, strict=True):
-            whole.view(-1)[some[higher]] = part
+    some = some[_reaching(*(part[some] for part in parts[:4]))]
+    point, higher = _inside(*(part[some] for part in parts))
+    for whole, part in zip(found, point, strict=True):
+        whole.view(-1)[some[higher]] = part
     return found
 
 
@@ -194,5 +212,4 @@ def sigmoid_tanh_intercept(
     with torch.no_grad():
         height = largest(ly, uy)
         allowance = slack(ux.sigmoid() * height.tanh(), a * largest(lx, ux), b * height) + miss
-    x, y = follow_ends(x, lx, ux), follow_ends(y, ly, uy)
-    return x.sigmoid() * y.tanh() - a * x - b * y + allowance
+    return gap_at(x, y, a, b, (lx, ux, ly, uy), curved=True) + allowance
