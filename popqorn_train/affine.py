@@ -13,7 +13,28 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from popqorn_train.node import Frame, Node, Root, Tape, pad_frames
-from popqorn_train.region import Bounds, dot
+from popqorn_train.region import Bounds, around, dot
+
+
+class Matrix:
+    """A weight ``(O, F)``, with what ranges need of it worked out once for all frames.
+
+    Args:
+        value: the weight.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._halves: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Half of the weight, and half of its absolute value."""
+        tracked = self.value.requires_grad and torch.is_grad_enabled()
+        if self._halves is None or self._halves[0].requires_grad != tracked:
+            half = self.value / 2
+            self._halves = half, half.abs()
+        return self._halves
 
 
 class Linear(Node):
@@ -25,28 +46,31 @@ class Linear(Node):
         bias: ``(O,)`` or None.
     """
 
-    def __init__(self, x: Node, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__([x], (*x.shape[:-1], weight.shape[0]), x.batch_axis)
-        self.weight, self.bias = weight, bias
+    def __init__(self, x: Node, weight: Matrix | Tensor, bias: Tensor | None = None) -> None:
+        self.matrix = weight if isinstance(weight, Matrix) else Matrix(weight)
+        self.weight, self.bias = self.matrix.value, bias
+        super().__init__([x], (*x.shape[:-1], self.weight.shape[0]), x.batch_axis)
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Centre and radius through the weight."""
         (x,) = inputs
-        center = torch.nn.functional.linear((x.lower + x.upper) / 2, self.weight, self.bias)
-        radius = (x.upper - x.lower) / 2 @ self.weight.abs().T
-        return Bounds(center - radius, center + radius)
+        half, size = self.matrix.halves
+        center = torch.nn.functional.linear(x.lower + x.upper, half, self.bias)
+        return around(center, (x.upper - x.lower) @ size.T)
 
     def range_from_ball(self) -> Bounds | None:
-        """Quick where this layer reads the perturbed input."""
+        """Quick where this layer reads the perturbed input, or a frame of it."""
         (x,) = self.inputs
-        if not isinstance(x, Root):
+        if isinstance(x, Root):
+            bounds = x.region.linear_bounds(self.weight)
+        elif isinstance(x, Frame) and isinstance(x.inputs[0], Root):
+            frame = x.inputs[0].region.frame(x.t)
+            bounds = Bounds(*(end[:, 0] for end in frame.linear_bounds(self.weight)))
+        else:
             return None
-        lower, upper = x.region.linear_bounds(self.weight)
-        return (
-            Bounds(lower, upper)
-            if self.bias is None
-            else Bounds(lower + self.bias, upper + self.bias)
-        )
+        if self.bias is None:
+            return bounds
+        return Bounds(bounds.lower + self.bias, bounds.upper + self.bias)
 
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
         """Absolute weights."""
@@ -309,14 +333,17 @@ class Projected(Frame):
     moves = False
 
     def __init__(self, layer: Linear, t: int) -> None:
-        source = frame(layer.inputs[0], t)  # made before this node, which reads it
         super().__init__(layer, t)
-        self.layer, self.inputs = layer, (layer, source)
+        self.layer = layer
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """The chain rule."""
         on_x, constant = self.layer.through(slope)
-        tape.add(self.inputs[1], on_x)
+        (x,) = self.layer.inputs
+        if isinstance(x, Stack):
+            tape.add(x.inputs[self.t], on_x)
+        else:
+            tape.add_piece(Frame(x, self.t), on_x)
         return constant
 
 
@@ -324,7 +351,7 @@ def frame(node: Node, position: int) -> Node:
     """One frame of a sequence, without building the sequence where its frames are known."""
     if isinstance(node, Stack):
         return node.inputs[position]
-    if isinstance(node, Linear) and len(node.shape) == 2:
+    if isinstance(node, Linear) and isinstance(node.inputs[0], Root | Stack):
         return Projected(node, position)
     return Frame(node, position)
 

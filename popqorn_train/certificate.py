@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from popqorn_train.bound import BoundModel, Inputs, bound
 from popqorn_train.box import Perturbation
 from popqorn_train.case import Case, undisturbed
+from popqorn_train.graph import Enclosure
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method, method_named
-from popqorn_train.node import Logits
+from popqorn_train.node import Logits, Node
 from popqorn_train.region import Bounds
 from popqorn_train.substitutions import Substitutions
 
@@ -108,8 +109,29 @@ def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> 
     check_target(target, len(like), classes)
     target = target.long().to(like.device)
     others = other_classes(target, classes)
+    if method.shares_rows:
+        return with_own(bounded_margins(output, target, method, like)[0], others, math.inf)
     rows = margin_rows(target, classes, like, others)
     return with_own(method.margins(output, rows), others, math.inf)
+
+
+def bounded_margins(
+    output: Node, target: Tensor, method: Method, like: Tensor
+) -> tuple[Tensor, Enclosure]:
+    """Bound the margins against ``other_classes``.
+
+    Returns:
+        ``(B, C - 1)``, and the ranges that they come from.
+    """
+    classes = output.shape[0]
+    if not method.shares_rows or classes > len(target):
+        rows = margin_rows(target, classes, like, other_classes(target, classes))
+        return method.bounded(output, rows)
+    every = torch.arange(classes, device=target.device)
+    rows = margin_rows(every, classes, like, other_classes(every, classes))
+    bounds, found = method.bounded(output, rows.flatten(0, 1)[None])
+    samples = torch.arange(len(target), device=target.device)
+    return bounds.view(-1, classes, classes - 1)[samples, target], found
 
 
 def least(margins: Tensor) -> Tensor:

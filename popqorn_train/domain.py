@@ -38,8 +38,8 @@ class Rectangle(NamedTuple):
         return Rectangle(lx[None], ux[None], torch.stack([ly, -uy]), torch.stack([uy, -ly]))
 
     def expanded(self) -> "Rectangle":
-        """The same, every end of the same shape."""
-        return Rectangle(*torch.broadcast_tensors(*self))
+        """The same, with the ends in x as often as those in y."""
+        return Rectangle(*[end.expand_as(self.ly) for end in self])
 
     def vertices(self) -> tuple[Tensor, Tensor]:
         """Corners in turn, scaled to the square: p and q, ``(4, B, H)`` each."""

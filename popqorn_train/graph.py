@@ -80,9 +80,10 @@ def enclose(
     }
     found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
-    for node in nodes:
-        parents = [found.ranges[parent] for parent in node.inputs]
-        if node.affine and not node.exact:
+    for node in nodes if backward else _read(nodes):
+        from_ball = node.affine and not node.exact
+        parents = [found.ranges[parent] for parent in node.inputs if not from_ball]
+        if from_ball:
             found.ranges[node] = node.range_from_ball() or backward_range(node, found)
         else:
             found.ranges[node] = node.range(*parents)
@@ -92,6 +93,17 @@ def enclose(
             tighter = backward_range(node, found)
             found.ranges[node] = intersect(found.ranges[node], tighter)
     return found
+
+
+def _read(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes whose ranges something reads, of all nodes in order."""
+    read: set[Node] = set()
+    for node in reversed(nodes):
+        if isinstance(node, Nonlinear) or node.state is not None:
+            read.add(node)
+        if node in read and not (node.affine and not node.exact):
+            read.update(node.inputs)
+    return [node for node in nodes if node in read]
 
 
 def whole(node: Node) -> Node:
@@ -109,7 +121,8 @@ def intersect(one: Bounds, two: Bounds) -> Bounds:
 
 def backward_range(node: Node, found: Enclosure) -> Bounds:
     """Range of every coordinate of a node by backward bounds."""
-    like = next(iter(found.ranges.values())).lower
+    assert node.region is not None
+    like = node.region.value
     unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
     lower = [
         minimum(node, torch.cat([rows, -rows]).reshape(1, -1, *node.shape), found)
@@ -153,8 +166,8 @@ def lower_bound(
         intervals: see ``minimum``.
         sizes: of every node, see ``sizes_of``; then the bound is lowered by its rounding error.
     """
-    batch = max(len(bounds.lower) for bounds in found.ranges.values())
-    rows = _rows_at_once(terms, batch)
+    value = next(node.region.value for node, _ in terms if node.region is not None)
+    batch, rows = len(value), _rows_at_once(terms, value)
     blocks = zip(*[torch.split(slope, rows, 1) for _, slope in terms], strict=True)
     nodes = [node for node, _ in terms]
     walk = _with_own_lines if _choosing(found) and not intervals else _walk
@@ -165,13 +178,12 @@ def lower_bound(
     return torch.cat(bounds, 1)
 
 
-def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], batch: int) -> int:
-    """How many rows have slopes on the input of about ``_BLOCK`` bytes."""
-    root = ancestors(terms[0][0])[0]
-    if torch.is_grad_enabled() or not root.shape:
+def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], value: Tensor) -> int:
+    """How many rows have slopes on the input ``(B, T, N)`` of about ``_BLOCK`` bytes."""
+    if torch.is_grad_enabled():
         return ROWS_AT_ONCE
     frames = 1 + max(node.time for node, _ in terms)
-    row = batch * frames * math.prod(root.shape[1:]) * terms[0][1].element_size()
+    row = value[:, :frames].numel() * value.element_size()
     return max(1, _BLOCK // max(row, 1))
 
 
@@ -274,6 +286,11 @@ def rounding(slope: Tensor, size: Tensor) -> Tensor:
 
 
 def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
-    time = slope.shape[2]
-    lower, upper = (part[:, None] if part.ndim < 3 else part[:, None, :time] for part in box)
-    return carry(slope, [lower], [upper])[1]
+    lower, upper = (part if part.ndim < 3 else part[:, : slope.shape[2]] for part in box)
+    if len(slope) > 1:
+        return carry(slope, [lower[:, None]], [upper[:, None]])[1]
+    # The same rows for all samples: a product of matrices.
+    flat = slope.reshape(slope.shape[1], -1)
+    positive = flat.relu()
+    lower, upper = (part.reshape(len(part), -1) for part in (lower, upper))
+    return lower @ positive.T + upper @ (flat - positive).T

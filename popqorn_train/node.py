@@ -37,6 +37,7 @@ class Node:
         state: ``"h"`` or ``"c"`` of a recurrent layer, and after how many earlier steps; None for
             everything else.
         pieces: for every kind of pieces, the range last cut and theirs.
+        region: what moves the input it depends on; None if it depends on none.
     """
 
     exact = False
@@ -48,8 +49,12 @@ class Node:
         self.inputs = tuple(inputs)
         self.shape = tuple(shape)
         self.batch_axis = batch_axis
-        self.affine: bool = all(node.affine for node in self.inputs)
-        self.time: int = max([node.time for node in self.inputs], default=-1)
+        self.affine, self.time = True, -1
+        self.region: Region | Choices | None = None
+        for node in self.inputs:
+            self.affine = self.affine and node.affine
+            self.time = max(self.time, node.time)
+            self.region = node.region or self.region
         self.pieces: dict[Any, tuple[Bounds, list[Bounds]]] = {}
         self.index = next(_created)  # nodes are created in topological order
 
@@ -135,7 +140,8 @@ class Root(Node):
 
     def __init__(self, region: Region | Choices, batch_axis: int = 0) -> None:
         super().__init__((), region.value.shape[1:], batch_axis)
-        self.region, self.time = region, self.shape[0] - 1
+        self.region: Region | Choices = region
+        self.time = self.shape[0] - 1
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Range of every coordinate."""
@@ -186,9 +192,10 @@ class Piece(Node):
         """The piece of the size."""
         return self.cut(inputs[0])[self.place]
 
-    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> None:
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor | None:
         """Hand the slope to the whole."""
         tape.add_piece(self, slope)
+        return None
 
 
 class Frame(Piece):

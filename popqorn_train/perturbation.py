@@ -194,7 +194,9 @@ def room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
             f"`{name}` must be a float or fit {tuple(center.shape)}, got {tuple(bound.shape)}."
         ) from error
     room = center - bound if name.startswith("low") else bound - center
-    if (room + 1e-6 * (1 + bound.abs())).amin() < 0:
+    if room.amin() >= 0:
+        return room
+    if (room + 1e-6 * (1 + bound.abs()) < 0).any():
         ends = "[low, high]" if name in ("low", "high") else "[lower, upper]"
         raise ValueError(
             f"`inputs` must lie inside {ends}; with {name}={shown(bound)} the input "

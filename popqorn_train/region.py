@@ -71,18 +71,23 @@ class Region:
     scope: Scope
     clipped: bool
 
-    def _box(self) -> tuple[Tensor, Tensor]:
-        """Coordinate box ``(offset of its centre from value, half width)``, ``(B, T, N)`` each."""
-        middle, half = (self.up - self.down) / 2, (self.up + self.down) / 2
-        if self.scale is None:
-            return middle, half
-        return middle * self.scale, half * self.scale.abs()
+    def frame(self, t: int) -> "Region":
+        """One frame alone, as a sequence of one."""
+        scale = None if self.scale is None else self.scale.expand(self.value.shape)[:, t : t + 1]
+        parts = (self.value, self.epsilon, self.moved, self.down, self.up)
+        value, epsilon, moved, down, up = (part[:, t : t + 1] for part in parts)
+        return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, self.clipped)
+
+    def _middle(self) -> Tensor:
+        """From value to the centre of the coordinate box, ``(B, T, N)``."""
+        middle = (self.up - self.down) / 2
+        return middle if self.scale is None else middle * self.scale
 
     @functools.cached_property
     def box(self) -> tuple[Tensor, Tensor]:
         """Coordinate box ``(centre, half width)``, ``(B, T, N)`` each."""
-        middle, half = self._box()
-        return self.value + middle, half
+        half = (self.up + self.down) / 2
+        return self.value + self._middle(), half if self.scale is None else half * self.scale.abs()
 
     def minimum(self, slope: Tensor) -> Tensor:
         """Least value of ``sum(slope * x)`` over the first t frames.
@@ -116,7 +121,8 @@ class Region:
 
     def _box_fall(self, slope: Tensor, time: int) -> Tensor:
         """How far ``slope . x`` can fall over the box: ``(B, K, t)``, or ``(B, K)`` in all."""
-        middle, half = (part[:, None, :time] for part in self._box())
+        middle = self._middle()[:, None, :time]
+        half = self.box[1][:, None, :time]
         fall = (slope * middle - slope.abs() * half).sum(-1)
         return fall.sum(-1) if self.scope == "sequence" else fall
 
@@ -133,7 +139,7 @@ class Region:
             return self._box_bounds(weight)
         scaled = weight if self.scale is None else weight * self.scale.unsqueeze(-2)
         reach = self.epsilon[..., None] * dual_norm(scaled, self.p)
-        ball = _around(self.value @ weight.T, reach)
+        ball = around(self.value @ weight.T, reach)
         if not self.clipped:
             return ball
         box = self._box_bounds(weight)
@@ -142,14 +148,15 @@ class Region:
 
     def _box_bounds(self, weight: Tensor) -> Bounds:
         center, half = self.box
-        return _around(center @ weight.T, half @ weight.abs().T)
+        return around(center @ weight.T, half @ weight.abs().T)
 
     def coordinate_bounds(self) -> Bounds:
         """Range of every coordinate, ``(B, T, N)``."""
-        return _around(*self.box)
+        return around(*self.box)
 
 
-def _around(center: Tensor, radius: Tensor) -> Bounds:
+def around(center: Tensor, radius: Tensor) -> Bounds:
+    """From a radius below to a radius above."""
     return Bounds(center - radius, center + radius)
 
 
