@@ -37,6 +37,7 @@ class Lines(NamedTuple):
     upper_intercept: Tensor
 
 
+_TINY = 1e-30  # a width that divides 0
 _NEAR = 1e-2  # below which a series is more exact than the quotient
 
 
@@ -113,13 +114,16 @@ class Curve(NamedTuple):
         """Right end d of the straight part of the concave envelope, without gradient.
 
         The envelope is the chord from the left end to its tangent point d, then the curve. d
-        maximises the slope of that chord; Dinkelbach's iteration finds it to machine precision.
+        maximises the slope of that chord; Dinkelbach's iteration finds it. A quotient will do for
+        that slope: close to its maximum, the chord hardly depends on d.
         """
         with torch.no_grad():
-            one, slope, d = torch.ones_like(lower), self.secant(lower, upper), upper
-            for _ in range(4):
+            one, slope, low = torch.ones_like(lower), self.secant(lower, upper), self.value(lower)
+            d = self.argmax(one, slope, lower, upper)
+            for _ in range(3):
+                chord = (self.value(d) - low).div_((d - lower).clamp_(min=_TINY))
+                slope = torch.maximum(slope, chord)
                 d = self.argmax(one, slope, lower, upper)
-                slope = torch.maximum(slope, self.secant(lower, d))
         return d
 
     def above(self, lower: Tensor, upper: Tensor, d: Tensor, point: Tensor) -> Stacked:
