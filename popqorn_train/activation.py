@@ -7,7 +7,7 @@
 B: batch, K: bounded rows, H: units.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,6 +55,11 @@ class Activation(Nonlinear):
         super().__init__([x], x.shape, x.batch_axis)
         self.curve = _CURVES[curve] if isinstance(curve, str) else curve
         self.has_choice = isinstance(self.curve, _Rising)
+
+    @property
+    def kind(self) -> Hashable:
+        """The curve."""
+        return self.curve
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Range of the function."""
@@ -138,6 +143,11 @@ class Gated(Nonlinear):
         super().__init__([a, b], b.shape)
         self.product = product
 
+    @property
+    def kind(self) -> Hashable:
+        """The product."""
+        return self.product
+
     def range(self, *inputs: Bounds) -> Bounds:
         """Product of two rising functions."""
         return _scaled(_image(torch.sigmoid, inputs[0]), _image(self.product.g, inputs[1]))
@@ -175,6 +185,11 @@ class Blend(Nonlinear):
 
     def __init__(self, a: Node, b: Node, h: Node) -> None:
         super().__init__([a, b, h], b.shape)
+
+    @property
+    def kind(self) -> Hashable:
+        """All are alike."""
+        return Blend
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Rising in b and h, so ``n + sigmoid(a) (h - n)`` with n = tanh(b) at like ends."""

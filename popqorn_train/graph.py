@@ -27,8 +27,10 @@ from popqorn_train.carry import carry
 from popqorn_train.node import Node, Nonlinear, Piece, Tape
 from popqorn_train.region import Bounds, dot
 from popqorn_train.relaxer import Relaxation, Relaxer
+from popqorn_train.steps import walk
 
 ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
+_TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster
 _BLOCK = 2**22  # bytes of slopes on the input at once; what fits a cache is faster
 
 
@@ -87,12 +89,58 @@ def enclose(
             found.ranges[node] = node.range_from_ball() or backward_range(node, found)
         else:
             found.ranges[node] = node.range(*parents)
-        if relaxer and isinstance(node, Nonlinear):
+        if relaxer and backward and isinstance(node, Nonlinear):
             found.relaxations[node] = node.relax(relaxer, *parents)
         if backward and node in wanted and not node.affine:
             tighter = backward_range(node, found)
             found.ranges[node] = intersect(found.ranges[node], tighter)
+    if relaxer and not backward:
+        nonlinear = [node for node in nodes if isinstance(node, Nonlinear)]
+        found.relaxations.update(_relaxations(nonlinear, found.ranges, relaxer))
     return found
+
+
+def _relaxations(
+    nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
+) -> Iterator[tuple[Node, Any]]:
+    """Enclose nodes whose ranges are all known: those of one kind together, as far as it pays."""
+    groups: dict[Any, list[Nonlinear]] = {}
+    for node in nodes:
+        groups.setdefault((node.kind, node.shape), []).append(node)
+    for group in groups.values():
+        size = max(1, _TOGETHER // max(1, ranges[group[0]].lower.numel()))
+        for start in range(0, len(group), size):
+            some = group[start : start + size]
+            yield from zip(some, _relaxed(some, ranges, relaxer), strict=True)
+
+
+def _relaxed(
+    nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
+) -> list[Any]:
+    """Relaxations of nodes of one kind, which are enclosed in one go."""
+    inputs = [[ranges[parent] for parent in node.inputs] for node in nodes]
+    if len(nodes) == 1:
+        return [nodes[0].relax(relaxer, *inputs[0])]
+    batch = max(len(bounds.lower) for column in inputs for bounds in column)
+    joined = [_put_together(column, batch) for column in zip(*inputs, strict=True)]
+    found = nodes[0].relax(relaxer, *joined)
+    parts: list[Sequence[Tensor]] = []
+    walk(found, Tensor, lambda x: parts.append(x.split(batch)))
+
+    def of(place: int) -> Any:
+        queue = iter(parts)
+        return walk(found, Tensor, lambda _: next(queue)[place])
+
+    return [of(place) for place in range(len(nodes))]
+
+
+def _put_together(ranges: Sequence[Bounds], batch: int) -> Bounds:
+    """One range of many batches."""
+    lower, upper = (
+        torch.cat([end.expand(batch, *end.shape[1:]) for end in ends])
+        for ends in zip(*ranges, strict=True)
+    )
+    return Bounds(lower, upper)
 
 
 def _read(nodes: Sequence[Node]) -> list[Node]:

@@ -6,7 +6,7 @@ being 0.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,6 +92,11 @@ class Nonlinear(Node):
     """
 
     has_choice = False
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for nodes that one call of ``relax`` encloses, their batches put together."""
+        return self
 
     def __init__(self, inputs: Iterable[Node], shape: Iterable[int], batch_axis: int = 0) -> None:
         super().__init__(inputs, shape, batch_axis)
