@@ -10,9 +10,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from popqorn_train.node import Frame, Node, Root, Tape, pad_frames
-from popqorn_train.region import Bounds, dot
+from popqorn_train.region import Bounds, around, dot
+
+
+class Matrix:
+    """A weight ``(O, F)``, with what ranges need of it worked out once for all frames.
+
+    Args:
+        value: the weight.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._halves: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Half of the weight, and half of its absolute value."""
+        tracked = self.value.requires_grad and torch.is_grad_enabled()
+        if self._halves is None or self._halves[0].requires_grad != tracked:
+            half = self.value / 2
+            self._halves = half, half.abs()
+        return self._halves
 
 
 class Linear(Node):
@@ -24,28 +46,31 @@ class Linear(Node):
         bias: ``(O,)`` or None.
     """
 
-    def __init__(self, x: Node, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__([x], (*x.shape[:-1], weight.shape[0]), x.batch_axis)
-        self.weight, self.bias = weight, bias
+    def __init__(self, x: Node, weight: Matrix | Tensor, bias: Tensor | None = None) -> None:
+        self.matrix = weight if isinstance(weight, Matrix) else Matrix(weight)
+        self.weight, self.bias = self.matrix.value, bias
+        super().__init__([x], (*x.shape[:-1], self.weight.shape[0]), x.batch_axis)
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Centre and radius through the weight."""
         (x,) = inputs
-        center = torch.nn.functional.linear((x.lower + x.upper) / 2, self.weight, self.bias)
-        radius = (x.upper - x.lower) / 2 @ self.weight.abs().T
-        return Bounds(center - radius, center + radius)
+        half, size = self.matrix.halves
+        center = torch.nn.functional.linear(x.lower + x.upper, half, self.bias)
+        return around(center, (x.upper - x.lower) @ size.T)
 
     def range_from_ball(self) -> Bounds | None:
-        """Quick where this layer reads the perturbed input."""
+        """Quick where this layer reads the perturbed input, or a frame of it."""
         (x,) = self.inputs
-        if not isinstance(x, Root):
+        if isinstance(x, Root):
+            bounds = x.region.linear_bounds(self.weight)
+        elif isinstance(x, Frame) and isinstance(x.inputs[0], Root):
+            frame = x.inputs[0].region.frame(x.t)
+            bounds = Bounds(*(end[:, 0] for end in frame.linear_bounds(self.weight)))
+        else:
             return None
-        lower, upper = x.region.linear_bounds(self.weight)
-        return (
-            Bounds(lower, upper)
-            if self.bias is None
-            else Bounds(lower + self.bias, upper + self.bias)
-        )
+        if self.bias is None:
+            return bounds
+        return Bounds(bounds.lower + self.bias, bounds.upper + self.bias)
 
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
         """Absolute weights."""
@@ -54,10 +79,36 @@ class Linear(Node):
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """The chain rule."""
-        tape.add(self.inputs[0], slope @ self.weight)
-        return (
-            None if self.bias is None else (slope @ self.bias).reshape(*slope.shape[:2], -1).sum(-1)
-        )
+        on_x, constant = self.through(slope)
+        tape.add(self.inputs[0], on_x)
+        return constant
+
+    def through(self, slope: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The slope on x, or on a frame of it, and the constant that the bias leaves."""
+        if self.bias is None:
+            return slope @ self.weight, None
+        on_x, constant = _Through.apply(slope, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return on_x, constant
+
+
+class _Through(torch.autograd.Function):
+    """A slope times a weight, and times a bias, of which the gradient is added in place."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, slope: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(slope, weight, bias)
+        constant = slope @ bias
+        return slope @ weight, constant.reshape(*slope.shape[:2], -1).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, on_x: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:
+        slope, weight, bias = ctx.saved_tensors
+        places = constant.reshape(*constant.shape, *[1] * (slope.ndim - 3)).expand(slope.shape[:-1])
+        flat, places = slope.flatten(0, -2), places.flatten()
+        of_slope = (on_x.flatten(0, -2) @ weight.T).addr_(places, bias).view_as(slope)
+        return of_slope, flat.T @ on_x.flatten(0, -2), places @ flat
 
 
 class Sum(Node):
@@ -75,7 +126,7 @@ class Sum(Node):
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Sum of the ends."""
-        lower, upper = (torch.stack(ends).sum(0) for ends in zip(*inputs, strict=True))
+        lower, upper = (sum(ends[1:], ends[0]) for ends in zip(*inputs, strict=True))
         if self.constant is None:
             return Bounds(lower, upper)
         return Bounds(lower + self.constant, upper + self.constant)
@@ -272,9 +323,37 @@ class Select(Node):
         tape.add(self.inputs[1], torch.where(self._as(slope), zero, slope))
 
 
+class Projected(Frame):
+    """Frame ``t`` of a linear layer on a sequence, of which it reads frame ``t`` alone.
+
+    Its range is a part of the layer's, for which all frames are multiplied at once. Slopes on it
+    go straight to the frame that the layer reads.
+    """
+
+    moves = False
+
+    def __init__(self, layer: Linear, t: int) -> None:
+        super().__init__(layer, t)
+        self.layer = layer
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
+        """The chain rule."""
+        on_x, constant = self.layer.through(slope)
+        (x,) = self.layer.inputs
+        if isinstance(x, Stack):
+            tape.add(x.inputs[self.t], on_x)
+        else:
+            tape.add_piece(Frame(x, self.t), on_x)
+        return constant
+
+
 def frame(node: Node, position: int) -> Node:
     """One frame of a sequence, without building the sequence where its frames are known."""
-    return node.inputs[position] if isinstance(node, Stack) else Frame(node, position)
+    if isinstance(node, Stack):
+        return node.inputs[position]
+    if isinstance(node, Linear) and isinstance(node.inputs[0], Root | Stack):
+        return Projected(node, position)
+    return Frame(node, position)
 
 
 def frames(node: Node) -> list[Node]:

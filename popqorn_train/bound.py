@@ -3,8 +3,10 @@
 B: batch, T: frames, N: features of a frame, C: classes.
 """
 
+import functools
 import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -107,8 +109,8 @@ class BoundModel(nn.Module):
 
     def _named(self, inputs: Inputs) -> dict[str, Any]:
         values = as_tuple(inputs)
-        names = list(inspect.signature(type(self.model).forward).parameters)[1:]
-        names += [f"argument_{index}" for index in range(len(names), len(values))]
+        names = _arguments(type(self.model).forward)
+        names = names + [f"argument_{index}" for index in range(len(names), len(values))]
         named = dict(zip(names, values, strict=False))
         tensors = _tensors(named)
         if not tensors:
@@ -183,6 +185,12 @@ class BoundModel(nn.Module):
                 f"`inputs` must be what {type(self.model).__name__}.forward takes, got {shapes}, "
                 f"which it refuses: {error}"
             ) from error
+
+
+@functools.cache
+def _arguments(forward: Callable[..., Any]) -> list[str]:
+    """Names of what a forward takes."""
+    return list(inspect.signature(forward).parameters)[1:]
 
 
 def _tensors(named: dict[str, Any]) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ class Case(NamedTuple):
 
     def _choices(self, words: Substitutions) -> Choices:
         source = self.plan.source
-        tokens = self.lifter.value(source.refs()[0]) if source.refs() else self.value
+        tokens = self.lifter.value(source.refs[0]) if source.refs else self.value
         axis = source.batch_axis or 0
 
         def embed(tokens: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from popqorn_train.bound import BoundModel, Inputs, bound
 from popqorn_train.box import Perturbation
 from popqorn_train.case import Case, undisturbed
+from popqorn_train.graph import Enclosure
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method, method_named
-from popqorn_train.node import Logits
+from popqorn_train.node import Logits, Node
 from popqorn_train.region import Bounds
 from popqorn_train.substitutions import Substitutions
 
@@ -78,10 +79,21 @@ def check_target(target: Tensor, batch: int, classes: int, name: str = "target")
         )
 
 
-def margin_rows(target: Tensor, classes: int, like: Tensor) -> Tensor:
-    """Rows that take every logit from the label's: ``(B, C, C)``."""
+def other_classes(target: Tensor, classes: int) -> Tensor:
+    """All classes but the label, ``(B, C - 1)``."""
+    return (target[:, None] + torch.arange(1, classes, device=target.device)) % classes
+
+
+def margin_rows(target: Tensor, classes: int, like: Tensor, others: Tensor) -> Tensor:
+    """Rows that take the logits of other classes ``(B, K)`` from the label's: ``(B, K, C)``."""
     unit = torch.eye(classes, dtype=like.dtype, device=like.device)
-    return unit[target][:, None] - unit
+    return unit[target][:, None] - unit[others]
+
+
+def with_own(margins: Tensor, others: Tensor, own: float) -> Tensor:
+    """Margins ``(B, C)`` from those against other classes ``(B, C - 1)``, and one for the label."""
+    whole = margins.new_full((len(margins), margins.shape[1] + 1), own)
+    return whole.scatter(1, others, margins)
 
 
 def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> Tensor:
@@ -96,13 +108,30 @@ def margins_of(output: Logits, target: Tensor, method: Method, like: Tensor) -> 
     classes = output.shape[0]
     check_target(target, len(like), classes)
     target = target.long().to(like.device)
-    margins = method.margins(output, margin_rows(target, classes, like))
-    return margins.masked_fill(own_class(target, classes), math.inf)
+    others = other_classes(target, classes)
+    if method.shares_rows:
+        return with_own(bounded_margins(output, target, method, like)[0], others, math.inf)
+    rows = margin_rows(target, classes, like, others)
+    return with_own(method.margins(output, rows), others, math.inf)
 
 
-def own_class(target: Tensor, classes: int) -> Tensor:
-    """Where the label is, ``(B, C)`` boolean."""
-    return nn.functional.one_hot(target, classes).bool()
+def bounded_margins(
+    output: Node, target: Tensor, method: Method, like: Tensor
+) -> tuple[Tensor, Enclosure]:
+    """Bound the margins against ``other_classes``.
+
+    Returns:
+        ``(B, C - 1)``, and the ranges that they come from.
+    """
+    classes = output.shape[0]
+    if not method.shares_rows or classes > len(target):
+        rows = margin_rows(target, classes, like, other_classes(target, classes))
+        return method.bounded(output, rows)
+    every = torch.arange(classes, device=target.device)
+    rows = margin_rows(every, classes, like, other_classes(every, classes))
+    bounds, found = method.bounded(output, rows.flatten(0, 1)[None])
+    samples = torch.arange(len(target), device=target.device)
+    return bounds.view(-1, classes, classes - 1)[samples, target], found
 
 
 def least(margins: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _print_steps(case: Case) -> None:
 def _moving(case: Case) -> set[str]:
     found = {case.plan.source.name}
     for step in case.plan.trace.steps:
-        if found & set(step.refs()):
+        if found & set(step.refs):
             found.add(step.name)
     return found
 

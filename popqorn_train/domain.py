@@ -30,10 +30,16 @@ class Rectangle(NamedTuple):
         return self
 
     def with_mirror(self) -> "Rectangle":
-        """This box and its mirror image in y, stacked on a new first axis."""
+        """This box and its mirror image in y, stacked on a new first axis.
+
+        The ends in x, which are the same for both, have one entry there.
+        """
         lx, ux, ly, uy = self
-        pairs = ((lx, lx), (ux, ux), (ly, -uy), (uy, -ly))
-        return Rectangle(*[torch.stack(pair) for pair in pairs])
+        return Rectangle(lx[None], ux[None], torch.stack([ly, -uy]), torch.stack([uy, -ly]))
+
+    def expanded(self) -> "Rectangle":
+        """The same, with the ends in x as often as those in y."""
+        return Rectangle(*[end.expand_as(self.ly) for end in self])
 
     def vertices(self) -> tuple[Tensor, Tensor]:
         """Corners in turn, scaled to the square: p and q, ``(4, B, H)`` each."""
@@ -78,7 +84,9 @@ class Octagon(NamedTuple):
         """This octagon and its mirror image in y: sums become differences."""
         sums, diffs = self.bands[:2], self.bands[2:]
         pairs = zip(self.bands, (*diffs, *sums), strict=True)
-        return Octagon(self.box.with_mirror(), Bands(*[torch.stack(pair) for pair in pairs]))
+        return Octagon(
+            self.box.with_mirror().expanded(), Bands(*[torch.stack(pair) for pair in pairs])
+        )
 
     def scale(self) -> Scale:
         """From the square to the box."""

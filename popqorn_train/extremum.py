@@ -14,48 +14,61 @@ for the problem.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
+Edges = tuple[Tensor, Tensor]
 _SLACK = 4.0  # units in the last place; the need measured is below 2
 _FLOOR = 1e-30  # covers gates that are denormal numbers
+_LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
 
 
-class Point(NamedTuple):
-    """A point of the box, and by how much its value may miss the true maximum."""
+class _Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        ctx.save_for_backward(x, lower, upper)
+        return torch.minimum(torch.maximum(x, lower), upper)
 
-    x: Tensor
-    y: Tensor
-    miss: Tensor
-
-
-class Interior(NamedTuple):
-    """The interior local maximum lies between two points, as near as Newton's method brings them.
-
-    Attributes:
-        near: the point found; ``miss`` is what the maximum may exceed its value by.
-        far_x: coordinate of the other point, at most that of ``near``.
-        far_y: likewise.
-        exists: whether there is an interior local maximum at all.
-    """
-
-    near: Point
-    far_x: Tensor
-    far_y: Tensor
-    exists: Tensor
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, lower, upper = ctx.saved_tensors
+        of_rest = gradient * (x - lower).relu().sign()
+        of_x = of_rest * (upper - x).relu().sign()
+        of_lower, of_upper = gradient - of_rest, of_rest - of_x
+        of_x = of_x.sum_to_size(x.shape) if ctx.needs_input_grad[0] else None
+        return of_x, of_lower.sum_to_size(lower.shape), of_upper.sum_to_size(upper.shape)
 
 
 def clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Move x into [lower, upper]; NaN stays NaN."""
-    return torch.minimum(torch.maximum(x, lower), upper)
+    """Move x into [lower, upper]; on an end it follows that end. NaN stays NaN."""
+    if not torch.is_grad_enabled():
+        return torch.minimum(torch.maximum(x, lower), upper)
+    found: Tensor = _Clip.apply(x, lower, upper)  # type: ignore[no-untyped-call]
+    return found
 
 
 def follow_ends(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Let a detached point that sits on an end follow that end, so that gradients reach it."""
-    return torch.where(x <= lower, lower, torch.where(x >= upper, upper, x))
+    """Let a point that sits on an end follow that end, so that gradients reach it.
+
+    Args:
+        x: points, whose own gradient is left out.
+        lower: left ends.
+        upper: right ends.
+    """
+    return clip(x.detach(), lower, upper)
+
+
+def prefer(gain: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Of each pair the second where the gain is positive, else the first; all finite.
+
+    An interpolation with weight 0 or 1 is exact, and ten times as fast as a choice by a mask.
+    """
+    share = gain.detach().sign().relu_()
+    return [torch.lerp(one, other, share) for one, other in pairs]
 
 
 def slack(*terms: Tensor) -> Tensor:
@@ -69,31 +82,45 @@ def largest(lower: Tensor, upper: Tensor) -> Tensor:
     return torch.maximum(lower.abs(), upper.abs())
 
 
-def _ratio(slope: Tensor, weight: Tensor, top: float) -> Tensor:
-    """``slope / weight`` clipped to the range (0, top] of the derivative."""
-    tiny = torch.finfo(weight.dtype).tiny
-    weight = torch.where(weight.abs() < tiny, torch.full_like(weight, tiny), weight)
-    return (slope / weight).clamp(10 * tiny, top)
+def _artanh_root(ratio: Tensor, least: float) -> Tensor:
+    """Where tanh' equals a ratio, right of 0: the artanh of sqrt(1 - ratio).
 
-
-def argmax_sigmoid(weight: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Stationary point of ``weight * sigmoid(x) - slope * x`` that may be a maximum, clipped.
-
-    sigmoid' is even and falls in |x|: of the two points where it equals slope / weight, only the
-    one on the side of the sign of ``weight`` can be a maximum. Clipping it is harmless.
+    Ratios are kept a little inside (0, 1), since roots and logarithms of 0 and infinity cost
+    twenty times as much; a negative ratio, below which no tanh' falls, gives infinity or nearly.
     """
-    ratio = _ratio(slope, weight, 0.25)
-    root = (1 - 4 * ratio).clamp(min=0).sqrt()
-    x = 2 * torch.log((1 + root) / (2 * ratio.sqrt()))
-    return clip(torch.where(weight < 0, -x, x), lower, upper)
+    inside = ratio.clamp(least, 1 - 2 * torch.finfo(ratio.dtype).eps)
+    root = torch.rsub(inside, 1).sqrt_()
+    x = root.add_(1).div_(inside.sqrt_()).log_()
+    return x.sub_(ratio.clamp_(max=0), alpha=1e30)
 
 
+@torch.no_grad()
 def argmax_tanh(weight: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """The same for ``weight * tanh(x) - slope * x``."""
-    ratio = _ratio(slope, weight, 1.0)
-    root = (1 - ratio).clamp(min=0).sqrt()
-    x = torch.log((1 + root) / ratio.sqrt())
-    return clip(torch.where(weight < 0, -x, x), lower, upper)
+    """Stationary point of ``weight * tanh(y) - slope * y`` that may be a maximum, clipped.
+
+    The weight is positive. tanh' is even and falls in |y|: of the two points where it equals
+    slope / weight, only the right one can be a maximum. Clipped, it is the maximum unless that is
+    at the lower end: up to the left point the function falls, then it rises up to the right one,
+    and falls again.
+    """
+    least = _LEAST[weight.dtype]
+    y = _artanh_root(slope / weight.clamp(min=torch.finfo(weight.dtype).tiny), least)
+    return clip(y, lower, upper)
+
+
+@torch.no_grad()
+def argmax_sigmoid(weight: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The same for ``weight * sigmoid(x) - slope * x`` and any weight.
+
+    For a negative weight all is mirrored: the point is left of 0, and only the upper end may
+    be higher.
+    """
+    numbers = torch.finfo(weight.dtype)
+    sign = weight.sign().add_(0.5).sign_()  # 1 where the weight is 0
+    ratio = torch.mul(slope, sign).mul_(4).div_(weight.abs().clamp_(min=numbers.tiny))
+    # sigmoid(x) = (1 + tanh(x / 2)) / 2
+    x = _artanh_root(ratio, _LEAST[weight.dtype]).mul_(sign).mul_(2)
+    return clip(x, lower, upper)
 
 
 def line_intercept(
@@ -114,111 +141,92 @@ def line_intercept(
     """
     with torch.no_grad():
         inner = argmax(torch.ones_like(slope), slope, lower, upper)
-        candidates = torch.stack([lower, upper, inner])
-        best = (f(candidates) - slope * candidates).max(0, keepdim=True).indices
-        x = candidates.gather(0, best)[0]
+        low, high = f(lower), f(upper)
+        gain = f(inner) - low - slope * (inner - lower)
+        (x,) = prefer(gain, (lower, inner))
+        allowance = slack(largest(low, high), slope * largest(lower, upper))
     x = follow_ends(x, lower, upper)
-    return f(x) - slope * x + slack(largest(f(lower), f(upper)), slope * largest(lower, upper))
+    return f(x) - slope * x + allowance
 
 
-def product_edges(slope: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor) -> Tensor:
-    """For y at each end, the x that maximises ``y * sigmoid(x) - slope * x``: ``(2, ...)``."""
-    with torch.no_grad():
-        weight = torch.stack([ly, uy])
-        lower, upper = lx.expand_as(weight), ux.expand_as(weight)
-        inner = argmax_sigmoid(weight, slope.expand_as(weight), lower, upper)
-        candidates = torch.stack([lower, upper, inner])
-        best = (weight * candidates.sigmoid() - slope * candidates).max(0, keepdim=True).indices
-        return candidates.gather(0, best)[0]
+@torch.no_grad()
+def product_edges(slope: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor) -> Edges:
+    """For y at each end, the x that maximises ``y * sigmoid(x) - slope * x``."""
+    low, high = (_product_edge(slope, lx, ux, y) for y in (ly, uy))
+    return low, high
+
+
+def _product_edge(slope: Tensor, lx: Tensor, ux: Tensor, y: Tensor) -> Tensor:
+    inner = argmax_sigmoid(y, slope, lx, ux)
+    (end,) = prefer(-y, (lx, ux))
+    gain = (y * (inner.sigmoid() - end.sigmoid())).sub_(slope * (inner - end))
+    return prefer(gain, (end, inner))[0]
+
+
+class _Gap(torch.autograd.Function):
+    """``sigmoid(x) g(y) - a x - b y`` at a point of the box that maximises it, see ``gap_at``."""
+
+    @staticmethod
+    def forward(ctx: Any, curved: bool, x: Tensor, y: Tensor, *parts: Tensor) -> Tensor:
+        ctx.curved = curved
+        ctx.save_for_backward(x, y, *parts)
+        other = y.tanh() if curved else y
+        return (x.sigmoid() * other).sub_(parts[0] * x).sub_(parts[1] * y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, a, b, *box = ctx.saved_tensors
+        gate, other = x.sigmoid(), y.tanh() if ctx.curved else y
+        in_x = gradient * (gate * (1 - gate) * other - a)
+        in_y = gradient * (gate * (1 - other * other) - b if ctx.curved else gate - b)
+        ends = (*_on_ends(in_x, x, *box[:2]), *_on_ends(in_y, y, *box[2:]))
+        found = (-gradient * x, -gradient * y, *ends)
+        sums = [part.sum_to_size(of.shape) for part, of in zip(found, (a, b, *box), strict=True)]
+        return (None, None, None, *sums)
+
+
+def _on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of an end on which a point of [lower, upper] lies; else 0."""
+    of_rest = gradient * (x - lower).sign()
+    return gradient - of_rest, of_rest - of_rest * (upper - x).sign()
+
+
+def gap_at(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, box: Sequence[Tensor], *, curved: bool
+) -> Tensor:
+    """``sigmoid(x) g(y) - a x - b y`` where it is largest on a box, with its gradient.
+
+    That is the gradient at the point, which is held, but follows an end on which it lies.
+
+    Args:
+        x: of the best point, in the box.
+        y: likewise.
+        a: slope in x.
+        b: slope in y.
+        box: the ends in x, then in y.
+        curved: whether g is tanh, else the identity.
+    """
+    found: Tensor = _Gap.apply(curved, x, y, a, b, *box)  # type: ignore[no-untyped-call]
+    return found
 
 
 def product_intercept(
-    a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor
+    a: Tensor,
+    b: Tensor,
+    lx: Tensor,
+    ux: Tensor,
+    ly: Tensor,
+    uy: Tensor,
+    edges: Edges | None = None,
 ) -> Tensor:
-    """``max over the box of sigmoid(x) y - a x - b y``, all of one shape.
+    """``max over the box of sigmoid(x) y - a x - b y``; shapes are broadcast.
 
-    The function is linear in y, so its maximum lies on one of the two edges in y.
+    The function is linear in y, so its maximum lies on one of the two edges in y, whose maxima
+    are found again unless given.
     """
-    x = follow_ends(product_edges(a, lx, ux, ly, uy), lx, ux)
-    y = torch.stack([ly, uy])
-    gaps = y * x.sigmoid() - a * x - b * y
-    gap = torch.where((gaps[1] > gaps[0]).detach(), gaps[1], gaps[0])
-    height = largest(ly, uy)
-    return gap + slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))
-
-
-def _stationary(w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The point (x, y) with 1 - sigmoid(x) = w at which the derivative in y vanishes."""
-    tiny = 10 * torch.finfo(w.dtype).tiny
-    x = torch.log1p(-w) - w.clamp(min=tiny).log()
-    t = ((1 - b - w) / (1 - w)).clamp(0, 1).sqrt()
-    return x, torch.log((1 + t) / (b / (1 - w)).clamp(tiny, 1).sqrt())
-
-
-def interior(a: Tensor, b: Tensor, steps: int = 4) -> Interior:
-    """The one interior local maximum of ``sigmoid(x) tanh(y) - a x - b y`` on the plane.
-
-    With s = sigmoid(x), w = 1 - s, beta = 1 - b, stationarity leaves r(w) = a for the function
-    r(w) = w sqrt((1-w)(beta-w)), which is concave; the maximum is the root w* below the peak of
-    r. Newton's method comes from the side w <= w*, so the remaining error is bounded:
-    G* - G <= (a - r(w)) (x - x_peak). The chord of r from w to the peak lies below r, so its
-    root lies beyond w*.
-    """
-    eps, tiny = torch.finfo(a.dtype).eps, 10 * torch.finfo(a.dtype).tiny
-    b_in, a_in = b.clamp(tiny, 1 - 4 * eps), a.clamp(min=tiny)
-    beta = 1 - b_in
-    spread = 6 - 3 * b_in
-    w_peak = 4 * beta / (spread + (spread * spread - 32 * beta).clamp(min=0).sqrt())
-    r_peak = w_peak * ((1 - w_peak) * (beta - w_peak)).clamp(min=0).sqrt()
-    rho = (a_in / r_peak.clamp(min=tiny)).clamp(max=1)
-    least = torch.minimum(a_in / beta.sqrt(), w_peak)
-    w = torch.maximum(w_peak * rho / (1 + (1 - rho).sqrt()), least)
-    for _ in range(steps):
-        height = ((1 - w) * (beta - w)).clamp(min=tiny).sqrt()
-        slope = height - w * (1 - w + beta - w) / (2 * height)
-        newton = w - (w * height - a_in) / slope.clamp(min=tiny)
-        # Near the double root the derivative is noise: keep the start there.
-        w = clip(torch.where(slope > eps ** (1 / 3) * height, newton, w), least, w_peak)
-    r = w * ((1 - w) * (beta - w)).clamp(min=0).sqrt()
-    short = (a_in - r).clamp(min=0)
-    share = (short + 8 * eps * r_peak) / (r_peak - r + 4 * eps * r_peak).clamp(min=tiny)
-    x, y = _stationary(w, b_in)
-    far_x, far_y = _stationary(torch.lerp(w, w_peak, share.clamp(max=1)), b_in)
-    x_peak, _ = _stationary(w_peak, b_in)
-    exists = (a > 0) & (b > 0) & (b < 1) & (a_in <= r_peak * (1 + 1e-3))
-    return Interior(Point(x, y, short * (x - x_peak).clamp(min=0)), far_x, far_y, exists)
-
-
-def argmax_sigmoid_tanh(
-    a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor
-) -> Point:
-    """Where ``sigmoid(x) tanh(y) - a x - b y`` is largest on the box.
-
-    A smooth function has its maximum at a corner, at a stationary point of an edge, or at an
-    interior local maximum: 4 + 4 + 1 candidates.
-    """
-    a, b = a.expand_as(lx), b.expand_as(lx)
-    y_left, y_right = (argmax_tanh(x.sigmoid(), b, ly, uy) for x in (lx, ux))
-    x_low, x_high = (argmax_sigmoid(y.tanh(), a, lx, ux) for y in (ly, uy))
-    inner = interior(a, b)
-    inside = inner.exists & (inner.near.x >= lx) & (inner.far_x <= ux)
-    miss = torch.where(inside, inner.near.miss, torch.zeros_like(inner.near.miss))
-    xs = torch.stack([lx, lx, ux, ux, lx, ux, x_low, x_high, clip(inner.near.x, lx, ux)])
-    ys = torch.stack([ly, uy, ly, uy, y_left, y_right, ly, uy, clip(inner.near.y, ly, uy)])
-    gaps = xs.sigmoid() * ys.tanh() - a * xs - b * ys
-    gaps = torch.cat([gaps[:-1], gaps[-1:] + miss])
-    best = gaps.max(0, keepdim=True).indices
-    miss = torch.where(best[0] == len(gaps) - 1, miss, torch.zeros_like(miss))
-    return Point(xs.gather(0, best)[0], ys.gather(0, best)[0], miss)
-
-
-def sigmoid_tanh_intercept(
-    a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor
-) -> Tensor:
-    """``max over the box of sigmoid(x) tanh(y) - a x - b y``, all of one shape."""
     with torch.no_grad():
-        x, y, miss = argmax_sigmoid_tanh(a, b, lx, ux, ly, uy)
-    x, y = follow_ends(x, lx, ux), follow_ends(y, ly, uy)
-    height = largest(ly, uy)
-    allowance = slack(ux.sigmoid() * height.tanh(), a * largest(lx, ux), b * height)
-    return x.sigmoid() * y.tanh() - a * x - b * y + miss + allowance
+        x_low, x_high = edges or product_edges(a, lx, ux, ly, uy)
+        gain = x_high.sigmoid() * uy - x_low.sigmoid() * ly - a * (x_high - x_low) - b * (uy - ly)
+        (x, y), height = prefer(gain, (x_low, x_high), (ly, uy)), largest(ly, uy)
+        allowance = slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))
+    return gap_at(x, y, a, b, (lx, ux, ly, uy), curved=False) + allowance

@@ -23,11 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.carry import carry
 from popqorn_train.node import Node, Nonlinear, Piece, Tape
 from popqorn_train.region import Bounds, dot
 from popqorn_train.relaxer import Relaxation, Relaxer
+from popqorn_train.steps import walk
 
 ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
+_TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster
 _BLOCK = 2**22  # bytes of slopes on the input at once; what fits a cache is faster
 
 
@@ -79,18 +82,76 @@ def enclose(
     }
     found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
-    for node in nodes:
-        parents = [found.ranges[parent] for parent in node.inputs]
-        if node.affine and not node.exact:
+    for node in nodes if backward else _read(nodes):
+        from_ball = node.affine and not node.exact
+        parents = [found.ranges[parent] for parent in node.inputs if not from_ball]
+        if from_ball:
             found.ranges[node] = node.range_from_ball() or backward_range(node, found)
         else:
             found.ranges[node] = node.range(*parents)
-        if relaxer and isinstance(node, Nonlinear):
+        if relaxer and backward and isinstance(node, Nonlinear):
             found.relaxations[node] = node.relax(relaxer, *parents)
         if backward and node in wanted and not node.affine:
             tighter = backward_range(node, found)
             found.ranges[node] = intersect(found.ranges[node], tighter)
+    if relaxer and not backward:
+        nonlinear = [node for node in nodes if isinstance(node, Nonlinear)]
+        found.relaxations.update(_relaxations(nonlinear, found.ranges, relaxer))
     return found
+
+
+def _relaxations(
+    nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
+) -> Iterator[tuple[Node, Any]]:
+    """Enclose nodes whose ranges are all known: those of one kind together, as far as it pays."""
+    groups: dict[Any, list[Nonlinear]] = {}
+    for node in nodes:
+        groups.setdefault((node.kind, node.shape), []).append(node)
+    for group in groups.values():
+        size = max(1, _TOGETHER // max(1, ranges[group[0]].lower.numel()))
+        for start in range(0, len(group), size):
+            some = group[start : start + size]
+            yield from zip(some, _relaxed(some, ranges, relaxer), strict=True)
+
+
+def _relaxed(
+    nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
+) -> list[Any]:
+    """Relaxations of nodes of one kind, which are enclosed in one go."""
+    inputs = [[ranges[parent] for parent in node.inputs] for node in nodes]
+    if len(nodes) == 1:
+        return [nodes[0].relax(relaxer, *inputs[0])]
+    batch = max(len(bounds.lower) for column in inputs for bounds in column)
+    joined = [_put_together(column, batch) for column in zip(*inputs, strict=True)]
+    found = nodes[0].relax(relaxer, *joined)
+    parts: list[Sequence[Tensor]] = []
+    walk(found, Tensor, lambda x: parts.append(x.split(batch)))
+
+    def of(place: int) -> Any:
+        queue = iter(parts)
+        return walk(found, Tensor, lambda _: next(queue)[place])
+
+    return [of(place) for place in range(len(nodes))]
+
+
+def _put_together(ranges: Sequence[Bounds], batch: int) -> Bounds:
+    """One range of many batches."""
+    lower, upper = (
+        torch.cat([end.expand(batch, *end.shape[1:]) for end in ends])
+        for ends in zip(*ranges, strict=True)
+    )
+    return Bounds(lower, upper)
+
+
+def _read(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes whose ranges something reads, of all nodes in order."""
+    read: set[Node] = set()
+    for node in reversed(nodes):
+        if isinstance(node, Nonlinear) or node.state is not None:
+            read.add(node)
+        if node in read and not (node.affine and not node.exact):
+            read.update(node.inputs)
+    return [node for node in nodes if node in read]
 
 
 def whole(node: Node) -> Node:
@@ -108,7 +169,8 @@ def intersect(one: Bounds, two: Bounds) -> Bounds:
 
 def backward_range(node: Node, found: Enclosure) -> Bounds:
     """Range of every coordinate of a node by backward bounds."""
-    like = next(iter(found.ranges.values())).lower
+    assert node.region is not None
+    like = node.region.value
     unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
     lower = [
         minimum(node, torch.cat([rows, -rows]).reshape(1, -1, *node.shape), found)
@@ -152,8 +214,8 @@ def lower_bound(
         intervals: see ``minimum``.
         sizes: of every node, see ``sizes_of``; then the bound is lowered by its rounding error.
     """
-    batch = max(len(bounds.lower) for bounds in found.ranges.values())
-    rows = _rows_at_once(terms, batch)
+    value = next(node.region.value for node, _ in terms if node.region is not None)
+    batch, rows = len(value), _rows_at_once(terms, value)
     blocks = zip(*[torch.split(slope, rows, 1) for _, slope in terms], strict=True)
     nodes = [node for node, _ in terms]
     walk = _with_own_lines if _choosing(found) and not intervals else _walk
@@ -164,13 +226,12 @@ def lower_bound(
     return torch.cat(bounds, 1)
 
 
-def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], batch: int) -> int:
-    """How many rows have slopes on the input of about ``_BLOCK`` bytes."""
-    root = ancestors(terms[0][0])[0]
-    if torch.is_grad_enabled() or not root.shape:
+def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], value: Tensor) -> int:
+    """How many rows have slopes on the input ``(B, T, N)`` of about ``_BLOCK`` bytes."""
+    if torch.is_grad_enabled():
         return ROWS_AT_ONCE
     frames = 1 + max(node.time for node, _ in terms)
-    row = batch * frames * math.prod(root.shape[1:]) * terms[0][1].element_size()
+    row = value[:, :frames].numel() * value.element_size()
     return max(1, _BLOCK // max(row, 1))
 
 
@@ -234,7 +295,7 @@ def _walk(
         else:
             extra = node.backward(weight, tape, found.relaxations.get(node))
         total = total if extra is None else total + extra
-        if sizes is not None and not isinstance(node, Piece):  # pieces only move numbers
+        if sizes is not None and not node.moves:
             total = total - rounding(weight, sizes[node])
     # Products of numbers below the root of the smallest one underflow.
     return total if sizes is None else total - math.sqrt(torch.finfo(total.dtype).tiny)
@@ -273,6 +334,11 @@ def rounding(slope: Tensor, size: Tensor) -> Tensor:
 
 
 def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
-    time = slope.shape[2]
-    lower, upper = (part if part.ndim < 3 else part[:, :time] for part in box)
-    return dot(slope.clamp(min=0), lower) + dot(slope.clamp(max=0), upper)
+    lower, upper = (part if part.ndim < 3 else part[:, : slope.shape[2]] for part in box)
+    if len(slope) > 1:
+        return carry(slope, [lower[:, None]], [upper[:, None]])[1]
+    # The same rows for all samples: a product of matrices.
+    flat = slope.reshape(slope.shape[1], -1)
+    positive = flat.relu()
+    lower, upper = (part.reshape(len(part), -1) for part in (lower, upper))
+    return lower @ positive.T + upper @ (flat - positive).T

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.activation import Constant
-from popqorn_train.affine import Join, Stack, frame, frames
+from popqorn_train.affine import Join, Matrix, Stack, frame, frames
 from popqorn_train.lift import Lifter, has_node, module, unsupported
 from popqorn_train.node import Node, Root
 from popqorn_train.packed import Packed
@@ -21,7 +21,7 @@ _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without
 class _Parameters(NamedTuple):
     """Weights of one layer in one direction."""
 
-    w_ih: Tensor
+    w_ih: Matrix
     bias: Tensor | None
     step: Weights
 
@@ -105,8 +105,12 @@ def _parameters(
     )
     assert w_ih is not None
     assert w_hh is not None
-    bias, bias_q = _biases(_kind(layer), layer.hidden_size, b_ih, b_hh)
-    return _Parameters(w_ih, bias, Weights(w_hh, bias_q, w_hr))
+    kind, size = _kind(layer), layer.hidden_size
+    bias, bias_q = _biases(kind, size, b_ih, b_hh)
+    hidden = torch.split(w_hh, [2 * size, size]) if kind == "gru" else (w_hh,)
+    projection = None if w_hr is None else Matrix(w_hr)
+    weights = Weights(tuple(Matrix(weight) for weight in hidden), bias_q, projection)
+    return _Parameters(Matrix(w_ih), bias, weights)
 
 
 def _still(lifter: Lifter, step: Step, x: Node, state: Any) -> tuple[list[Node], Any]:

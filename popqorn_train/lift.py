@@ -5,6 +5,7 @@ in a table by the name of its operation or the type of its module.
 """
 
 import copy
+import functools
 import inspect
 import operator
 from collections.abc import Callable
@@ -83,7 +84,7 @@ class Lifter:
         todo = [name]
         while todo:
             step = self.steps[todo[-1]]
-            missing = [ref for ref in step.refs() if ref not in self.values]
+            missing = [ref for ref in step.refs if ref not in self.values]
             todo.extend(missing)
             if not missing:
                 todo.pop()
@@ -180,12 +181,17 @@ class Lifter:
             )
             if handler is None:
                 raise unsupported(step, f"a {type(called).__name__} module")
-            given = inspect.signature(called.forward).bind(*args, **kwargs)
-            return handler(self, step, called, *given.args, **given.kwargs)
+            given = _signature(type(called).forward).bind(called, *args, **kwargs)
+            return handler(self, step, *given.args, **given.kwargs)
         name = called_name(step.target)
         if name not in OPERATIONS:
             raise unsupported(step, f"the operation {name!r}")
         return OPERATIONS[name](self, step, *args, **kwargs)
+
+
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 def _with_weights(called: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:

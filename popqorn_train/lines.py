@@ -11,16 +11,19 @@ B: batch, H: units.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from popqorn_train.extremum import (
     argmax_sigmoid,
     argmax_tanh,
+    follow_ends,
     largest,
     line_intercept,
+    prefer,
     slack,
 )
 
@@ -34,11 +37,33 @@ class Lines(NamedTuple):
     upper_intercept: Tensor
 
 
-def _tanh_over(d: Tensor) -> Tensor:
+_TINY = 1e-30  # a width that divides 0
+_NEAR = 1e-2  # below which a series is more exact than the quotient
+
+
+class _TanhOver(torch.autograd.Function):
     """``tanh(d) / d`` for d >= 0, smooth at 0."""
-    near = d < 1e-2
-    safe, square = torch.where(near, torch.ones_like(d), d), d * d
-    return torch.where(near, 1 - square / 3 + 2 * square * square / 15, safe.tanh() / safe)
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, d: Tensor) -> Tensor:
+        far, square = d.clamp(min=_NEAR), d.clamp(max=_NEAR).square()
+        series = 1 - square / 3 + 2 * square * square / 15
+        (found,) = prefer(d - _NEAR, (series, far.tanh() / far))
+        ctx.save_for_backward(d, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        d, found = ctx.saved_tensors
+        far, near = d.clamp(min=_NEAR), d.clamp(max=_NEAR)
+        series = near * (8 / 15 * near.square() - 2 / 3)
+        (slope,) = prefer(d - _NEAR, (series, (1 - (found * far).square() - found) / far))
+        return gradient * slope
+
+
+def _tanh_over(d: Tensor) -> Tensor:
+    found: Tensor = _TanhOver.apply(d)  # type: ignore[no-untyped-call]
+    return found
 
 
 def tanh_secant(lower: Tensor, upper: Tensor) -> Tensor:
@@ -89,19 +114,22 @@ class Curve(NamedTuple):
         """Right end d of the straight part of the concave envelope, without gradient.
 
         The envelope is the chord from the left end to its tangent point d, then the curve. d
-        maximises the slope of that chord; Dinkelbach's iteration finds it to machine precision.
+        maximises the slope of that chord; Dinkelbach's iteration finds it. A quotient will do for
+        that slope: close to its maximum, the chord hardly depends on d.
         """
         with torch.no_grad():
-            one, slope, d = torch.ones_like(lower), self.secant(lower, upper), upper
-            for _ in range(4):
+            one, slope, low = torch.ones_like(lower), self.secant(lower, upper), self.value(lower)
+            d = self.argmax(one, slope, lower, upper)
+            for _ in range(3):
+                chord = (self.value(d) - low).div_((d - lower).clamp_(min=_TINY))
+                slope = torch.maximum(slope, chord)
                 d = self.argmax(one, slope, lower, upper)
-                slope = torch.maximum(slope, self.secant(lower, d))
         return d
 
     def above(self, lower: Tensor, upper: Tensor, d: Tensor, point: Tensor) -> Stacked:
         """The line above that is lowest at a point; all of one shape, see ``touching``."""
-        chord = self.secant(lower, torch.where(d >= upper, upper, d))
-        slope = torch.where((d > point).detach(), chord, self.slope(point))
+        chord = self.secant(lower, follow_ends(d, lower, upper))
+        (slope,) = prefer(d - point, (self.slope(point), chord))
         return Stacked(slope, line_intercept(self.value, self.argmax, slope, lower, upper))
 
 
@@ -111,13 +139,13 @@ def mirrored(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _odd(above: Stacked) -> Lines:
-    slope, intercept = above
-    return Lines(slope[1], -intercept[1], slope[0], intercept[0])
+    (slope, mirrored), (top, bottom) = (part.unbind() for part in above)
+    return Lines(mirrored, -bottom, slope, top)
 
 
 def _odd_about_half(above: Stacked) -> Lines:
-    slope, intercept = above
-    return Lines(slope[1], 1 - intercept[1] - slack(intercept[1] + 1), slope[0], intercept[0])
+    (slope, mirrored), (top, bottom) = (part.unbind() for part in above)
+    return Lines(mirrored, 1 - bottom - slack(bottom + 1), slope, top)
 
 
 TANH = Curve(torch.tanh, tanh_slope, tanh_secant, argmax_tanh, _odd)

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.attack import search
 from popqorn_train.case import Case, full_precision, undisturbed
-from popqorn_train.certificate import margin_rows, own_class, proved
+from popqorn_train.certificate import bounded_margins, other_classes, proved, with_own
 from popqorn_train.graph import Enclosure
 from popqorn_train.methods import TRAINING, CrownIBP, Method, method_named
 from popqorn_train.objective import LossParts, Objective, Prepared, check_share, check_weight
@@ -149,12 +149,12 @@ class CertifiedLoss(Objective):
         """Cross entropy on the worst-case logits."""
         case, ball = self._region(batch)
         with undisturbed(batch.model):
-            rows = margin_rows(batch.target, case.plan.classes, case.value)
-            margins, found = self._bounding().bounded(case.graph(ball), rows)
-        own = own_class(batch.target, case.plan.classes)
-        loss = cross_entropy(-margins.masked_fill(own, 0), batch.target)
-        least = margins.detach().masked_fill(own, math.inf).amin(1)
-        return Worst(loss, proved(least).float().mean(), found)
+            graph, method = case.graph(ball), self._bounding()
+            margins, found = bounded_margins(graph, batch.target, method, case.value)
+        others = other_classes(batch.target, case.plan.classes)
+        loss = cross_entropy(-with_own(margins, others, 0), batch.target)
+        certified = proved(margins.detach().amin(1)).float().mean()
+        return Worst(loss, certified, found)
 
     def _region(self, batch: Prepared) -> tuple[Case, LpBall]:
         """What is bounded: a ball, and the inputs in its middle."""

@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +34,13 @@ from popqorn_train.slopes import POLICIES
 
 @dataclass(frozen=True)
 class Method:
-    """A way to bound linear functions of the output from below."""
+    """A way to bound linear functions of the output from below.
+
+    Attributes:
+        shares_rows: whether rows that are the same for all samples cost next to nothing.
+    """
+
+    shares_rows: ClassVar[bool] = False
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """Bound ``rows . output`` from below.
@@ -64,6 +71,8 @@ class Method:
 @dataclass(frozen=True)
 class IBP(Method):
     """Intervals alone: the cheapest, linear in the number of frames."""
+
+    shares_rows: ClassVar[bool] = True
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""

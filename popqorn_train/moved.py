@@ -66,13 +66,13 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
     source = _named(trace, perturb) if perturb is not None else _default(trace, model)
     output = steps[trace.output]
     while _is_softmax(output, model):
-        output = steps[output.refs()[0]]
+        output = steps[output.refs[0]]
     single = output.batch_axis == 0 and output.shape in ((2,), (2, 1))
     inner = _before_sigmoid(output, steps, model) if single else None
     output = inner or output
     readers: dict[str, list[Step]] = {}
     for step in trace.steps:
-        for name in set(step.refs()):
+        for name in set(step.refs):
             readers.setdefault(name, []).append(step)
     if not _reaches(source.name, output.name, readers):
         raise UnsupportedModelError(
@@ -190,7 +190,7 @@ def _before_sigmoid(output: Step, steps: dict[str, Step], model: nn.Module) -> S
         at = steps[at.args[0].name]
     layer = model.get_submodule(at.target) if at.kind == "module" else None
     found = isinstance(layer, nn.Sigmoid) or called_name(at.target) in ("sigmoid", "expit")
-    before = steps[at.refs()[0]] if found else None
+    before = steps[at.refs[0]] if found else None
     alone = before is not None and before.batch_axis == 0 and before.shape in ((2,), (2, 1))
     return before if alone else None
 
@@ -237,7 +237,7 @@ def _folds(step: Step, before: Step, model: nn.Module) -> bool:
     if name in MOVES:
         # A list or a tensor among the indices could repeat entries.
         return name != "getitem" or _is_basic(step.args[1])
-    alone = step.refs().count(before.name) == 1 and not step.kwargs
+    alone = step.refs.count(before.name) == 1 and not step.kwargs
     first = isinstance(step.args[0], Ref) and step.args[0].name == before.name
     return name in SCALES and alone and step.shape == before.shape and (first or "div" not in name)
 

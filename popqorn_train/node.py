@@ -6,7 +6,7 @@ being 0.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,21 +32,30 @@ class Node:
         exact: whether ranges of coordinates carry over without loss (it only moves or scales
             single coordinates).
         mirrors: whether it is minus its input.
+        moves: whether it only moves numbers, without rounding.
         time: the last frame it depends on; -1 if on none.
         state: ``"h"`` or ``"c"`` of a recurrent layer, and after how many earlier steps; None for
             everything else.
+        pieces: for every kind of pieces, the range last cut and theirs.
+        region: what moves the input it depends on; None if it depends on none.
     """
 
     exact = False
     mirrors = False
     state: tuple[str, int] | None = None
+    moves = False
 
     def __init__(self, inputs: Iterable["Node"], shape: Iterable[int], batch_axis: int = 0) -> None:
         self.inputs = tuple(inputs)
         self.shape = tuple(shape)
         self.batch_axis = batch_axis
-        self.affine: bool = all(node.affine for node in self.inputs)
-        self.time: int = max([node.time for node in self.inputs], default=-1)
+        self.affine, self.time = True, -1
+        self.region: Region | Choices | None = None
+        for node in self.inputs:
+            self.affine = self.affine and node.affine
+            self.time = max(self.time, node.time)
+            self.region = node.region or self.region
+        self.pieces: dict[Any, tuple[Bounds, list[Bounds]]] = {}
         self.index = next(_created)  # nodes are created in topological order
 
     def range(self, *inputs: Bounds) -> Bounds:
@@ -83,6 +92,11 @@ class Nonlinear(Node):
     """
 
     has_choice = False
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for nodes that one call of ``relax`` encloses, their batches put together."""
+        return self
 
     def __init__(self, inputs: Iterable[Node], shape: Iterable[int], batch_axis: int = 0) -> None:
         super().__init__(inputs, shape, batch_axis)
@@ -131,7 +145,8 @@ class Root(Node):
 
     def __init__(self, region: Region | Choices, batch_axis: int = 0) -> None:
         super().__init__((), region.value.shape[1:], batch_axis)
-        self.region, self.time = region, self.shape[0] - 1
+        self.region: Region | Choices = region
+        self.time = self.shape[0] - 1
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Range of every coordinate."""
@@ -148,49 +163,84 @@ class Root(Node):
 
 
 class Piece(Node):
-    """A part of another node; slopes on pieces are joined before the whole is visited."""
+    """A part of another node; slopes on pieces are joined before the whole is visited.
+
+    Attributes:
+        place: which of the pieces it is.
+    """
 
     exact = True
+    moves = True
+    place: int
 
-    def cut(self, x: Tensor) -> Tensor:
-        """Take the piece out of a value ``(B, *shape)`` of the whole."""
+    def cut(self, x: Tensor) -> Sequence[Tensor]:
+        """All pieces of a value ``(B, *shape)`` of the whole."""
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> Any:
+        """What pieces that are cut together share."""
         raise NotImplementedError
 
     def range(self, *inputs: Bounds) -> Bounds:
-        """The piece of the range."""
-        return Bounds(self.cut(inputs[0].lower), self.cut(inputs[0].upper))
+        """The piece of the range.
+
+        All pieces are cut at once: the gradient of every cut is as large as the whole.
+        """
+        known, kind = self.inputs[0].pieces, self.kind
+        if kind not in known or known[kind][0] is not inputs[0]:
+            ends = zip(*map(self.cut, inputs[0]), strict=True)
+            known[kind] = inputs[0], [Bounds(*pair) for pair in ends]
+        return known[kind][1][self.place]
 
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
         """The piece of the size."""
-        return self.cut(inputs[0])
+        return self.cut(inputs[0])[self.place]
 
-    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> None:
+    def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor | None:
         """Hand the slope to the whole."""
         tape.add_piece(self, slope)
+        return None
 
 
 class Frame(Piece):
     """Frame ``t`` of a sequence ``(T, F)``."""
 
+    kind = "frames"
+
     def __init__(self, node: Node, t: int) -> None:
         super().__init__([node], node.shape[1:])
-        self.t, self.time = t, min(t, node.time)
+        self.t = self.place = t
+        self.time = min(t, node.time)
 
-    def cut(self, x: Tensor) -> Tensor:
-        """``(B, T, F)`` to ``(B, F)``."""
-        return x[:, self.t]
+    def cut(self, x: Tensor) -> Sequence[Tensor]:
+        """``(B, T, F)`` to ``(B, F)`` each."""
+        return x.unbind(1)
 
 
 class Span(Piece):
-    """Entries ``start`` to ``stop`` of the last axis."""
+    """One of several neighbouring spans of the last axis.
 
-    def __init__(self, node: Node, start: int, stop: int) -> None:
-        super().__init__([node], (*node.shape[:-1], stop - start), node.batch_axis)
-        self.start, self.stop = start, stop
+    Args:
+        node: the whole.
+        sizes: of all spans.
+        place: of this one.
+    """
 
-    def cut(self, x: Tensor) -> Tensor:
-        """``(B, F)`` to ``(B, stop - start)``."""
-        return x[..., self.start : self.stop]
+    def __init__(self, node: Node, sizes: tuple[int, ...], place: int) -> None:
+        super().__init__([node], (*node.shape[:-1], sizes[place]), node.batch_axis)
+        self.sizes, self.place = sizes, place
+        self.start = sum(sizes[:place])
+        self.stop = self.start + sizes[place]
+
+    @property
+    def kind(self) -> tuple[int, ...]:
+        """The sizes."""
+        return self.sizes
+
+    def cut(self, x: Tensor) -> Sequence[Tensor]:
+        """``(B, F)`` to ``(B, stop - start)`` each."""
+        return torch.split(x, list(self.sizes), -1)
 
 
 class Logits(Node):
@@ -222,8 +272,7 @@ class Logits(Node):
 
 def split(node: Node, *sizes: int) -> list[Node]:
     """Neighbouring spans of the last axis."""
-    stops = list(itertools.accumulate(sizes))
-    return [Span(node, stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+    return [Span(node, sizes, place) for place in range(len(sizes))]
 
 
 class Tape:

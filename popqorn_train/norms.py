@@ -7,6 +7,8 @@ function of d alone, max(r_low d, r_high d) is convex, so its chord lies above e
 F: features.
 """
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +75,11 @@ class Normalised(Activation):
     def __init__(self, d: Node, eps: float) -> None:
         super().__init__("tanh", d)
         self.eps = eps
+
+    @property
+    def kind(self) -> Hashable:
+        """The number under the root."""
+        return Normalised, self.eps
 
     def _curve(self, bounds: Bounds) -> _Quotient:
         lower, upper = bounds

@@ -17,7 +17,7 @@ from popqorn_train.certificate import check_target
 from popqorn_train.graph import Enclosure
 from popqorn_train.wrapped import as_written
 
-_CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
+CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
 
 
 class LossParts(NamedTuple):
@@ -141,7 +141,7 @@ class Objective(nn.Module):
         Clean and attack terms run in the model's mode, the attack is searched and the bounds are
         computed in eval mode.
         """
-        batch = Prepared(model, inputs, target, check=self._calls % _CHECK_EVERY == 0)
+        batch = Prepared(model, inputs, target, check=self._calls % CHECK_EVERY == 0)
         if self._calls == 0:
             _ = batch.case  # what cannot be bounded is refused before a ramp comes to it
         self._calls += 1

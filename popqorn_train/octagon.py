@@ -19,17 +19,10 @@ import torch
 from torch import Tensor
 
 from popqorn_train.domain import Octagon, Scale
-from popqorn_train.extremum import (
-    Point,
-    argmax_sigmoid,
-    clip,
-    follow_ends,
-    interior,
-    largest,
-    slack,
-)
+from popqorn_train.extremum import argmax_sigmoid, clip, follow_ends, largest, slack
 from popqorn_train.lines import sigmoid_slope
 from popqorn_train.products import SIGMOID_BEND, Product
+from popqorn_train.tanh_product import Point, interior
 
 PIECES = 8  # of a diagonal
 _NEAR = 1e-3  # a local maximum this far outside, in half widths, counts as inside
@@ -101,7 +94,7 @@ def _sides(product: Product, a: Tensor, b: Tensor, edge: Border) -> tuple[Tensor
 def inside(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> tuple[Point, Tensor]:
     """The local maximum inside, and whether the octagon may hold it."""
     found, scale, bands = interior(a, b), octagon.scale(), octagon.bands
-    (near, far_x, far_y, exists) = found
+    (near, far_x, far_y, room) = found
     p, q = (near.x - scale.x) / scale.half_x, (near.y - scale.y) / scale.half_y
     far_p, far_q = (far_x - scale.x) / scale.half_x, (far_y - scale.y) / scale.half_y
     # The true point lies in [far_p, p] x [far_q, q].
@@ -110,7 +103,7 @@ def inside(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> tuple[Po
     in_diffs = (p - far_q >= bands.diff_low - _NEAR) & (far_p - q <= bands.diff_high + _NEAR)
     lx, ux, ly, uy = octagon.box
     point = Point(clip(near.x, lx, ux), clip(near.y, ly, uy), near.miss)
-    return point, exists & in_box & in_sums & in_diffs
+    return point, (room > 0) & in_box & in_sums & in_diffs
 
 
 def octagon_intercept(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> Tensor:

@@ -188,13 +188,15 @@ def room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
     """
     bound = torch.as_tensor(edge, dtype=center.dtype, device=center.device)
     try:
-        bound = bound.expand_as(center)
+        bound.expand_as(center)
     except RuntimeError as error:
         raise ValueError(
             f"`{name}` must be a float or fit {tuple(center.shape)}, got {tuple(bound.shape)}."
         ) from error
     room = center - bound if name.startswith("low") else bound - center
-    if (room < -1e-6 * (1 + bound.abs())).any():
+    if room.amin() >= 0:
+        return room
+    if (room + 1e-6 * (1 + bound.abs()) < 0).any():
         ends = "[low, high]" if name in ("low", "high") else "[lower, upper]"
         raise ValueError(
             f"`inputs` must lie inside {ends}; with {name}={shown(bound)} the input "

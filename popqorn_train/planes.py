@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.domain import Domain, Octagon
+from popqorn_train.extremum import Edges
 from popqorn_train.octagon import octagon_intercept
 from popqorn_train.products import Product
 from popqorn_train.slopes import Policy, closed_form
@@ -38,9 +39,12 @@ class Planes(NamedTuple):
     upper: Plane
 
 
-def intercept(product: Product, a: Tensor, b: Tensor, domain: Domain) -> Tensor:
+def intercept(
+    product: Product, a: Tensor, b: Tensor, domain: Domain, edges: Edges | None = None
+) -> Tensor:
     """``max over the domain of f(x, y) - a x - b y``, raised by the rounding; of any shape."""
-    over_box = product.intercept(a, b, *domain.box)
+    known = {} if edges is None else {"edges": edges}
+    over_box = product.intercept(a, b, *domain.box, **known)
     if not isinstance(domain, Octagon):
         return over_box
     # The allowance on the diagonals of a wide octagon may outweigh what its cut corners save.
@@ -56,7 +60,9 @@ def enclosing(product: Product, domain: Domain, policy: Policy = closed_form) ->
         policy: how to choose slopes.
     """
     both = domain.with_mirror()
-    a, b = policy(product, both)
-    top = intercept(product, a, b, both)
+    a, b, edges = policy(product, both)
+    top = intercept(product, a, b, both, edges)
+    parts = (part.expand_as(top).unbind() for part in (a, b, top))
+    upper, mirrored = (Plane(*plane) for plane in zip(*parts, strict=True))
     # f(x, -y) = -f(x, y)
-    return Planes(Plane(-a[1], b[1], -top[1]), Plane(a[0], b[0], top[0]))
+    return Planes(Plane(-mirrored.x, mirrored.y, -mirrored.intercept), upper)

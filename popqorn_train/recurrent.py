@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from popqorn_train.activation import Activation, Blend, Constant, Gated
-from popqorn_train.affine import Linear, Select, Sum
+from popqorn_train.affine import Linear, Matrix, Select, Sum
 from popqorn_train.node import Node, split
 from popqorn_train.products import MEMORY, RESET, SIGMOID_TANH
 
@@ -29,15 +28,15 @@ class Weights(NamedTuple):
     """What a step needs beside its projected input.
 
     Attributes:
-        w_hh: ``(G H, H)`` for G gates.
+        hidden: w_hh ``(G H, H)`` for G gates; of a GRU, those of r and z, and that of n.
         bias_q: ``(H,)`` b_hn of a GRU, which sits inside the product with r; else None. All
             other biases are part of the projected input.
         w_hr: ``(P, H)`` projection of an LSTM's hidden state; else None.
     """
 
-    w_hh: Tensor
+    hidden: tuple[Matrix, ...]
     bias_q: Tensor | None = None
-    w_hr: Tensor | None = None
+    w_hr: Matrix | None = None
 
 
 class State(NamedTuple):
@@ -56,14 +55,14 @@ class State(NamedTuple):
         return self
 
 
-def project(h: Node, weight: Tensor, bias: Tensor | None = None) -> Node:
+def project(h: Node, weight: Matrix, bias: Tensor | None = None) -> Node:
     """``W h + b``, worked out at once where h does not move."""
     if isinstance(h, Constant):
-        return Constant(linear(h.value, weight, bias))
+        return Constant(linear(h.value, weight.value, bias))
     return Linear(h, weight, bias)
 
 
-def _add(x: Node, h: Node | None, weight: Tensor) -> Node:
+def _add(x: Node, h: Node | None, weight: Matrix) -> Node:
     """``x + W h``, where x is the projected input."""
     if h is None:
         return Sum([x])
@@ -75,13 +74,13 @@ def _add(x: Node, h: Node | None, weight: Tensor) -> Node:
 
 def rnn_step(kind: str, x: Node, state: State, weights: Weights) -> State:
     """One step of a vanilla RNN; ``kind`` is ``"tanh"`` or ``"relu"``."""
-    return State(Activation(kind, _add(x, state.h, weights.w_hh)))
+    return State(Activation(kind, _add(x, state.h, *weights.hidden)))
 
 
 def lstm_step(x: Node, state: State, weights: Weights) -> State:
     """One step of an LSTM."""
-    hidden = weights.w_hh.shape[0] // 4
-    i, f, g, o = split(_add(x, state.h, weights.w_hh), hidden, hidden, hidden, hidden)
+    size = x.shape[-1] // 4
+    i, f, g, o = split(_add(x, state.h, *weights.hidden), size, size, size, size)
     c: Node = Gated(SIGMOID_TANH, i, g)
     if state.c is not None:
         c = Sum([Gated(MEMORY, f, state.c), c])
@@ -94,10 +93,9 @@ def gru_step(x: Node, state: State, weights: Weights) -> State:
     h = state.h
     if h is None:
         raise TypeError("gru_step needs a state; pass Constant(zeros).")
-    hidden = weights.w_hh.shape[1]
-    w_rz, w_n = torch.split(weights.w_hh, [2 * hidden, hidden])
-    x_rz, x_n = split(x, 2 * hidden, hidden)
-    r, z = split(_add(x_rz, h, w_rz), hidden, hidden)
+    size, (w_rz, w_n) = x.shape[-1] // 3, weights.hidden
+    x_rz, x_n = split(x, 2 * size, size)
+    r, z = split(_add(x_rz, h, w_rz), size, size)
     q = project(h, w_n, weights.bias_q)
     n = Sum([x_n, Gated(RESET, r, q)])
     return State(Blend(z, n, h))

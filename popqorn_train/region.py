@@ -6,7 +6,9 @@
 B: batch, K: bounded outputs, T: frames, N: features of a frame, O: outputs of a linear layer.
 """
 
+import functools
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -43,7 +45,8 @@ def dual_norm(slope: Tensor, p: float) -> Tensor:
     return scale.squeeze(-1) * vector_norm(slope / scale, q, dim=-1)
 
 
-class Region(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Region:
     """A ball placed around an input, seen through a per-feature affine map.
 
     Attributes:
@@ -68,12 +71,23 @@ class Region(NamedTuple):
     scope: Scope
     clipped: bool
 
+    def frame(self, t: int) -> "Region":
+        """One frame alone, as a sequence of one."""
+        scale = None if self.scale is None else self.scale.expand(self.value.shape)[:, t : t + 1]
+        parts = (self.value, self.epsilon, self.moved, self.down, self.up)
+        value, epsilon, moved, down, up = (part[:, t : t + 1] for part in parts)
+        return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, self.clipped)
+
+    def _middle(self) -> Tensor:
+        """From value to the centre of the coordinate box, ``(B, T, N)``."""
+        middle = (self.up - self.down) / 2
+        return middle if self.scale is None else middle * self.scale
+
+    @functools.cached_property
     def box(self) -> tuple[Tensor, Tensor]:
-        """Coordinate box ``(offset of its centre from value, half width)``, ``(B, T, N)`` each."""
-        middle, half = (self.up - self.down) / 2, (self.up + self.down) / 2
-        if self.scale is None:
-            return middle, half
-        return middle * self.scale, half * self.scale.abs()
+        """Coordinate box ``(centre, half width)``, ``(B, T, N)`` each."""
+        half = (self.up + self.down) / 2
+        return self.value + self._middle(), half if self.scale is None else half * self.scale.abs()
 
     def minimum(self, slope: Tensor) -> Tensor:
         """Least value of ``sum(slope * x)`` over the first t frames.
@@ -88,10 +102,9 @@ class Region(NamedTuple):
             ``(B, K)``.
         """
         time = slope.shape[2]
-        value = self.value[:, :time]
         if self.p == math.inf:
-            middle, half = (part[:, :time] for part in self.box())
-            return dot(slope, value + middle) - dot(slope.abs(), half)
+            center, half = (part[:, :time] for part in self.box)
+            return dot(slope, center) - dot(slope.abs(), half)
         own = slope if self.scale is None else slope * self._cut(self.scale, time)
         if self.scope == "sequence":
             own = own * self.moved[:, None, :time, None]
@@ -100,14 +113,16 @@ class Region(NamedTuple):
             fall = -self.epsilon[:, None, :time] * dual_norm(own, self.p)  # (B, K, t)
         if self.clipped:
             fall = torch.maximum(fall, self._box_fall(slope, time))
-        return dot(slope, value) + (fall if self.scope == "sequence" else fall.sum(-1))
+        fall = fall if self.scope == "sequence" else fall.sum(-1)
+        return dot(slope, self.value[:, :time]) + fall
 
     def _cut(self, scale: Tensor, time: int) -> Tensor:
         return scale.expand(self.value.shape)[:, None, :time]
 
     def _box_fall(self, slope: Tensor, time: int) -> Tensor:
         """How far ``slope . x`` can fall over the box: ``(B, K, t)``, or ``(B, K)`` in all."""
-        middle, half = (part[:, None, :time] for part in self.box())
+        middle = self._middle()[:, None, :time]
+        half = self.box[1][:, None, :time]
         fall = (slope * middle - slope.abs() * half).sum(-1)
         return fall.sum(-1) if self.scope == "sequence" else fall
 
@@ -120,25 +135,29 @@ class Region(NamedTuple):
         Returns:
             Bounds of shape ``(B, T, O)``, exact without a domain and for p = inf.
         """
-        center = self.value @ weight.T
-        middle, half = self.box()
-        fall, rise = (
-            middle @ weight.T - half @ weight.abs().T,
-            middle @ weight.T + half @ weight.abs().T,
-        )
-        if self.p < math.inf:
-            scaled = weight if self.scale is None else weight * self.scale.unsqueeze(-2)
-            reach = self.epsilon[..., None] * dual_norm(scaled, self.p)
-            if self.clipped:
-                fall, rise = torch.maximum(fall, -reach), torch.minimum(rise, reach)
-            else:
-                fall, rise = -reach, reach
-        return Bounds(center + fall, center + rise)
+        if self.p == math.inf:
+            return self._box_bounds(weight)
+        scaled = weight if self.scale is None else weight * self.scale.unsqueeze(-2)
+        reach = self.epsilon[..., None] * dual_norm(scaled, self.p)
+        ball = around(self.value @ weight.T, reach)
+        if not self.clipped:
+            return ball
+        box = self._box_bounds(weight)
+        lower, upper = torch.maximum(ball.lower, box.lower), torch.minimum(ball.upper, box.upper)
+        return Bounds(lower, upper)
+
+    def _box_bounds(self, weight: Tensor) -> Bounds:
+        center, half = self.box
+        return around(center @ weight.T, half @ weight.abs().T)
 
     def coordinate_bounds(self) -> Bounds:
         """Range of every coordinate, ``(B, T, N)``."""
-        middle, half = self.box()
-        return Bounds(self.value + middle - half, self.value + middle + half)
+        return around(*self.box)
+
+
+def around(center: Tensor, radius: Tensor) -> Bounds:
+    """From a radius below to a radius above."""
+    return Bounds(center - radius, center + radius)
 
 
 def dot(slope: Tensor, x: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from popqorn_train.domain import Domain, Octagon, Rectangle, Scale
-from popqorn_train.extremum import argmax_sigmoid_tanh, clip
+from popqorn_train.extremum import clip
 from popqorn_train.octagon import border, inside, scaled
 from popqorn_train.products import Product, Steepness, steepness
+from popqorn_train.tanh_product import argmax_sigmoid_tanh
 
 _INSIDE = (0.25, 0.5, 0.75)  # sampled points of a side along x or y
 

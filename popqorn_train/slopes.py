@@ -13,17 +13,32 @@ B: batch, H: units; a leading axis of 2 stacks a domain and its mirror.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from popqorn_train.domain import Domain, Rectangle
-from popqorn_train.extremum import clip, follow_ends, product_edges
+from popqorn_train.extremum import Edges, clip, follow_ends, prefer, product_edges
 from popqorn_train.lines import sigmoid_secant
 from popqorn_train.products import MEMORY, Product, steepness
 from popqorn_train.simplex import lowest_plane
 
-Slopes = tuple[Tensor, Tensor]
+
+class Slopes(NamedTuple):
+    """Slopes of a plane.
+
+    Attributes:
+        a: slope in x.
+        b: slope in y.
+        edges: of sigmoid(x) y, the maximising x at both ends of y, where they are known.
+    """
+
+    a: Tensor
+    b: Tensor
+    edges: Edges | None = None
+
+
 Policy = Callable[[Product, Domain], Slopes]
 _REFERENCE = (-0.1, 0.25)  # where a tilted plane is lowest, in half widths off the centre
 
@@ -32,19 +47,19 @@ def _mix(lower: Tensor, upper: Tensor, share: float) -> Tensor:
     return share * lower + (1 - share) * upper
 
 
-def _best_slope_in_y(a: Tensor, box: Rectangle) -> Tensor:
+def _with_best_slope_in_y(a: Tensor, box: Rectangle) -> Slopes:
     """For a given slope in x, the slope in y that makes the plane over sigmoid(x) y lowest.
 
     It is the chord of the two edge maxima, and a mean of gate values, hence the clip.
     """
-    x = follow_ends(product_edges(a, *box), box.lx, box.ux)
-    gate = x.sigmoid()
-    low, high = torch.stack([box.ly, box.uy]) * gate - a * x
-    width = box.uy - box.ly
-    wide = width > (1e-3 if a.dtype == torch.float32 else 1e-7)
-    chord = (high - low) / torch.where(wide, width, torch.ones_like(width))
-    b = torch.where(wide, chord, gate.mean(0))
-    return clip(b, box.lx.sigmoid(), box.ux.sigmoid())
+    edges = product_edges(a, *box)
+    x_low, x_high = (follow_ends(x, box.lx, box.ux) for x in edges)
+    low, high = x_low.sigmoid(), x_high.sigmoid()
+    width, least = box.uy - box.ly, 1e-3 if a.dtype == torch.float32 else 1e-7
+    narrow = (least - width.detach()).sign().relu()
+    rise = high * box.uy - low * box.ly - a * (x_high - x_low)
+    (b,) = prefer(least - width, (rise / (width + narrow), (low + high) / 2))
+    return Slopes(a, clip(b, box.lx.sigmoid(), box.ux.sigmoid()), edges)
 
 
 def closed_form(product: Product, domain: Domain) -> Slopes:
@@ -52,22 +67,23 @@ def closed_form(product: Product, domain: Domain) -> Slopes:
     box = domain.box
     a = _mix(product.g(box.ly), product.g(box.uy), product.share) * sigmoid_secant(box.lx, box.ux)
     if not product.curved:
-        return a, _best_slope_in_y(a, box)
+        return _with_best_slope_in_y(a, box)
     gate = _mix(box.ux.sigmoid(), box.lx.sigmoid(), product.share)
-    return a, gate * product.secant(box.ly, box.uy)
+    # The chord of an odd function is as steep on the mirror image.
+    return Slopes(a, gate * product.secant(box.ly[:1], box.uy[:1]))
 
 
 def constant(product: Product, domain: Domain) -> Slopes:
     """No slopes."""
     zero = torch.zeros_like(domain.box.lx)
-    return zero, zero
+    return Slopes(zero, zero)
 
 
 def line(product: Product, domain: Domain) -> Slopes:
     """A line in y alone: the chord of g between the ends, for a gate in the middle of its range."""
     lx, ux, ly, uy = domain.box
     gate = (lx.sigmoid() + ux.sigmoid()) / 2
-    return torch.zeros_like(lx), gate * product.secant(ly, uy)
+    return Slopes(torch.zeros_like(lx), gate * product.secant(ly, uy))
 
 
 def tilted(
@@ -88,7 +104,9 @@ def tilted(
     with torch.no_grad():
         if isinstance(domain, Rectangle) and not product.curved:
             return _bisected(domain, reference, 8 if steps is None else steps)
-        return lowest_plane(product, domain, reference, 3 if steps is None else steps)
+        if isinstance(domain, Rectangle):
+            domain = domain.expanded()
+        return Slopes(*lowest_plane(product, domain, reference, 3 if steps is None else steps))
 
 
 def _bisected(box: Rectangle, reference: tuple[float, float], steps: int) -> Slopes:
@@ -106,7 +124,7 @@ def _bisected(box: Rectangle, reference: tuple[float, float], steps: int) -> Slo
         steeper = (1 - reference[1]) * x_low + (1 + reference[1]) * x_high > goal
         low, high = torch.where(steeper, a, low), torch.where(steeper, high, a)
     a = (low + high) / 2
-    return a, _best_slope_in_y(a, box)
+    return _with_best_slope_in_y(a, box)
 
 
 POLICIES: dict[str, Policy] = {

@@ -77,6 +77,8 @@ def drowned(found: Enclosure, tolerance: float = 1.0) -> Tensor:
     Returns:
         A scalar with gradients; 0 where nothing is drowned or no layer is recurrent.
     """
+    if not found.ranges:
+        return torch.zeros(())
     like = next(iter(found.ranges.values())).lower
     total = like.new_zeros(())
     for kind in KINDS:

@@ -1,5 +1,6 @@
 """What a recording consists of."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,6 +83,7 @@ class Step:
     batch_axis: int | None
     source: str
 
+    @functools.cached_property
     def refs(self) -> list[str]:
         """Names of the steps this one reads."""
         found: list[str] = []

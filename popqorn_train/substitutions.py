@@ -53,6 +53,10 @@ class Choices(NamedTuple):
         fall = totals.expand(len(place), -1, -1).gather(2, place)
         return dot(slope, self.value[:, :time]) + fall.squeeze(-1)
 
+    def frame(self, t: int) -> "Choices":
+        """One frame alone, as a sequence of one."""
+        return Choices(self.value[:, t : t + 1], self.changes[:, t : t + 1], self.budget)
+
     def _hull(self, moves: Tensor) -> Bounds:
         """Range over the candidates ``(B, T, C, *)`` and no change; without a budget, a point."""
         some = (self.budget > 0).view(-1, *[1] * (moves.ndim - 2)).to(moves)

@@ -81,12 +81,12 @@ def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
         if called_name(step.target) in CURVES.keys() | {"relu"}:
             positional = any(arg is True for arg in step.args[1:])
             inplace = step.kwargs.get("inplace", False) or positional
-        if not inplace or not step.refs():
+        if not inplace or not step.refs:
             continue
-        argument = by_name[step.refs()[0]]
+        argument = by_name[step.refs[0]]
         source = model.get_submodule(argument.target) if argument.kind == "module" else None
         fresh = isinstance(source, nn.Linear) or called_name(argument.target) == "linear"
-        if not fresh or sum(argument.name in other.refs() for other in steps) > 1:
+        if not fresh or sum(argument.name in other.refs for other in steps) > 1:
             raise UnsupportedModelError(
                 f"{step.name!r} works in place on a tensor that may be read elsewhere "
                 f"({step.source}). Use inplace=False."

@@ -5,9 +5,10 @@ import torch
 from torch.autograd import gradcheck
 
 from popqorn_train.domain import Rectangle
-from popqorn_train.extremum import product_intercept, sigmoid_tanh_intercept
+from popqorn_train.extremum import product_intercept
 from popqorn_train.planes import enclosing
 from popqorn_train.products import MEMORY, SIGMOID_TANH
+from popqorn_train.tanh_product import sigmoid_tanh_intercept
 from tests.problems import F64
 
 

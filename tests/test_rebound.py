@@ -46,7 +46,7 @@ def region_of(model, x, y, ball, against):
     """The region in which the margin against one class is not positive, of every sample."""
     case = bound(model).case(x)
     output = case.graph(ball)
-    rows = margin_rows(y, output.shape[0], case.value)[torch.arange(len(y)), against]
+    rows = margin_rows(y, output.shape[0], case.value, against[:, None])[:, 0]
     found = enclose(output, relax=RELAXATION, backward=True)
     lower, minus_upper = (minimum(output, sign * rows[:, None], found)[:, 0] for sign in (1, -1))
     bounds = Bounds(lower, -minus_upper)
