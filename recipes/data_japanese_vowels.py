@@ -6,9 +6,11 @@ Pattern Recognition Letters, 1999. The wheels of sktime and of aeon hold the fil
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from popqorn_train.recipes.sequences import (
     SequenceData,
@@ -35,6 +37,9 @@ class JapaneseVowels(SequenceData):
             ``data``.
         batch_size: of training.
         validation: utterances held out of the 270.
+        cut: frames that either end of an utterance may lose in training.
+        warp: share by which it may be drawn out or pressed together in training.
+        offset: deviation of a shift in training, one for every feature of an utterance.
         seed: of the utterances held out.
 
     Raises:
@@ -48,8 +53,16 @@ class JapaneseVowels(SequenceData):
         *,
         batch_size: int = 64,
         validation: int = 45,
+        cut: int = 0,
+        warp: float = 0.0,
+        offset: float = 0.0,
         seed: int = 0,
     ) -> None:
+        if cut < 0 or not 0 <= warp < 1 or offset < 0:
+            raise ValueError(
+                f"`cut` and `offset` must be at least 0 and `warp` lie in [0, 1), got {cut}, "
+                f"{offset} and {warp}."
+            )
         known, test = (_read(file) for file in _find(path))
         train, held = hold_out(len(known), validation, seed)
         frames = torch.cat(list(known.some(train).sequences))
@@ -68,6 +81,26 @@ class JapaneseVowels(SequenceData):
             collate=padded,
         )
         self.names = tuple(f"speaker {number}" for number in range(1, 10))
+        self._changes = cut, warp, offset
+        self._collate_training = self._changed
+
+    def _changed(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        return padded([(changed(x, *self._changes), label) for x, label in samples])
+
+
+def changed(x: Tensor, cut: int, warp: float, offset: float) -> Tensor:
+    """An utterance ``(T, N)`` as another take of the same speaker might be.
+
+    Drawn by the global generator; see ``JapaneseVowels`` for the arguments. One of up to
+    ``2 cut + 6`` frames is not cut.
+    """
+    if len(x) > 2 * cut + 6:
+        start, stop = torch.randint(cut + 1, (2,)).tolist()
+        x = x[start : len(x) - stop]
+    if warp:
+        frames = round(len(x) * (1 + warp * (2 * torch.rand(()).item() - 1)))
+        x = interpolate(x.T[None], frames, mode="linear", align_corners=True)[0].T
+    return x + offset * torch.randn(1, x.shape[1])
 
 
 def _find(path: str | Path | None) -> list[Path]:

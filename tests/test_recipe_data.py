@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from popqorn_train.recipes.data_generated import Generated
-from popqorn_train.recipes.data_japanese_vowels import JapaneseVowels
+from popqorn_train.recipes.data_japanese_vowels import JapaneseVowels, changed
 from popqorn_train.recipes.data_mnist_frames import MNISTFrames
 from popqorn_train.recipes.data_news_titles import NewsTitles
 from popqorn_train.recipes.data_trec import TREC
@@ -19,6 +19,7 @@ from popqorn_train.recipes.text import Vocabulary
 from popqorn_train.recipes.vectors import VectorSettings, nearest_neighbour_distance
 
 ROOT = Path(__file__).resolve().parents[1]
+CHANGES = {"cut": 1, "warp": 0.4, "offset": 0.1}
 SHORT = VectorSettings(dimension=6, identity=0.6, identity_dimension=2, epochs=1, hidden=3)
 
 
@@ -138,6 +139,37 @@ def test_utterances_keep_their_lengths_and_are_measured_in_deviations_of_trainin
     assert lengths.tolist() == [7, 8, 9, 10, 7, 8, 9, 10, 7]
     assert y.tolist() == list(range(9))
     assert x[0, 7:].abs().max() == 0
+
+
+def test_utterances_change_in_training_alone(vowels):
+    plain, data = (JapaneseVowels(vowels, validation=4, **kw) for kw in ({}, CHANGES))
+    for left, right in zip(plain.test_dataloader(), data.test_dataloader(), strict=True):
+        torch.testing.assert_close(left, right)
+    torch.manual_seed(0)
+    (_, lengths), _ = next(iter(data.train_dataloader()))
+    assert len(set(lengths.tolist())) > 4  # 7 to 10 frames before
+
+
+def test_a_change_cuts_the_ends_then_warps_and_shifts():
+    x = torch.arange(20.0)[:, None].expand(-1, 12)
+    torch.manual_seed(0)
+    takes = [changed(x, 2, 0.0, 0.0) for _ in range(40)]
+    assert {(int(take[0, 0]), int(take[-1, 0])) for take in takes} == {
+        (start, 19 - stop) for start in range(3) for stop in range(3)
+    }
+    warped = [changed(x, 0, 0.5, 0.0) for _ in range(400)]
+    assert {len(take) for take in warped} == set(range(10, 31))
+    assert all(take[0, 0] == 0 and take[-1, 0] == 19 for take in warped)
+    shifts = torch.stack([changed(x, 0, 0.0, 0.3) - x for _ in range(400)])
+    torch.testing.assert_close(shifts, shifts[:, :1].expand_as(shifts))
+    assert shifts[:, 0].std().item() == pytest.approx(0.3, rel=0.05)
+    assert torch.equal(changed(x, 0, 0.0, 0.0), x)
+
+
+@pytest.mark.parametrize("wrong", [{"cut": -1}, {"warp": 1.0}, {"offset": -0.1}])
+def test_changes_out_of_range_are_refused(vowels, wrong):
+    with pytest.raises(ValueError, match="`cut` and `offset` must be at least 0"):
+        JapaneseVowels(vowels, validation=4, **wrong)
 
 
 def test_a_broken_utterance_is_said_with_its_line(vowels):
