@@ -8,20 +8,32 @@ B: batch, K: bounded rows, H: units.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from popqorn_train.carry import carry
 from popqorn_train.closest import closest_relu, closest_sigmoid, closest_tanh
-from popqorn_train.curves import Curve
 from popqorn_train.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.node import Node, Nonlinear, Tape
 from popqorn_train.planes import Plane, Planes
 from popqorn_train.products import CANDIDATE, STATE, Product
 from popqorn_train.region import Bounds, dot
 from popqorn_train.relaxer import Argument, Relaxer
+
+
+class Function(Protocol):
+    """What an activation is made of; it may look along the last axis."""
+
+    def range(self, bounds: Bounds) -> Bounds:
+        """Range of the function."""
+
+    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
+        """A line below and one above."""
+
+    def __hash__(self) -> int:
+        """Equal functions are enclosed together."""
 
 
 class _Rising(NamedTuple):
@@ -51,9 +63,9 @@ class Activation(Nonlinear):
         x: node of any shape.
     """
 
-    def __init__(self, curve: str | Curve, x: Node) -> None:
+    def __init__(self, curve: str | Function, x: Node) -> None:
         super().__init__([x], x.shape, x.batch_axis)
-        self.curve = _CURVES[curve] if isinstance(curve, str) else curve
+        self.curve: Function = _CURVES[curve] if isinstance(curve, str) else curve
         self.has_choice = isinstance(self.curve, _Rising)
 
     @property

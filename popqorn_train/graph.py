@@ -83,15 +83,14 @@ def enclose(
     found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
     for node in nodes if backward else _read(nodes):
-        from_ball = node.affine and not node.exact
-        parents = [found.ranges[parent] for parent in node.inputs if not from_ball]
-        if from_ball:
+        parents = [found.ranges[parent] for parent in node.inputs if not _from_ball(node)]
+        if _from_ball(node):
             found.ranges[node] = node.range_from_ball() or backward_range(node, found)
         else:
             found.ranges[node] = node.range(*parents)
         if relaxer and backward and isinstance(node, Nonlinear):
             found.relaxations[node] = node.relax(relaxer, *parents)
-        if backward and node in wanted and not node.affine:
+        if backward and node in wanted and not node.affine and node.region is not None:
             tighter = backward_range(node, found)
             found.ranges[node] = intersect(found.ranges[node], tighter)
     if relaxer and not backward:
@@ -143,13 +142,18 @@ def _put_together(ranges: Sequence[Bounds], batch: int) -> Bounds:
     return Bounds(lower, upper)
 
 
+def _from_ball(node: Node) -> bool:
+    """Whether the range of a node is that of a linear function of the input."""
+    return node.affine and not node.exact and node.region is not None
+
+
 def _read(nodes: Sequence[Node]) -> list[Node]:
     """The nodes whose ranges something reads, of all nodes in order."""
     read: set[Node] = set()
     for node in reversed(nodes):
         if isinstance(node, Nonlinear) or node.state is not None:
             read.add(node)
-        if node in read and not (node.affine and not node.exact):
+        if node in read and not _from_ball(node):
             read.update(node.inputs)
     return [node for node in nodes if node in read]
 
@@ -169,7 +173,7 @@ def intersect(one: Bounds, two: Bounds) -> Bounds:
 
 def backward_range(node: Node, found: Enclosure) -> Bounds:
     """Range of every coordinate of a node by backward bounds."""
-    assert node.region is not None
+    assert node.region is not None, "a node that does not move"
     like = node.region.value
     unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
     lower = [
@@ -214,7 +218,11 @@ def lower_bound(
         intervals: see ``minimum``.
         sizes: of every node, see ``sizes_of``; then the bound is lowered by its rounding error.
     """
-    value = next(node.region.value for node, _ in terms if node.region is not None)
+    moving = [node.region for node, _ in terms if node.region is not None]
+    if not moving:
+        parts = [dot(slope, _value(node)) for node, slope in terms]
+        return sum(parts[1:], parts[0])
+    value = moving[0].value
     batch, rows = len(value), _rows_at_once(terms, value)
     blocks = zip(*[torch.split(slope, rows, 1) for _, slope in terms], strict=True)
     nodes = [node for node, _ in terms]
@@ -224,6 +232,12 @@ def lower_bound(
         for block in blocks
     ]
     return torch.cat(bounds, 1)
+
+
+def _value(node: Node) -> Tensor:
+    """What a node is that does not move."""
+    values = [_value(parent) for parent in node.inputs]
+    return node.range(*[Bounds(value, value) for value in values]).lower
 
 
 def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], value: Tensor) -> int:

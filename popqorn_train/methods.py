@@ -118,11 +118,11 @@ class Popqorn(Method):
             (slopes.py), or ``"best"``, the larger margin of lambda and tilted.
         octagons: the products that are enclosed on octagons, by name (products.py). All four
             cost about twice as much as boxes; the default has nearly all of the gain.
-
         own_lines: let every bounded row choose the lines around tanh, sigmoid and relu that are
             closest where its worst input lies; three times the cost for networks that have them.
 
-    Gradients hold tilted slopes fixed; those of ``Popqorn("lambda", octagons=())`` are exact.
+    Gradients hold tilted slopes and own lines fixed; those of
+    ``Popqorn("lambda", octagons=(), own_lines=False)`` are exact.
     """
 
     slopes: str = "tilted"

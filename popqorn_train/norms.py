@@ -7,7 +7,7 @@ function of d alone, max(r_low d, r_high d) is convex, so its chord lies above e
 F: features.
 """
 
-from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from popqorn_train.lift import Lifter, module, unsupported
 from popqorn_train.lines import Lines
 from popqorn_train.node import Node
 from popqorn_train.region import Bounds
-from popqorn_train.relaxer import Relaxer
 from popqorn_train.shapes import lifted
 from popqorn_train.steps import Step
 
@@ -69,20 +68,12 @@ class _Quotient:
         return slope, gap + slack(self.most * largest(lower, upper))
 
 
-class Normalised(Activation):
-    """``d / sqrt(mean d^2 + eps)`` over the last axis, for a node d that is centred."""
+class Normalising(NamedTuple):
+    """``d / sqrt(mean d^2 + eps)`` over the last axis, for d that is centred."""
 
-    def __init__(self, d: Node, eps: float) -> None:
-        super().__init__("tanh", d)
-        self.eps = eps
+    eps: float
 
-    @property
-    def kind(self) -> Hashable:
-        """The number under the root."""
-        return Normalised, self.eps
-
-    def _curve(self, bounds: Bounds) -> _Quotient:
-        lower, upper = bounds
+    def _quotient(self, lower: Tensor, upper: Tensor) -> _Quotient:
         most = largest(lower, upper).square().mean(-1, keepdim=True)
         least = torch.maximum(lower, -upper).clamp(min=0).square().mean(-1, keepdim=True)
         rounding = 1 + 8 * lower.shape[-1] * torch.finfo(lower.dtype).eps
@@ -91,15 +82,15 @@ class Normalised(Activation):
             (least / rounding + self.eps).rsqrt() * rounding,
         )
 
-    def range(self, *inputs: Bounds) -> Bounds:
+    def range(self, bounds: Bounds) -> Bounds:
         """Every output also lies within sqrt(F)."""
-        lower, upper = self._curve(inputs[0]).range(inputs[0])
+        lower, upper = self._quotient(*bounds).range(bounds)
         most = (lower.shape[-1] * (1 + 8 * torch.finfo(lower.dtype).eps)) ** 0.5
         return Bounds(lower.clamp(min=-most), upper.clamp(max=most))
 
-    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Lines:
+    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """A line below and one above."""
-        return self._curve(inputs[0]).lines(*inputs[0])
+        return self._quotient(lower, upper).lines(lower, upper)
 
 
 @module(nn.BatchNorm1d)
@@ -132,4 +123,4 @@ def _layer_norm_module(
     if eps is None:
         own = next((p.dtype for p in lifter.model.parameters()), lifter.dtype)
         eps = torch.finfo(own).eps
-    return _scaled(lifter, step, Normalised(x, eps), weight, bias)
+    return _scaled(lifter, step, Activation(Normalising(eps), x), weight, bias)

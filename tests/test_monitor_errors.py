@@ -58,7 +58,7 @@ def test_inputs_outside_the_domain_are_refused_before_training():
 
 
 def test_a_schedule_needs_a_loss_to_ramp():
-    with pytest.raises(ValueError, match="found no CertifiedLoss in Classifier"):
+    with pytest.raises(ValueError, match="found no CertifiedLoss or other Objective in Classifier"):
         fit(EpsilonSchedule())
 
 

@@ -58,7 +58,7 @@ def values_at(model, point, like):
     output = bound(model).case(point).graph(LpBall(0.0))
     new = dict(zip(ancestors(like), ancestors(output), strict=True))
     found = enclose(output)
-    return {node: found.ranges[twin] for node, twin in new.items()}
+    return {node: found.ranges[twin] for node, twin in new.items() if twin in found.ranges}
 
 
 @dtypes

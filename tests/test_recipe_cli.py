@@ -180,6 +180,10 @@ def test_the_sweep_gives_options_that_train(tmp_path, monkeypatch):
     small = ["--trainer.max_epochs=1", "--evaluation.samples=4", "--evaluation.method=ibp"]
     small += [*QUICK[:2], "--evaluation.attack_steps=1", "--trainer.callbacks.samples=2"]
     assert main([*arguments, *small, f"--folder={tmp_path}"]) == 0
+    import wandb
+
+    wandb.finish()
+    wandb.teardown()  # or the next run in this process would be disabled too
     config = results(tmp_path)["config"]
     assert config["model"]["loss"]["init_args"]["epsilon"] == picked["model.loss.epsilon"]["value"]
     assert config["seed_everything"] == picked["seed_everything"]["value"]

@@ -367,6 +367,19 @@ class NormedLSTM(nn.Module):
         return self.fc(self.outer(out[:, -1]))
 
 
+class GatedNorm(nn.Module):
+    """A sigmoid times what a layer norm gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.norm = nn.RNN(F, H, batch_first=True), nn.LayerNorm(H)
+        self.gate, self.fc = nn.Linear(H, H), nn.Linear(H, C)
+
+    def forward(self, x):
+        h = self.rnn(x)[1][-1]
+        return self.fc(torch.sigmoid(self.gate(h)) * self.norm(h))
+
+
 class FrontEnd(nn.Module):
     """A linear front end with a smooth activation."""
 
@@ -510,7 +523,8 @@ def zoo() -> dict[str, tuple[nn.Module, Any]]:
         *inputs, SpeechGRU, StackedSensors, CharRNN, GRUCellLoop, LSTMCellLoop, RNNCellDecay,
         GRUByHand, LSTMByHand, Residual, MaxOverTime, RCNN, MeanMaxPool, BinarySigmoid,
         BinarySqueezed, BatchNormHead,
-        NormedLSTM, StateViewed, Projected, WeightNormed, SharedTwice, EncoderState, WithLogits,
+        NormedLSTM, GatedNorm, StateViewed, Projected, WeightNormed, SharedTwice, EncoderState,
+        WithLogits,
     ]  # fmt: skip
     torch.manual_seed(5)
     found = {kind.__name__: (kind().to(F64).eval(), inputs.get(kind, x)) for kind in kinds}
