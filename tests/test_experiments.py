@@ -10,6 +10,7 @@ import torch
 from popqorn_train import frame_radii
 from popqorn_train.recipes import (
     digits,
+    experiment_objectives,
     experiment_planes,
     experiment_strokes,
     experiment_targets,
@@ -192,6 +193,24 @@ def test_the_gallery_draws_small_pictures_that_its_page_shows(tmp_path, data):
     for picture in (docs / "gallery").glob("*.png"):
         assert picture.stat().st_size < 150_000
         assert f"gallery/{picture.name}" in page
+
+
+def test_objectives_stand_in_one_table_with_what_they_cost(tmp_path, capsys):
+    options = ["--config", "generated", "--epochs", "2", "--samples", "4", "--at", ".02", ".05"]
+    options += ["--objectives", "ibp", "mtl", "--folder", str(tmp_path)]
+    experiment_objectives.main(options)
+    numbers = read(tmp_path, "objectives.json")["objectives"]
+    assert list(numbers) == ["standard", "ibp", "mtl"]
+    for name, row in numbers.items():
+        assert row["clean"] >= row["certified_by_intervals"][0] >= row["certified_by_intervals"][1]
+        assert all(map(lambda pgd, proved: pgd >= proved, row["pgd"], row["certified"]))
+        config = read(tmp_path / name, "results.json")["config"]
+        loss = config["model"]["loss"]
+        assert (loss is None) == (name == "standard")
+        assert loss is None or loss["init_args"]["alpha" if name == "mtl" else "epsilon"] > 0
+    assert numbers["standard"]["of_standard"] == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[-3:]] == ["standard", "ibp", "mtl"]
 
 
 def test_pictures_of_experiments_are_drawn_from_their_numbers(tmp_path, capsys):
