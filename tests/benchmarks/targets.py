@@ -144,7 +144,7 @@ def _compare(
         f"{radius.median() / theirs.median():.3f}",
         f"{(radius / theirs).min():.3f}",
         f"{seconds / len(x):.3f}",
-        f"{spent / seconds:.0f}",
+        "-" if math.isnan(spent) else f"{spent / seconds:.0f}",
         f"{(radius / reach)[radius > 0].median():.3f}",
     )
     print(f"{title:<26}" + "".join(f"{cell:>13}" for cell in cells))
