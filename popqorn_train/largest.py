@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from popqorn_train.extremum import largest, slack
-from popqorn_train.node import Node, Nonlinear, Tape
+from popqorn_train.node import Node, Nonlinear
 from popqorn_train.region import Bounds, dot
 from popqorn_train.relaxer import Relaxer
+from popqorn_train.tape import Tape
 
 
 class Sides(NamedTuple):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.activation import Constant
-from popqorn_train.affine import Join, Matrix, Stack, frame, frames
+from popqorn_train.affine import Matrix
+from popqorn_train.joined import Join, Stack, frame, frames
 from popqorn_train.lift import Lifter, has_node, module, unsupported
 from popqorn_train.node import Node, Root
 from popqorn_train.packed import Packed

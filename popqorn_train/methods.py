@@ -22,7 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import Enclosure, enclose, minimum
+from popqorn_train.enclose import enclose
+from popqorn_train.graph import Enclosure, minimum
 from popqorn_train.node import Logits, Node
 from popqorn_train.products import PRODUCTS
 from popqorn_train.rebound import BadRegion, Budget

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from popqorn_train.activation import Constant
-from popqorn_train.affine import Select, Stack, frames
+from popqorn_train.joined import Select, Stack, frames
 from popqorn_train.lift import Lifter, operation, unsupported
 from popqorn_train.node import Node
 from popqorn_train.packed import Packed

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from popqorn_train.activation import Activation, Blend, Constant, Gated
-from popqorn_train.affine import Linear, Matrix, Select, Sum
-from popqorn_train.node import Node, split
+from popqorn_train.affine import Linear, Matrix, Sum
+from popqorn_train.joined import Select
+from popqorn_train.node import Node
+from popqorn_train.pieces import split
 from popqorn_train.products import MEMORY, RESET, SIGMOID_TANH
 
 

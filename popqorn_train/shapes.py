@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.affine import Affine, Join, frame, frames
+from popqorn_train.affine import Affine
+from popqorn_train.joined import Join, frame, frames
 from popqorn_train.lift import Lifter, module, operation, unsupported
 from popqorn_train.node import Node
 from popqorn_train.steps import MOVES, REPEATS, Step, walk

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from popqorn_train import CertifiedLoss, LpBall, bound, certify
-from popqorn_train.graph import enclose
+from popqorn_train.enclose import enclose
 from popqorn_train.methods import TRAINING
 from popqorn_train.states import drowned
 from tests.problems import CELLS, METHODS, NORMS, build, predicted, sequences

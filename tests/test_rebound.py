@@ -8,7 +8,8 @@ import torch
 from popqorn_train import LpBall, bound, certified_radius, certify
 from popqorn_train.attack import attack
 from popqorn_train.certificate import margin_rows
-from popqorn_train.graph import ancestors, enclose, minimum
+from popqorn_train.enclose import enclose
+from popqorn_train.graph import ancestors, minimum
 from popqorn_train.methods import METHODS, Popqorn, TightPopqorn
 from popqorn_train.node import Nonlinear
 from popqorn_train.products import PRODUCTS

@@ -1,0 +1,142 @@
+"""Ranges and relaxations of everything a network computes: intervals forward, then backward bounds.
+
+B: batch, K: bounded rows.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.graph import ROWS_AT_ONCE, Enclosure, ancestors, lower_bound, minimum, whole
+from popqorn_train.node import Node, Nonlinear
+from popqorn_train.region import Bounds
+from popqorn_train.relaxer import Relaxation, Relaxer
+from popqorn_train.steps import walk
+
+_TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster
+
+
+def enclose(
+    output: Node,
+    *,
+    relax: Relaxation | None = None,
+    backward: bool = False,
+    chosen: bool = False,
+) -> Enclosure:
+    """Bound every quantity that a nonlinearity reads, first to last.
+
+    Args:
+        output: the node to be bounded in the end.
+        relax: how to enclose every nonlinear node between linear functions; None leaves it out.
+        backward: refine the intervals by a backward bound each (POPQORN); else intervals alone.
+        chosen: let every row of these bounds, and of those made from them, choose its own lines.
+    """
+    # The range of an affine node comes from the ball itself: a box around an l2 ball, or around
+    # an earlier layer, would be looser.
+    nodes = ancestors(output)
+    wanted = {
+        whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
+    }
+    found = Enclosure({}, {}, chosen)
+    relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
+    for node in nodes if backward else _read(nodes):
+        parents = [found.ranges[parent] for parent in node.inputs if not _from_ball(node)]
+        if _from_ball(node):
+            found.ranges[node] = node.range_from_ball() or backward_range(node, found)
+        else:
+            found.ranges[node] = node.range(*parents)
+        if relaxer and backward and isinstance(node, Nonlinear):
+            found.relaxations[node] = node.relax(relaxer, *parents)
+        if backward and node in wanted and not node.affine and node.region is not None:
+            tighter = backward_range(node, found)
+            found.ranges[node] = intersect(found.ranges[node], tighter)
+    if relaxer and not backward:
+        nonlinear = [node for node in nodes if isinstance(node, Nonlinear)]
+        found.relaxations.update(_relaxations(nonlinear, found.ranges, relaxer))
+    return found
+
+
+def _relaxations(
+    nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
+) -> Iterator[tuple[Node, Any]]:
+    """Enclose nodes whose ranges are all known: those of one kind together, as far as it pays."""
+    groups: dict[Any, list[Nonlinear]] = {}
+    for node in nodes:
+        groups.setdefault((node.kind, node.shape), []).append(node)
+    for group in groups.values():
+        size = max(1, _TOGETHER // max(1, ranges[group[0]].lower.numel()))
+        for start in range(0, len(group), size):
+            some = group[start : start + size]
+            yield from zip(some, _relaxed(some, ranges, relaxer), strict=True)
+
+
+def _relaxed(
+    nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
+) -> list[Any]:
+    """Relaxations of nodes of one kind, which are enclosed in one go."""
+    inputs = [[ranges[parent] for parent in node.inputs] for node in nodes]
+    if len(nodes) == 1:
+        return [nodes[0].relax(relaxer, *inputs[0])]
+    batch = max(len(bounds.lower) for column in inputs for bounds in column)
+    joined = [_put_together(column, batch) for column in zip(*inputs, strict=True)]
+    found = nodes[0].relax(relaxer, *joined)
+    parts: list[Sequence[Tensor]] = []
+    walk(found, Tensor, lambda x: parts.append(x.split(batch)))
+
+    def of(place: int) -> Any:
+        queue = iter(parts)
+        return walk(found, Tensor, lambda _: next(queue)[place])
+
+    return [of(place) for place in range(len(nodes))]
+
+
+def _put_together(ranges: Sequence[Bounds], batch: int) -> Bounds:
+    """One range of many batches."""
+    lower, upper = (
+        torch.cat([end.expand(batch, *end.shape[1:]) for end in ends])
+        for ends in zip(*ranges, strict=True)
+    )
+    return Bounds(lower, upper)
+
+
+def _from_ball(node: Node) -> bool:
+    """Whether the range of a node is that of a linear function of the input."""
+    return node.affine and not node.exact and node.region is not None
+
+
+def _read(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes whose ranges something reads, of all nodes in order."""
+    read: set[Node] = set()
+    for node in reversed(nodes):
+        if isinstance(node, Nonlinear) or node.state is not None:
+            read.add(node)
+        if node in read and not _from_ball(node):
+            read.update(node.inputs)
+    return [node for node in nodes if node in read]
+
+
+def intersect(one: Bounds, two: Bounds) -> Bounds:
+    """Intersection of two ranges; where rounding makes them cross, the gap between them."""
+    lower, upper = torch.maximum(one.lower, two.lower), torch.minimum(one.upper, two.upper)
+    return Bounds(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
+def backward_range(node: Node, found: Enclosure) -> Bounds:
+    """Range of every coordinate of a node by backward bounds."""
+    assert node.region is not None, "a node that does not move"
+    like = node.region.value
+    unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
+    lower = [
+        minimum(node, torch.cat([rows, -rows]).reshape(1, -1, *node.shape), found)
+        for rows in torch.split(unit, ROWS_AT_ONCE)
+    ]
+    pairs = [block.chunk(2, dim=1) for block in lower]
+    batch = (-1, *node.shape)
+    return Bounds(
+        torch.cat([low for low, _ in pairs], 1).reshape(batch),
+        -torch.cat([high for _, high in pairs], 1).reshape(batch),
+    )

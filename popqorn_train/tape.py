@@ -1,0 +1,102 @@
+"""The tape on which a backward bound is carried: slopes on nodes, and on pieces of nodes.
+
+B: batch, K: bounded rows. Slopes on a node are ``(B, K, *shape)`` or ``(1, K, *shape)``; on a
+sequence ``(T, F)`` one may cover the first frames only, the rest being 0.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.node import Node
+from popqorn_train.pieces import Frame, Piece, Span
+
+
+class Tape:
+    """Slopes on the nodes still to be visited.
+
+    Attributes:
+        batch: number of samples.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._slopes: dict[Node, Tensor] = {}
+        self._pieces: dict[Node, dict[Piece, Tensor]] = {}
+
+    def add(self, node: Node, slope: Tensor) -> None:
+        """Add to the slope on a node."""
+        known = self._slopes.get(node)
+        self._slopes[node] = slope if known is None else _sum_of_prefixes(known, slope)
+
+    def add_piece(self, piece: Piece, slope: Tensor) -> None:
+        """Add to the slope on a piece of a node."""
+        self._pieces.setdefault(piece.inputs[0], {})[piece] = slope
+
+    def drain(self) -> Iterator[tuple[Node, Tensor]]:
+        """Yield nodes from last to first, each with its whole slope."""
+        while self._slopes or self._pieces:
+            node = max([*self._slopes, *self._pieces], key=lambda node: node.index)
+            pieces = self._pieces.pop(node, {})
+            frames = _gathered(
+                (piece.t, slope) for piece, slope in pieces.items() if isinstance(piece, Frame)
+            )
+            spans = _gathered(
+                ((piece.start, piece.stop), slope)
+                for piece, slope in pieces.items()
+                if isinstance(piece, Span)
+            )
+            if frames:
+                self.add(node, _join_frames(frames))
+            if spans:
+                self.add(node, _join_spans(spans, node.shape[-1]))
+            yield node, self._slopes.pop(node)
+
+
+def _gathered(slopes: Iterable[tuple[Any, Tensor]]) -> dict[Any, Tensor]:
+    """Slopes by place; the same place may be read more than once."""
+    found: dict[Any, Tensor] = {}
+    for place, slope in slopes:
+        found[place] = found[place] + slope if place in found else slope
+    return found
+
+
+def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
+    """Stack slopes on frames, zeros where there is none, up to the last one present."""
+    batch = max(len(slope) for slope in slopes.values())
+    some = next(iter(slopes.values()))
+    empty = some.new_zeros(()).expand_as(some)
+    parts = [slopes.get(t, empty) for t in range(max(slopes) + 1)]
+    return torch.stack([part.expand(batch, *part.shape[1:]) for part in parts], 2)
+
+
+def _join_spans(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
+    """Put slopes on spans, which do not overlap, side by side, zeros in the gaps."""
+    batch = max(len(slope) for slope in slopes.values())
+    parts, at = [], 0
+    for (start, stop), slope in sorted(slopes.items(), key=lambda item: item[0]):
+        if start > at:
+            parts.append(slope.new_zeros(batch, *slope.shape[1:-1], start - at))
+        parts.append(slope.expand(batch, *slope.shape[1:]))
+        at = stop
+    if at < size:
+        parts.append(parts[-1].new_zeros(*parts[-1].shape[:-1], size - at))
+    return torch.cat(parts, -1)
+
+
+def _sum_of_prefixes(one: Tensor, two: Tensor) -> Tensor:
+    """Add slopes that may cover a different number of first frames."""
+    if one.shape[2:] != two.shape[2:]:
+        time = max(one.shape[2], two.shape[2])
+        one, two = pad_frames(one, time), pad_frames(two, time)
+    return one + two
+
+
+def pad_frames(slope: Tensor, time: int) -> Tensor:
+    """Extend a slope over the first frames by zeros on the others."""
+    if slope.shape[2] == time:
+        return slope
+    rest = slope.new_zeros(*slope.shape[:2], time - slope.shape[2], *slope.shape[3:])
+    return torch.cat([slope, rest], 2)
