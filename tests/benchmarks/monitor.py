@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import CertifiedLoss
@@ -27,28 +26,17 @@ from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.certification import Certification, read_certifications
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.data_digits import Digits
+from popqorn_train.recipes.networks import RecurrentNet
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("POPQORN_DATA", ROOT.parent / "shared" / "data"))
-
-
-class Net(nn.Module):
-    """A recurrent layer and a linear read-out of its last state."""
-
-    def __init__(self, cell: type[nn.RNNBase], features: int, hidden: int) -> None:
-        super().__init__()
-        self.rnn = cell(features, hidden, batch_first=True)
-        self.linear = nn.Linear(hidden, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.rnn(x)[0][:, -1])
 
 
 class Task(NamedTuple):
     """One training."""
 
     name: str
-    net: Net
+    net: RecurrentNet
     train: TensorDataset
     validation: TensorDataset
     batch: int
@@ -61,12 +49,14 @@ def tasks() -> list[Task]:
     sets = (digits.train, digits.test)
     loss = CertifiedLoss(0.05, low=0.0, high=1.0, kappa=0.5, alpha=0.5)
     found = [
-        Task("digits, GRU 32", Net(nn.GRU, 8, 32), *sets, 64, 500),
-        Task("digits, GRU 32, certified", Net(nn.GRU, 8, 32), *sets, 64, 80, loss),
+        Task("digits, GRU 32", RecurrentNet(8, 32, 10), *sets, 64, 500),
+        Task("digits, GRU 32, certified", RecurrentNet(8, 32, 10), *sets, 64, 80, loss),
     ]
     if (DATA / "mnist.npz").is_file():
         sets = (mnist("train"), mnist("test"))
-        found.append(Task("MNIST 4x196, LSTM 64", Net(nn.LSTM, 196, 64), *sets, 128, 60))
+        found.append(
+            Task("MNIST 4x196, LSTM 64", RecurrentNet(196, 64, 10, cell="lstm"), *sets, 128, 60)
+        )
     return found
 
 
