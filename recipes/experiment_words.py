@@ -10,7 +10,6 @@ that ``popqorn-train fit`` trained.
 
 import argparse
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +19,20 @@ import torch
 from torch import Tensor
 
 from popqorn_train import frame_radii
-from popqorn_train.certification import lower_quantile
-from popqorn_train.plots import Sentence, draw_radii_by_class, draw_sentences, sentences_html
 from popqorn_train.progress import shown
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data_news_titles import NewsTitles
 from popqorn_train.recipes.data_trec import TREC
 from popqorn_train.recipes.experiment import (
     Training,
-    mean_of,
-    plain,
     provenance,
-    rank_trend,
     rounded,
     trained,
     write_numbers,
 )
 from popqorn_train.recipes.networks import RecurrentNet, load_net
 from popqorn_train.recipes.text import TextData
+from popqorn_train.recipes.word_tables import draw, said, summary
 
 Kind = Literal["trec", "news"]
 GIVEN: dict[Kind, tuple[str, ...]] = {
@@ -52,8 +47,6 @@ GIVEN: dict[Kind, tuple[str, ...]] = {
         "actress evan rachel wood dates both men and women",
     ),
 }
-UNIT = "certified radius of the word alone (l_2, word vectors of norm 1)"
-_OFTEN = 10  # words that are named as most fragile
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,7 @@ def run(config: Config) -> dict[str, Any]:
         models[name] = {
             **provenance(net, data.test_dataloader()),
             "seconds_of_radii": round(time.process_time() - started, 1),
-            **_summary(samples, data),
+            **summary(samples, data),
             "given": drawn[name],
             "samples": samples,
         }
@@ -162,7 +155,7 @@ def run(config: Config) -> dict[str, Any]:
         "models": models,
     }
     write_numbers(config.folder, f"{config.kind}.json", numbers)
-    _draw(config, data, models)
+    draw(config.folder, config.kind, data, models)
     print(said(numbers))
     return numbers
 
@@ -223,115 +216,6 @@ def words_within(data: TextData, tokens: Tensor, radii: Tensor) -> int:
     distances = torch.cdist(data.vectors[tokens].double(), data.vectors.double())
     # One is the word itself; four entries are no words (padding and the unknown ones).
     return int(((distances <= radii.double()[:, None]) & (distances > 0))[:, 4:].sum())
-
-
-def _summary(samples: list[dict[str, Any]], data: TextData) -> dict[str, Any]:
-    right = [one for one in samples if one["label"] == one["prediction"]]
-    radii = [torch.tensor(one["radii"], dtype=torch.float64) for one in right]
-    every = torch.cat(radii) if radii else torch.zeros(1, dtype=torch.float64)
-    fragile = Counter(
-        one["words"][int(row.argmin())] for one, row in zip(right, radii, strict=True)
-    )
-    return {
-        "sentences": len(samples),
-        "right": len(right),
-        "median_word_radius": plain(lower_quantile(every, 0.5).item()),
-        "mean_word_radius": plain(every.mean().item()),
-        "median_least_radius": plain(
-            lower_quantile(torch.stack([row.min() for row in radii]), 0.5).item() if radii else 0.0
-        ),
-        "words_within": sum(one["words_within"] for one in right),
-        "mean_rank_correlation_of_radius_and_position": plain(
-            mean_of([rank_trend(row) for row in radii])
-        ),
-        "most_fragile_words": dict(fragile.most_common(_OFTEN)),
-        "by_class": _classes(right, radii, data),
-    }
-
-
-def _classes(
-    right: list[dict[str, Any]], radii: list[Tensor], data: TextData
-) -> dict[str, dict[str, Any]]:
-    """What is most fragile in each class."""
-    found = {}
-    for name in data.names:
-        own = [at for at, one in enumerate(right) if one["label"] == name]
-        if not own:
-            continue
-        least = torch.stack([radii[at].min() for at in own])
-        words = Counter(right[at]["words"][int(radii[at].argmin())] for at in own)
-        found[name] = {
-            "sentences": len(own),
-            "median_least_radius": plain(lower_quantile(least, 0.5).item()),
-            "median_word_radius": plain(
-                lower_quantile(torch.cat([radii[at] for at in own]), 0.5).item()
-            ),
-            "most_fragile_words": dict(words.most_common(3)),
-        }
-    return found
-
-
-def _draw(config: Config, data: TextData, models: dict[str, Any]) -> None:
-    """Given sentences under one another for all networks; all test sentences as HTML."""
-    ordered = [
-        _sentence(name, model["given"][at])
-        for at in range(len(next(iter(models.values()))["given"]))
-        for name, model in models.items()
-    ]
-    figure, _ = draw_sentences(ordered, unit=UNIT)
-    figure.savefig(config.folder / f"{config.kind}_words.png", dpi=100)
-    pages = [_sentence(name, one) for name, model in models.items() for one in model["samples"]]
-    page = sentences_html([*ordered, *pages], unit=UNIT)
-    (config.folder / f"{config.kind}_words.html").write_text(
-        f"<!DOCTYPE html>\n<meta charset='utf-8'>\n{page}\n", encoding="utf-8"
-    )
-    for name, model in models.items():
-        right = [one for one in model["samples"] if one["label"] == one["prediction"]]
-        if right:
-            least = torch.tensor([min(one["radii"]) for one in right])
-            labels = [data.names.index(one["label"]) for one in right]
-            title = f"{name}: radius of the most fragile word of a sentence"
-            chart, _ = draw_radii_by_class(
-                least, labels, names=data.names, xlabel="certified radius (l_2)", title=title
-            )
-            chart.savefig(config.folder / f"{config.kind}_classes_{name}.png", dpi=100)
-
-
-def _sentence(name: str, one: dict[str, Any]) -> Sentence:
-    verdict = f"{name}: {one['prediction']}"
-    if one["label"] not in (None, one["prediction"]):
-        verdict += f" (wrong, it is {one['label']}: nothing is proved)"
-    return Sentence(one["words"], one["radii"], verdict)
-
-
-def said(numbers: dict[str, Any]) -> str:
-    """The table of the networks, and the radii of the given sentences."""
-    titles = ("network", "accuracy %", "right", "median", "mean", "least", "within", "CPU s")
-    lines = ["  ".join(f"{title:>10}" for title in titles)]
-    for name, model in numbers["models"].items():
-        cells = (
-            name,
-            f"{100 * model['test_accuracy']:.1f}",
-            f"{model['right']}/{model['sentences']}",
-            *(
-                f"{model[key]:.4g}"
-                for key in ("median_word_radius", "mean_word_radius", "median_least_radius")
-            ),
-            str(model["words_within"]),
-            str(model["seconds_of_radii"]),
-        )
-        lines.append("  ".join(f"{cell:>10}" for cell in cells))
-    lines.append(f"distance to the nearest word: {numbers['nearest_neighbour_distance']}")
-    for name, model in numbers["models"].items():
-        for one in model["given"]:
-            least = min(range(len(one["radii"])), key=one["radii"].__getitem__)
-            pairs = zip(one["words"], one["radii"], strict=True)
-            words = [
-                f"{'_' * (at == least)}{word}{'_' * (at == least)} {radius:.3g}"
-                for at, (word, radius) in enumerate(pairs)
-            ]
-            lines.append(f"{name} ({one['prediction']}): {', '.join(words)}")
-    return "\n".join(lines)
 
 
 def main() -> None:
