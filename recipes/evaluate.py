@@ -3,158 +3,23 @@
 S: samples, A: attacked samples, R: epsilons.
 """
 
-import csv
-import itertools
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from popqorn_train import LpBall, certify_loader
 from popqorn_train.attack import attack
 from popqorn_train.bound import as_tuple
-from popqorn_train.certification import count_certified, lower_quantile
-from popqorn_train.plots import AccuracyCurve
 from popqorn_train.progress import shown
+from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 
 Loader = DataLoader[Any]
 _RTOL = 1e-3  # of the radii
 _CHUNK = 50  # samples certified at once; more would not fit the cache
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How a trained network is certified and attacked; counts, not clocks, set what it costs.
-
-    Attributes:
-        epsilons: increasing, where accuracies are reported and the attack is run.
-        p: norm of the ball around every frame.
-        low: least value of an input; None where there is none.
-        high: greatest value of an input.
-        method: bounding method; everything is certified with intervals at least.
-        samples: how many of the test set are certified by ``method``, drawn by the seed 0; the
-            whole set is then certified with intervals besides. None takes them all.
-        attack_samples: how many of these are attacked; None takes them all.
-        attack_steps: gradient steps of a start.
-        attack_restarts: starts, the clean input first.
-
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    epsilons: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
-    p: float = math.inf
-    low: float | None = None
-    high: float | None = None
-    method: str = "popqorn"
-    samples: int | None = None
-    attack_samples: int | None = None
-    attack_steps: int = 40
-    attack_restarts: int = 2
-
-    def __post_init__(self) -> None:
-        rising = [0.0, *self.epsilons]
-        if not self.epsilons or any(a >= b for a, b in itertools.pairwise(rising)):
-            raise ValueError(f"`epsilons` must be positive and increasing, got {self.epsilons}.")
-        for name in ("samples", "attack_samples"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ValueError(f"`{name}` must be at least 1 or null, got {count}.")
-
-
-class Evaluation(NamedTuple):
-    """Per-sample results of one method on some samples of a test set.
-
-    Attributes:
-        method: that certified.
-        positions: ``(S,)`` in the test set.
-        labels: ``(S,)``.
-        predictions: ``(S,)``.
-        radii: ``(S,)`` certified; 0 where the prediction is wrong.
-        capped: ``(S,)`` whether the radius is the largest that was tried.
-        epsilons: where the attack was run.
-        standing: ``(R, A)`` whether the attack failed on the first A samples; A may be 0.
-        certify_seconds: spent on radii.
-        attack_seconds: spent on attacks.
-    """
-
-    method: str
-    positions: Tensor
-    labels: Tensor
-    predictions: Tensor
-    radii: Tensor
-    capped: Tensor
-    epsilons: tuple[float, ...]
-    standing: Tensor
-    certify_seconds: float = 0.0
-    attack_seconds: float = 0.0
-
-    def accuracy(self) -> float:
-        """Clean accuracy."""
-        return (self.predictions == self.labels).double().mean().item()
-
-    def certified(self, epsilon: float) -> float:
-        """Certified accuracy at an epsilon."""
-        counted = count_certified(self.radii, torch.tensor([epsilon], dtype=torch.float64))
-        return counted.item() / len(self.radii)
-
-    def attacked(self, epsilon: float) -> float:
-        """Share that the attack left standing, at one of ``epsilons``."""
-        return self.standing[self.epsilons.index(epsilon)].double().mean().item()
-
-    def median(self) -> float:
-        """Median radius; a wrong prediction counts as 0."""
-        return lower_quantile(self.radii, 0.5).item()
-
-    def curve(self, name: str) -> AccuracyCurve:
-        """Both accuracies against epsilon: the certified one from every radius."""
-        fine = torch.linspace(0, self.epsilons[-1], 201, dtype=torch.float64)[1:]
-        shares = (count_certified(self.radii, fine) / len(self.radii)).tolist()
-        certified = ((0.0, *fine.tolist()), [self.accuracy(), *shares])
-        if not self.standing.shape[1]:
-            return AccuracyCurve(name, *certified)
-        attacked = [self.attacked(epsilon) for epsilon in self.epsilons]
-        tried = self.standing.shape[1]
-        clean = (self.predictions == self.labels)[:tried].double().mean().item()
-        return AccuracyCurve(name, *certified, (0.0, *self.epsilons), [clean, *attacked])
-
-    def write_csv(self, path: Path, name: str) -> None:
-        """Append one line a sample."""
-        fresh = not path.exists()
-        columns = (self.positions, self.labels, self.predictions, self.radii, self.capped)
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                titles = ("index", "label", "prediction", "certified_radius", "capped")
-                writer.writerow(["model", "method", *titles])
-            rows = sorted(zip(*[column.tolist() for column in columns], strict=True))
-            for index, label, prediction, radius, capped in rows:
-                line = [name, self.method, index, label, prediction, f"{radius:.6g}", capped]
-                writer.writerow(line)
-
-    def plain(self) -> dict[str, Any]:
-        """Counts and shares as JSON values; lists run along ``epsilons``."""
-        tried = self.standing.shape[1]
-        return {
-            "method": self.method,
-            "samples": len(self.radii),
-            "clean_accuracy": self.accuracy(),
-            "epsilons": list(self.epsilons),
-            "certified_accuracy": [self.certified(epsilon) for epsilon in self.epsilons],
-            "attacked_samples": tried,
-            "pgd_accuracy": [self.attacked(e) for e in self.epsilons] if tried else None,
-            "median_radius": self.median(),
-            "mean_radius": self.radii.mean().item(),
-            "capped": int(self.capped.sum()),
-            "certify_seconds": round(self.certify_seconds, 2),
-            "attack_seconds": round(self.attack_seconds, 2),
-        }
 
 
 def evaluate(net: nn.Module, loader: Loader, settings: EvaluationSettings) -> list[Evaluation]:
@@ -167,13 +32,16 @@ def evaluate(net: nn.Module, loader: Loader, settings: EvaluationSettings) -> li
 
     Returns:
         The evaluation by ``settings.method`` with the attack; before it, where that does not take
-        the whole set, one of the whole set with intervals.
+        the whole set, one of the whole set with intervals, and one with intervals and the method
+        where they leave ``undecided_at`` undecided.
     """
     count = len(loader.dataset)  # type: ignore[arg-type]
     found = []
     drawn: Sequence[int] = range(count)
     if settings.samples is not None and settings.samples < count:
         found.append(_certified(net, loader, "ibp", range(count), settings))
+        if settings.undecided_at is not None:
+            found.append(_decided(net, loader, found[0], settings, settings.undecided_at))
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         drawn = order[: settings.samples].tolist()
     strongest = _certified(net, loader, settings.method, drawn, settings)
@@ -200,12 +68,32 @@ def _by_length(loader: Loader, positions: Sequence[int]) -> list[int]:
     return sorted(positions, key=lambda position: len(loader.dataset[position][0]))
 
 
+def _decided(
+    net: nn.Module, loader: Loader, intervals: Evaluation, settings: EvaluationSettings, at: float
+) -> Evaluation:
+    """Radii by intervals, and by the method where they fall short of an epsilon."""
+    right = intervals.predictions == intervals.labels
+    left = right & (intervals.radii < at)
+    name = f"ibp, {settings.method}"
+    if not left.any():
+        return intervals._replace(method=name)
+    positions = intervals.positions[left].tolist()
+    cap = at * (1 + _RTOL)  # rounding must not leave a radius just below
+    more = _certified(net, loader, settings.method, positions, settings, max_radius=cap)
+    radii = intervals.radii.clone()
+    radii[left] = torch.maximum(radii[left], more.radii)
+    seconds = intervals.certify_seconds + more.certify_seconds
+    return intervals._replace(method=name, radii=radii, certify_seconds=seconds)
+
+
 def _certified(
     net: nn.Module,
     loader: Loader,
     method: str,
     positions: Sequence[int],
     settings: EvaluationSettings,
+    *,
+    max_radius: float | None = None,
 ) -> Evaluation:
     started, ordered = seconds_used(_device(net)), _by_length(loader, positions)
     rows = certify_loader(
@@ -215,6 +103,7 @@ def _certified(
         low=settings.low,
         high=settings.high,
         method=method,
+        max_radius=max_radius,
         rtol=_RTOL,
         on_error="raise",
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from popqorn_train.plots import draw_accuracy_curves
-from popqorn_train.recipes.evaluate import Evaluation, EvaluationSettings
+from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 
 SCHEMA = 1  # of results.json
 _PACKAGES = ("popqorn-train", "torch", "pytorch-lightning", "torchmetrics", "numpy")

@@ -24,7 +24,8 @@ from popqorn_train.recipes.arguments import (
 )
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.evaluate import Evaluation, EvaluationSettings, evaluate, seconds_used
+from popqorn_train.recipes.evaluate import evaluate, seconds_used
+from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 from popqorn_train.recipes.sequences import SequenceData
 from popqorn_train.recipes.text import TextData
@@ -207,6 +208,7 @@ class RecipeCLI(LightningCLI):
             "trainer.callbacks": "null",
             "trainer.logger": "null",
             "ckpt_path": "null",
+            "evaluation.undecided_at": "null",  # intervals decide nothing there
             "folder": str(self.folder / "standard"),
         }
         own = {"callbacks", "logger"} | ({"max_epochs"} if epochs is not None else set())

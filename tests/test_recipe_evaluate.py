@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import CertifiedLoss, LpBall, certify, search_radius
 from popqorn_train.recipes.classifier import RobustClassifier
-from popqorn_train.recipes.evaluate import EvaluationSettings, evaluate
+from popqorn_train.recipes.evaluate import evaluate
+from popqorn_train.recipes.evaluation import EvaluationSettings
 from popqorn_train.recipes.networks import RecurrentNet, load_net
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 from popqorn_train.recipes.sequences import SequenceSet, padded
@@ -66,6 +67,22 @@ def test_a_part_is_drawn_for_the_strong_method_and_the_whole_set_has_intervals(n
     assert (part.radii >= 0.998 * whole.radii[part.positions]).all()
     again = evaluate(net, frames, settings)[1]
     assert torch.equal(again.radii, part.radii)
+
+
+def test_what_intervals_leave_undecided_is_tried_by_the_method_up_to_an_epsilon(net, frames):
+    part = {"samples": 12, "attack_samples": 5, "attack_steps": 1}
+    settings = EvaluationSettings((0.01, 0.1), method="crown-ibp", undecided_at=0.1, **part)
+    whole, both, _ = evaluate(net, frames, settings)
+    [strong] = evaluate(net, frames, EvaluationSettings((0.01, 0.1), method="crown-ibp"))
+    assert both.method == "ibp, crown-ibp"
+    assert torch.equal(both.predictions, whole.predictions)
+    assert both.certified(0.1) == strong.certified(0.1) > whole.certified(0.1)
+    open_ = (whole.radii < 0.1) & (whole.predictions == whole.labels)
+    assert torch.equal(both.radii[~open_], whole.radii[~open_])
+    below = strong.radii < 0.099
+    torch.testing.assert_close(both.radii[below], strong.radii[below], rtol=3e-3, atol=0)
+    settings = EvaluationSettings((0.01,), method="crown-ibp", undecided_at=1e-9, **part)
+    assert torch.equal(evaluate(net, frames, settings)[1].radii, whole.radii)
 
 
 def test_sentences_keep_their_places_however_long_they_are(sentences):
@@ -124,6 +141,7 @@ def test_the_picture_has_a_curve_for_each_model(net, frames, tmp_path):
         ({"epsilons": ()}, "`epsilons` must be positive and increasing"),
         ({"samples": 0}, "`samples` must be at least 1"),
         ({"attack_samples": -1}, "`attack_samples` must be at least 1"),
+        ({"undecided_at": 0.0}, "`undecided_at` must be positive or null, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

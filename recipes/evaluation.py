@@ -1,0 +1,151 @@
+"""What is known of a network on a test set, and how it is to be found out.
+
+S: samples, A: attacked samples, R: epsilons.
+"""
+
+import csv
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.certification import count_certified, lower_quantile
+from popqorn_train.plots import AccuracyCurve
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a trained network is certified and attacked; counts, not clocks, set what it costs.
+
+    Attributes:
+        epsilons: increasing, where accuracies are reported and the attack is run.
+        p: norm of the ball around every frame.
+        low: least value of an input; None where there is none.
+        high: greatest value of an input.
+        method: bounding method; everything is certified with intervals at least.
+        samples: how many of the test set are certified by ``method``, drawn by the seed 0; the
+            whole set is then certified with intervals besides. None takes them all.
+        undecided_at: with ``samples``, an epsilon up to which ``method`` is tried besides on every
+            sample of the whole set for which intervals are too weak; None leaves that out.
+        attack_samples: how many of these are attacked; None takes them all.
+        attack_steps: gradient steps of a start.
+        attack_restarts: starts, the clean input first.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    epsilons: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    p: float = math.inf
+    low: float | None = None
+    high: float | None = None
+    method: str = "popqorn"
+    samples: int | None = None
+    undecided_at: float | None = None
+    attack_samples: int | None = None
+    attack_steps: int = 40
+    attack_restarts: int = 2
+
+    def __post_init__(self) -> None:
+        rising = [0.0, *self.epsilons]
+        if not self.epsilons or any(a >= b for a, b in itertools.pairwise(rising)):
+            raise ValueError(f"`epsilons` must be positive and increasing, got {self.epsilons}.")
+        for name in ("samples", "attack_samples"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` must be at least 1 or null, got {count}.")
+        if self.undecided_at is not None and not self.undecided_at > 0:
+            raise ValueError(f"`undecided_at` must be positive or null, got {self.undecided_at}.")
+
+
+class Evaluation(NamedTuple):
+    """Per-sample results of one method on some samples of a test set.
+
+    Attributes:
+        method: that certified.
+        positions: ``(S,)`` in the test set.
+        labels: ``(S,)``.
+        predictions: ``(S,)``.
+        radii: ``(S,)`` certified; 0 where the prediction is wrong.
+        capped: ``(S,)`` whether the radius is the largest that was tried.
+        epsilons: where the attack was run.
+        standing: ``(R, A)`` whether the attack failed on the first A samples; A may be 0.
+        certify_seconds: spent on radii.
+        attack_seconds: spent on attacks.
+    """
+
+    method: str
+    positions: Tensor
+    labels: Tensor
+    predictions: Tensor
+    radii: Tensor
+    capped: Tensor
+    epsilons: tuple[float, ...]
+    standing: Tensor
+    certify_seconds: float = 0.0
+    attack_seconds: float = 0.0
+
+    def accuracy(self) -> float:
+        """Clean accuracy."""
+        return (self.predictions == self.labels).double().mean().item()
+
+    def certified(self, epsilon: float) -> float:
+        """Certified accuracy at an epsilon."""
+        counted = count_certified(self.radii, torch.tensor([epsilon], dtype=torch.float64))
+        return counted.item() / len(self.radii)
+
+    def attacked(self, epsilon: float) -> float:
+        """Share that the attack left standing, at one of ``epsilons``."""
+        return self.standing[self.epsilons.index(epsilon)].double().mean().item()
+
+    def median(self) -> float:
+        """Median radius; a wrong prediction counts as 0."""
+        return lower_quantile(self.radii, 0.5).item()
+
+    def curve(self, name: str) -> AccuracyCurve:
+        """Both accuracies against epsilon: the certified one from every radius."""
+        fine = torch.linspace(0, self.epsilons[-1], 201, dtype=torch.float64)[1:]
+        shares = (count_certified(self.radii, fine) / len(self.radii)).tolist()
+        certified = ((0.0, *fine.tolist()), [self.accuracy(), *shares])
+        if not self.standing.shape[1]:
+            return AccuracyCurve(name, *certified)
+        attacked = [self.attacked(epsilon) for epsilon in self.epsilons]
+        tried = self.standing.shape[1]
+        clean = (self.predictions == self.labels)[:tried].double().mean().item()
+        return AccuracyCurve(name, *certified, (0.0, *self.epsilons), [clean, *attacked])
+
+    def write_csv(self, path: Path, name: str) -> None:
+        """Append one line a sample."""
+        fresh = not path.exists()
+        columns = (self.positions, self.labels, self.predictions, self.radii, self.capped)
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                titles = ("index", "label", "prediction", "certified_radius", "capped")
+                writer.writerow(["model", "method", *titles])
+            rows = sorted(zip(*[column.tolist() for column in columns], strict=True))
+            for index, label, prediction, radius, capped in rows:
+                line = [name, self.method, index, label, prediction, f"{radius:.6g}", capped]
+                writer.writerow(line)
+
+    def plain(self) -> dict[str, Any]:
+        """Counts and shares as JSON values; lists run along ``epsilons``."""
+        tried = self.standing.shape[1]
+        return {
+            "method": self.method,
+            "samples": len(self.radii),
+            "clean_accuracy": self.accuracy(),
+            "epsilons": list(self.epsilons),
+            "certified_accuracy": [self.certified(epsilon) for epsilon in self.epsilons],
+            "attacked_samples": tried,
+            "pgd_accuracy": [self.attacked(e) for e in self.epsilons] if tried else None,
+            "median_radius": self.median(),
+            "mean_radius": self.radii.mean().item(),
+            "capped": int(self.capped.sum()),
+            "certify_seconds": round(self.certify_seconds, 2),
+            "attack_seconds": round(self.attack_seconds, 2),
+        }
