@@ -152,11 +152,12 @@ def line_intercept(
 @torch.no_grad()
 def product_edges(slope: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor) -> Edges:
     """For y at each end, the x that maximises ``y * sigmoid(x) - slope * x``."""
-    low, high = (_product_edge(slope, lx, ux, y) for y in (ly, uy))
+    low, high = (product_edge(slope, lx, ux, y) for y in (ly, uy))
     return low, high
 
 
-def _product_edge(slope: Tensor, lx: Tensor, ux: Tensor, y: Tensor) -> Tensor:
+def product_edge(slope: Tensor, lx: Tensor, ux: Tensor, y: Tensor) -> Tensor:
+    """The x that maximises ``y * sigmoid(x) - slope * x``."""
     inner = argmax_sigmoid(y, slope, lx, ux)
     (end,) = prefer(-y, (lx, ux))
     gain = (y * (inner.sigmoid() - end.sigmoid())).sub_(slope * (inner - end))
@@ -179,13 +180,13 @@ class _Gap(torch.autograd.Function):
         gate, other = x.sigmoid(), y.tanh() if ctx.curved else y
         in_x = gradient * (gate * (1 - gate) * other - a)
         in_y = gradient * (gate * (1 - other * other) - b if ctx.curved else gate - b)
-        ends = (*_on_ends(in_x, x, *box[:2]), *_on_ends(in_y, y, *box[2:]))
+        ends = (*on_ends(in_x, x, *box[:2]), *on_ends(in_y, y, *box[2:]))
         found = (-gradient * x, -gradient * y, *ends)
         sums = [part.sum_to_size(of.shape) for part, of in zip(found, (a, b, *box), strict=True)]
         return (None, None, None, *sums)
 
 
-def _on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+def on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of an end on which a point of [lower, upper] lies; else 0."""
     of_rest = gradient * (x - lower).sign()
     return gradient - of_rest, of_rest - of_rest * (upper - x).sign()
@@ -217,15 +218,14 @@ def product_intercept(
     ux: Tensor,
     ly: Tensor,
     uy: Tensor,
-    edges: Edges | None = None,
 ) -> Tensor:
     """``max over the box of sigmoid(x) y - a x - b y``; shapes are broadcast.
 
     The function is linear in y, so its maximum lies on one of the two edges in y, whose maxima
-    are found again unless given.
+    are found first.
     """
     with torch.no_grad():
-        x_low, x_high = edges or product_edges(a, lx, ux, ly, uy)
+        x_low, x_high = product_edges(a, lx, ux, ly, uy)
         gain = x_high.sigmoid() * uy - x_low.sigmoid() * ly - a * (x_high - x_low) - b * (uy - ly)
         (x, y), height = prefer(gain, (x_low, x_high), (ly, uy)), largest(ly, uy)
         allowance = slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))
