@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 Edges = tuple[Tensor, Tensor]
-_SLACK = 4.0  # units in the last place; the need measured is below 2
-_FLOOR = 1e-30  # covers gates that are denormal numbers
-_LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
+EXACT = 4.0  # units in the last place; the need measured is below 2
+FLOOR = 1e-30  # covers gates that are denormal numbers
+LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
 
 
 class _Clip(torch.autograd.Function):
@@ -74,7 +74,7 @@ def prefer(gain: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
 def slack(*terms: Tensor) -> Tensor:
     """Rounding allowance for a sum of terms no larger than these, without gradient."""
     size = functools.reduce(torch.add, [term.detach().abs() for term in terms])
-    return _SLACK * torch.finfo(size.dtype).eps * size + _FLOOR
+    return EXACT * torch.finfo(size.dtype).eps * size + FLOOR
 
 
 def largest(lower: Tensor, upper: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def argmax_tanh(weight: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> 
     at the lower end: up to the left point the function falls, then it rises up to the right one,
     and falls again.
     """
-    least = _LEAST[weight.dtype]
+    least = LEAST[weight.dtype]
     y = _artanh_root(slope / weight.clamp(min=torch.finfo(weight.dtype).tiny), least)
     return clip(y, lower, upper)
 
@@ -119,7 +119,7 @@ def argmax_sigmoid(weight: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) 
     sign = weight.sign().add_(0.5).sign_()  # 1 where the weight is 0
     ratio = torch.mul(slope, sign).mul_(4).div_(weight.abs().clamp_(min=numbers.tiny))
     # sigmoid(x) = (1 + tanh(x / 2)) / 2
-    x = _artanh_root(ratio, _LEAST[weight.dtype]).mul_(sign).mul_(2)
+    x = _artanh_root(ratio, LEAST[weight.dtype]).mul_(sign).mul_(2)
     return clip(x, lower, upper)
 
 

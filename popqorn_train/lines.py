@@ -26,6 +26,7 @@ from popqorn_train.extremum import (
     prefer,
     slack,
 )
+from popqorn_train.tanh_lines import tanh_above
 
 
 class Lines(NamedTuple):
@@ -160,7 +161,7 @@ def _least_area(curve: Curve, lower: Tensor, upper: Tensor) -> Lines:
 
 def tanh_lines(lower: Tensor, upper: Tensor) -> Lines:
     """Enclose tanh, which is odd: the line below is the mirrored line above the mirror."""
-    return _least_area(TANH, lower, upper)
+    return _odd(Stacked(*tanh_above(lower, upper)))
 
 
 def sigmoid_lines(lower: Tensor, upper: Tensor) -> Lines:
