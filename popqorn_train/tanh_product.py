@@ -28,6 +28,7 @@ from popqorn_train.extremum import (
 )
 
 _NEAR = 1e-3  # relative distance at which something counts as reached
+_MANY = 8  # one box in so many costs less to pick out than to look at all
 
 
 class Point(NamedTuple):
@@ -74,7 +75,7 @@ def _over_w(w: Tensor, beta: Tensor) -> Tensor:
 def _newton(w: Tensor, a: Tensor, beta: Tensor) -> Tensor:
     """One step towards r(w) = a from the left; r is concave, so it does not go too far."""
     height = _over_w(w, beta)
-    slope = (1 + beta).sub_(w, alpha=2).mul_(w).div_(height).mul_(-0.5).add_(height)
+    slope = torch.sub(1 + beta, w, alpha=2).mul_(w).div_(height).mul_(-0.5).add_(height)
     # Near the double root the derivative is noise: a steeper one makes a smaller step.
     slope = torch.maximum(slope, height * torch.finfo(w.dtype).eps ** (1 / 3))
     return w - height.mul_(w).sub_(a).div_(slope)
@@ -90,13 +91,20 @@ def _peak(beta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def interior(a: Tensor, b: Tensor, steps: int = 4) -> Interior:
+def interior(a: Tensor, b: Tensor, steps: int | None = None) -> Interior:
     """The one interior local maximum of ``sigmoid(x) tanh(y) - a x - b y`` on the plane.
 
     Newton's method comes from the side w <= w*, so the remaining error is bounded:
     G* - G <= (a - r(w)) (x - x_peak). The chord of r from w to the peak lies below r, so its
     root lies beyond w*.
+
+    Args:
+        a: slope in x.
+        b: slope in y.
+        steps: of Newton's method; None takes what the precision can tell.
     """
+    if steps is None:
+        steps = 3 if a.dtype == torch.float32 else 4
     eps, tiny = torch.finfo(a.dtype).eps, 10 * torch.finfo(a.dtype).tiny
     b_in, a_in = b.clamp(tiny, 1 - 4 * eps), a.clamp(min=tiny)
     beta = 1 - b_in
@@ -175,17 +183,25 @@ def _reaching(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor) -> Tensor:
     return torch.maximum(near, _NEAR - beta) >= 0
 
 
+class _Inner(NamedTuple):
+    """The local maximum inside; ``gain`` is positive where it is there and the highest point."""
+
+    x: Tensor
+    y: Tensor
+    miss: Tensor
+    gain: Tensor
+
+
 def _inside(
     a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, height: Tensor
-) -> tuple[Point, Tensor]:
-    """The local maximum inside, and the indices where it is there and higher."""
+) -> _Inner:
+    """The local maximum inside, beside the height of the border."""
     inner = interior(a, b)
     x, y, miss = clip(inner.near.x, lx, ux), clip(inner.near.y, ly, uy), inner.near.miss
     gain = (x.sigmoid() * y.tanh()).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
     gain = gain.add_(miss).sub_(height)
     inside = torch.minimum(inner.near.x - lx, ux - inner.far_x)
-    higher = functools.reduce(torch.minimum, (gain, inner.room, inside)).gt(0).nonzero()[:, 0]
-    return Point(x[higher], y[higher], miss[higher]), higher
+    return _Inner(x, y, miss, functools.reduce(torch.minimum, (gain, inner.room, inside)))
 
 
 @torch.no_grad()
@@ -194,13 +210,19 @@ def argmax_sigmoid_tanh(
 ) -> Point:
     """Where ``sigmoid(x) tanh(y) - a x - b y`` is largest on the box; shapes are broadcast."""
     best = _on_border(a, b, lx, ux, ly, uy)
+    parts, roomy = (a, b, lx, ux, ly, uy, best.height), _roomy(ux, uy).expand_as(best.height)
+    if _MANY * roomy.sum() > roomy.numel():
+        inner = _inside(*parts)
+        pairs = zip((best.x, best.y, torch.zeros_like(best.x)), inner[:3], strict=True)
+        return Point(*prefer(inner.gain, *pairs))
     found = Point(best.x, best.y, torch.zeros_like(best.height))
-    parts = [part.expand_as(best.height).flatten() for part in (a, b, lx, ux, ly, uy, best.height)]
-    some = _roomy(ux, uy).expand_as(best.height).flatten().nonzero()[:, 0]
-    some = some[_reaching(*(part[some] for part in parts[:4]))]
-    point, higher = _inside(*(part[some] for part in parts))
-    for whole, part in zip(found, point, strict=True):
-        whole.view(-1)[some[higher]] = part
+    flat = [part.expand_as(best.height).flatten() for part in parts]
+    some = roomy.flatten().nonzero()[:, 0]
+    some = some[_reaching(*(part[some] for part in flat[:4]))]
+    inner = _inside(*(part[some] for part in flat))
+    higher = inner.gain.gt(0).nonzero()[:, 0]
+    for whole, part in zip(found, inner[:3], strict=True):
+        whole.view(-1)[some[higher]] = part[higher]
     return found
 
 
