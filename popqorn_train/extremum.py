@@ -46,7 +46,7 @@ class _Clip(torch.autograd.Function):
 def clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Move x into [lower, upper]; on an end it follows that end. NaN stays NaN."""
     if not torch.is_grad_enabled():
-        return torch.minimum(torch.maximum(x, lower), upper)
+        return torch.clamp(x, lower, upper)
     found: Tensor = _Clip.apply(x, lower, upper)  # type: ignore[no-untyped-call]
     return found
 
@@ -74,7 +74,7 @@ def prefer(gain: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
 def slack(*terms: Tensor) -> Tensor:
     """Rounding allowance for a sum of terms no larger than these, without gradient."""
     size = functools.reduce(torch.add, [term.detach().abs() for term in terms])
-    return EXACT * torch.finfo(size.dtype).eps * size + FLOOR
+    return size.mul_(EXACT * torch.finfo(size.dtype).eps).add_(FLOOR)
 
 
 def largest(lower: Tensor, upper: Tensor) -> Tensor:
@@ -171,25 +171,27 @@ class _Gap(torch.autograd.Function):
     def forward(ctx: Any, curved: bool, x: Tensor, y: Tensor, *parts: Tensor) -> Tensor:
         ctx.curved = curved
         ctx.save_for_backward(x, y, *parts)
-        other = y.tanh() if curved else y
-        return (x.sigmoid() * other).sub_(parts[0] * x).sub_(parts[1] * y)
+        height = x.sigmoid().mul_(y.tanh() if curved else y)
+        return height.addcmul_(parts[0], x, value=-1).addcmul_(parts[1], y, value=-1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, y, a, b, *box = ctx.saved_tensors
         gate, other = x.sigmoid(), y.tanh() if ctx.curved else y
-        in_x = gradient * (gate * (1 - gate) * other - a)
-        in_y = gradient * (gate * (1 - other * other) - b if ctx.curved else gate - b)
+        in_x = torch.addcmul(gate, gate, gate, value=-1).mul_(other).sub_(a).mul_(gradient)
+        steep = torch.addcmul(gate, gate * other, other, value=-1) if ctx.curved else gate
+        in_y = (steep - b).mul_(gradient)
         ends = (*on_ends(in_x, x, *box[:2]), *on_ends(in_y, y, *box[2:]))
-        found = (-gradient * x, -gradient * y, *ends)
+        found = ((gradient * x).neg_(), (gradient * y).neg_(), *ends)
         sums = [part.sum_to_size(of.shape) for part, of in zip(found, (a, b, *box), strict=True)]
         return (None, None, None, *sums)
 
 
 def on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of an end on which a point of [lower, upper] lies; else 0."""
-    of_rest = gradient * (x - lower).sign()
-    return gradient - of_rest, of_rest - of_rest * (upper - x).sign()
+    """The gradient of an end on which a point of [lower, upper] lies, else 0; used up."""
+    of_rest = (x - lower).sign_().mul_(gradient)
+    of_inner = (upper - x).sign_().mul_(of_rest)
+    return gradient.sub_(of_rest), of_rest.sub_(of_inner)
 
 
 def gap_at(

@@ -45,7 +45,7 @@ _REFERENCE = (-0.1, 0.25)  # where a tilted plane is lowest, in half widths off 
 
 
 def _mix(lower: Tensor, upper: Tensor, share: float) -> Tensor:
-    return share * lower + (1 - share) * upper
+    return torch.lerp(upper, lower, share)
 
 
 def closed_form(product: Product, domain: Domain) -> Slopes:

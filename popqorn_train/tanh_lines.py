@@ -23,8 +23,8 @@ from torch.autograd.function import FunctionCtx
 from popqorn_train.extremum import EXACT, FLOOR, LEAST, largest, on_ends, prefer
 
 _FAR, _HALF_WAY = 2.34, 4.42  # d is nearly _FAR v / (v + _HALF_WAY) for l = -v, within .1
-_TINY = 1e-30  # a width that divides 0
-_NEAR = 1e-2  # below which a series is more exact than the quotient
+TINY = 1e-30  # a width that divides 0
+NEAR = 1e-2  # below which a series is more exact than the quotient
 
 
 def _inverse_slope(slope: Tensor) -> Tensor:
@@ -51,10 +51,10 @@ class _TanhAbove(torch.autograd.Function):
         left = low.clamp(max=0).neg_()
         d = (left / (left + _HALF_WAY)).mul_(_FAR)
         d = torch.minimum(torch.maximum(d, low), high)
-        crude = (d.tanh() - at_low).div_((d - low).clamp_(min=_TINY))
+        crude = (d.tanh() - at_low).div_((d - low).clamp_(min=TINY))
         d = _inverse_slope(crude).mul_(left.sign_())  # right of 0 it is the left end itself
         d = torch.minimum(torch.maximum(d, low), high)
-        at_d, width = d.tanh(), (d - low).clamp_(min=_TINY)
+        at_d, width = d.tanh(), (d - low).clamp_(min=TINY)
         chord = (at_low * at_d).neg_().add_(1).mul_(width.tanh().div_(width))
         at_middle = middle.tanh()
         slope = torch.addcmul(chord.new_ones(()), at_middle, at_middle, value=-1)
@@ -82,8 +82,8 @@ class _TanhAbove(torch.autograd.Function):
         of_low, of_high = on_ends(of_x, x, low, high)
         of_tangent = of_slope * beyond
         of_chord = of_slope - of_tangent
-        steep_d, width = 1 - at_d * at_d, (d - low).clamp_(min=_TINY)
-        over, bend = _over_and_slope(width)
+        steep_d, width = 1 - at_d * at_d, (d - low).clamp_(min=TINY)
+        over, bend = over_and_slope(width)
         bend = bend.mul_(1 - at_low * at_d)
         of_d = (over * at_low).mul_(steep_d).neg_().add_(bend).mul_(of_chord)
         of_left = over.mul_(at_d).mul_(1 - at_low * at_low).add_(bend).mul_(of_chord)
@@ -94,13 +94,13 @@ class _TanhAbove(torch.autograd.Function):
         return of_low[0] - of_high[1], of_high[0] - of_low[1]
 
 
-def _over_and_slope(width: Tensor) -> tuple[Tensor, Tensor]:
-    """``tanh(width) / width`` and its derivative."""
-    far, near = width.clamp(min=_NEAR), width.clamp(max=_NEAR)
-    over, at_far = width.tanh().div_(width), far.tanh()
-    quotient = (1 - at_far * at_far).sub_(at_far.div_(far)).div_(far)
+def over_and_slope(width: Tensor) -> tuple[Tensor, Tensor]:
+    """``tanh(width) / width`` for a width > 0, and its derivative."""
+    over = width.tanh().div_(width)
+    far, near = width.clamp(min=NEAR), width.clamp(max=NEAR)
+    quotient = (over * far).square_().add_(over).neg_().add_(1).div_(far)
     series = near.square().mul_(8 / 15).sub_(2 / 3).mul_(near)
-    return over, prefer(width - _NEAR, (series, quotient))[0]
+    return over, prefer(width - NEAR, (series, quotient))[0]
 
 
 def tanh_above(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,15 +44,22 @@ class Interior(NamedTuple):
 
     Attributes:
         near: the point found; ``miss`` is what the maximum may exceed its value by.
-        far_x: coordinate of the other point, at most that of ``near``.
-        far_y: likewise.
+        far_w: of the other point, w = 1 - sigmoid(x).
         room: positive where there is an interior local maximum at all.
     """
 
     near: Point
-    far_x: Tensor
-    far_y: Tensor
+    far_w: Tensor
     room: Tensor
+
+    @property
+    def far_x(self) -> Tensor:
+        """Coordinate of the other point, at most that of ``near``."""
+        return _x_at(self.far_w)
+
+    def far_y(self, b: Tensor) -> Tensor:
+        """The other coordinate, for the slope in y, at most that of ``near``."""
+        return _y_at(self.far_w, _inner_slope(b))
 
 
 def _x_at(w: Tensor) -> Tensor:
@@ -90,6 +97,12 @@ def _peak(beta: Tensor) -> tuple[Tensor, Tensor]:
     return w, w * _over_w(w, beta)
 
 
+def _inner_slope(b: Tensor) -> Tensor:
+    """A slope in y for which there may be an interior maximum."""
+    numbers = torch.finfo(b.dtype)
+    return b.clamp(10 * numbers.tiny, 1 - 4 * numbers.eps)
+
+
 @torch.no_grad()
 def interior(a: Tensor, b: Tensor, steps: int | None = None) -> Interior:
     """The one interior local maximum of ``sigmoid(x) tanh(y) - a x - b y`` on the plane.
@@ -104,9 +117,9 @@ def interior(a: Tensor, b: Tensor, steps: int | None = None) -> Interior:
         steps: of Newton's method; None takes what the precision can tell.
     """
     if steps is None:
-        steps = 3 if a.dtype == torch.float32 else 4
+        steps = 2 if a.dtype == torch.float32 else 3
     eps, tiny = torch.finfo(a.dtype).eps, 10 * torch.finfo(a.dtype).tiny
-    b_in, a_in = b.clamp(tiny, 1 - 4 * eps), a.clamp(min=tiny)
+    b_in, a_in = _inner_slope(b), a.clamp(min=tiny)
     beta = 1 - b_in
     w_peak, r_peak = _peak(beta)
     rho = (a_in / r_peak.clamp(min=tiny)).clamp_(max=1 - eps)
@@ -121,7 +134,7 @@ def interior(a: Tensor, b: Tensor, steps: int | None = None) -> Interior:
     x, y, far = _x_at(w), _y_at(w, b_in), torch.lerp(w, w_peak, share)
     miss = short.mul_((x - _x_at(w_peak)).clamp_(min=0))
     room = functools.reduce(torch.minimum, (a, b, 1 - b, r_peak * (1 + 1e-3) - a_in))
-    return Interior(Point(x, y, miss), _x_at(far), _y_at(far, b_in), room)
+    return Interior(Point(x, y, miss), far, room)
 
 
 class _High(NamedTuple):
@@ -149,7 +162,7 @@ def _on_border(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Ten
     for x in (lx, ux):
         gate = x.sigmoid()
         y = argmax_tanh(gate, b, ly, uy)
-        height = (gate * y.tanh()).addcmul_(b, y, value=-1)
+        height = y.tanh().mul_(gate).addcmul_(b, y, value=-1)
         corner = (gate * low).addcmul_(b, ly, value=-1)
         (y,) = prefer(height - corner, (ly, y))
         height = torch.maximum(height, corner).addcmul_(a, x, value=-1)
@@ -157,7 +170,7 @@ def _on_border(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Ten
     best = sides[0].or_point(sides[1])
     for y, value in ((ly, low), (uy, high)):
         x = argmax_sigmoid(value, a, lx, ux)
-        height = (x.sigmoid() * value).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
+        height = x.sigmoid().mul_(value).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
         best = best.or_point(_High(x, y, height))
     return best
 
@@ -198,7 +211,7 @@ def _inside(
     """The local maximum inside, beside the height of the border."""
     inner = interior(a, b)
     x, y, miss = clip(inner.near.x, lx, ux), clip(inner.near.y, ly, uy), inner.near.miss
-    gain = (x.sigmoid() * y.tanh()).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
+    gain = x.sigmoid().mul_(y.tanh()).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
     gain = gain.add_(miss).sub_(height)
     inside = torch.minimum(inner.near.x - lx, ux - inner.far_x)
     return _Inner(x, y, miss, functools.reduce(torch.minimum, (gain, inner.room, inside)))
@@ -212,7 +225,7 @@ def argmax_sigmoid_tanh(
     best = _on_border(a, b, lx, ux, ly, uy)
     parts, roomy = (a, b, lx, ux, ly, uy, best.height), _roomy(ux, uy).expand_as(best.height)
     if _MANY * roomy.sum() > roomy.numel():
-        inner = _inside(*parts)
+        inner = _inside(a.expand_as(best.height), *parts[1:])
         pairs = zip((best.x, best.y, torch.zeros_like(best.x)), inner[:3], strict=True)
         return Point(*prefer(inner.gain, *pairs))
     found = Point(best.x, best.y, torch.zeros_like(best.height))
