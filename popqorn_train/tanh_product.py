@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.extremum import (
-    argmax_sigmoid,
+    LEAST,
     argmax_tanh,
     clip,
     gap_at,
@@ -44,11 +44,13 @@ class Interior(NamedTuple):
 
     Attributes:
         near: the point found; ``miss`` is what the maximum may exceed its value by.
-        far_w: of the other point, w = 1 - sigmoid(x).
+        near_w: its w = 1 - sigmoid(x).
+        far_w: that of the other point, which is at least as large.
         room: positive where there is an interior local maximum at all.
     """
 
     near: Point
+    near_w: Tensor
     far_w: Tensor
     room: Tensor
 
@@ -134,7 +136,7 @@ def interior(a: Tensor, b: Tensor, steps: int | None = None) -> Interior:
     x, y, far = _x_at(w), _y_at(w, b_in), torch.lerp(w, w_peak, share)
     miss = short.mul_((x - _x_at(w_peak)).clamp_(min=0))
     room = functools.reduce(torch.minimum, (a, b, 1 - b, r_peak * (1 + 1e-3) - a_in))
-    return Interior(Point(x, y, miss), far, room)
+    return Interior(Point(x, y, miss), w, far, room)
 
 
 class _High(NamedTuple):
@@ -154,8 +156,9 @@ class _High(NamedTuple):
 def _on_border(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor) -> _High:
     """The highest point of the border.
 
-    Of the corners, the upper two never beat what is found on the edges that lead up to them, see
-    ``argmax_tanh``; so the lower two and the four edges are enough.
+    The edges along y have their greatest value at the stationary point or at the lower corner, see
+    ``argmax_tanh``. With that, all corners are known, and of the edges along x the stationary
+    points are enough.
     """
     low, high = ly.tanh(), uy.tanh()
     sides = []
@@ -167,12 +170,23 @@ def _on_border(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Ten
         (y,) = prefer(height - corner, (ly, y))
         height = torch.maximum(height, corner).addcmul_(a, x, value=-1)
         sides.append(_High(x, y, height))
-    best = sides[0].or_point(sides[1])
+    best, steep = sides[0].or_point(sides[1]), 4 * a
     for y, value in ((ly, low), (uy, high)):
-        x = argmax_sigmoid(value, a, lx, ux)
+        x = clip(_on_edge(steep, value), lx, ux)
         height = x.sigmoid().mul_(value).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
         best = best.or_point(_High(x, y, height))
     return best
+
+
+def _on_edge(steep: Tensor, value: Tensor) -> Tensor:
+    """Where ``4 value sigmoid(x) - steep x`` has its local maximum, if any; else somewhere.
+
+    With 4 sigmoid'(x) = 1 - tanh(x/2)^2, x/2 is the artanh of a root, see extremum.py.
+    """
+    numbers, sign = torch.finfo(value.dtype), value.sign()
+    ratio = (steep * sign).div_(value.abs().clamp_(min=numbers.tiny))
+    ratio = ratio.clamp_(LEAST[value.dtype], 1 - 2 * numbers.eps)
+    return torch.rsub(ratio, 1).sqrt_().add_(1).square_().div_(ratio).log_().mul_(sign)
 
 
 def _roomy(ux: Tensor, uy: Tensor) -> Tensor:
@@ -213,7 +227,7 @@ def _inside(
     x, y, miss = clip(inner.near.x, lx, ux), clip(inner.near.y, ly, uy), inner.near.miss
     gain = x.sigmoid().mul_(y.tanh()).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
     gain = gain.add_(miss).sub_(height)
-    inside = torch.minimum(inner.near.x - lx, ux - inner.far_x)
+    inside = torch.minimum((-lx).sigmoid_() - inner.near_w, inner.far_w - (-ux).sigmoid_())
     return _Inner(x, y, miss, functools.reduce(torch.minimum, (gain, inner.room, inside)))
 
 
