@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 Edges = tuple[Tensor, Tensor]
-EXACT = 4.0  # units in the last place; the need measured is below 2
-FLOOR = 1e-30  # covers gates that are denormal numbers
+_SLACK = 4.0  # units in the last place; the need measured is below 2
+_FLOOR = 1e-30  # covers gates that are denormal numbers
 LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
 
 
@@ -74,7 +74,7 @@ def prefer(gain: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
 def slack(*terms: Tensor) -> Tensor:
     """Rounding allowance for a sum of terms no larger than these, without gradient."""
     size = functools.reduce(torch.add, [term.detach().abs() for term in terms])
-    return size.mul_(EXACT * torch.finfo(size.dtype).eps).add_(FLOOR)
+    return size.mul_(_SLACK * torch.finfo(size.dtype).eps).add_(_FLOOR)
 
 
 def largest(lower: Tensor, upper: Tensor) -> Tensor:
@@ -188,7 +188,14 @@ class _Gap(torch.autograd.Function):
 
 
 def on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of an end on which a point of [lower, upper] lies, else 0; used up."""
+    """The gradient of each end where a point of [lower, upper] lies on it, else 0.
+
+    Args:
+        gradient: in the point; it is overwritten.
+        x: the point.
+        lower: left end.
+        upper: right end.
+    """
     of_rest = (x - lower).sign_().mul_(gradient)
     of_inner = (upper - x).sign_().mul_(of_rest)
     return gradient.sub_(of_rest), of_rest.sub_(of_inner)

@@ -10,7 +10,7 @@ is a sum of constants and one linear function of the logits. Where intervals alo
 more closely, theirs counts. All exponentials are taken relative to the largest one, or to the 1.
 
 Source: Xu et al., "Automatic perturbation analysis for scalable certified robustness and
-beyond", NeurIPS 2020, section 3.3.
+beyond", NeurIPS 2020.
 
 B: batch, C: classes.
 """

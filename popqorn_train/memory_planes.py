@@ -6,7 +6,7 @@ The function is linear in y. With h(y) = max over x of sigmoid(x) y - a x, at bo
     top  max(h(ly) - b ly, h(uy) - b uy)
 
 and the envelope theorem gives the gradient of h: the maximising x is held, but follows an end on
-which it lies. Written out, for training spends most of its time here.
+which it lies. It is written out, since a training step takes it for every gate of every frame.
 
 B: batch, H: units; a leading axis of 2 stacks a box and its mirror, for which the ends in x have
 one entry.
@@ -35,7 +35,7 @@ def _edge(a: Tensor, lx: Tensor, ux: Tensor, y: Tensor) -> _Edge:
 
 
 class _MemoryPlane(torch.autograd.Function):
-    """See ``memory_plane``."""
+    """See ``plane_above``."""
 
     @staticmethod
     def forward(
@@ -69,12 +69,12 @@ class _MemoryPlane(torch.autograd.Function):
         of_rest = of_b * (free - closed).relu_().sign_()
         of_free = of_rest * (opened - free).relu_().sign_()
         of_closed, of_opened = of_b - of_rest, of_rest - of_free
+        of_lx, of_ux = of_closed * closed * (1 - closed), of_opened * opened * (1 - opened)
         of_gates = of_free * narrow / 2
         rise = of_free.addcmul(of_free, narrow, value=-1).div_(uy - ly + narrow)
         of_ly.addcmul_(rise, free)
         of_uy.addcmul_(rise, free, value=-1)
         of_low, of_high = of_low.sub_(rise), of_high.add_(rise)
-        of_lx, of_ux = of_closed * closed * (1 - closed), of_opened * opened * (1 - opened)
         of_a = torch.zeros_like(a)
         for of_height, of_y, y, x, gate in (
             (of_low, of_ly, ly, x_low, gate_low), (of_high, of_uy, uy, x_high, gate_high)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from popqorn_train.extremum import EXACT, FLOOR, LEAST, largest, on_ends, prefer
+from popqorn_train.extremum import LEAST, clip, largest, on_ends, prefer, slack
 
 _FAR, _HALF_WAY = 2.34, 4.42  # d is nearly _FAR v / (v + _HALF_WAY) for l = -v, within .1
 TINY = 1e-30  # a width that divides 0
@@ -38,6 +38,15 @@ def _stacked(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([lower, -upper]), torch.stack([upper, -lower])
 
 
+def _touching(low: Tensor, high: Tensor, at_low: Tensor) -> Tensor:
+    """The tangent point of the chord from the left end, or the right end before it."""
+    left = low.clamp(max=0).neg_()
+    d = clip((left / (left + _HALF_WAY)).mul_(_FAR), low, high)
+    crude = (d.tanh() - at_low).div_((d - low).clamp_(min=TINY))
+    # Right of 0 it is the left end itself.
+    return clip(_inverse_slope(crude).mul_(left.sign_()), low, high)
+
+
 class _TanhAbove(torch.autograd.Function):
     """Slopes and intercepts of the lines above, on an interval and on its mirror image."""
 
@@ -48,29 +57,20 @@ class _TanhAbove(torch.autograd.Function):
         at_low, _ = _stacked(tanh_lower, tanh_upper)
         middle = torch.add(lower, upper).div_(2)
         middle = torch.stack([middle, -middle])
-        left = low.clamp(max=0).neg_()
-        d = (left / (left + _HALF_WAY)).mul_(_FAR)
-        d = torch.minimum(torch.maximum(d, low), high)
-        crude = (d.tanh() - at_low).div_((d - low).clamp_(min=TINY))
-        d = _inverse_slope(crude).mul_(left.sign_())  # right of 0 it is the left end itself
-        d = torch.minimum(torch.maximum(d, low), high)
+        d = _touching(low, high, at_low)
         at_d, width = d.tanh(), (d - low).clamp_(min=TINY)
         chord = (at_low * at_d).neg_().add_(1).mul_(width.tanh().div_(width))
         at_middle = middle.tanh()
         slope = torch.addcmul(chord.new_ones(()), at_middle, at_middle, value=-1)
         beyond = (middle - d).sign_().relu_()
         (slope,) = prefer(beyond, (chord, slope))
-        x = torch.minimum(torch.maximum(_inverse_slope(slope), low), high)
+        x = clip(_inverse_slope(slope), low, high)
         at_x = x.tanh()
         height, corner = at_x.addcmul(slope, x, value=-1), at_low.addcmul(slope, low, value=-1)
         inner = (height - corner).sign_().relu_()
         x, at_x = torch.lerp(low, x, inner), torch.lerp(at_low, at_x, inner)
         ctx.save_for_backward(low, high, d, at_low, at_d, at_middle, beyond, slope, x, at_x)
-        sizes = [
-            largest(*ends).mul_(EXACT * torch.finfo(low.dtype).eps)
-            for ends in ((tanh_lower, tanh_upper), (lower, upper))
-        ]
-        allowance = torch.addcmul(sizes[0].add_(FLOOR), slope, sizes[1])
+        allowance = slack(largest(tanh_lower, tanh_upper), slope * largest(lower, upper))
         return slope, torch.maximum(height, corner).add_(allowance)
 
     @staticmethod
