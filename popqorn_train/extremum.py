@@ -24,7 +24,7 @@ from torch.autograd.function import FunctionCtx
 Edges = tuple[Tensor, Tensor]
 _SLACK = 4.0  # units in the last place; the need measured is below 2
 _FLOOR = 1e-30  # covers gates that are denormal numbers
-_LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
+LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
 
 
 class _Clip(torch.autograd.Function):
@@ -46,7 +46,7 @@ class _Clip(torch.autograd.Function):
 def clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Move x into [lower, upper]; on an end it follows that end. NaN stays NaN."""
     if not torch.is_grad_enabled():
-        return torch.minimum(torch.maximum(x, lower), upper)
+        return torch.clamp(x, lower, upper)
     found: Tensor = _Clip.apply(x, lower, upper)  # type: ignore[no-untyped-call]
     return found
 
@@ -74,7 +74,7 @@ def prefer(gain: Tensor, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
 def slack(*terms: Tensor) -> Tensor:
     """Rounding allowance for a sum of terms no larger than these, without gradient."""
     size = functools.reduce(torch.add, [term.detach().abs() for term in terms])
-    return _SLACK * torch.finfo(size.dtype).eps * size + _FLOOR
+    return size.mul_(_SLACK * torch.finfo(size.dtype).eps).add_(_FLOOR)
 
 
 def largest(lower: Tensor, upper: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def argmax_tanh(weight: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) -> 
     at the lower end: up to the left point the function falls, then it rises up to the right one,
     and falls again.
     """
-    least = _LEAST[weight.dtype]
+    least = LEAST[weight.dtype]
     y = _artanh_root(slope / weight.clamp(min=torch.finfo(weight.dtype).tiny), least)
     return clip(y, lower, upper)
 
@@ -119,7 +119,7 @@ def argmax_sigmoid(weight: Tensor, slope: Tensor, lower: Tensor, upper: Tensor) 
     sign = weight.sign().add_(0.5).sign_()  # 1 where the weight is 0
     ratio = torch.mul(slope, sign).mul_(4).div_(weight.abs().clamp_(min=numbers.tiny))
     # sigmoid(x) = (1 + tanh(x / 2)) / 2
-    x = _artanh_root(ratio, _LEAST[weight.dtype]).mul_(sign).mul_(2)
+    x = _artanh_root(ratio, LEAST[weight.dtype]).mul_(sign).mul_(2)
     return clip(x, lower, upper)
 
 
@@ -152,11 +152,12 @@ def line_intercept(
 @torch.no_grad()
 def product_edges(slope: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor) -> Edges:
     """For y at each end, the x that maximises ``y * sigmoid(x) - slope * x``."""
-    low, high = (_product_edge(slope, lx, ux, y) for y in (ly, uy))
+    low, high = (product_edge(slope, lx, ux, y) for y in (ly, uy))
     return low, high
 
 
-def _product_edge(slope: Tensor, lx: Tensor, ux: Tensor, y: Tensor) -> Tensor:
+def product_edge(slope: Tensor, lx: Tensor, ux: Tensor, y: Tensor) -> Tensor:
+    """The x that maximises ``y * sigmoid(x) - slope * x``."""
     inner = argmax_sigmoid(y, slope, lx, ux)
     (end,) = prefer(-y, (lx, ux))
     gain = (y * (inner.sigmoid() - end.sigmoid())).sub_(slope * (inner - end))
@@ -170,25 +171,34 @@ class _Gap(torch.autograd.Function):
     def forward(ctx: Any, curved: bool, x: Tensor, y: Tensor, *parts: Tensor) -> Tensor:
         ctx.curved = curved
         ctx.save_for_backward(x, y, *parts)
-        other = y.tanh() if curved else y
-        return (x.sigmoid() * other).sub_(parts[0] * x).sub_(parts[1] * y)
+        height = x.sigmoid().mul_(y.tanh() if curved else y)
+        return height.addcmul_(parts[0], x, value=-1).addcmul_(parts[1], y, value=-1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, y, a, b, *box = ctx.saved_tensors
         gate, other = x.sigmoid(), y.tanh() if ctx.curved else y
-        in_x = gradient * (gate * (1 - gate) * other - a)
-        in_y = gradient * (gate * (1 - other * other) - b if ctx.curved else gate - b)
-        ends = (*_on_ends(in_x, x, *box[:2]), *_on_ends(in_y, y, *box[2:]))
-        found = (-gradient * x, -gradient * y, *ends)
+        in_x = torch.addcmul(gate, gate, gate, value=-1).mul_(other).sub_(a).mul_(gradient)
+        steep = torch.addcmul(gate, gate * other, other, value=-1) if ctx.curved else gate
+        in_y = (steep - b).mul_(gradient)
+        ends = (*on_ends(in_x, x, *box[:2]), *on_ends(in_y, y, *box[2:]))
+        found = ((gradient * x).neg_(), (gradient * y).neg_(), *ends)
         sums = [part.sum_to_size(of.shape) for part, of in zip(found, (a, b, *box), strict=True)]
         return (None, None, None, *sums)
 
 
-def _on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of an end on which a point of [lower, upper] lies; else 0."""
-    of_rest = gradient * (x - lower).sign()
-    return gradient - of_rest, of_rest - of_rest * (upper - x).sign()
+def on_ends(gradient: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of each end where a point of [lower, upper] lies on it, else 0.
+
+    Args:
+        gradient: in the point; it is overwritten.
+        x: the point.
+        lower: left end.
+        upper: right end.
+    """
+    of_rest = (x - lower).sign_().mul_(gradient)
+    of_inner = (upper - x).sign_().mul_(of_rest)
+    return gradient.sub_(of_rest), of_rest.sub_(of_inner)
 
 
 def gap_at(
@@ -217,15 +227,14 @@ def product_intercept(
     ux: Tensor,
     ly: Tensor,
     uy: Tensor,
-    edges: Edges | None = None,
 ) -> Tensor:
     """``max over the box of sigmoid(x) y - a x - b y``; shapes are broadcast.
 
     The function is linear in y, so its maximum lies on one of the two edges in y, whose maxima
-    are found again unless given.
+    are found first.
     """
     with torch.no_grad():
-        x_low, x_high = edges or product_edges(a, lx, ux, ly, uy)
+        x_low, x_high = product_edges(a, lx, ux, ly, uy)
         gain = x_high.sigmoid() * uy - x_low.sigmoid() * ly - a * (x_high - x_low) - b * (uy - ly)
         (x, y), height = prefer(gain, (x_low, x_high), (ly, uy)), largest(ly, uy)
         allowance = slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))

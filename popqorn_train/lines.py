@@ -26,6 +26,7 @@ from popqorn_train.extremum import (
     prefer,
     slack,
 )
+from popqorn_train.tanh_lines import TINY, over_and_slope, tanh_above
 
 
 class Lines(NamedTuple):
@@ -37,28 +38,19 @@ class Lines(NamedTuple):
     upper_intercept: Tensor
 
 
-_TINY = 1e-30  # a width that divides 0
-_NEAR = 1e-2  # below which a series is more exact than the quotient
-
-
 class _TanhOver(torch.autograd.Function):
     """``tanh(d) / d`` for d >= 0, smooth at 0."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, d: Tensor) -> Tensor:
-        far, square = d.clamp(min=_NEAR), d.clamp(max=_NEAR).square()
-        series = 1 - square / 3 + 2 * square * square / 15
-        (found,) = prefer(d - _NEAR, (series, far.tanh() / far))
-        ctx.save_for_backward(d, found)
-        return found
+        d = d.clamp(min=TINY)
+        ctx.save_for_backward(d)
+        return d.tanh().div_(d)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        d, found = ctx.saved_tensors
-        far, near = d.clamp(min=_NEAR), d.clamp(max=_NEAR)
-        series = near * (8 / 15 * near.square() - 2 / 3)
-        (slope,) = prefer(d - _NEAR, (series, (1 - (found * far).square() - found) / far))
-        return gradient * slope
+        (d,) = ctx.saved_tensors
+        return over_and_slope(d)[1].mul_(gradient)
 
 
 def _tanh_over(d: Tensor) -> Tensor:
@@ -121,7 +113,7 @@ class Curve(NamedTuple):
             one, slope, low = torch.ones_like(lower), self.secant(lower, upper), self.value(lower)
             d = self.argmax(one, slope, lower, upper)
             for _ in range(3):
-                chord = (self.value(d) - low).div_((d - lower).clamp_(min=_TINY))
+                chord = (self.value(d) - low).div_((d - lower).clamp_(min=TINY))
                 slope = torch.maximum(slope, chord)
                 d = self.argmax(one, slope, lower, upper)
         return d
@@ -160,7 +152,7 @@ def _least_area(curve: Curve, lower: Tensor, upper: Tensor) -> Lines:
 
 def tanh_lines(lower: Tensor, upper: Tensor) -> Lines:
     """Enclose tanh, which is odd: the line below is the mirrored line above the mirror."""
-    return _least_area(TANH, lower, upper)
+    return _odd(Stacked(*tanh_above(lower, upper)))
 
 
 def sigmoid_lines(lower: Tensor, upper: Tensor) -> Lines:

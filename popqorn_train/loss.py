@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from popqorn_train.attack import search
 from popqorn_train.case import Case, full_precision, undisturbed
 from popqorn_train.certificate import bounded_margins, other_classes, proved, with_own
+from popqorn_train.fusion import fused_cross_entropy
 from popqorn_train.graph import Enclosure
 from popqorn_train.methods import TRAINING, CrownIBP, Method, method_named
 from popqorn_train.objective import LossParts, Objective, Prepared, check_share, check_weight
@@ -178,9 +179,9 @@ class CertifiedLoss(Objective):
 
 
 class CrownIBPLoss(CertifiedLoss):
-    """Certified loss on margins that are beta parts linear and 1 - beta parts interval bounds.
+    """Certified loss on bounds that are beta parts linear and 1 - beta parts intervals.
 
-    With beta = 1 margins are those of one backward pass, with beta = 0 of intervals alone, which
+    With beta = 1 they are those of one backward pass, with beta = 0 of intervals alone, which
     cost no backward pass.
 
     Args:
@@ -192,11 +193,16 @@ class CrownIBPLoss(CertifiedLoss):
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
+        fused: bound the cross entropy by one backward row a sample (fusion.py), and mix it with
+            that of interval margins; else mix margins, with a row for every other class. Costs
+            about half on wide layers, but the bound is looser: it leaves the intervals of margins
+            by a chord, which is long where they are wide.
         signal: weight of ``drowned``.
 
-    Source:
+    Sources:
         Zhang et al., "Towards stable and efficient training of verifiably robust neural
-        networks", ICLR 2020.
+        networks", ICLR 2020; Xu et al., "Automatic perturbation analysis for scalable certified
+        robustness and beyond", NeurIPS 2020 (fused).
     """
 
     ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "beta", "signal")
@@ -212,6 +218,7 @@ class CrownIBPLoss(CertifiedLoss):
         scope: Scope = "frame",
         kappa: float = 0.0,
         beta: float = 1.0,
+        fused: bool = False,
         signal: float = 0.0,
     ) -> None:
         super().__init__(
@@ -226,7 +233,16 @@ class CrownIBPLoss(CertifiedLoss):
             signal=signal,
         )
         check_share("beta", beta)
-        self.beta = beta
+        self.beta, self.fused = beta, fused
 
     def _bounding(self) -> Method:
         return CrownIBP(self.beta)
+
+    def _worst(self, batch: Prepared) -> Worst:
+        if not self.fused or self.beta == 0:
+            return super()._worst(batch)
+        case, ball = self._region(batch)
+        with undisturbed(batch.model):
+            bounds = fused_cross_entropy(case.graph(ball), batch.target, case.value)
+        loss = torch.lerp(bounds.interval, bounds.linear, self.beta).mean()
+        return Worst(loss, bounds.certified.float().mean(), bounds.found)

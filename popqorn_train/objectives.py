@@ -116,6 +116,7 @@ def crown_ibp(
     scope: Scope = "frame",
     kappa: float = 0.0,
     beta: float = 1.0,
+    fused: bool = False,
     signal: float = 0.0,
 ) -> CrownIBPLoss:
     """Interval ranges and one backward pass, mixed with interval margins.
@@ -132,6 +133,7 @@ def crown_ibp(
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
+        fused: bound the cross entropy by one backward row, see ``CrownIBPLoss``.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
     Source:
@@ -147,6 +149,7 @@ def crown_ibp(
         scope=scope,
         kappa=kappa,
         beta=beta,
+        fused=fused,
         signal=signal,
     )
 

@@ -94,16 +94,16 @@ def _sides(product: Product, a: Tensor, b: Tensor, edge: Border) -> tuple[Tensor
 def inside(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> tuple[Point, Tensor]:
     """The local maximum inside, and whether the octagon may hold it."""
     found, scale, bands = interior(a, b), octagon.scale(), octagon.bands
-    (near, far_x, far_y, room) = found
+    near = found.near
     p, q = (near.x - scale.x) / scale.half_x, (near.y - scale.y) / scale.half_y
-    far_p, far_q = (far_x - scale.x) / scale.half_x, (far_y - scale.y) / scale.half_y
+    far_p, far_q = (found.far_x - scale.x) / scale.half_x, (found.far_y(b) - scale.y) / scale.half_y
     # The true point lies in [far_p, p] x [far_q, q].
     in_box = (p >= -1 - _NEAR) & (far_p <= 1 + _NEAR) & (q >= -1 - _NEAR) & (far_q <= 1 + _NEAR)
     in_sums = (p + q >= bands.sum_low - _NEAR) & (far_p + far_q <= bands.sum_high + _NEAR)
     in_diffs = (p - far_q >= bands.diff_low - _NEAR) & (far_p - q <= bands.diff_high + _NEAR)
     lx, ux, ly, uy = octagon.box
     point = Point(clip(near.x, lx, ux), clip(near.y, ly, uy), near.miss)
-    return point, (room > 0) & in_box & in_sums & in_diffs
+    return point, (found.room > 0) & in_box & in_sums & in_diffs
 
 
 def octagon_intercept(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> Tensor:

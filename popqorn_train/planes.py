@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from popqorn_train.domain import Domain, Octagon
-from popqorn_train.extremum import Edges
 from popqorn_train.octagon import octagon_intercept
 from popqorn_train.products import Product
 from popqorn_train.slopes import Policy, closed_form
@@ -40,11 +39,10 @@ class Planes(NamedTuple):
 
 
 def intercept(
-    product: Product, a: Tensor, b: Tensor, domain: Domain, edges: Edges | None = None
+    product: Product, a: Tensor, b: Tensor, domain: Domain, top: Tensor | None = None
 ) -> Tensor:
     """``max over the domain of f(x, y) - a x - b y``, raised by the rounding; of any shape."""
-    known = {} if edges is None else {"edges": edges}
-    over_box = product.intercept(a, b, *domain.box, **known)
+    over_box = product.intercept(a, b, *domain.box) if top is None else top
     if not isinstance(domain, Octagon):
         return over_box
     # The allowance on the diagonals of a wide octagon may outweigh what its cut corners save.
@@ -60,8 +58,8 @@ def enclosing(product: Product, domain: Domain, policy: Policy = closed_form) ->
         policy: how to choose slopes.
     """
     both = domain.with_mirror()
-    a, b, edges = policy(product, both)
-    top = intercept(product, a, b, both, edges)
+    a, b, known = policy(product, both)
+    top = intercept(product, a, b, both, known)
     parts = (part.expand_as(top).unbind() for part in (a, b, top))
     upper, mirrored = (Plane(*plane) for plane in zip(*parts, strict=True))
     # f(x, -y) = -f(x, y)

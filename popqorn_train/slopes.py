@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from popqorn_train.domain import Domain, Rectangle
-from popqorn_train.extremum import Edges, clip, follow_ends, prefer, product_edges
+from popqorn_train.extremum import product_edges
 from popqorn_train.lines import sigmoid_secant
+from popqorn_train.memory_planes import plane_above
 from popqorn_train.products import MEMORY, Product, steepness
 from popqorn_train.simplex import lowest_plane
 
@@ -31,12 +32,12 @@ class Slopes(NamedTuple):
     Attributes:
         a: slope in x.
         b: slope in y.
-        edges: of sigmoid(x) y, the maximising x at both ends of y, where they are known.
+        top: the intercept over the smallest box around the domain, where it is known.
     """
 
     a: Tensor
     b: Tensor
-    edges: Edges | None = None
+    top: Tensor | None = None
 
 
 Policy = Callable[[Product, Domain], Slopes]
@@ -44,22 +45,7 @@ _REFERENCE = (-0.1, 0.25)  # where a tilted plane is lowest, in half widths off 
 
 
 def _mix(lower: Tensor, upper: Tensor, share: float) -> Tensor:
-    return share * lower + (1 - share) * upper
-
-
-def _with_best_slope_in_y(a: Tensor, box: Rectangle) -> Slopes:
-    """For a given slope in x, the slope in y that makes the plane over sigmoid(x) y lowest.
-
-    It is the chord of the two edge maxima, and a mean of gate values, hence the clip.
-    """
-    edges = product_edges(a, *box)
-    x_low, x_high = (follow_ends(x, box.lx, box.ux) for x in edges)
-    low, high = x_low.sigmoid(), x_high.sigmoid()
-    width, least = box.uy - box.ly, 1e-3 if a.dtype == torch.float32 else 1e-7
-    narrow = (least - width.detach()).sign().relu()
-    rise = high * box.uy - low * box.ly - a * (x_high - x_low)
-    (b,) = prefer(least - width, (rise / (width + narrow), (low + high) / 2))
-    return Slopes(a, clip(b, box.lx.sigmoid(), box.ux.sigmoid()), edges)
+    return torch.lerp(upper, lower, share)
 
 
 def closed_form(product: Product, domain: Domain) -> Slopes:
@@ -67,7 +53,7 @@ def closed_form(product: Product, domain: Domain) -> Slopes:
     box = domain.box
     a = _mix(product.g(box.ly), product.g(box.uy), product.share) * sigmoid_secant(box.lx, box.ux)
     if not product.curved:
-        return _with_best_slope_in_y(a, box)
+        return Slopes(a, *plane_above(a, *box))
     gate = _mix(box.ux.sigmoid(), box.lx.sigmoid(), product.share)
     # The chord of an odd function is as steep on the mirror image.
     return Slopes(a, gate * product.secant(box.ly[:1], box.uy[:1]))
@@ -124,7 +110,7 @@ def _bisected(box: Rectangle, reference: tuple[float, float], steps: int) -> Slo
         steeper = (1 - reference[1]) * x_low + (1 + reference[1]) * x_high > goal
         low, high = torch.where(steeper, a, low), torch.where(steeper, high, a)
     a = (low + high) / 2
-    return _with_best_slope_in_y(a, box)
+    return Slopes(a, *plane_above(a, *box))
 
 
 POLICIES: dict[str, Policy] = {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.extremum import (
-    argmax_sigmoid,
+    LEAST,
     argmax_tanh,
     clip,
     gap_at,
@@ -28,6 +28,7 @@ from popqorn_train.extremum import (
 )
 
 _NEAR = 1e-3  # relative distance at which something counts as reached
+_MANY = 8  # one box in so many costs less to pick out than to look at all
 
 
 class Point(NamedTuple):
@@ -43,15 +44,24 @@ class Interior(NamedTuple):
 
     Attributes:
         near: the point found; ``miss`` is what the maximum may exceed its value by.
-        far_x: coordinate of the other point, at most that of ``near``.
-        far_y: likewise.
+        near_w: its w = 1 - sigmoid(x).
+        far_w: that of the other point, which is at least as large.
         room: positive where there is an interior local maximum at all.
     """
 
     near: Point
-    far_x: Tensor
-    far_y: Tensor
+    near_w: Tensor
+    far_w: Tensor
     room: Tensor
+
+    @property
+    def far_x(self) -> Tensor:
+        """Coordinate of the other point, at most that of ``near``."""
+        return _x_at(self.far_w)
+
+    def far_y(self, b: Tensor) -> Tensor:
+        """The other coordinate, for the slope in y, at most that of ``near``."""
+        return _y_at(self.far_w, _inner_slope(b))
 
 
 def _x_at(w: Tensor) -> Tensor:
@@ -74,7 +84,7 @@ def _over_w(w: Tensor, beta: Tensor) -> Tensor:
 def _newton(w: Tensor, a: Tensor, beta: Tensor) -> Tensor:
     """One step towards r(w) = a from the left; r is concave, so it does not go too far."""
     height = _over_w(w, beta)
-    slope = (1 + beta).sub_(w, alpha=2).mul_(w).div_(height).mul_(-0.5).add_(height)
+    slope = torch.sub(1 + beta, w, alpha=2).mul_(w).div_(height).mul_(-0.5).add_(height)
     # Near the double root the derivative is noise: a steeper one makes a smaller step.
     slope = torch.maximum(slope, height * torch.finfo(w.dtype).eps ** (1 / 3))
     return w - height.mul_(w).sub_(a).div_(slope)
@@ -89,16 +99,29 @@ def _peak(beta: Tensor) -> tuple[Tensor, Tensor]:
     return w, w * _over_w(w, beta)
 
 
+def _inner_slope(b: Tensor) -> Tensor:
+    """A slope in y for which there may be an interior maximum."""
+    numbers = torch.finfo(b.dtype)
+    return b.clamp(10 * numbers.tiny, 1 - 4 * numbers.eps)
+
+
 @torch.no_grad()
-def interior(a: Tensor, b: Tensor, steps: int = 4) -> Interior:
+def interior(a: Tensor, b: Tensor, steps: int | None = None) -> Interior:
     """The one interior local maximum of ``sigmoid(x) tanh(y) - a x - b y`` on the plane.
 
     Newton's method comes from the side w <= w*, so the remaining error is bounded:
     G* - G <= (a - r(w)) (x - x_peak). The chord of r from w to the peak lies below r, so its
     root lies beyond w*.
+
+    Args:
+        a: slope in x.
+        b: slope in y.
+        steps: of Newton's method; None takes what the precision can tell.
     """
+    if steps is None:
+        steps = 2 if a.dtype == torch.float32 else 3
     eps, tiny = torch.finfo(a.dtype).eps, 10 * torch.finfo(a.dtype).tiny
-    b_in, a_in = b.clamp(tiny, 1 - 4 * eps), a.clamp(min=tiny)
+    b_in, a_in = _inner_slope(b), a.clamp(min=tiny)
     beta = 1 - b_in
     w_peak, r_peak = _peak(beta)
     rho = (a_in / r_peak.clamp(min=tiny)).clamp_(max=1 - eps)
@@ -113,7 +136,7 @@ def interior(a: Tensor, b: Tensor, steps: int = 4) -> Interior:
     x, y, far = _x_at(w), _y_at(w, b_in), torch.lerp(w, w_peak, share)
     miss = short.mul_((x - _x_at(w_peak)).clamp_(min=0))
     room = functools.reduce(torch.minimum, (a, b, 1 - b, r_peak * (1 + 1e-3) - a_in))
-    return Interior(Point(x, y, miss), _x_at(far), _y_at(far, b_in), room)
+    return Interior(Point(x, y, miss), w, far, room)
 
 
 class _High(NamedTuple):
@@ -133,25 +156,37 @@ class _High(NamedTuple):
 def _on_border(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor) -> _High:
     """The highest point of the border.
 
-    Of the corners, the upper two never beat what is found on the edges that lead up to them, see
-    ``argmax_tanh``; so the lower two and the four edges are enough.
+    The edges along y have their greatest value at the stationary point or at the lower corner, see
+    ``argmax_tanh``. With that, all corners are known, and of the edges along x the stationary
+    points are enough.
     """
     low, high = ly.tanh(), uy.tanh()
     sides = []
     for x in (lx, ux):
         gate = x.sigmoid()
         y = argmax_tanh(gate, b, ly, uy)
-        height = (gate * y.tanh()).addcmul_(b, y, value=-1)
+        height = y.tanh().mul_(gate).addcmul_(b, y, value=-1)
         corner = (gate * low).addcmul_(b, ly, value=-1)
         (y,) = prefer(height - corner, (ly, y))
         height = torch.maximum(height, corner).addcmul_(a, x, value=-1)
         sides.append(_High(x, y, height))
-    best = sides[0].or_point(sides[1])
+    best, steep = sides[0].or_point(sides[1]), 4 * a
     for y, value in ((ly, low), (uy, high)):
-        x = argmax_sigmoid(value, a, lx, ux)
-        height = (x.sigmoid() * value).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
+        x = clip(_on_edge(steep, value), lx, ux)
+        height = x.sigmoid().mul_(value).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
         best = best.or_point(_High(x, y, height))
     return best
+
+
+def _on_edge(steep: Tensor, value: Tensor) -> Tensor:
+    """Where ``4 value sigmoid(x) - steep x`` has its local maximum, if any; else somewhere.
+
+    With 4 sigmoid'(x) = 1 - tanh(x/2)^2, x/2 is the artanh of a root, see extremum.py.
+    """
+    numbers, sign = torch.finfo(value.dtype), value.sign()
+    ratio = (steep * sign).div_(value.abs().clamp_(min=numbers.tiny))
+    ratio = ratio.clamp_(LEAST[value.dtype], 1 - 2 * numbers.eps)
+    return torch.rsub(ratio, 1).sqrt_().add_(1).square_().div_(ratio).log_().mul_(sign)
 
 
 def _roomy(ux: Tensor, uy: Tensor) -> Tensor:
@@ -175,17 +210,25 @@ def _reaching(a: Tensor, b: Tensor, lx: Tensor, ux: Tensor) -> Tensor:
     return torch.maximum(near, _NEAR - beta) >= 0
 
 
+class _Inner(NamedTuple):
+    """The local maximum inside; ``gain`` is positive where it is there and the highest point."""
+
+    x: Tensor
+    y: Tensor
+    miss: Tensor
+    gain: Tensor
+
+
 def _inside(
     a: Tensor, b: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, height: Tensor
-) -> tuple[Point, Tensor]:
-    """The local maximum inside, and the indices where it is there and higher."""
+) -> _Inner:
+    """The local maximum inside, beside the height of the border."""
     inner = interior(a, b)
     x, y, miss = clip(inner.near.x, lx, ux), clip(inner.near.y, ly, uy), inner.near.miss
-    gain = (x.sigmoid() * y.tanh()).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
+    gain = x.sigmoid().mul_(y.tanh()).addcmul_(a, x, value=-1).addcmul_(b, y, value=-1)
     gain = gain.add_(miss).sub_(height)
-    inside = torch.minimum(inner.near.x - lx, ux - inner.far_x)
-    higher = functools.reduce(torch.minimum, (gain, inner.room, inside)).gt(0).nonzero()[:, 0]
-    return Point(x[higher], y[higher], miss[higher]), higher
+    inside = torch.minimum((-lx).sigmoid_() - inner.near_w, inner.far_w - (-ux).sigmoid_())
+    return _Inner(x, y, miss, functools.reduce(torch.minimum, (gain, inner.room, inside)))
 
 
 @torch.no_grad()
@@ -194,13 +237,19 @@ def argmax_sigmoid_tanh(
 ) -> Point:
     """Where ``sigmoid(x) tanh(y) - a x - b y`` is largest on the box; shapes are broadcast."""
     best = _on_border(a, b, lx, ux, ly, uy)
+    parts, roomy = (a, b, lx, ux, ly, uy, best.height), _roomy(ux, uy).expand_as(best.height)
+    if _MANY * roomy.sum() > roomy.numel():
+        inner = _inside(a.expand_as(best.height), *parts[1:])
+        pairs = zip((best.x, best.y, torch.zeros_like(best.x)), inner[:3], strict=True)
+        return Point(*prefer(inner.gain, *pairs))
     found = Point(best.x, best.y, torch.zeros_like(best.height))
-    parts = [part.expand_as(best.height).flatten() for part in (a, b, lx, ux, ly, uy, best.height)]
-    some = _roomy(ux, uy).expand_as(best.height).flatten().nonzero()[:, 0]
-    some = some[_reaching(*(part[some] for part in parts[:4]))]
-    point, higher = _inside(*(part[some] for part in parts))
-    for whole, part in zip(found, point, strict=True):
-        whole.view(-1)[some[higher]] = part
+    flat = [part.expand_as(best.height).flatten() for part in parts]
+    some = roomy.flatten().nonzero()[:, 0]
+    some = some[_reaching(*(part[some] for part in flat[:4]))]
+    inner = _inside(*(part[some] for part in flat))
+    higher = inner.gain.gt(0).nonzero()[:, 0]
+    for whole, part in zip(found, inner[:3], strict=True):
+        whole.view(-1)[some[higher]] = part[higher]
     return found
 
 

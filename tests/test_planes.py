@@ -8,7 +8,7 @@ from popqorn_train.domain import Rectangle
 from popqorn_train.extremum import product_intercept
 from popqorn_train.planes import enclosing
 from popqorn_train.products import MEMORY, SIGMOID_TANH
-from popqorn_train.tanh_product import sigmoid_tanh_intercept
+from popqorn_train.tanh_product import _on_border, sigmoid_tanh_intercept
 from tests.problems import F64
 
 
@@ -181,3 +181,16 @@ def test_planes_enclose_a_million_points(f, planes, intercept, share, dtype):
         found = [type(plane)(*[field.double() for field in plane]) for plane in planes(box, share)]
         for gap in gaps(f, found, *across(Rectangle(*[end.double() for end in box]), 11)):
             assert (gap >= (0 if dtype == torch.float32 else -1e-12)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_maxima_inside_are_the_same_picked_out_or_not(dtype, monkeypatch):
+    box = Rectangle(*[end.to(dtype) for end in boxes(6.0, 2000)])
+    found = []
+    for many in (0, 10**6):  # never looks at all boxes, always does
+        monkeypatch.setattr("popqorn_train.tanh_product._MANY", many)
+        found.append(enclosing(SIGMOID_TANH, box))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.intercept, other.intercept, rtol=0, atol=1e-6)
+    border = _on_border(found[0].upper.x, found[0].upper.y, *box).height
+    assert (found[0].upper.intercept > border + 1e-3).any()
