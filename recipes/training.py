@@ -150,9 +150,9 @@ class RecipeCLI(LightningCLI):
             return
         name = "standard" if self.model.loss is None else "certified"
         self._evaluate(name, seconds)
+        self._report(self.folder)
         if name == "certified" and self.trainer.world_size == 1:  # the others have left
             self._compare()
-        self._report(self.folder)
 
     def before_validate(self) -> None:
         """Refuse to watch weights that were never trained."""
@@ -220,6 +220,7 @@ class RecipeCLI(LightningCLI):
         other = RecipeCLI(["fit", "--config", saved, *arguments], **options)
         self.evaluations |= other.evaluations
         self.models |= other.models
+        self._report(self.folder)
 
     def _report(self, folder: Path) -> None:
         """Write everything that is known of the models."""
