@@ -83,6 +83,7 @@ def _row(config: Config, name: str) -> dict[str, Any]:
         "seed_everything": config.seed,
         "evaluation.epsilons": list(config.at),
         "evaluation.samples": config.samples,
+        "evaluation.undecided_at": "null",
     }
     run_recipe(config.config, [f"--{option}={value}" for option, value in options.items()])
     (model,) = json.loads((folder / "results.json").read_text())["models"].values()
