@@ -1,5 +1,8 @@
 """Objectives for certified training, one function each.
 
+Costs of a step are in steps of cross entropy on the same cell unrolled by hand: a GRU of 32 units
+on 8 and on 29 frames, and a vanilla RNN of 128 units on 4 wide frames (``make bench-objectives``).
+
 Every function returns an ``Objective``: call it as ``loss(model, inputs, target)``, read its terms
 with ``loss.parts(...)``, and let ``EpsilonSchedule`` ramp it. All take what may move as
 ``CertifiedLoss`` does: ``epsilon``, ``p``, ``low``, ``high``, ``frames`` and ``scope``.
@@ -40,6 +43,8 @@ def pgd(
     For small epsilon and few frames, to be certified by backward bounds; intervals prove nothing
     about it.
 
+    Costs 10, 9 and 23 steps.
+
     Args:
         epsilon: see ``CertifiedLoss``; so are the others.
         p: norm.
@@ -78,6 +83,8 @@ def ibp(
     signal: float = 0.0,
 ) -> CertifiedLoss:
     """Interval bounds: the method to beat, and the one for many frames.
+
+    Costs 5, 5 and 4 steps.
 
     Args:
         epsilon: see ``CertifiedLoss``; so are the others.
@@ -124,6 +131,8 @@ def crown_ibp(
     Starts from tighter margins than ``ibp``; ``EpsilonSchedule`` lowers beta to 0 over the ramp,
     from where on it is ``ibp``.
 
+    Costs 23, 26 and 28 steps, and as much as ``ibp`` once beta is 0; ``fused`` takes a third off.
+
     Args:
         epsilon: see ``CertifiedLoss``; so are those up to ``kappa``.
         p: norm.
@@ -168,6 +177,8 @@ def mtl(
     signal: float = 0.0,
 ) -> CertifiedLoss:
     """Between ``ibp`` and ``pgd``: for small epsilon, where it keeps more clean accuracy.
+
+    Costs 15, 14 and 26 steps, nearly all of it for the attack.
 
     Args:
         epsilon: see ``CertifiedLoss``; so are the others.
@@ -217,6 +228,8 @@ def sabr(
     Costs less clean accuracy than ``ibp``, and needs a stronger verifier in the end, the more so
     the smaller the ratio.
 
+    Costs 13, 13 and 23 steps, likewise.
+
     Args:
         epsilon: see ``CertifiedLoss``; so are those up to ``kappa``.
         p: norm.
@@ -258,6 +271,8 @@ def popqorn(
 ) -> CertifiedLoss:
     """Full backward bounds, with closed-form planes: for short sequences and small models.
 
+    Costs 720, 3100 and 870 steps.
+
     Args:
         epsilon: see ``CertifiedLoss``; so are the others.
         p: norm.
@@ -288,6 +303,8 @@ def radius(
     rtol: float = 1e-2,
 ) -> RadiusLoss:
     """Certified radii made larger, up to epsilon: each sample at the radius it has.
+
+    Costs 41, 42 and 36 steps.
 
     Args:
         epsilon: radius that is enough.
