@@ -1,9 +1,10 @@
 """A loss that grows certified radii themselves, up to a target.
 
-    mean over the batch of   1 - min(radius, epsilon) / epsilon    where the radius is positive
+    mean over the batch of   log(epsilon / min(radius, epsilon))   where the radius is positive
                              CE(clean)                             where it is 0
 
-Ding et al., "MMA training", ICLR 2020, do this with the distance that an attack finds; here it is
+The logarithm, because radii start a hundred times below epsilon, where what they lack hardly
+changes while they double. Ding et al., "MMA training", ICLR 2020, do this with the distance that an attack finds; here it is
 the certified radius (Ko et al., "POPQORN", ICML 2019) with the gradient of the implicit function
 margin(radius) = 0.
 
@@ -86,7 +87,8 @@ class RadiusLoss(CertifiedLoss):
         if self.epsilon == 0:
             return Worst(error.mean(), batch.zero(), None)
         radius = self._radius(batch)
-        lacking = 1 - radius / self.epsilon
+        tiny = torch.finfo(radius.dtype).tiny
+        lacking = math.log(self.epsilon) - radius.clamp(min=tiny).log()
         reached = radius.detach() >= self.epsilon * (1 - 1e-6)  # but for rounding
         loss = torch.where(radius > 0, lacking, error).mean()
         return Worst(loss, reached.float().mean(), None)

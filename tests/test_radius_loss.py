@@ -29,7 +29,7 @@ def test_it_is_what_radii_lack_of_the_target(cell, p):
     loss = objectives.radius(target, p, kappa=0.3, rtol=1e-6)
     parts = loss.parts(model, x, y)
     error = cross_entropy(model(x), y, reduction="none")
-    lacking = torch.where(radii > 0, (1 - radii / target).clamp(min=0), error)
+    lacking = torch.where(radii > 0, (target / radii).log().clamp(min=0), error)
     torch.testing.assert_close(parts.bound, lacking.mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(parts.total, 0.3 * parts.clean + 0.7 * parts.bound)
     assert parts.certified.item() == pytest.approx((radii >= target).double().mean().item())
