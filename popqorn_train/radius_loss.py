@@ -4,9 +4,9 @@
                              CE(clean)                             where it is 0
 
 The logarithm, because radii start a hundred times below epsilon, where what they lack hardly
-changes while they double. Ding et al., "MMA training", ICLR 2020, do this with the distance that an attack finds; here it is
-the certified radius (Ko et al., "POPQORN", ICML 2019) with the gradient of the implicit function
-margin(radius) = 0.
+changes while they double. Ding et al., "MMA training", ICLR 2020, raise the distance that an attack
+finds; here it is the certified radius (Ko et al., "POPQORN", ICML 2019) with the gradient of the
+implicit function margin(radius) = 0.
 
 B: batch.
 """
