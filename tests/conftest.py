@@ -1,5 +1,6 @@
 """Shared set-up; also grafts callbacks/ and recipes/ onto the package in a bare checkout."""
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test starts from the same global generator."""
+    """Every test starts from the same global generator, and hears what Lightning says."""
     torch.manual_seed(0)
+    logging.getLogger("pytorch_lightning").setLevel(logging.INFO)  # a command may have quieted it
 
 
 @pytest.fixture

@@ -195,8 +195,7 @@ def test_the_gallery_draws_small_pictures_that_its_page_shows(tmp_path, data):
         assert f"gallery/{picture.name}" in page
 
 
-def test_objectives_stand_in_one_table_with_what_they_cost(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(experiment_objectives, "prepare", lambda: None)  # would quiet later tests
+def test_objectives_stand_in_one_table_with_what_they_cost(tmp_path, capsys):
     options = ["--config", "generated", "--epochs", "2", "--samples", "4", "--at", ".02", ".05"]
     options += ["--objectives", "ibp", "mtl", "--folder", str(tmp_path)]
     experiment_objectives.main(options)
