@@ -22,7 +22,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import GOLDEN, LIRPA, POPQORN, Golden, load
 
-from popqorn_train import LpBall, certified_radius, certify, empirical_radius
+from popqorn_train import LpBall, Popqorn, certified_radius, certify, empirical_radius
 from popqorn_train.domain import Rectangle
 from popqorn_train.methods import METHODS
 from popqorn_train.planes import enclosing
@@ -119,6 +119,8 @@ def popqorn_radii() -> None:
         # both rounds of its bracket, for all inputs and both norms together
         spent = float(data["plane_round1_cpu_s"] + data["plane_round2_cpu_s"]) / len(data["ps"])
         _compare(title, golden, theirs, spent, p=p, frames=frames)
+        settings = {"method": Popqorn("lambda", ()), "rtol": 1e-2}
+        _compare("  closed form, 1e-2", golden, theirs, spent, p=p, frames=frames, **settings)
     for title, (file, options) in POPQORN.items():
         golden = load(file, nn.RNN, "rnn", "fc", **options)
         p = float(golden.data["p"])
@@ -133,10 +135,13 @@ def _compare(
     *,
     p: float,
     frames: Tensor | None = None,
+    method: str | Popqorn = "popqorn",
+    rtol: float = 1e-3,
 ) -> None:
     """Print one row; ``spent`` are their seconds on all inputs."""
     net, x, y, _ = golden
-    radius, seconds = _seconds(partial(certified_radius, net, x, y, p=p, frames=frames))
+    settings = {"p": p, "frames": frames, "method": method, "rtol": rtol}
+    radius, seconds = _seconds(partial(certified_radius, net, x, y, **settings))
     reach = empirical_radius(net, x, y, p=p, frames=frames)
     cells = (
         f"{radius.median():.5f}",
