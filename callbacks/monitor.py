@@ -22,9 +22,9 @@ from popqorn_train.examine import Examination
 from popqorn_train.loader import OnError, check_on_error
 from popqorn_train.methods import Method, method_named
 from popqorn_train.metrics import CertifiedAccuracyCurve
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Scope
 from popqorn_train.radius import check_search
-from popqorn_train.region import Scope
 
 
 class CertifiedRadiusMonitor(Callback):

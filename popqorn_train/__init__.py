@@ -1,7 +1,6 @@
 """Certified robustness radii for recurrent classifiers, computed while they train."""
 
 from popqorn_train.bound import BoundModel, bound
-from popqorn_train.box import Box
 from popqorn_train.budget import certified_budget
 from popqorn_train.certificate import Certificate, certify, logit_bounds
 from popqorn_train.empirical import empirical_radius
@@ -12,10 +11,11 @@ from popqorn_train.loader import certify_loader
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.objective import Objective
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.box import Box
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Bounds
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.radius import RadiusSearch, Start, certified_radius, search_radius
-from popqorn_train.region import Bounds
-from popqorn_train.substitutions import Substitutions
 from popqorn_train.tracer import UnsupportedModelError
 
 __all__ = [

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from popqorn_train.node import Node, Root
+from popqorn_train.perturbations.region import Bounds, around, dot
 from popqorn_train.pieces import Frame
-from popqorn_train.region import Bounds, around, dot
 from popqorn_train.tape import Tape, pad_frames
 
 

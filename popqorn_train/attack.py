@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import Inputs, bound
-from popqorn_train.box import Perturbation, check_ball
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import check_target
-from popqorn_train.region import Region, dual_exponent
+from popqorn_train.perturbations.box import Perturbation, check_ball
+from popqorn_train.perturbations.region import Region, dual_exponent
 
 
 class Attack(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from popqorn_train.bound import Inputs, bound
 from popqorn_train.certificate import Confirm, certify
 from popqorn_train.methods import Method
-from popqorn_train.substitutions import Substitutions
+from popqorn_train.perturbations.substitutions import Substitutions
 
 
 def certified_budget(

@@ -18,7 +18,7 @@ from popqorn_train.certificate import certify
 from popqorn_train.graph import ancestors
 from popqorn_train.named import named_model
 from popqorn_train.node import Nonlinear
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.steps import Step
 from popqorn_train.tracer import UnsupportedModelError, called_name
 

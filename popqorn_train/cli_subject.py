@@ -14,7 +14,7 @@ from popqorn_train.dataset import Source, opened
 from popqorn_train.examine import Examination
 from popqorn_train.methods import method_named
 from popqorn_train.named import named_model
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.radius import check_search
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from popqorn_train.extremum import clip, follow_ends, largest, slack
 from popqorn_train.lines import Lines
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 
 _CELLS = 32
 

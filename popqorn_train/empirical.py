@@ -18,10 +18,10 @@ from popqorn_train.bound import Inputs, bound
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import method_named
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Region, Scope
 from popqorn_train.question import largest_tried, make_question
 from popqorn_train.radius import check_search
-from popqorn_train.region import Region, Scope
 
 _ROUNDS = 30  # balls attacked at most
 _HALVINGS = 12  # of the way back to the input

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from popqorn_train.graph import ROWS_AT_ONCE, Enclosure, ancestors, lower_bound, minimum, whole
 from popqorn_train.node import Node, Nonlinear
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxer import Relaxation, Relaxer
 from popqorn_train.steps import walk
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from popqorn_train.case import Case
 from popqorn_train.enclose import enclose
 from popqorn_train.graph import minimum
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.relaxer import Relaxation
 from popqorn_train.tracer import UnsupportedModelError
 

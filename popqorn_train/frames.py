@@ -13,7 +13,7 @@ from popqorn_train.case import undisturbed
 from popqorn_train.certificate import Confirm
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method, method_named
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.question import make_question
 from popqorn_train.radius import answer, check_search, in_float64
 

@@ -25,7 +25,7 @@ from popqorn_train.certificate import margin_rows, other_classes, proved
 from popqorn_train.enclose import enclose
 from popqorn_train.graph import Enclosure, minimum
 from popqorn_train.node import Node
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxer import Relaxation
 
 _NEAR = 1e-2  # width below which a series is more exact than the quotient

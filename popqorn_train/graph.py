@@ -24,8 +24,8 @@ from torch import Tensor
 
 from popqorn_train.carry import carry
 from popqorn_train.node import Node, Nonlinear
+from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.pieces import Piece
-from popqorn_train.region import Bounds, dot
 from popqorn_train.rounding import rounding
 from popqorn_train.tape import Tape
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from popqorn_train.affine import Linear
 from popqorn_train.node import Node, Root
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.pieces import Frame
-from popqorn_train.region import Bounds
 from popqorn_train.tape import Tape
 
 

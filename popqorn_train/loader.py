@@ -16,10 +16,10 @@ from popqorn_train.bound import BoundModel, bound
 from popqorn_train.certificate import Confirm
 from popqorn_train.examine import AtBall, Examination, Examiner, SampleRow, Status
 from popqorn_train.methods import Method, method_named
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Scope
 from popqorn_train.progress import Progress, Silent, shown
 from popqorn_train.radius import check_search
-from popqorn_train.region import Scope
 
 OnError = Literal["warn", "raise"]
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)

@@ -23,8 +23,8 @@ from popqorn_train.fusion import fused_cross_entropy
 from popqorn_train.graph import Enclosure
 from popqorn_train.methods import TRAINING, CrownIBP, Method, method_named
 from popqorn_train.objective import LossParts, Objective, Prepared, check_share, check_weight
-from popqorn_train.perturbation import LpBall
-from popqorn_train.region import Scope
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Scope
 from popqorn_train.states import drowned
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 from popqorn_train.affine import full
 from popqorn_train.lift import Lifter, module, operation, unsupported
 from popqorn_train.node import Node
+from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.reductions import largest_over
-from popqorn_train.region import Bounds, dot
 from popqorn_train.shapes import affine_of, lifted
 from popqorn_train.steps import Step
 from popqorn_train.tape import Tape

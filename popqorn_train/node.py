@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from popqorn_train.region import Bounds, Region
-from popqorn_train.substitutions import Choices
+from popqorn_train.perturbations.region import Bounds, Region
+from popqorn_train.perturbations.substitutions import Choices
 
 if TYPE_CHECKING:
     from popqorn_train.relaxer import Relaxer

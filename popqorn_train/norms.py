@@ -18,7 +18,7 @@ from popqorn_train.extremum import largest, slack
 from popqorn_train.lift import Lifter, module, unsupported
 from popqorn_train.lines import Lines
 from popqorn_train.node import Node
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.shapes import lifted
 from popqorn_train.steps import Step
 

@@ -17,8 +17,8 @@ from popqorn_train.loss import CertifiedLoss, CrownIBPLoss
 from popqorn_train.methods import Method
 from popqorn_train.mixture import Mixture
 from popqorn_train.objective import Objective
+from popqorn_train.perturbations.region import Scope
 from popqorn_train.radius_loss import RadiusLoss
-from popqorn_train.region import Scope
 from popqorn_train.small_boxes import SmallBoxLoss
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.node import Node
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 
 if TYPE_CHECKING:
     from popqorn_train.tape import Tape

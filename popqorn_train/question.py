@@ -14,8 +14,8 @@ from popqorn_train.case import Case
 from popqorn_train.certificate import check_target, chunked_margins, least, margins_of
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method
-from popqorn_train.perturbation import LpBall
-from popqorn_train.region import Region, dual_norm
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Region, dual_norm
 
 _UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
 

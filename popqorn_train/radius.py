@@ -19,9 +19,9 @@ from popqorn_train.case import undisturbed
 from popqorn_train.certificate import Confirm, check_confirm, proved
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import METHODS, TRAINING, Method, method_named
-from popqorn_train.perturbation import LpBall
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Scope
 from popqorn_train.question import Question, largest_tried, make_question
-from popqorn_train.region import Scope
 
 _BEYOND = 1.15  # where a tight method starts, in radii of the cheaper one
 

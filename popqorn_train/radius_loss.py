@@ -23,9 +23,9 @@ from popqorn_train.loss import CertifiedLoss, Worst
 from popqorn_train.memory import Chunks
 from popqorn_train.methods import Method
 from popqorn_train.objective import Prepared
+from popqorn_train.perturbations.region import Scope
 from popqorn_train.question import Question
 from popqorn_train.radius import answer, check_search, with_gradient
-from popqorn_train.region import Scope
 
 
 class RadiusLoss(CertifiedLoss):

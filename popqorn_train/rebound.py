@@ -25,7 +25,7 @@ from torch import Tensor
 
 from popqorn_train.graph import Enclosure, ancestors, lower_bound, sizes_of, visits
 from popqorn_train.node import Logits, Node, Nonlinear
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxer import Relaxation, Relaxer, Rows
 from popqorn_train.steps import walk
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from popqorn_train.domain import Bands, Octagon, Rectangle, Scale
 from popqorn_train.extremum import largest
 from popqorn_train.node import Node
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.planes import Planes, enclosing
 from popqorn_train.products import Product
-from popqorn_train.region import Bounds
 from popqorn_train.slopes import POLICIES
 
 Rows = Sequence[tuple[Node, Tensor]]

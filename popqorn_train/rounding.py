@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from popqorn_train.region import dot
+from popqorn_train.perturbations.region import dot
 
 
 def rounding(slope: Tensor, size: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from popqorn_train.case import Case
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.objective import Prepared, check_share
-from popqorn_train.perturbation import LpBall
-from popqorn_train.region import Scope
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import Scope
 
 
 class SmallBoxLoss(CertifiedLoss):

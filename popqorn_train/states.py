@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.graph import Enclosure
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 
 _TINY = 1e-12  # added to a variance: the root of 0 has no gradient
 

@@ -14,7 +14,7 @@ B: batch, T: frames, N: features.
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.region import dual_exponent
+from popqorn_train.perturbations.region import dual_exponent
 
 
 def clever_estimate(

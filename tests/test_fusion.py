@@ -12,7 +12,7 @@ from popqorn_train.certificate import margin_rows, other_classes
 from popqorn_train.enclose import enclose
 from popqorn_train.fusion import fused_cross_entropy
 from popqorn_train.graph import minimum
-from popqorn_train.region import Bounds
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxer import Relaxation
 from tests.problems import (
     CELLS,

@@ -8,7 +8,7 @@ from torch import nn
 
 from popqorn_train import certified_radius
 from popqorn_train.methods import Popqorn
-from popqorn_train.region import dual_norm
+from popqorn_train.perturbations.region import dual_norm
 from tests.problems import F64, build, margins, predicted, sequences
 
 EXACT = Popqorn("lambda", (), own_lines=False)  # its gradients hold nothing fixed

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.region import Bounds, dot
+from popqorn_train.perturbations.region import Bounds, dot
 
 
 class Choices(NamedTuple):

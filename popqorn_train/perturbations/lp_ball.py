@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.region import Region, Scope
+from popqorn_train.perturbations.region import Region, Scope
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from popqorn_train import (
     logit_bounds,
 )
 from popqorn_train.attack import attack
-from popqorn_train.substitutions import Choices
+from popqorn_train.perturbations.substitutions import Choices
 from tests.problems import F64, METHODS, build, sequences
 from tests.zoo import zoo
 

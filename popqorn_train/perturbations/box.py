@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popqorn_train.perturbation import LpBall, check_order, cut, numbers, room, shown
-from popqorn_train.region import Region
+from popqorn_train.perturbations.lp_ball import LpBall, check_order, cut, numbers, room, shown
+from popqorn_train.perturbations.region import Region
 
 
 @dataclass(frozen=True, eq=False)

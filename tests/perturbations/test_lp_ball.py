@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from popqorn_train.perturbation import LpBall
-from popqorn_train.region import dual_exponent, dual_norm
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.region import dual_exponent, dual_norm
 from tests.problems import F64, NORMS, sequences, steepest, steps_inside
 
 norms = pytest.mark.parametrize("p", [*NORMS, 1.5, 3.0])
