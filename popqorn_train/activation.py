@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from popqorn_train.carry import carry
-from popqorn_train.closest import closest_relu, closest_sigmoid, closest_tanh
-from popqorn_train.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.node import Node, Nonlinear
 from popqorn_train.perturbations.region import Bounds, dot
-from popqorn_train.planes import Plane, Planes
-from popqorn_train.products import CANDIDATE, STATE, Product
+from popqorn_train.relaxations.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
+from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
+from popqorn_train.relaxations.planes import Plane, Planes
+from popqorn_train.relaxations.products import CANDIDATE, STATE, Product
 from popqorn_train.relaxer import Argument, Relaxer
 from popqorn_train.tape import Tape
 

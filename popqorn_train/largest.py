@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.extremum import largest, slack
 from popqorn_train.node import Node, Nonlinear
 from popqorn_train.perturbations.region import Bounds, dot
+from popqorn_train.relaxations.extremum import largest, slack
 from popqorn_train.relaxer import Relaxer
 from popqorn_train.tape import Tape
 

@@ -26,11 +26,11 @@ from popqorn_train.enclose import enclose
 from popqorn_train.graph import Enclosure, minimum
 from popqorn_train.node import Logits, Node
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.products import PRODUCTS
 from popqorn_train.rebound import BadRegion, Budget
 from popqorn_train.refute import refute
+from popqorn_train.relaxations.products import PRODUCTS
+from popqorn_train.relaxations.slopes import POLICIES
 from popqorn_train.relaxer import Relaxation
-from popqorn_train.slopes import POLICIES
 
 
 @dataclass(frozen=True)

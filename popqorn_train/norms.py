@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from popqorn_train.activation import Activation
 from popqorn_train.affine import Linear
-from popqorn_train.extremum import largest, slack
 from popqorn_train.lift import Lifter, module, unsupported
-from popqorn_train.lines import Lines
 from popqorn_train.node import Node
 from popqorn_train.perturbations.region import Bounds
+from popqorn_train.relaxations.extremum import largest, slack
+from popqorn_train.relaxations.lines import Lines
 from popqorn_train.shapes import lifted
 from popqorn_train.steps import Step
 

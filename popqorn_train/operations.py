@@ -7,10 +7,10 @@ from torch import nn
 
 from popqorn_train.activation import Activation, Gated, is_curve
 from popqorn_train.affine import Linear, Negative, Sum
-from popqorn_train.curves import CURVES
 from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.node import Node
-from popqorn_train.products import MEMORY, SIGMOID_TANH
+from popqorn_train.relaxations.curves import CURVES
+from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.shapes import function_of, lifted
 from popqorn_train.steps import IDENTITIES, Step
 from popqorn_train.times import Times

@@ -23,7 +23,7 @@ from popqorn_train.affine import Linear, Matrix, Sum
 from popqorn_train.joined import Select
 from popqorn_train.node import Node
 from popqorn_train.pieces import split
-from popqorn_train.products import MEMORY, RESET, SIGMOID_TANH
+from popqorn_train.relaxations.products import MEMORY, RESET, SIGMOID_TANH
 
 
 class Weights(NamedTuple):

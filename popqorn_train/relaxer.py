@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.domain import Bands, Octagon, Rectangle, Scale
-from popqorn_train.extremum import largest
 from popqorn_train.node import Node
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.planes import Planes, enclosing
-from popqorn_train.products import Product
-from popqorn_train.slopes import POLICIES
+from popqorn_train.relaxations.domain import Bands, Octagon, Rectangle, Scale
+from popqorn_train.relaxations.extremum import largest
+from popqorn_train.relaxations.planes import Planes, enclosing
+from popqorn_train.relaxations.products import Product
+from popqorn_train.relaxations.slopes import POLICIES
 
 Rows = Sequence[tuple[Node, Tensor]]
 LowerBound = Callable[[Rows], Tensor]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from popqorn_train.curves import CURVES
+from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.steps import (
     MOVES,
     REPEATS,

@@ -7,9 +7,9 @@ import torch
 
 from popqorn_train import LpBall, certify, logit_bounds
 from popqorn_train.methods import METHODS, TRAINING, Popqorn, TightPopqorn, method_named
-from popqorn_train.products import PRODUCTS
 from popqorn_train.rebound import Budget
-from popqorn_train.slopes import POLICIES
+from popqorn_train.relaxations.products import PRODUCTS
+from popqorn_train.relaxations.slopes import POLICIES
 from tests.problems import (
     F64,
     build,

@@ -13,9 +13,9 @@ from popqorn_train.graph import ancestors, minimum
 from popqorn_train.methods import METHODS, Popqorn, TightPopqorn
 from popqorn_train.node import Nonlinear
 from popqorn_train.perturbations.region import Bounds, dual_norm
-from popqorn_train.products import PRODUCTS
 from popqorn_train.rebound import BadRegion, Budget
 from popqorn_train.refute import refute
+from popqorn_train.relaxations.products import PRODUCTS
 from popqorn_train.relaxer import Relaxation
 from tests.problems import CELLS, F64, build, margins, points_inside, predicted, sequences
 

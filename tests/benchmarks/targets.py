@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers import GOLDEN, LIRPA, POPQORN, Golden, load
 
 from popqorn_train import LpBall, Popqorn, certified_radius, certify, empirical_radius
-from popqorn_train.domain import Rectangle
 from popqorn_train.methods import METHODS
-from popqorn_train.planes import enclosing
-from popqorn_train.products import MEMORY, SIGMOID_TANH, Product
-from popqorn_train.slopes import tilted
+from popqorn_train.relaxations.domain import Rectangle
+from popqorn_train.relaxations.planes import enclosing
+from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH, Product
+from popqorn_train.relaxations.slopes import tilted
 
 TIGHT = ("popqorn", "popqorn-tight")
 # model: epsilons, what must be certified of 20 by every method, what others certify

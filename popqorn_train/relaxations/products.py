@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.domain import Rectangle
-from popqorn_train.extremum import argmax_tanh, clip, product_intercept
-from popqorn_train.lines import sigmoid_slope, tanh_secant, tanh_slope
-from popqorn_train.tanh_product import sigmoid_tanh_intercept
+from popqorn_train.relaxations.domain import Rectangle
+from popqorn_train.relaxations.extremum import argmax_tanh, clip, product_intercept
+from popqorn_train.relaxations.lines import sigmoid_slope, tanh_secant, tanh_slope
+from popqorn_train.relaxations.tanh_product import sigmoid_tanh_intercept
 
 SIGMOID_BEND = 0.0963  # greatest |sigmoid''|
 TANH_BEND = 0.7699  # greatest |tanh''|

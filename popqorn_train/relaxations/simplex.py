@@ -20,11 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.domain import Domain, Octagon, Rectangle, Scale
-from popqorn_train.extremum import clip
-from popqorn_train.octagon import border, inside, scaled
-from popqorn_train.products import Product, Steepness, steepness
-from popqorn_train.tanh_product import argmax_sigmoid_tanh
+from popqorn_train.relaxations.domain import Domain, Octagon, Rectangle, Scale
+from popqorn_train.relaxations.extremum import clip
+from popqorn_train.relaxations.octagon import border, inside, scaled
+from popqorn_train.relaxations.products import Product, Steepness, steepness
+from popqorn_train.relaxations.tanh_product import argmax_sigmoid_tanh
 
 _INSIDE = (0.25, 0.5, 0.75)  # sampled points of a side along x or y
 

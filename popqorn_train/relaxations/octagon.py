@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.domain import Octagon, Scale
-from popqorn_train.extremum import argmax_sigmoid, clip, follow_ends, largest, slack
-from popqorn_train.lines import sigmoid_slope
-from popqorn_train.products import SIGMOID_BEND, Product
-from popqorn_train.tanh_product import Point, interior
+from popqorn_train.relaxations.domain import Octagon, Scale
+from popqorn_train.relaxations.extremum import argmax_sigmoid, clip, follow_ends, largest, slack
+from popqorn_train.relaxations.lines import sigmoid_slope
+from popqorn_train.relaxations.products import SIGMOID_BEND, Product
+from popqorn_train.relaxations.tanh_product import Point, interior
 
 PIECES = 8  # of a diagonal
 _NEAR = 1e-3  # a local maximum this far outside, in half widths, counts as inside

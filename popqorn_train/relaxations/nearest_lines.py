@@ -15,8 +15,8 @@ before the last one.
 import torch
 from torch import Tensor
 
-from popqorn_train.extremum import clip, largest, slack
-from popqorn_train.lines import SIGMOID, TANH, Curve, Lines, mirrored, relu_lines
+from popqorn_train.relaxations.extremum import clip, largest, slack
+from popqorn_train.relaxations.lines import SIGMOID, TANH, Curve, Lines, mirrored, relu_lines
 
 _TURN = 10.0  # how sharply the line below relu turns, over the lesser distance of an end from 0
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from popqorn_train.curves import CURVES
 from popqorn_train.largest import Largest
 from popqorn_train.node import Node
 from popqorn_train.perturbations.region import Bounds
+from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.times import Times
 
 F64 = torch.float64

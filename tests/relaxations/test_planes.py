@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from popqorn_train.domain import Rectangle
-from popqorn_train.extremum import product_intercept
-from popqorn_train.planes import enclosing
-from popqorn_train.products import MEMORY, SIGMOID_TANH
-from popqorn_train.tanh_product import _on_border, sigmoid_tanh_intercept
+from popqorn_train.relaxations.domain import Rectangle
+from popqorn_train.relaxations.extremum import product_intercept
+from popqorn_train.relaxations.planes import enclosing
+from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
+from popqorn_train.relaxations.tanh_product import _on_border, sigmoid_tanh_intercept
 from tests.problems import F64
 
 
@@ -188,7 +188,7 @@ def test_maxima_inside_are_the_same_picked_out_or_not(dtype, monkeypatch):
     box = Rectangle(*[end.to(dtype) for end in boxes(6.0, 2000)])
     found = []
     for many in (0, 10**6):  # never looks at all boxes, always does
-        monkeypatch.setattr("popqorn_train.tanh_product._MANY", many)
+        monkeypatch.setattr("popqorn_train.relaxations.tanh_product._MANY", many)
         found.append(enclosing(SIGMOID_TANH, box))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.intercept, other.intercept, rtol=0, atol=1e-6)

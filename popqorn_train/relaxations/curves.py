@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from popqorn_train.extremum import clip, follow_ends, largest, slack
-from popqorn_train.lines import Lines
 from popqorn_train.perturbations.region import Bounds
+from popqorn_train.relaxations.extremum import clip, follow_ends, largest, slack
+from popqorn_train.relaxations.lines import Lines
 
 _CELLS = 32
 

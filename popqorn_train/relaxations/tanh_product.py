@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.extremum import (
+from popqorn_train.relaxations.extremum import (
     LEAST,
     argmax_tanh,
     clip,

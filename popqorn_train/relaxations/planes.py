@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.domain import Domain, Octagon
-from popqorn_train.octagon import octagon_intercept
-from popqorn_train.products import Product
-from popqorn_train.slopes import Policy, closed_form
+from popqorn_train.relaxations.domain import Domain, Octagon
+from popqorn_train.relaxations.octagon import octagon_intercept
+from popqorn_train.relaxations.products import Product
+from popqorn_train.relaxations.slopes import Policy, closed_form
 
 
 class Plane(NamedTuple):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from popqorn_train.domain import Bands, Octagon, Rectangle, Scale
-from popqorn_train.planes import enclosing, intercept
-from popqorn_train.products import MEMORY, SIGMOID_TANH
-from popqorn_train.slopes import POLICIES, closed_form, tilted
+from popqorn_train.relaxations.domain import Bands, Octagon, Rectangle, Scale
+from popqorn_train.relaxations.planes import enclosing, intercept
+from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
+from popqorn_train.relaxations.slopes import POLICIES, closed_form, tilted
 from tests.problems import F64
 
 PRODUCTS = (SIGMOID_TANH, MEMORY)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from popqorn_train.extremum import (
+from popqorn_train.relaxations.extremum import (
     argmax_sigmoid,
     argmax_tanh,
     follow_ends,
@@ -26,7 +26,7 @@ from popqorn_train.extremum import (
     prefer,
     slack,
 )
-from popqorn_train.tanh_lines import TINY, over_and_slope, tanh_above
+from popqorn_train.relaxations.tanh_lines import TINY, over_and_slope, tanh_above
 
 
 class Lines(NamedTuple):

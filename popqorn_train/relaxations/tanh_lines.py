@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from popqorn_train.extremum import LEAST, clip, largest, on_ends, prefer, slack
+from popqorn_train.relaxations.extremum import LEAST, clip, largest, on_ends, prefer, slack
 
 _FAR, _HALF_WAY = 2.34, 4.42  # d is nearly _FAR v / (v + _HALF_WAY) for l = -v, within .1
 TINY = 1e-30  # a width that divides 0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from popqorn_train.extremum import argmax_sigmoid, argmax_tanh, line_intercept
-from popqorn_train.lines import (
+from popqorn_train.relaxations.extremum import argmax_sigmoid, argmax_tanh, line_intercept
+from popqorn_train.relaxations.lines import (
     relu_lines,
     sigmoid_lines,
     sigmoid_secant,

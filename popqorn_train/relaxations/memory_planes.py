@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.extremum import largest, on_ends, prefer, product_edge, slack
+from popqorn_train.relaxations.extremum import largest, on_ends, prefer, product_edge, slack
 
 
 class _Edge(NamedTuple):

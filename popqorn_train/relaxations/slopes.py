@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.domain import Domain, Rectangle
-from popqorn_train.extremum import product_edges
-from popqorn_train.lines import sigmoid_secant
-from popqorn_train.memory_planes import plane_above
-from popqorn_train.products import MEMORY, Product, steepness
-from popqorn_train.simplex import lowest_plane
+from popqorn_train.relaxations.domain import Domain, Rectangle
+from popqorn_train.relaxations.extremum import product_edges
+from popqorn_train.relaxations.lines import sigmoid_secant
+from popqorn_train.relaxations.memory_planes import plane_above
+from popqorn_train.relaxations.products import MEMORY, Product, steepness
+from popqorn_train.relaxations.simplex import lowest_plane
 
 
 class Slopes(NamedTuple):
