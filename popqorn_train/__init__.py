@@ -16,7 +16,7 @@ from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.radius import RadiusSearch, Start, certified_radius, search_radius
-from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.tracing.tracer import UnsupportedModelError
 
 __all__ = [
     "IBP",

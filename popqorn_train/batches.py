@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bound import Inputs, as_tuple
-from popqorn_train.steps import pick_samples
+from popqorn_train.tracing.steps import pick_samples
 
 Unpack = Callable[[Any], tuple[Inputs, Tensor]]
 CHUNK = 64  # samples certified at once

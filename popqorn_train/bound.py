@@ -16,14 +16,14 @@ from popqorn_train import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.case import Case, as_frames, undisturbed
 from popqorn_train.faithful import check_graph, check_hooks, check_logits
 from popqorn_train.lift import Lifter
-from popqorn_train.moved import Plan, plan
-from popqorn_train.packed import call_sorted
-from popqorn_train.preserve import preserved
-from popqorn_train.structure import structure
-from popqorn_train.trace import record
-from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.tracing.dependencies import structure
+from popqorn_train.tracing.input_path import Plan, plan
+from popqorn_train.tracing.packed import call_sorted
+from popqorn_train.tracing.preserve import preserved
+from popqorn_train.tracing.trace import record
+from popqorn_train.tracing.tracer import UnsupportedModelError
+from popqorn_train.tracing.wrappers import unwrapped
 from popqorn_train.units import center_and_scale, frame_order
-from popqorn_train.wrapped import unwrapped
 
 Inputs = Tensor | tuple[Any, ...]
 

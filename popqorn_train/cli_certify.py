@@ -32,7 +32,7 @@ from popqorn_train.provenance import data_fingerprint, fingerprint, versions
 from popqorn_train.report import Report
 from popqorn_train.report_figures import check_image, report_figures
 from popqorn_train.summary import nice_epsilons, promise, summary
-from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.tracing.tracer import UnsupportedModelError
 
 _FIRST = 16  # samples whose fingerprint a resumed run must share
 REFUSED = (ValueError, TypeError, OSError, ImportError, RuntimeError, UnsupportedModelError)

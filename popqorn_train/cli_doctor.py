@@ -19,8 +19,8 @@ from popqorn_train.graph import ancestors
 from popqorn_train.named import named_model
 from popqorn_train.node import Nonlinear
 from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.steps import Step
-from popqorn_train.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.steps import Step
+from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
 
 _DTYPES = {"long": torch.int64, "int": torch.int32, "float": torch.float32, "double": torch.float64}
 

@@ -9,8 +9,8 @@ from popqorn_train.activation import Activation
 from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.node import Node
 from popqorn_train.relaxations.curves import CURVES, prelu
-from popqorn_train.steps import Step
-from popqorn_train.tracer import called_name
+from popqorn_train.tracing.steps import Step
+from popqorn_train.tracing.tracer import called_name
 
 _SETTINGS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),

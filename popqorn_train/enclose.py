@@ -15,7 +15,7 @@ from popqorn_train.graph import ROWS_AT_ONCE, Enclosure, ancestors, lower_bound,
 from popqorn_train.node import Node, Nonlinear
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxer import Relaxation, Relaxer
-from popqorn_train.steps import walk
+from popqorn_train.tracing.steps import walk
 
 _TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster
 

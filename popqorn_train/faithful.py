@@ -16,7 +16,7 @@ from popqorn_train.enclose import enclose
 from popqorn_train.graph import minimum
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.relaxer import Relaxation
-from popqorn_train.tracer import UnsupportedModelError
+from popqorn_train.tracing.tracer import UnsupportedModelError
 
 
 def check_hooks(model: nn.Module, run: Callable[[], Any]) -> None:

@@ -11,10 +11,10 @@ from popqorn_train.affine import Matrix
 from popqorn_train.joined import Join, Stack, frame, frames
 from popqorn_train.lift import Lifter, has_node, module, unsupported
 from popqorn_train.node import Node, Root
-from popqorn_train.packed import Packed
 from popqorn_train.perturbations.region import Region
 from popqorn_train.recurrent import State, Weights, project, step_of, unroll
-from popqorn_train.steps import Step
+from popqorn_train.tracing.packed import Packed
+from popqorn_train.tracing.steps import Step
 
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
 

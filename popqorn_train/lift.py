@@ -18,9 +18,18 @@ from torch.nn.functional import dropout
 
 from popqorn_train.memory import is_out_of_memory
 from popqorn_train.node import Node
-from popqorn_train.packed import call
-from popqorn_train.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples, walk
-from popqorn_train.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.packed import call
+from popqorn_train.tracing.steps import (
+    Baked,
+    Multiple,
+    Ref,
+    Repeated,
+    Step,
+    Trace,
+    pick_samples,
+    walk,
+)
+from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
 
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}

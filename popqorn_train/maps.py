@@ -16,8 +16,8 @@ from popqorn_train.node import Node
 from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.reductions import largest_over
 from popqorn_train.shapes import affine_of, lifted
-from popqorn_train.steps import Step
 from popqorn_train.tape import Tape
+from popqorn_train.tracing.steps import Step
 
 Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

@@ -20,7 +20,7 @@ from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.extremum import largest, slack
 from popqorn_train.relaxations.lines import Lines
 from popqorn_train.shapes import lifted
-from popqorn_train.steps import Step
+from popqorn_train.tracing.steps import Step
 
 
 def _scaled(

@@ -12,9 +12,9 @@ from popqorn_train.node import Node
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.shapes import function_of, lifted
-from popqorn_train.steps import IDENTITIES, Step
 from popqorn_train.times import Times
-from popqorn_train.tracer import called_name
+from popqorn_train.tracing.steps import IDENTITIES, Step
+from popqorn_train.tracing.tracer import called_name
 
 
 @operation("add")

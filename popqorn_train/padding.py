@@ -8,8 +8,8 @@ from popqorn_train.activation import Constant
 from popqorn_train.joined import Select, Stack, frames
 from popqorn_train.lift import Lifter, operation, unsupported
 from popqorn_train.node import Node
-from popqorn_train.packed import Packed
-from popqorn_train.steps import Step
+from popqorn_train.tracing.packed import Packed
+from popqorn_train.tracing.steps import Step
 
 
 @operation("pack_lengths")

@@ -27,7 +27,7 @@ from popqorn_train.graph import Enclosure, ancestors, lower_bound, sizes_of, vis
 from popqorn_train.node import Logits, Node, Nonlinear
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxer import Relaxation, Relaxer, Rows
-from popqorn_train.steps import walk
+from popqorn_train.tracing.steps import walk
 
 _FIRST = 0.4  # multiplier, in half widths of the quantity per quarter of the margin's width
 _BAND = 1.5  # half width of a band of an octagon, in half widths of the box

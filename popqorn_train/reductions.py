@@ -10,8 +10,8 @@ from popqorn_train.largest import Largest
 from popqorn_train.lift import Lifter, operation, unsupported
 from popqorn_train.node import Node
 from popqorn_train.shapes import affine_of, function_of, lifted, ndim
-from popqorn_train.steps import Step
-from popqorn_train.tracer import called_name
+from popqorn_train.tracing.steps import Step
+from popqorn_train.tracing.tracer import called_name
 
 
 @operation("sum", "mean")

@@ -13,8 +13,8 @@ from popqorn_train.affine import Affine
 from popqorn_train.joined import Join, frame, frames
 from popqorn_train.lift import Lifter, module, operation, unsupported
 from popqorn_train.node import Node
-from popqorn_train.steps import MOVES, REPEATS, Step, walk
-from popqorn_train.tracer import called_name
+from popqorn_train.tracing.steps import MOVES, REPEATS, Step, walk
+from popqorn_train.tracing.tracer import called_name
 
 
 def lifted(

@@ -11,7 +11,7 @@ from popqorn_train import (  # noqa: F401
     shapes,
 )
 from popqorn_train.lift import MODULES, OPERATIONS
-from popqorn_train.packed import REPLACED
+from popqorn_train.tracing.packed import REPLACED
 
 _TITLES = {
     "layers": "recurrent layers and cells",

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.lift import Lifter
-from popqorn_train.moved import SCALES, Plan
-from popqorn_train.steps import MOVES
-from popqorn_train.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.input_path import SCALES, Plan
+from popqorn_train.tracing.steps import MOVES
+from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
 
 
 def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ from popqorn_train import CertifiedLoss, LpBall, bound, certify, logit_bounds
 from popqorn_train.attack import attack
 from popqorn_train.bound import as_tuple
 from popqorn_train.callbacks import CertifiedRadiusMonitor
-from popqorn_train.steps import pick_samples
+from popqorn_train.tracing.steps import pick_samples
 from tests.fitting import QUIET
 from tests.problems import METHODS, steps_inside
 from tests.zoo import B, zoo

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from popqorn_train.wrapped import uncompiled
+from popqorn_train.tracing.wrappers import uncompiled
 
 _SMALL = 1_000_000  # entries of a buffer that is copied, so that writes to it can be undone
 

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
 
-from popqorn_train.packed import REPLACED, call
-from popqorn_train.preserve import preserved
-from popqorn_train.wrapped import inside
+from popqorn_train.tracing.packed import REPLACED, call
+from popqorn_train.tracing.preserve import preserved
+from popqorn_train.tracing.wrappers import inside
 
 _PACKING = {function.__name__: function for function in REPLACED}
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence as torch_pack
 from torch.nn.utils.rnn import pad_packed_sequence as torch_pad
 
-from popqorn_train.steps import pick_samples
+from popqorn_train.tracing.steps import pick_samples
 
 
 class Packed(NamedTuple):

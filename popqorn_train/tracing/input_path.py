@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from popqorn_train.steps import IDENTITIES, MOVES, Ref, Step, Trace
-from popqorn_train.tracer import UnsupportedModelError, called_name
-from popqorn_train.wrapped import plain_path
+from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
+from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.wrappers import plain_path
 
 SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
 _SOFTMAX = ("softmax", "log_softmax")

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from popqorn_train.relaxations.curves import CURVES
-from popqorn_train.steps import (
+from popqorn_train.tracing.steps import (
     MOVES,
     REPEATS,
     Baked,
@@ -23,7 +23,7 @@ from popqorn_train.steps import (
     Trace,
     pick_samples,
 )
-from popqorn_train.tracer import UnsupportedModelError, called_name, run_tracer
+from popqorn_train.tracing.tracer import UnsupportedModelError, called_name, run_tracer
 
 _BATCHES = (2, 3)
 
