@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from pytorch_lightning import Trainer
 
+from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.collapse import Look, joined, look
-from popqorn_train.graph import Enclosure
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.objective import LossParts, Prepared
 

@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from popqorn_train.batches import Unpack
+from popqorn_train.bounds.methods import name_of
 from popqorn_train.callbacks.merge import completed, gathered
 from popqorn_train.callbacks.progress import progress_in
 from popqorn_train.callbacks.reports import Reports
@@ -19,7 +20,6 @@ from popqorn_train.callbacks.subset import Order, choose
 from popqorn_train.certification import Certification
 from popqorn_train.examine import Examination, Status
 from popqorn_train.loader import OnError
-from popqorn_train.methods import name_of
 from popqorn_train.provenance import versions
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")

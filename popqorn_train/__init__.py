@@ -1,6 +1,7 @@
 """Certified robustness radii for recurrent classifiers, computed while they train."""
 
 from popqorn_train.bound import BoundModel, bound
+from popqorn_train.bounds.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.budget import certified_budget
 from popqorn_train.certificate import Certificate, certify, logit_bounds
 from popqorn_train.empirical import empirical_radius
@@ -9,7 +10,6 @@ from popqorn_train.frames import frame_radii
 from popqorn_train.initialisation import certifiable_init_
 from popqorn_train.loader import certify_loader
 from popqorn_train.loss import CertifiedLoss
-from popqorn_train.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.objective import Objective
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.lp_ball import LpBall

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import Inputs, bound
+from popqorn_train.bounds.methods import Method
 from popqorn_train.certificate import Confirm, certify
-from popqorn_train.methods import Method
 from popqorn_train.perturbations.substitutions import Substitutions
 
 

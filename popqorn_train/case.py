@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.affine import Affine, Linear
+from popqorn_train.bounds.affine import Affine, Linear
+from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.lift import Lifter
-from popqorn_train.node import Logits, Node, Root
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions

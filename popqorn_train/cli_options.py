@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from popqorn_train.methods import METHODS
+from popqorn_train.bounds.methods import METHODS
 
 
 def add_certify_options(command: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import Enclosure
+from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.states import widths
 
 _GUESS = 0.95  # of ln C: a bound loss from which little is learned

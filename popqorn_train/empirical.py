@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from popqorn_train.attack import margin_of, search
 from popqorn_train.bound import Inputs, bound
+from popqorn_train.bounds.memory import Chunks
+from popqorn_train.bounds.methods import method_named
 from popqorn_train.case import Case, undisturbed
-from popqorn_train.memory import Chunks
-from popqorn_train.methods import method_named
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, Scope
 from popqorn_train.question import largest_tried, make_question

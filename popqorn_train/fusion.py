@@ -21,12 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.backward import Enclosure, minimum
+from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.certificate import margin_rows, other_classes, proved
-from popqorn_train.enclose import enclose
-from popqorn_train.graph import Enclosure, minimum
-from popqorn_train.node import Node
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.relaxer import Relaxation
 
 _NEAR = 1e-2  # width below which a series is more exact than the quotient
 _SURE = math.log(2) * (1 - 1e-5)  # a cross entropy below which the label wins, rounding or not

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.activation import Constant
-from popqorn_train.affine import Matrix
-from popqorn_train.joined import Join, Stack, frame, frames
+from popqorn_train.bounds.activation import Constant
+from popqorn_train.bounds.affine import Matrix
+from popqorn_train.bounds.concatenation import Join, Stack, frame, frames
+from popqorn_train.bounds.node import Node, Root
+from popqorn_train.bounds.recurrent import State, Weights, project, step_of, unroll
 from popqorn_train.lift import Lifter, has_node, module, unsupported
-from popqorn_train.node import Node, Root
 from popqorn_train.perturbations.region import Region
-from popqorn_train.recurrent import State, Weights, project, step_of, unroll
 from popqorn_train.tracing.packed import Packed
 from popqorn_train.tracing.steps import Step
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from popqorn_train.memory import is_out_of_memory
-from popqorn_train.node import Node
+from popqorn_train.bounds.memory import is_out_of_memory
+from popqorn_train.bounds.node import Node
 from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import (
     Baked,

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.activation import Activation
-from popqorn_train.affine import Linear
+from popqorn_train.bounds.activation import Activation
+from popqorn_train.bounds.affine import Linear
+from popqorn_train.bounds.node import Node
 from popqorn_train.lift import Lifter, module, unsupported
-from popqorn_train.node import Node
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.extremum import largest, slack
 from popqorn_train.relaxations.lines import Lines

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
+from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.case import Case, undisturbed
 from popqorn_train.certificate import check_target
-from popqorn_train.graph import Enclosure
 from popqorn_train.tracing.wrappers import as_written
 
 CHECK_EVERY = 20  # calls between two comparisons of the trace with the model

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from popqorn_train.bounds.methods import Method
 from popqorn_train.loss import CertifiedLoss, CrownIBPLoss
-from popqorn_train.methods import Method
 from popqorn_train.mixture import Mixture
 from popqorn_train.objective import Objective
 from popqorn_train.perturbations.region import Scope

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from popqorn_train.bounds.memory import Chunks
+from popqorn_train.bounds.methods import Method
 from popqorn_train.case import undisturbed
 from popqorn_train.loss import CertifiedLoss, Worst
-from popqorn_train.memory import Chunks
-from popqorn_train.methods import Method
 from popqorn_train.objective import Prepared
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.question import Question

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.largest import Largest
+from popqorn_train.bounds.maximum import Largest
+from popqorn_train.bounds.node import Node
 from popqorn_train.lift import Lifter, operation, unsupported
-from popqorn_train.node import Node
 from popqorn_train.shapes import affine_of, function_of, lifted, ndim
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import called_name

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import Enclosure
+from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.perturbations.region import Bounds
 
 _TINY = 1e-12  # added to a variance: the root of 0 has no gradient

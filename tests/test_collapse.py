@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from popqorn_train import LpBall, bound
+from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.collapse import Collapse, Look, joined, look
-from popqorn_train.enclose import enclose
 from tests.problems import build, sequences
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popqorn_train import LpBall, certified_radius, certify, frame_radii, logit_bounds
-from popqorn_train.methods import Popqorn
+from popqorn_train.bounds.methods import Popqorn
 from tests.problems import (
     CELLS,
     F64,

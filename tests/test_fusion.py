@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from popqorn_train import LpBall, bound, certify, objectives
+from popqorn_train.bounds.backward import minimum
+from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.certificate import margin_rows, other_classes
-from popqorn_train.enclose import enclose
 from popqorn_train.fusion import fused_cross_entropy
-from popqorn_train.graph import minimum
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.relaxer import Relaxation
 from tests.problems import (
     CELLS,
     F64,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, bound
-from popqorn_train.enclose import enclose
+from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.initialisation import certifiable_init_
 from popqorn_train.states import widths
 from tests.problems import Classifier

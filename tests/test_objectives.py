@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from popqorn_train import CrownIBP, LpBall, certify, objectives
 from popqorn_train.attack import attack
 from popqorn_train.bound import BoundModel
-from popqorn_train.methods import TRAINING
+from popqorn_train.bounds.methods import TRAINING
 from popqorn_train.objectives import OBJECTIVES
 from tests.problems import F64, build, predicted, sequences
 from tests.zoo import zoo
@@ -172,7 +172,7 @@ def test_beta_ends_at_linear_and_at_interval_bounds(beta, monkeypatch):
     linear = certify(model, x, y, LpBall(EPSILON), method=CrownIBP(1.0)).margins
     ends = {1.0: worst_case(linear, y), 0.0: objectives.ibp(EPSILON)(model, x, y)}
     torch.testing.assert_close(found, ends[beta], rtol=1e-12, atol=0)
-    monkeypatch.setattr("popqorn_train.enclose.Relaxer", lambda *_: 1 / 0)
+    monkeypatch.setattr("popqorn_train.bounds.enclosure.Relaxer", lambda *_: 1 / 0)
     if beta == 0:
         assert torch.equal(loss(model, x, y), found)  # nothing was enclosed between lines
 

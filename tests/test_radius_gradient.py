@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from popqorn_train import certified_radius
-from popqorn_train.methods import Popqorn
+from popqorn_train.bounds.methods import Popqorn
 from popqorn_train.perturbations.region import dual_norm
 from tests.problems import F64, build, margins, predicted, sequences
 

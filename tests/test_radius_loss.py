@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from popqorn_train import certified_radius, objectives
-from popqorn_train.methods import Popqorn
+from popqorn_train.bounds.methods import Popqorn
 from tests.problems import build, predicted, sequences
 
 cells = pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])

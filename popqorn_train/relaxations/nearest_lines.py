@@ -1,7 +1,7 @@
 """Lines that are closest to an activation at a given point: below as high, above as low as can be.
 
 A bound is a minimum over inputs; where its worst input puts x, these lines answer it best
-(graph.py). For an S-shaped f the line above that is lowest at a point r of [lower, upper] is
+(backward.py). For an S-shaped f the line above that is lowest at a point r of [lower, upper] is
 
     the chord from lower to its tangent point d    where r <= d
     the tangent at r                               where r > d

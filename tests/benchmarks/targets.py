@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers import GOLDEN, LIRPA, POPQORN, Golden, load
 
 from popqorn_train import LpBall, Popqorn, certified_radius, certify, empirical_radius
-from popqorn_train.methods import METHODS
+from popqorn_train.bounds.methods import METHODS
 from popqorn_train.relaxations.domain import Rectangle
 from popqorn_train.relaxations.planes import enclosing
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH, Product

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from popqorn_train.largest import Largest
-from popqorn_train.node import Node
+from popqorn_train.bounds.maximum import Largest
+from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.state_product import Times
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.curves import CURVES
-from popqorn_train.times import Times
 
 F64 = torch.float64
 SETTINGS = {"clamp": (-0.5, 0.7), "clip": (None, 0.3)}

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, bound, certified_radius, certify, logit_bounds
-from popqorn_train.enclose import enclose
-from popqorn_train.graph import minimum
-from popqorn_train.methods import Popqorn
+from popqorn_train.bounds.backward import minimum
+from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.methods import Popqorn
+from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
-from popqorn_train.relaxer import Relaxation
 from tests.problems import F64, build, predicted, sequences
 
 CURVES = {

@@ -18,11 +18,11 @@ from typing import NamedTuple, cast
 from torch import Tensor
 from torch.nn.functional import linear
 
-from popqorn_train.activation import Activation, Blend, Constant, Gated
-from popqorn_train.affine import Linear, Matrix, Sum
-from popqorn_train.joined import Select
-from popqorn_train.node import Node
-from popqorn_train.pieces import split
+from popqorn_train.bounds.activation import Activation, Blend, Constant, Gated
+from popqorn_train.bounds.affine import Linear, Matrix, Sum
+from popqorn_train.bounds.concatenation import Select
+from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.slices import split
 from popqorn_train.relaxations.products import MEMORY, RESET, SIGMOID_TANH
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from popqorn_train.node import Node
+from popqorn_train.bounds.node import Node
 from popqorn_train.perturbations.region import Bounds
 
 if TYPE_CHECKING:
-    from popqorn_train.tape import Tape
+    from popqorn_train.bounds.tape import Tape
 
 
 class Piece(Node):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from popqorn_train.node import Node, Root
+from popqorn_train.bounds.node import Node, Root
+from popqorn_train.bounds.slices import Frame
+from popqorn_train.bounds.tape import Tape, pad_frames
 from popqorn_train.perturbations.region import Bounds, around, dot
-from popqorn_train.pieces import Frame
-from popqorn_train.tape import Tape, pad_frames
 
 
 class Matrix:

@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import ROWS_AT_ONCE, Enclosure, ancestors, lower_bound, minimum, whole
-from popqorn_train.node import Node, Nonlinear
+from popqorn_train.bounds.backward import (
+    ROWS_AT_ONCE,
+    Enclosure,
+    ancestors,
+    lower_bound,
+    minimum,
+    whole,
+)
+from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.relaxer import Relaxation, Relaxer
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.relaxer import Relaxation, Relaxer
 from popqorn_train.tracing.steps import walk
 
 _TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster

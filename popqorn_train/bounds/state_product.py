@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.affine import full
-from popqorn_train.node import Node, Nonlinear
+from popqorn_train.bounds.affine import full
+from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.relaxer import Relaxer
+from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.relaxations.extremum import largest, slack
-from popqorn_train.relaxer import Relaxer
-from popqorn_train.tape import Tape
 
 
 class Strip(NamedTuple):

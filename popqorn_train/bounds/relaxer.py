@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.node import Node
+from popqorn_train.bounds.node import Node
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.domain import Bands, Octagon, Rectangle, Scale
 from popqorn_train.relaxations.extremum import largest

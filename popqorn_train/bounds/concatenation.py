@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.affine import Linear
-from popqorn_train.node import Node, Root
+from popqorn_train.bounds.affine import Linear
+from popqorn_train.bounds.node import Node, Root
+from popqorn_train.bounds.slices import Frame
+from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.pieces import Frame
-from popqorn_train.tape import Tape
 
 
 class Stack(Node):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from tests.test_bounds import contains
 from torch import nn
 
 from popqorn_train import LpBall, bound, certified_radius, logit_bounds
 from tests.problems import F64, METHODS, logits_at, points_inside, recurrent, sequences
-from tests.test_bounds import contains
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 CELLS = ("tanh", "relu", "lstm", "gru")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import ROWS_AT_ONCE, ancestors, whole
-from popqorn_train.node import Node, Nonlinear
+from popqorn_train.bounds.backward import ROWS_AT_ONCE, ancestors, whole
+from popqorn_train.bounds.node import Node, Nonlinear
 
 _CPU_BYTES = 2**30  # on a CPU, unless the caller says otherwise
 _COPIES = 4  # slopes of this size that live at once while one bound is carried backward

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from popqorn_train import LpBall, logit_bounds
-from popqorn_train.methods import TRAINING
+from popqorn_train.bounds.methods import TRAINING
 from tests.problems import (
     CELLS,
     F64,

@@ -13,15 +13,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from popqorn_train.carry import carry
-from popqorn_train.node import Node, Nonlinear
+from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.relaxer import Argument, Relaxer
+from popqorn_train.bounds.sign_split import carry
+from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.relaxations.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
 from popqorn_train.relaxations.planes import Plane, Planes
 from popqorn_train.relaxations.products import CANDIDATE, STATE, Product
-from popqorn_train.relaxer import Argument, Relaxer
-from popqorn_train.tape import Tape
 
 
 class Function(Protocol):

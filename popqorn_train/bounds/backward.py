@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.carry import carry
-from popqorn_train.node import Node, Nonlinear
+from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.roundoff import rounding
+from popqorn_train.bounds.sign_split import carry
+from popqorn_train.bounds.slices import Piece
+from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, dot
-from popqorn_train.pieces import Piece
-from popqorn_train.rounding import rounding
-from popqorn_train.tape import Tape
 
 ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
 _BLOCK = 2**22  # bytes of slopes on the input at once; what fits a cache is faster

@@ -22,15 +22,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from popqorn_train.enclose import enclose
-from popqorn_train.graph import Enclosure, minimum
-from popqorn_train.node import Logits, Node
+from popqorn_train.bounds.backward import Enclosure, minimum
+from popqorn_train.bounds.contradiction import refute
+from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.node import Logits, Node
+from popqorn_train.bounds.rebound import BadRegion, Budget
+from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.rebound import BadRegion, Budget
-from popqorn_train.refute import refute
 from popqorn_train.relaxations.products import PRODUCTS
 from popqorn_train.relaxations.slopes import POLICIES
-from popqorn_train.relaxer import Relaxation
 
 
 @dataclass(frozen=True)

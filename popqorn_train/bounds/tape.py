@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.node import Node
-from popqorn_train.pieces import Frame, Piece, Span
+from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.slices import Frame, Piece, Span
 
 
 class Tape:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from popqorn_train.carry import carry
+from popqorn_train.bounds.sign_split import carry
 from tests.problems import F64
 
 SHAPES = {

@@ -7,16 +7,16 @@ import torch
 
 from popqorn_train import LpBall, bound, certified_radius, certify
 from popqorn_train.attack import attack
+from popqorn_train.bounds.backward import ancestors, minimum
+from popqorn_train.bounds.contradiction import refute
+from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.methods import METHODS, Popqorn, TightPopqorn
+from popqorn_train.bounds.node import Nonlinear
+from popqorn_train.bounds.rebound import BadRegion, Budget
+from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.certificate import margin_rows
-from popqorn_train.enclose import enclose
-from popqorn_train.graph import ancestors, minimum
-from popqorn_train.methods import METHODS, Popqorn, TightPopqorn
-from popqorn_train.node import Nonlinear
 from popqorn_train.perturbations.region import Bounds, dual_norm
-from popqorn_train.rebound import BadRegion, Budget
-from popqorn_train.refute import refute
 from popqorn_train.relaxations.products import PRODUCTS
-from popqorn_train.relaxer import Relaxation
 from tests.problems import CELLS, F64, build, margins, points_inside, predicted, sequences
 
 EVERYTHING = Budget(rounds=6, units=None, frames=None)

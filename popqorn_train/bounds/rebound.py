@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.graph import Enclosure, ancestors, lower_bound, sizes_of, visits
-from popqorn_train.node import Logits, Node, Nonlinear
+from popqorn_train.bounds.backward import Enclosure, ancestors, lower_bound, sizes_of, visits
+from popqorn_train.bounds.node import Logits, Node, Nonlinear
+from popqorn_train.bounds.relaxer import Relaxation, Relaxer, Rows
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.relaxer import Relaxation, Relaxer, Rows
 from popqorn_train.tracing.steps import walk
 
 _FIRST = 0.4  # multiplier, in half widths of the quantity per quarter of the margin's width

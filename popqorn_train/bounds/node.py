@@ -16,8 +16,8 @@ from popqorn_train.perturbations.region import Bounds, Region
 from popqorn_train.perturbations.substitutions import Choices
 
 if TYPE_CHECKING:
-    from popqorn_train.relaxer import Relaxer
-    from popqorn_train.tape import Tape
+    from popqorn_train.bounds.relaxer import Relaxer
+    from popqorn_train.bounds.tape import Tape
 
 _created = itertools.count()
 

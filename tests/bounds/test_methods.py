@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from popqorn_train import LpBall, certify, logit_bounds
-from popqorn_train.methods import METHODS, TRAINING, Popqorn, TightPopqorn, method_named
-from popqorn_train.rebound import Budget
+from popqorn_train.bounds.methods import METHODS, TRAINING, Popqorn, TightPopqorn, method_named
+from popqorn_train.bounds.rebound import Budget
 from popqorn_train.relaxations.products import PRODUCTS
 from popqorn_train.relaxations.slopes import POLICIES
 from tests.problems import (

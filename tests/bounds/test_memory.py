@@ -11,10 +11,10 @@ from popqorn_train import (
     frame_radii,
     search_radius,
 )
+from popqorn_train.bounds.memory import Chunks, bytes_a_sample
+from popqorn_train.bounds.methods import Popqorn
 from popqorn_train.case import Case
 from popqorn_train.lift import Lifter
-from popqorn_train.memory import Chunks, bytes_a_sample
-from popqorn_train.methods import Popqorn
 from tests.problems import CELLS, METHODS, build, predicted, sequences
 
 ERRORS = [

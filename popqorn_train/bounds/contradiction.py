@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from popqorn_train.rebound import BadRegion, Budget
-from popqorn_train.relaxer import Relaxation
+from popqorn_train.bounds.rebound import BadRegion, Budget
+from popqorn_train.bounds.relaxer import Relaxation
 
 _STALLED = 0.005  # gain in two rounds, in quarters of the margin's range, to go on
 
