@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.case import Case, as_frames, undisturbed
 from popqorn_train.faithful import check_graph, check_hooks, check_logits
-from popqorn_train.lift import Lifter
+from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.units import center_and_scale, frame_order
 from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan, plan
 from popqorn_train.tracing.packed import call_sorted
@@ -23,7 +24,6 @@ from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.trace import record
 from popqorn_train.tracing.tracer import UnsupportedModelError
 from popqorn_train.tracing.wrappers import unwrapped
-from popqorn_train.units import center_and_scale, frame_order
 
 Inputs = Tensor | tuple[Any, ...]
 

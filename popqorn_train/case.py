@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
-from popqorn_train.lift import Lifter
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.units import embedded
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
 from popqorn_train.tracing.input_path import Plan
 from popqorn_train.tracing.tracer import UnsupportedModelError
-from popqorn_train.units import embedded
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from popqorn_train.cli_certify import add_certify
 from popqorn_train.cli_compare import add_compare
 from popqorn_train.cli_doctor import add_doctor
-from popqorn_train.tables import supported_table
+from popqorn_train.operations.tables import supported_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

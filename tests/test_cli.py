@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from popqorn_train.cli import main
-from popqorn_train.lift import MODULES, OPERATIONS
-from popqorn_train.tables import supported, supported_table
+from popqorn_train.operations.lift import MODULES, OPERATIONS
+from popqorn_train.operations.tables import supported, supported_table
 
 ROOT = Path(__file__).resolve().parents[1]
 

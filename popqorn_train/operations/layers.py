@@ -11,7 +11,7 @@ from popqorn_train.bounds.affine import Matrix
 from popqorn_train.bounds.concatenation import Join, Stack, frame, frames
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.recurrent import State, Weights, project, step_of, unroll
-from popqorn_train.lift import Lifter, has_node, module, unsupported
+from popqorn_train.operations.lift import Lifter, has_node, module, unsupported
 from popqorn_train.perturbations.region import Region
 from popqorn_train.tracing.packed import Packed
 from popqorn_train.tracing.steps import Step

@@ -7,7 +7,7 @@ import torch
 from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.concatenation import Select, Stack, frames
 from popqorn_train.bounds.node import Node
-from popqorn_train.lift import Lifter, operation, unsupported
+from popqorn_train.operations.lift import Lifter, operation, unsupported
 from popqorn_train.tracing.packed import Packed
 from popqorn_train.tracing.steps import Step
 

@@ -9,10 +9,10 @@ from popqorn_train.bounds.activation import Activation, Gated, is_curve
 from popqorn_train.bounds.affine import Linear, Negative, Sum
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.state_product import Times
-from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.operations.shapes import function_of, lifted
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
-from popqorn_train.shapes import function_of, lifted
 from popqorn_train.tracing.steps import IDENTITIES, Step
 from popqorn_train.tracing.tracer import called_name
 

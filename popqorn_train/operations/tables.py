@@ -1,24 +1,24 @@
 """Everything that can be bounded: importing this fills the tables of lift.py, and prints them."""
 
-from popqorn_train import (  # noqa: F401
+from popqorn_train.operations import (  # noqa: F401
+    arithmetic,
+    convolution,
     elementwise,
     layers,
-    maps,
     norms,
-    operations,
-    padding,
+    packing,
     reductions,
     shapes,
 )
-from popqorn_train.lift import MODULES, OPERATIONS
+from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.tracing.packed import REPLACED
 
 _TITLES = {
     "layers": "recurrent layers and cells",
-    "padding": "different lengths",
-    "operations": "arithmetic and linear layers",
+    "packing": "different lengths",
+    "arithmetic": "arithmetic and linear layers",
     "elementwise": "activations",
-    "maps": "convolution and pooling",
+    "convolution": "convolution and pooling",
     "norms": "normalisation",
     "reductions": "sums, means, maxima, masks",
     "shapes": "shapes, picking, joining",

@@ -7,7 +7,7 @@ from torch import nn
 
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.node import Node
-from popqorn_train.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.relaxations.curves import CURVES, prelu
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import called_name

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.lift import Lifter
+from popqorn_train.operations.lift import Lifter
 from popqorn_train.tracing.input_path import SCALES, Plan
 from popqorn_train.tracing.steps import MOVES
 from popqorn_train.tracing.tracer import UnsupportedModelError, called_name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.affine import Affine
 from popqorn_train.bounds.concatenation import Join, frame, frames
 from popqorn_train.bounds.node import Node
-from popqorn_train.lift import Lifter, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter, module, operation, unsupported
 from popqorn_train.tracing.steps import MOVES, REPEATS, Step, walk
 from popqorn_train.tracing.tracer import called_name
 

@@ -13,10 +13,10 @@ from torch.nn import functional
 from popqorn_train.bounds.affine import full
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.tape import Tape
-from popqorn_train.lift import Lifter, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter, module, operation, unsupported
+from popqorn_train.operations.reductions import largest_over
+from popqorn_train.operations.shapes import affine_of, lifted
 from popqorn_train.perturbations.region import Bounds, dot
-from popqorn_train.reductions import largest_over
-from popqorn_train.shapes import affine_of, lifted
 from popqorn_train.tracing.steps import Step
 
 Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from popqorn_train.bounds.maximum import Largest
 from popqorn_train.bounds.node import Node
-from popqorn_train.lift import Lifter, operation, unsupported
-from popqorn_train.shapes import affine_of, function_of, lifted, ndim
+from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.shapes import affine_of, function_of, lifted, ndim
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import called_name
 
