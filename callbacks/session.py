@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from popqorn_train.batches import Picked, Unpack, grouped, unpacked
-from popqorn_train.bound import BoundModel, bound
 from popqorn_train.callbacks.subset import Order, isolated_random
+from popqorn_train.certificates.bound_model import BoundModel, bound
+from popqorn_train.certificates.radius import Start
 from popqorn_train.examine import Examination, Examiner, SampleRow, Status
 from popqorn_train.progress import Progress
 from popqorn_train.provenance import fingerprint
-from popqorn_train.radius import Start
 
 _TRIED = 16  # samples of the pre-flight
 

@@ -1,12 +1,13 @@
 """Certified robustness radii for recurrent classifiers, computed while they train."""
 
-from popqorn_train.bound import BoundModel, bound
 from popqorn_train.bounds.methods import IBP, CrownIBP, Popqorn
-from popqorn_train.budget import certified_budget
-from popqorn_train.certificate import Certificate, certify, logit_bounds
-from popqorn_train.empirical import empirical_radius
+from popqorn_train.certificates.bound_model import BoundModel, bound
+from popqorn_train.certificates.budget import certified_budget
+from popqorn_train.certificates.certificate import Certificate, certify, logit_bounds
+from popqorn_train.certificates.empirical import empirical_radius
+from popqorn_train.certificates.frames import frame_radii
+from popqorn_train.certificates.radius import RadiusSearch, Start, certified_radius, search_radius
 from popqorn_train.examine import SampleRow, Status
-from popqorn_train.frames import frame_radii
 from popqorn_train.initialisation import certifiable_init_
 from popqorn_train.loader import certify_loader
 from popqorn_train.loss import CertifiedLoss
@@ -15,7 +16,6 @@ from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
-from popqorn_train.radius import RadiusSearch, Start, certified_radius, search_radius
 from popqorn_train.tracing.tracer import UnsupportedModelError
 
 __all__ = [

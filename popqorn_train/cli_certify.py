@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from popqorn_train.bound import BoundModel
+from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certification import Certification
 from popqorn_train.cli_files import write_certification
 from popqorn_train.cli_options import add_certify_options, class_names, mask_of

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import BoundModel, bound
 from popqorn_train.bounds.backward import ancestors
 from popqorn_train.bounds.node import Nonlinear
-from popqorn_train.case import Case
-from popqorn_train.certificate import certify
+from popqorn_train.certificates.bound_model import BoundModel, bound
+from popqorn_train.certificates.certificate import certify
+from popqorn_train.certificates.instance import Case
 from popqorn_train.named import named_model
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.steps import Step

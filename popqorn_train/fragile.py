@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from popqorn_train.batches import Picked, on_device, unpack_pair, unpacked
-from popqorn_train.bound import BoundModel
-from popqorn_train.case import undisturbed
+from popqorn_train.certificates.bound_model import BoundModel
+from popqorn_train.certificates.frames import frame_radii
+from popqorn_train.certificates.instance import undisturbed
 from popqorn_train.examine import Examination, SampleRow
-from popqorn_train.frames import frame_radii
 from popqorn_train.named import named
 
 Vocabulary = Callable[[list[int]], Sequence[str]]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from popqorn_train.attack import search
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.methods import TRAINING, CrownIBP, Method, method_named
-from popqorn_train.case import Case, full_precision, undisturbed
-from popqorn_train.certificate import bounded_margins, other_classes, proved, with_own
+from popqorn_train.certificates.certificate import bounded_margins, other_classes, proved, with_own
+from popqorn_train.certificates.instance import Case, full_precision, undisturbed
+from popqorn_train.certificates.pgd import search
 from popqorn_train.fusion import fused_cross_entropy
 from popqorn_train.objective import LossParts, Objective, Prepared, check_share, check_weight
 from popqorn_train.perturbations.lp_ball import LpBall

@@ -11,10 +11,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.bounds.backward import Enclosure
-from popqorn_train.case import Case, undisturbed
-from popqorn_train.certificate import check_target
+from popqorn_train.certificates.bound_model import BoundModel, Inputs, as_tuple, bound
+from popqorn_train.certificates.certificate import check_target
+from popqorn_train.certificates.instance import Case, undisturbed
 from popqorn_train.tracing.wrappers import as_written
 
 CHECK_EVERY = 20  # calls between two comparisons of the trace with the model

@@ -20,12 +20,12 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
-from popqorn_train.case import undisturbed
+from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.query import Question
+from popqorn_train.certificates.radius import answer, check_search, with_gradient
 from popqorn_train.loss import CertifiedLoss, Worst
 from popqorn_train.objective import Prepared
 from popqorn_train.perturbations.region import Scope
-from popqorn_train.question import Question
-from popqorn_train.radius import answer, check_search, with_gradient
 
 
 class RadiusLoss(CertifiedLoss):

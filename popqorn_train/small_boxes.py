@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from popqorn_train.case import Case
+from popqorn_train.certificates.instance import Case
 from popqorn_train.loss import CertifiedLoss
 from popqorn_train.objective import Prepared, check_share
 from popqorn_train.perturbations.lp_ball import LpBall

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from popqorn_train.bound import Inputs, as_tuple
+from popqorn_train.certificates.bound_model import Inputs, as_tuple
 from popqorn_train.objective import Objective
 from popqorn_train.recipes.networks import RecurrentNet
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import dropout, linear, log_softmax, relu
 
 from popqorn_train import LpBall
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 
 CELLS = ("tanh", "relu", "lstm", "gru")
 METHODS = ("ibp", "crown-ibp", "popqorn")

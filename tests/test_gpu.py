@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from popqorn_train import Box, CertifiedLoss, LpBall, certified_radius, certify, frame_radii
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from tests.fitting import Classifier
 
 pytestmark = [

@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from popqorn_train import CrownIBP, LpBall, certify, objectives
-from popqorn_train.attack import attack
-from popqorn_train.bound import BoundModel
 from popqorn_train.bounds.methods import TRAINING
+from popqorn_train.certificates.bound_model import BoundModel
+from popqorn_train.certificates.pgd import attack
 from popqorn_train.objectives import OBJECTIVES
 from tests.problems import F64, build, predicted, sequences
 from tests.zoo import zoo

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from popqorn_train import CertifiedLoss, LpBall, bound, certify, logit_bounds
-from popqorn_train.attack import attack
-from popqorn_train.bound import as_tuple
 from popqorn_train.callbacks import CertifiedRadiusMonitor
+from popqorn_train.certificates.bound_model import as_tuple
+from popqorn_train.certificates.pgd import attack
 from popqorn_train.tracing.steps import pick_samples
 from tests.fitting import QUIET
 from tests.problems import METHODS, steps_inside
@@ -20,7 +20,9 @@ from tests.zoo import B, zoo
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 ZOO = zoo()
-MODULE = import_module("popqorn_train.bound")  # the name in the package is the function
+MODULE = import_module(
+    "popqorn_train.certificates.bound_model"
+)  # the name in the package is the function
 POINTS = 100
 every_model = pytest.mark.parametrize("name", ZOO)
 # Models in which padding changes nothing: neither values nor what a mean is divided by.

@@ -2,7 +2,7 @@
 
 That is every module's identity and hooks, and those settings of recorded code that its forward
 names. A counter that only ``training_step`` touches is none of them. What is read in another way
-(``getattr``, a nested object) is not seen here; faithful.py compares values for that.
+(``getattr``, a nested object) is not seen here; fidelity.py compares values for that.
 """
 
 import functools

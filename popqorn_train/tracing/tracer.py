@@ -155,7 +155,7 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Record a leaf module, go through any other; hooks are left to faithful.py."""
+        """Record a leaf module, go through any other; hooks are left to fidelity.py."""
         if self._running:
             return forward(*args, **kwargs)
         if (name := inside(m)) is not None:

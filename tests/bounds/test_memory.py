@@ -13,7 +13,7 @@ from popqorn_train import (
 )
 from popqorn_train.bounds.memory import Chunks, bytes_a_sample
 from popqorn_train.bounds.methods import Popqorn
-from popqorn_train.case import Case
+from popqorn_train.certificates.instance import Case
 from popqorn_train.operations.lift import Lifter
 from tests.problems import CELLS, METHODS, build, predicted, sequences
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from popqorn_train import LpBall, bound, certified_radius, certify
-from popqorn_train.attack import attack
 from popqorn_train.bounds.backward import ancestors, minimum
 from popqorn_train.bounds.contradiction import refute
 from popqorn_train.bounds.enclosure import enclose
@@ -14,7 +13,8 @@ from popqorn_train.bounds.methods import METHODS, Popqorn, TightPopqorn
 from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.bounds.rebound import BadRegion, Budget
 from popqorn_train.bounds.relaxer import Relaxation
-from popqorn_train.certificate import margin_rows
+from popqorn_train.certificates.certificate import margin_rows
+from popqorn_train.certificates.pgd import attack
 from popqorn_train.perturbations.region import Bounds, dual_norm
 from popqorn_train.relaxations.products import PRODUCTS
 from tests.problems import CELLS, F64, build, margins, points_inside, predicted, sequences

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popqorn_train import Box, LpBall, certify, logit_bounds, search_radius
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from tests.problems import CELLS, F64, METHODS, build, logits_at, margins, predicted, sequences
 
 cells = pytest.mark.parametrize("cell", CELLS)

@@ -15,7 +15,7 @@ from popqorn_train import (
     certify,
     logit_bounds,
 )
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from popqorn_train.perturbations.substitutions import Choices
 from tests.problems import F64, METHODS, build, sequences
 from tests.zoo import zoo

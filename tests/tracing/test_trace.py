@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, UnsupportedModelError, bound, certify, logit_bounds
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from tests.problems import (
     CLASSES,
     F64,
@@ -25,7 +25,9 @@ from tests.problems import (
     zoo,
 )
 
-MODULE = import_module("popqorn_train.bound")  # the name in the package is the function
+MODULE = import_module(
+    "popqorn_train.certificates.bound_model"
+)  # the name in the package is the function
 ZOO = zoo()
 every_model = pytest.mark.parametrize(("model", "x"), ZOO.values(), ids=ZOO)
 

@@ -12,7 +12,7 @@ from popqorn_train import (
     certify,
     logit_bounds,
 )
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from tests.problems import CELLS, METHODS, build, predicted, sequences
 
 CALLS = {

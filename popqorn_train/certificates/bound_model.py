@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.case import Case, as_frames, undisturbed
-from popqorn_train.faithful import check_graph, check_hooks, check_logits
+from popqorn_train.certificates.fidelity import check_graph, check_hooks, check_logits
+from popqorn_train.certificates.instance import Case, as_frames, undisturbed
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.units import center_and_scale, frame_order

@@ -208,7 +208,9 @@ def test_classes_that_only_inherit_a_layer_are_that_layer():
 
 def test_a_counter_that_forward_does_not_read_traces_nothing_anew(monkeypatch):
     recorded = []
-    module = importlib.import_module("popqorn_train.bound")  # the name is also a function
+    module = importlib.import_module(
+        "popqorn_train.certificates.bound_model"
+    )  # the name is also a function
     monkeypatch.setattr(module, "record", lambda *a: recorded.append(a) or trace.record(*a))
     model, x = Net(state_as_tuple).double(), inputs()
     loss = CertifiedLoss(0.1)

@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import BoundModel, Inputs, bound
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.bounds.node import Logits, Node
-from popqorn_train.case import Case, undisturbed
+from popqorn_train.certificates.bound_model import BoundModel, Inputs, bound
+from popqorn_train.certificates.instance import Case, undisturbed
 from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions

@@ -14,7 +14,7 @@ from popqorn_train import (
     certify,
     logit_bounds,
 )
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from popqorn_train.schedule import LinearRamp
 from tests.problems import Classifier, build, sequences
 

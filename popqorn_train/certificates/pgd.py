@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import Inputs, bound
-from popqorn_train.case import Case, undisturbed
-from popqorn_train.certificate import check_target
+from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.certificate import check_target
+from popqorn_train.certificates.instance import Case, undisturbed
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region, dual_exponent
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from popqorn_train import LpBall, Start, certified_radius, certify
 from popqorn_train.bounds.methods import Popqorn
-from popqorn_train.brackets import Brackets
+from popqorn_train.certificates.brackets import Brackets
+from popqorn_train.certificates.radius import search_radius
 from popqorn_train.perturbations.region import dual_norm
-from popqorn_train.radius import search_radius
 from tests.problems import CELLS, F64, METHODS, NORMS, build, margins, predicted, sequences
 
 RTOL = 1e-3

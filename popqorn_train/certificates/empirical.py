@@ -13,15 +13,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.attack import margin_of, search
-from popqorn_train.bound import Inputs, bound
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import method_named
-from popqorn_train.case import Case, undisturbed
+from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.instance import Case, undisturbed
+from popqorn_train.certificates.pgd import margin_of, search
+from popqorn_train.certificates.query import largest_tried, make_question
+from popqorn_train.certificates.radius import check_search
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, Scope
-from popqorn_train.question import largest_tried, make_question
-from popqorn_train.radius import check_search
 
 _ROUNDS = 30  # balls attacked at most
 _HALVINGS = 12  # of the way back to the input

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import Inputs, bound
 from popqorn_train.bounds.methods import Method
-from popqorn_train.certificate import Confirm, certify
+from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.certificate import Confirm, certify
 from popqorn_train.perturbations.substitutions import Substitutions
 
 

@@ -8,14 +8,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import Inputs, bound
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
-from popqorn_train.case import undisturbed
-from popqorn_train.certificate import Confirm
+from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.certificate import Confirm
+from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.query import make_question
+from popqorn_train.certificates.radius import answer, check_search, in_float64
 from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.question import make_question
-from popqorn_train.radius import answer, check_search, in_float64
 
 _ROWS = 16  # samples times frames that are bounded together
 

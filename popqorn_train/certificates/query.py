@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from popqorn_train.attack import margin_of
-from popqorn_train.bound import BoundModel, Inputs
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
-from popqorn_train.case import Case
-from popqorn_train.certificate import check_target, chunked_margins, least, margins_of
+from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.certificate import check_target, chunked_margins, least, margins_of
+from popqorn_train.certificates.instance import Case
+from popqorn_train.certificates.pgd import margin_of
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, dual_norm
 

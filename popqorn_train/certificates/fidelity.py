@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.relaxer import Relaxation
-from popqorn_train.case import Case
+from popqorn_train.certificates.instance import Case
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.tracer import UnsupportedModelError
 

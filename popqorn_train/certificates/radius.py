@@ -13,15 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bound import BoundModel, Inputs, bound
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import METHODS, TRAINING, Method, method_named
-from popqorn_train.brackets import Brackets, rate_of, root_of
-from popqorn_train.case import undisturbed
-from popqorn_train.certificate import Confirm, check_confirm, proved
+from popqorn_train.certificates.bound_model import BoundModel, Inputs, bound
+from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
+from popqorn_train.certificates.certificate import Confirm, check_confirm, proved
+from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.query import Question, largest_tried, make_question
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
-from popqorn_train.question import Question, largest_tried, make_question
 
 _BEYOND = 1.15  # where a tight method starts, in radii of the cheaper one
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, Popqorn, bound, certified_radius, certify, logit_bounds
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from tests.problems import (
     CELLS,
     CLASSES,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, certify
-from popqorn_train.attack import attack
+from popqorn_train.certificates.pgd import attack
 from tests.problems import CELLS, F64, NORMS, build, margins, predicted, sequences
 
 cells = pytest.mark.parametrize("cell", CELLS)
