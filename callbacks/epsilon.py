@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from popqorn_train.objective import Objective, check_share
-from popqorn_train.schedule import LinearRamp, RampClock, SmoothRamp
+from popqorn_train.training.objective import Objective, check_share
+from popqorn_train.training.schedule import LinearRamp, RampClock, SmoothRamp
 
 Numbers = float | tuple[float, ...]
 

@@ -7,9 +7,9 @@ import torch
 from pytorch_lightning import Trainer
 
 from popqorn_train.bounds.backward import Enclosure
-from popqorn_train.collapse import Look, joined, look
-from popqorn_train.loss import CertifiedLoss
-from popqorn_train.objective import LossParts, Prepared
+from popqorn_train.training.collapse import Look, joined, look
+from popqorn_train.training.loss import CertifiedLoss
+from popqorn_train.training.objective import LossParts, Prepared
 
 
 class Lookout:

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from popqorn_train.callbacks.epsilon import EpsilonSchedule
 from popqorn_train.callbacks.lookout import Lookout
 from popqorn_train.callbacks.snapshots import Snapshot, Snapshots
-from popqorn_train.collapse import Collapse, Look
-from popqorn_train.loss import CertifiedLoss
+from popqorn_train.training.collapse import Collapse, Look
+from popqorn_train.training.loss import CertifiedLoss
 
 Action = Literal["rollback", "slow", "stop", "warn"]
 _ACTIONS = ("rollback", "slow", "stop", "warn")

@@ -8,15 +8,15 @@ from popqorn_train.certificates.empirical import empirical_radius
 from popqorn_train.certificates.frames import frame_radii
 from popqorn_train.certificates.radius import RadiusSearch, Start, certified_radius, search_radius
 from popqorn_train.examine import SampleRow, Status
-from popqorn_train.initialisation import certifiable_init_
 from popqorn_train.loader import certify_loader
-from popqorn_train.loss import CertifiedLoss
-from popqorn_train.objective import Objective
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.tracing.tracer import UnsupportedModelError
+from popqorn_train.training.initialisation import certifiable_init_
+from popqorn_train.training.loss import CertifiedLoss
+from popqorn_train.training.objective import Objective
 
 __all__ = [
     "IBP",

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from popqorn_train.bounds.methods import Method
-from popqorn_train.loss import CertifiedLoss, CrownIBPLoss
-from popqorn_train.mixture import Mixture
-from popqorn_train.objective import Objective
 from popqorn_train.perturbations.region import Scope
-from popqorn_train.radius_loss import RadiusLoss
-from popqorn_train.small_boxes import SmallBoxLoss
+from popqorn_train.training.loss import CertifiedLoss, CrownIBPLoss
+from popqorn_train.training.mixture import Mixture
+from popqorn_train.training.objective import Objective
+from popqorn_train.training.radius_loss import RadiusLoss
+from popqorn_train.training.small_boxes import SmallBoxLoss
 
 
 def standard() -> CertifiedLoss:

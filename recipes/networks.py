@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from popqorn_train.initialisation import Kind, certifiable_init_
+from popqorn_train.training.initialisation import Kind, certifiable_init_
 
 Cell = Literal["rnn", "relu-rnn", "lstm", "gru"]
 Init = Literal["default"] | Kind

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from popqorn_train import CertifiedLoss
 from popqorn_train.progress import shown
 from popqorn_train.recipes.networks import RecurrentNet
-from popqorn_train.schedule import LinearRamp
+from popqorn_train.training.schedule import LinearRamp
 
 _WARMUP, _RAMP = 0.1, 0.5  # shares of the run
 

@@ -7,7 +7,7 @@ import torch
 
 from popqorn_train import objectives
 from popqorn_train.callbacks import CertifiedTrainingGuard
-from popqorn_train.collapse import Collapse
+from popqorn_train.training.collapse import Collapse
 from tests.fitting import Classifier
 
 COLLAPSED = "ignore:CertifiedTrainingGuard, step"

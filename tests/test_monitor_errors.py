@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
-from popqorn_train.loss import CertifiedLoss
+from popqorn_train.training.loss import CertifiedLoss
 from tests.fitting import QUIET, Classifier, fit, samples, train_loader, val_loader
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from popqorn_train import objectives
 from popqorn_train.callbacks import CertifiedTrainingGuard, EpsilonSchedule
-from popqorn_train.collapse import Collapse
+from popqorn_train.training.collapse import Collapse
 from tests.fitting import QUIET, fit, samples
 from tests.rescues import COLLAPSED, Record, Robust, guard_that_says, same
 

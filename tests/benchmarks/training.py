@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from popqorn_train import CertifiedLoss, bound
-from popqorn_train.objective import CHECK_EVERY, Objective
 from popqorn_train.objectives import crown_ibp
+from popqorn_train.training.objective import CHECK_EVERY, Objective
 
 CELLS = {"RNN": nn.RNN, "LSTM": nn.LSTM, "GRU": nn.GRU}
 SIZES = ((4, 196, 128, 256), (7, 112, 64, 256), (28, 28, 64, 256), (8, 8, 32, 64))

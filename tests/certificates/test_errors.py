@@ -15,7 +15,7 @@ from popqorn_train import (
     logit_bounds,
 )
 from popqorn_train.certificates.pgd import attack
-from popqorn_train.schedule import LinearRamp
+from popqorn_train.training.schedule import LinearRamp
 from tests.problems import Classifier, build, sequences
 
 BALLS = {

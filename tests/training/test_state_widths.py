@@ -8,7 +8,7 @@ from torch import nn
 
 from popqorn_train import LpBall, bound
 from popqorn_train.bounds.enclosure import enclose
-from popqorn_train.states import drowned, widths
+from popqorn_train.training.state_widths import drowned, widths
 from tests.problems import F64, build, sequences
 from tests.zoo import zoo
 

@@ -7,8 +7,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from popqorn_train import objectives
 from popqorn_train.callbacks import EpsilonSchedule
-from popqorn_train.loss import CertifiedLoss
-from popqorn_train.schedule import LinearRamp, RampClock, SmoothRamp
+from popqorn_train.training.loss import CertifiedLoss
+from popqorn_train.training.schedule import LinearRamp, RampClock, SmoothRamp
 from tests.fitting import QUIET, Classifier, fit, train_loader
 
 

@@ -52,7 +52,9 @@ def test_an_objective_of_weight_zero_is_not_worked_out(monkeypatch):
     model, x, y = problem()
     mixture = objectives.mixture(members(), (1.0, 0.0, 1.0))
     expected = mixture(model, x, y)
-    monkeypatch.setattr("popqorn_train.loss.search", lambda *_, **__: pytest.fail("attacked"))
+    monkeypatch.setattr(
+        "popqorn_train.training.loss.search", lambda *_, **__: pytest.fail("attacked")
+    )
     assert torch.equal(mixture(model, x, y), expected)
 
 

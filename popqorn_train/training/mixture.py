@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 import torch
 from torch import nn
 
-from popqorn_train.objective import LossParts, Objective, Prepared
+from popqorn_train.training.objective import LossParts, Objective, Prepared
 
 
 class Mixture(Objective):

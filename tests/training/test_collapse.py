@@ -7,7 +7,7 @@ import torch
 
 from popqorn_train import LpBall, bound
 from popqorn_train.bounds.enclosure import enclose
-from popqorn_train.collapse import Collapse, Look, joined, look
+from popqorn_train.training.collapse import Collapse, Look, joined, look
 from tests.problems import build, sequences
 
 

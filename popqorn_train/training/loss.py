@@ -3,7 +3,7 @@
     kappa CE(clean) + (1 - kappa) (alpha CE(bound) + (1 - alpha) CE(attack))
 
 where the worst-case logits are minus the certified margins, 0 at the label; and, if asked for, a
-term that keeps the intervals of recurrent states narrow beside their signal (states.py).
+term that keeps the intervals of recurrent states narrow beside their signal (state_widths.py).
 
 Sources: Wong and Kolter, ICML 2018 (worst-case logits); Gowal et al., "IBP", ICCV 2019 (kappa);
 De Palma et al., "MTL-IBP", ICLR 2024 (alpha); Zhang et al., "CROWN-IBP", ICLR 2020 (beta).
@@ -21,11 +21,17 @@ from popqorn_train.bounds.methods import TRAINING, CrownIBP, Method, method_name
 from popqorn_train.certificates.certificate import bounded_margins, other_classes, proved, with_own
 from popqorn_train.certificates.instance import Case, full_precision, undisturbed
 from popqorn_train.certificates.pgd import search
-from popqorn_train.fusion import fused_cross_entropy
-from popqorn_train.objective import LossParts, Objective, Prepared, check_share, check_weight
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
-from popqorn_train.states import drowned
+from popqorn_train.training.loss_fusion import fused_cross_entropy
+from popqorn_train.training.objective import (
+    LossParts,
+    Objective,
+    Prepared,
+    check_share,
+    check_weight,
+)
+from popqorn_train.training.state_widths import drowned
 
 
 class Worst(NamedTuple):
@@ -193,7 +199,7 @@ class CrownIBPLoss(CertifiedLoss):
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
-        fused: bound the cross entropy by one backward row a sample (fusion.py), and mix it with
+        fused: bound the cross entropy by one backward row a sample (loss_fusion.py), and mix it with
             that of interval margins; else mix margins, with a row for every other class. Costs
             about half on wide layers, but the bound is looser: it leaves the intervals of margins
             by a chord, which is long where they are wide.

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from popqorn_train import CertifiedLoss, LpBall, bound, certify
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.methods import TRAINING
-from popqorn_train.states import drowned
+from popqorn_train.training.state_widths import drowned
 from tests.problems import CELLS, METHODS, NORMS, build, predicted, sequences
 
 cells = pytest.mark.parametrize("cell", CELLS)

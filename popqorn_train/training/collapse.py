@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.backward import Enclosure
-from popqorn_train.states import widths
+from popqorn_train.training.state_widths import widths
 
 _GUESS = 0.95  # of ln C: a bound loss from which little is learned
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popqorn_train import bound, objectives
-from popqorn_train.objective import Prepared
+from popqorn_train.training.objective import Prepared
 from tests.problems import build, predicted, sequences, steps_inside
 from tests.zoo import zoo
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from popqorn_train import LpBall, bound
 from popqorn_train.bounds.enclosure import enclose
-from popqorn_train.initialisation import certifiable_init_
-from popqorn_train.states import widths
+from popqorn_train.training.initialisation import certifiable_init_
+from popqorn_train.training.state_widths import widths
 from tests.problems import Classifier
 
 GATED = {"gru": nn.GRU, "lstm": nn.LSTM}

@@ -12,8 +12,8 @@ from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.certificates.certificate import margin_rows, other_classes
-from popqorn_train.fusion import fused_cross_entropy
 from popqorn_train.perturbations.region import Bounds
+from popqorn_train.training.loss_fusion import fused_cross_entropy
 from tests.problems import (
     CELLS,
     F64,

@@ -14,10 +14,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from popqorn_train.certificates.instance import Case
-from popqorn_train.loss import CertifiedLoss
-from popqorn_train.objective import Prepared, check_share
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.training.loss import CertifiedLoss
+from popqorn_train.training.objective import Prepared, check_share
 
 
 class SmallBoxLoss(CertifiedLoss):

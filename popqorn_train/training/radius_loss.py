@@ -23,9 +23,9 @@ from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.instance import undisturbed
 from popqorn_train.certificates.query import Question
 from popqorn_train.certificates.radius import answer, check_search, with_gradient
-from popqorn_train.loss import CertifiedLoss, Worst
-from popqorn_train.objective import Prepared
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.training.loss import CertifiedLoss, Worst
+from popqorn_train.training.objective import Prepared
 
 
 class RadiusLoss(CertifiedLoss):
