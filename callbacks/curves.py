@@ -13,8 +13,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from popqorn_train.callbacks.guard import Guard
 from popqorn_train.callbacks.scalars import best
-from popqorn_train.certification import Certification
-from popqorn_train.examine import SampleRow
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.plots import curve_grid, draw_certifications, evenly
 
 _RARELY = 10  # certifications; a table adds files to a run, a figure takes a while to draw

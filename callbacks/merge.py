@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from pytorch_lightning import Trainer
 
-from popqorn_train.examine import SampleRow, Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 
 def gathered(

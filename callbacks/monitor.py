@@ -12,16 +12,16 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from popqorn_train.batches import Unpack, unpack_pair
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.callbacks.cadence import Cadence, is_last_validation
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.watch import Options, Watch
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.radius import check_search
-from popqorn_train.certification import Certification
-from popqorn_train.examine import Examination
-from popqorn_train.loader import OnError, check_on_error
+from popqorn_train.evaluation.batches import Unpack, unpack_pair
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.loader import OnError, check_on_error
+from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope

@@ -7,7 +7,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
-from popqorn_train.progress import Bar, LogLines, Progress, Silent
+from popqorn_train.evaluation.progress import Bar, LogLines, Progress, Silent
 
 
 class _RichTask:

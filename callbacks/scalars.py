@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from popqorn_train.certification import Certification, lower_quantile
-from popqorn_train.examine import count_statuses
+from popqorn_train.evaluation.certification import Certification, lower_quantile
+from popqorn_train.evaluation.sample_rows import count_statuses
 
 _DOWN = ("capped_fraction", "unbroken_fraction", "gap")  # best when small
 _LAST = "certification/"  # neither large nor small is best

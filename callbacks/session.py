@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from popqorn_train.batches import Picked, Unpack, grouped, unpacked
 from popqorn_train.callbacks.subset import Order, isolated_random
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.radius import Start
-from popqorn_train.examine import Examination, Examiner, SampleRow, Status
-from popqorn_train.progress import Progress
-from popqorn_train.provenance import fingerprint
+from popqorn_train.evaluation.batches import Picked, Unpack, grouped, unpacked
+from popqorn_train.evaluation.progress import Progress
+from popqorn_train.evaluation.provenance import fingerprint
+from popqorn_train.evaluation.sample_rows import Examination, Examiner, SampleRow, Status
 
 _TRIED = 16  # samples of the pre-flight
 

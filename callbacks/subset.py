@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-from popqorn_train.batches import Unpack, unpacked
+from popqorn_train.evaluation.batches import Unpack, unpacked
 
 
 @contextlib.contextmanager

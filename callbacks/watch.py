@@ -9,7 +9,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from popqorn_train.batches import Unpack
 from popqorn_train.bounds.methods import name_of
 from popqorn_train.callbacks.merge import completed, gathered
 from popqorn_train.callbacks.progress import progress_in
@@ -17,10 +16,11 @@ from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.scalars import scalars
 from popqorn_train.callbacks.session import Session, pre_flight
 from popqorn_train.callbacks.subset import Order, choose
-from popqorn_train.certification import Certification
-from popqorn_train.examine import Examination, Status
-from popqorn_train.loader import OnError
-from popqorn_train.provenance import versions
+from popqorn_train.evaluation.batches import Unpack
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.loader import OnError
+from popqorn_train.evaluation.provenance import versions
+from popqorn_train.evaluation.sample_rows import Examination, Status
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 

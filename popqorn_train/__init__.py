@@ -7,8 +7,8 @@ from popqorn_train.certificates.certificate import Certificate, certify, logit_b
 from popqorn_train.certificates.empirical import empirical_radius
 from popqorn_train.certificates.frames import frame_radii
 from popqorn_train.certificates.radius import RadiusSearch, Start, certified_radius, search_radius
-from popqorn_train.examine import SampleRow, Status
-from popqorn_train.loader import certify_loader
+from popqorn_train.evaluation.loader import certify_loader
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds

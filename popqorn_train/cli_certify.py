@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from popqorn_train.certificates.bound_model import BoundModel
-from popqorn_train.certification import Certification
 from popqorn_train.cli_files import write_certification
 from popqorn_train.cli_options import add_certify_options, class_names, mask_of
 from popqorn_train.cli_subject import batches, first_inputs, loaded_model, opened_data, question_of
-from popqorn_train.examine import Examination, SampleRow
-from popqorn_train.fragile import (
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.fragile import (
     FragileSample,
     Vocabulary,
     chosen_samples,
@@ -25,13 +24,14 @@ from popqorn_train.fragile import (
     most_fragile,
     vocabulary,
 )
-from popqorn_train.ledger import Ledger
-from popqorn_train.loader import certify_loader
-from popqorn_train.progress import Silent, shown
-from popqorn_train.provenance import data_fingerprint, fingerprint, versions
+from popqorn_train.evaluation.ledger import Ledger
+from popqorn_train.evaluation.loader import certify_loader
+from popqorn_train.evaluation.progress import Silent, shown
+from popqorn_train.evaluation.provenance import data_fingerprint, fingerprint, versions
+from popqorn_train.evaluation.sample_rows import Examination, SampleRow
+from popqorn_train.evaluation.summaries import nice_epsilons, promise, summary
 from popqorn_train.report import Report
 from popqorn_train.report_figures import check_image, report_figures
-from popqorn_train.summary import nice_epsilons, promise, summary
 from popqorn_train.tracing.tracer import UnsupportedModelError
 
 _FIRST = 16  # samples whose fingerprint a resumed run must share

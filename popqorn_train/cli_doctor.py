@@ -17,7 +17,7 @@ from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import certify
 from popqorn_train.certificates.instance import Case
-from popqorn_train.named import named_model
+from popqorn_train.evaluation.resolve import named_model
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import UnsupportedModelError, called_name

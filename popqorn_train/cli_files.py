@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from popqorn_train.certification import Certification, read_certifications
+from popqorn_train.evaluation.certification import Certification, read_certifications
 from popqorn_train.report import Report
 
 CERTIFICATION = "certification.json"

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from popqorn_train.batches import on_device, unpack_pair, unpacked
 from popqorn_train.bounds.methods import method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.radius import check_search
-from popqorn_train.checkpoint import load_weights
-from popqorn_train.dataset import Source, opened
-from popqorn_train.examine import Examination
-from popqorn_train.named import named_model
+from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
+from popqorn_train.evaluation.checkpoint import load_weights
+from popqorn_train.evaluation.dataset import Source, opened
+from popqorn_train.evaluation.resolve import named_model
+from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.perturbations.lp_ball import LpBall
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from popqorn_train.certification import count_certified, lower_quantile
+from popqorn_train.evaluation.certification import count_certified, lower_quantile
 from popqorn_train.plots import AccuracyCurve, draw_accuracy_curves
 
 

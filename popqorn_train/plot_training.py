@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from popqorn_train.certification import Certification, lower_quantile, read_certifications
+from popqorn_train.evaluation.certification import (
+    Certification,
+    lower_quantile,
+    read_certifications,
+)
 from popqorn_train.plot_style import COLORS, finish, new_figure
 
 Column = tuple[list[float], list[float]]  # steps or epochs, values

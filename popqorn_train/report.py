@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from popqorn_train.certification import Certification
-from popqorn_train.examine import Status, count_statuses
-from popqorn_train.fragile import FragileSample
-from popqorn_train.pages import Element, element, page, pairs, picture, table
-from popqorn_train.plot_words import Sentence, sentence_element
-from popqorn_train.radius_colors import RadiusScale, hexadecimal, ink_on
-from popqorn_train.summary import (
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.fragile import FragileSample
+from popqorn_train.evaluation.sample_rows import Status, count_statuses
+from popqorn_train.evaluation.summaries import (
     accuracy_rows,
     class_name,
     class_rows,
@@ -19,6 +16,9 @@ from popqorn_train.summary import (
     statuses,
     unit,
 )
+from popqorn_train.pages import Element, element, page, pairs, picture, table
+from popqorn_train.plot_words import Sentence, sentence_element
+from popqorn_train.radius_colors import RadiusScale, hexadecimal, ink_on
 
 SECTIONS = ("curves", "radii", "fragile", "samples", "settings", "promise")
 _WRITTEN = 20  # frames up to which a cell has its number in it

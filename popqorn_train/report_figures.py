@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from popqorn_train.certification import Certification
-from popqorn_train.fragile import FragileSample
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.fragile import FragileSample
+from popqorn_train.evaluation.summaries import class_name, unit
 from popqorn_train.plots import (
     curve_grid,
     curve_of,
@@ -16,7 +17,6 @@ from popqorn_train.plots import (
     draw_radii_by_class,
     draw_radius_histogram,
 )
-from popqorn_train.summary import class_name, unit
 
 _LARGEST = 256  # frames and features of an image that is drawn
 _CLASSES = 60  # rows of a chart by class

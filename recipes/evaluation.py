@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.certification import count_certified, lower_quantile
+from popqorn_train.evaluation.certification import count_certified, lower_quantile
 from popqorn_train.plots import AccuracyCurve
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from popqorn_train import frame_radii
+from popqorn_train.evaluation.progress import shown
 from popqorn_train.plots import draw_image_rows, draw_radius_by_frame, draw_strokes
-from popqorn_train.progress import shown
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data_mnist_frames import MNISTFrames
 from popqorn_train.recipes.data_pen_strokes import PenStrokes

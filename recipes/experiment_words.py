@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train import frame_radii
-from popqorn_train.progress import shown
+from popqorn_train.evaluation.progress import shown
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data_news_titles import NewsTitles
 from popqorn_train.recipes.data_trec import TREC

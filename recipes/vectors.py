@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
 from popqorn_train import CertifiedLoss
-from popqorn_train.progress import shown
+from popqorn_train.evaluation.progress import shown
 from popqorn_train.recipes.networks import RecurrentNet
 from popqorn_train.training.schedule import LinearRamp
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.certification import lower_quantile
+from popqorn_train.evaluation.certification import lower_quantile
 from popqorn_train.plots import Sentence, draw_radii_by_class, draw_sentences, sentences_html
 from popqorn_train.recipes.experiment import mean_of, plain, rank_trend
 from popqorn_train.recipes.text import TextData

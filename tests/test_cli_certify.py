@@ -16,7 +16,7 @@ import torch
 from popqorn_train import certified_radius
 from popqorn_train.cli import main
 from popqorn_train.cli_files import read_certification
-from popqorn_train.provenance import fingerprint
+from popqorn_train.evaluation.provenance import fingerprint
 from tests import subjects
 from tests.problems import predicted
 

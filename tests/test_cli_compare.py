@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from popqorn_train import SampleRow, Status
-from popqorn_train.certification import Certification, append_certification
 from popqorn_train.cli import main
 from popqorn_train.cli_compare import comparison, differences
 from popqorn_train.cli_files import read_certification
+from popqorn_train.evaluation.certification import Certification, append_certification
 
 SETTINGS = {
     "p": "inf",

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from popqorn_train.callbacks import CertifiedEarlyStopping, CertifiedRadiusMonitor
-from popqorn_train.certification import read_certifications
-from popqorn_train.examine import Examination
+from popqorn_train.evaluation.certification import read_certifications
+from popqorn_train.evaluation.sample_rows import Examination
 from tests.fitting import QUIET, Classifier, samples
 
 pytestmark = [

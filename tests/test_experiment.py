@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from popqorn_train.provenance import fingerprint
+from popqorn_train.evaluation.provenance import fingerprint
 from popqorn_train.recipes.data_pen_strokes import PenStrokes
 from popqorn_train.recipes.experiment import (
     Training,

@@ -5,7 +5,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from popqorn_train import CertifiedLoss
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
-from popqorn_train.certification import read_certifications
+from popqorn_train.evaluation.certification import read_certifications
 from popqorn_train.plots import draw_training
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.networks import RecurrentNet

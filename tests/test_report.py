@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from popqorn_train import SampleRow, Status
-from popqorn_train.certification import Certification
-from popqorn_train.fragile import FragileSample
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.fragile import FragileSample
 from popqorn_train.report import SECTIONS, Report
 from popqorn_train.report_figures import report_figures
 

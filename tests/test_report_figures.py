@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from popqorn_train import SampleRow, Status
-from popqorn_train.certification import Certification
-from popqorn_train.fragile import FragileSample
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.fragile import FragileSample
 from popqorn_train.report_figures import check_image, report_figures
 
 PNG = b"\x89PNG"

@@ -12,8 +12,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from popqorn_train.batches import unpack_pair
 from popqorn_train.callbacks.subset import Order, choose, isolated_random, stratified
+from popqorn_train.evaluation.batches import unpack_pair
 from tests.fitting import val_loader
 
 LABELS = torch.tensor([0] * 50 + [1] * 30 + [2] * 19 + [3])

@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.callbacks.scalars import best
-from popqorn_train.certification import read_certifications
+from popqorn_train.evaluation.certification import read_certifications
 from popqorn_train.plots import draw_certifications
 from tests.fitting import Classifier, fit
 from tests.wandb_reader import Run

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import CertifiedLoss
 from popqorn_train.callbacks import CertifiedRadiusMonitor
-from popqorn_train.certification import Certification, read_certifications
+from popqorn_train.evaluation.certification import Certification, read_certifications
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.data_digits import Digits
 from popqorn_train.recipes.networks import RecurrentNet

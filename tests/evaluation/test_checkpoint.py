@@ -4,8 +4,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from popqorn_train.checkpoint import load_weights
-from popqorn_train.provenance import fingerprint
+from popqorn_train.evaluation.checkpoint import load_weights
+from popqorn_train.evaluation.provenance import fingerprint
 from tests.fitting import Classifier, fit
 from tests.problems import build
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from popqorn_train.dataset import Source, opened
+from popqorn_train.evaluation.dataset import Source, opened
 from tests import subjects
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from popqorn_train.named import named
+from popqorn_train.evaluation.resolve import named
 
 
 class Source(NamedTuple):

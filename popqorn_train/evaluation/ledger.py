@@ -12,7 +12,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-from popqorn_train.examine import SampleRow, Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 COLUMNS = tuple(column.name for column in fields(SampleRow))
 _ROWS = "samples.jsonl"

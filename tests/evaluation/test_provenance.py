@@ -2,7 +2,7 @@
 
 import torch
 
-from popqorn_train.provenance import data_fingerprint, fingerprint, versions
+from popqorn_train.evaluation.provenance import data_fingerprint, fingerprint, versions
 from tests.problems import build, sequences
 
 

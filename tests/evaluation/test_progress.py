@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.callbacks.progress import progress_in
-from popqorn_train.progress import LogLines, Silent
+from popqorn_train.evaluation.progress import LogLines, Silent
 from tests.fitting import QUIET, Classifier, train_loader, val_loader
 
 
@@ -40,7 +40,7 @@ def trainer_with(bar, **options):
 
 def test_a_task_appears_below_those_of_a_rich_bar_and_goes_away(terminal, monkeypatch):
     terminal()
-    monkeypatch.setattr("popqorn_train.batches.CHUNK", 4)
+    monkeypatch.setattr("popqorn_train.evaluation.batches.CHUNK", 4)
     seen = []
 
     class Bar(RichProgressBar):
@@ -92,7 +92,7 @@ def test_lines_come_every_tenth_and_not_before_some_seconds(monkeypatch):
     progress = LogLines("certifying", 40, lines.append)
     progress.advance(20)
     assert lines == []
-    monkeypatch.setattr("popqorn_train.progress._QUIET", 0.0)
+    monkeypatch.setattr("popqorn_train.evaluation.progress._QUIET", 0.0)
     for _ in range(20):
         progress.advance(1)
     assert len(lines) == 5
@@ -102,7 +102,7 @@ def test_lines_come_every_tenth_and_not_before_some_seconds(monkeypatch):
 
 def test_the_time_left_grows_with_what_is_left(monkeypatch):
     lines, now = [], [100.0]
-    monkeypatch.setattr("popqorn_train.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("popqorn_train.evaluation.progress.time.monotonic", lambda: now[0])
     progress = LogLines("certifying", 100, lines.append)
     for passed, done in ((60.0, 10), (6000.0, 40)):
         now[0] = 100.0 + passed

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from popqorn_train import SampleRow, Status
-from popqorn_train.certification import (
+from popqorn_train.evaluation.certification import (
     Certification,
     append_certification,
     read_certifications,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from popqorn_train.certification import Certification, lower_quantile
-from popqorn_train.examine import Status, count_statuses
+from popqorn_train.evaluation.certification import Certification, lower_quantile
+from popqorn_train.evaluation.sample_rows import Status, count_statuses
 
 PROMISE = (
     "Every certified radius is sound for the network over the real numbers: no input within it "

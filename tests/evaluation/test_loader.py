@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from popqorn_train import LpBall, Status, certified_radius, certify, certify_loader
-from popqorn_train.examine import Examination, count_statuses
+from popqorn_train.evaluation.sample_rows import Examination, count_statuses
 from tests.problems import build, predicted, sequences
 
 MODEL = build("gru")
@@ -58,7 +58,7 @@ def test_a_ball_is_certified_at_its_own_size():
 
 def test_time_that_is_over_leaves_samples_not_attempted(monkeypatch):
     now = iter([0.0, *[0.5] * 2, *[2.0] * 99])
-    monkeypatch.setattr("popqorn_train.loader.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("popqorn_train.evaluation.loader.time.monotonic", lambda: next(now))
     rows = run(loader=loader(30), seconds=1.0)
     counts = count_statuses(rows)
     assert counts[Status.NOT_ATTEMPTED] == 30
@@ -104,7 +104,7 @@ def test_what_fails_at_once_is_raised(monkeypatch):
 
 
 def test_progress_is_written_off_a_terminal_when_it_takes_long(monkeypatch, capsys):
-    monkeypatch.setattr("popqorn_train.progress._QUIET", 0.0)
+    monkeypatch.setattr("popqorn_train.evaluation.progress._QUIET", 0.0)
     certify_loader(MODEL, loader(30))
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(", about ")[0] for line in lines] == [

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from popqorn_train import SampleRow, Status
-from popqorn_train.ledger import COLUMNS, Ledger
+from popqorn_train.evaluation.ledger import COLUMNS, Ledger
 
 ROWS = [
     SampleRow(0, 1, Status.CERTIFIED, 1, 0.25, False, float("inf"), 4),

@@ -11,15 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from popqorn_train.batches import Picked, Unpack, grouped, on_device, unpack_pair, unpacked
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.radius import check_search
-from popqorn_train.examine import AtBall, Examination, Examiner, SampleRow, Status
+from popqorn_train.evaluation.batches import (
+    Picked,
+    Unpack,
+    grouped,
+    on_device,
+    unpack_pair,
+    unpacked,
+)
+from popqorn_train.evaluation.progress import Progress, Silent, shown
+from popqorn_train.evaluation.sample_rows import AtBall, Examination, Examiner, SampleRow, Status
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
-from popqorn_train.progress import Progress, Silent, shown
 
 OnError = Literal["warn", "raise"]
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)

@@ -3,8 +3,8 @@
 import pytest
 
 from popqorn_train import SampleRow, Status
-from popqorn_train.certification import Certification
-from popqorn_train.summary import (
+from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.summaries import (
     accuracy_rows,
     aligned,
     class_rows,

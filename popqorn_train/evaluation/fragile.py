@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.batches import Picked, on_device, unpack_pair, unpacked
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.frames import frame_radii
 from popqorn_train.certificates.instance import undisturbed
-from popqorn_train.examine import Examination, SampleRow
-from popqorn_train.named import named
+from popqorn_train.evaluation.batches import Picked, on_device, unpack_pair, unpacked
+from popqorn_train.evaluation.resolve import named
+from popqorn_train.evaluation.sample_rows import Examination, SampleRow
 
 Vocabulary = Callable[[list[int]], Sequence[str]]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.examine import SampleRow, Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 _COLUMNS = tuple(column.name for column in fields(SampleRow))
 
