@@ -30,8 +30,8 @@ from popqorn_train.evaluation.progress import Silent, shown
 from popqorn_train.evaluation.provenance import data_fingerprint, fingerprint, versions
 from popqorn_train.evaluation.sample_rows import Examination, SampleRow
 from popqorn_train.evaluation.summaries import nice_epsilons, promise, summary
-from popqorn_train.report import Report
-from popqorn_train.report_figures import check_image, report_figures
+from popqorn_train.plots.report import Report
+from popqorn_train.plots.report_pictures import check_image, report_figures
 from popqorn_train.tracing.tracer import UnsupportedModelError
 
 _FIRST = 16  # samples whose fingerprint a resumed run must share

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from popqorn_train.evaluation.certification import Certification, read_certifications
-from popqorn_train.report import Report
+from popqorn_train.plots.report import Report
 
 CERTIFICATION = "certification.json"
 

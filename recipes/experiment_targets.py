@@ -20,7 +20,7 @@ from torch import Tensor
 
 from popqorn_train import certified_radius
 from popqorn_train.evaluation.progress import shown
-from popqorn_train.plot_style import color_of, finish, new_figure, plain_logarithm
+from popqorn_train.plots.style import color_of, finish, new_figure, plain_logarithm
 from popqorn_train.recipes.carlini_wagner import attacked_distance
 from popqorn_train.recipes.clever import clever_estimate
 from popqorn_train.recipes.console import prepare

@@ -11,7 +11,7 @@ from popqorn_train.evaluation.certification import (
     lower_quantile,
     read_certifications,
 )
-from popqorn_train.plot_style import COLORS, finish, new_figure
+from popqorn_train.plots.style import COLORS, finish, new_figure
 
 Column = tuple[list[float], list[float]]  # steps or epochs, values
 _TRAINING = "certified_training/"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from popqorn_train.plot_style import (
+from popqorn_train.plots.style import (
     COLORS,
     Numbers,
     axis_of,

@@ -11,8 +11,8 @@ import torch
 from popqorn_train import SampleRow, Status
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.fragile import FragileSample
-from popqorn_train.report import SECTIONS, Report
-from popqorn_train.report_figures import report_figures
+from popqorn_train.plots.report import SECTIONS, Report
+from popqorn_train.plots.report_pictures import report_figures
 
 NASTY = "<script>alert('x')</script>"
 SETTINGS = {

@@ -3,7 +3,7 @@
 Each ``draw_...`` returns a figure and its axis or axes; ``figure.savefig(path)`` keeps it.
 """
 
-from popqorn_train.plot_accuracy import (
+from popqorn_train.plots.accuracy import (
     AccuracyCurve,
     curve_grid,
     curve_of,
@@ -11,14 +11,14 @@ from popqorn_train.plot_accuracy import (
     draw_certifications,
     evenly,
 )
-from popqorn_train.plot_frames import draw_frame_strips, draw_image_rows, draw_strokes
-from popqorn_train.plot_radii import (
+from popqorn_train.plots.frames import draw_frame_strips, draw_image_rows, draw_strokes
+from popqorn_train.plots.radii import (
     draw_radii_by_class,
     draw_radius_by_frame,
     draw_radius_histogram,
 )
-from popqorn_train.plot_training import draw_training
-from popqorn_train.plot_words import Sentence, draw_sentences, sentences_html
+from popqorn_train.plots.training import draw_training
+from popqorn_train.plots.words import Sentence, draw_sentences, sentences_html
 
 __all__ = [
     "AccuracyCurve",

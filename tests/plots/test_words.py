@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from popqorn_train.plots import Sentence, draw_sentences, sentences_html
-from popqorn_train.radius_colors import RadiusScale, hexadecimal
+from popqorn_train.plots.colors import RadiusScale, hexadecimal
 
 NASTY = "<script>alert('x')</script>"
 QUESTION = Sentence(["what", "is", NASTY, "$x_2$", "&amp;"], [0.4, 0.3, 0.1, 0.2, 0.0], "a < b")

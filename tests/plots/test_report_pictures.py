@@ -8,7 +8,7 @@ import torch
 from popqorn_train import SampleRow, Status
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.fragile import FragileSample
-from popqorn_train.report_figures import check_image, report_figures
+from popqorn_train.plots.report_pictures import check_image, report_figures
 
 PNG = b"\x89PNG"
 SETTINGS = {"p": "2.0", "scope": "frame", "low": None, "high": None, "frames": None}

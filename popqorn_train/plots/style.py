@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from popqorn_train.radius_colors import ANCHORS, UNPROVED, RadiusScale, hexadecimal
+from popqorn_train.plots.colors import ANCHORS, UNPROVED, RadiusScale, hexadecimal
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")

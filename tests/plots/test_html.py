@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from popqorn_train.pages import element, page, pairs, picture, table
+from popqorn_train.plots.html import element, page, pairs, picture, table
 
 NASTY = "<script>alert(\"x\")</script> & 'y'"
 

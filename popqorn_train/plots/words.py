@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from popqorn_train.pages import printable
-from popqorn_train.plot_style import color_bar, new_figure
-from popqorn_train.radius_colors import RadiusScale, hexadecimal, ink_on
+from popqorn_train.plots.colors import RadiusScale, hexadecimal, ink_on
+from popqorn_train.plots.html import printable
+from popqorn_train.plots.style import color_bar, new_figure
 
 _WIDTH = 8.4  # inches of a picture
 _SIZE = 12  # points of a word

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from popqorn_train.evaluation.certification import Certification, read_certifications
-from popqorn_train.plot_style import COLORS, axis_of, color_of, finish, literal
+from popqorn_train.plots.style import COLORS, axis_of, color_of, finish, literal
 
 MOST_LINES = 20  # of one chart; more cannot be told apart
 

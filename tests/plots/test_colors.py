@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from popqorn_train.radius_colors import ANCHORS, UNPROVED, RadiusScale, hexadecimal, ink_on
+from popqorn_train.plots.colors import ANCHORS, UNPROVED, RadiusScale, hexadecimal, ink_on
 
 
 def luminance(color):

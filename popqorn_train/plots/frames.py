@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from popqorn_train.plot_style import (
+from popqorn_train.plots.colors import RadiusScale, hexadecimal, ink_on
+from popqorn_train.plots.style import (
     Numbers,
     array,
     check_radii,
@@ -22,7 +23,6 @@ from popqorn_train.plot_style import (
     masked,
     new_figure,
 )
-from popqorn_train.radius_colors import RadiusScale, hexadecimal, ink_on
 
 _MARK = "#D55E00"
 _WRITTEN = 16  # frames up to which every radius is written into its cell

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from popqorn_train.plots import draw_frame_strips, draw_image_rows, draw_strokes
-from popqorn_train.radius_colors import RadiusScale, hexadecimal
+from popqorn_train.plots.colors import RadiusScale, hexadecimal
 
 NAN = float("nan")
 

@@ -16,9 +16,9 @@ from popqorn_train.evaluation.summaries import (
     statuses,
     unit,
 )
-from popqorn_train.pages import Element, element, page, pairs, picture, table
-from popqorn_train.plot_words import Sentence, sentence_element
-from popqorn_train.radius_colors import RadiusScale, hexadecimal, ink_on
+from popqorn_train.plots.colors import RadiusScale, hexadecimal, ink_on
+from popqorn_train.plots.html import Element, element, page, pairs, picture, table
+from popqorn_train.plots.words import Sentence, sentence_element
 
 SECTIONS = ("curves", "radii", "fragile", "samples", "settings", "promise")
 _WRITTEN = 20  # frames up to which a cell has its number in it
@@ -37,7 +37,7 @@ class Report:
         epsilons: where accuracy is given in numbers.
         fragile: samples with the least radii, by radius.
         classes: names of the classes.
-        figures: PNGs by name, see report_figures.py; empty without matplotlib.
+        figures: PNGs by name, see report_pictures.py; empty without matplotlib.
         files: names of the files beside the report.
     """
 
