@@ -13,7 +13,7 @@ from popqorn_train.cli import main
 from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.operations.tables import supported, supported_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_doctor_shows_the_graph_what_moves_and_the_cost(capsys):

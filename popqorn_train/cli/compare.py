@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from popqorn_train.cli_files import read_certification
+from popqorn_train.cli.files import read_certification
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.summaries import aligned, facts, nice_epsilons, unit
 from popqorn_train.plots import curve_grid, curve_of, draw_accuracy_curves

@@ -7,8 +7,8 @@ import pytest
 
 from popqorn_train import SampleRow, Status
 from popqorn_train.cli import main
-from popqorn_train.cli_compare import comparison, differences
-from popqorn_train.cli_files import read_certification
+from popqorn_train.cli.compare import comparison, differences
+from popqorn_train.cli.files import read_certification
 from popqorn_train.evaluation.certification import Certification, append_certification
 
 SETTINGS = {
@@ -41,7 +41,7 @@ def test_curves_and_table_show_every_run(tmp_path, capsys, monkeypatch):
     files = [write(tmp_path / "one", run()), write(tmp_path / "two", run((0.2, 0.2, 0.4)))]
     drawn = []
     monkeypatch.setattr(
-        "popqorn_train.cli_compare.draw_accuracy_curves", lambda c, **o: drawn.extend(c) or Fake()
+        "popqorn_train.cli.compare.draw_accuracy_curves", lambda c, **o: drawn.extend(c) or Fake()
     )
     assert main(["compare", *files, "--picture", str(tmp_path / "c.png")]) == 0
     assert [curve.name for curve in drawn] == ["one", "two"]

@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from popqorn_train.cli_certify import add_certify
-from popqorn_train.cli_compare import add_compare
-from popqorn_train.cli_doctor import add_doctor
+from popqorn_train.cli.certify import add_certify
+from popqorn_train.cli.compare import add_compare
+from popqorn_train.cli.doctor import add_doctor
 from popqorn_train.operations.tables import supported_table
 
 

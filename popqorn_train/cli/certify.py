@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from popqorn_train.certificates.bound_model import BoundModel
-from popqorn_train.cli_files import write_certification
-from popqorn_train.cli_options import add_certify_options, class_names, mask_of
-from popqorn_train.cli_subject import batches, first_inputs, loaded_model, opened_data, question_of
+from popqorn_train.cli.files import write_certification
+from popqorn_train.cli.options import add_certify_options, class_names, mask_of
+from popqorn_train.cli.subject import batches, first_inputs, loaded_model, opened_data, question_of
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.fragile import (
     FragileSample,
