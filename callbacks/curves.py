@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from popqorn_train.callbacks.guard import Guard
-from popqorn_train.callbacks.scalars import best
+from popqorn_train.callbacks.failsafe import Guard
+from popqorn_train.callbacks.logged_scalars import best
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.plots import curve_grid, draw_certifications, evenly

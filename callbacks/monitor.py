@@ -15,7 +15,7 @@ from torch import Tensor
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.callbacks.cadence import Cadence, is_last_validation
 from popqorn_train.callbacks.reports import Reports
-from popqorn_train.callbacks.watch import Options, Watch
+from popqorn_train.callbacks.set_certifier import Options, Watch
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import Unpack, unpack_pair

@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import WandbLogger
 
 from popqorn_train.callbacks.curves import Curves
-from popqorn_train.callbacks.guard import Guard
+from popqorn_train.callbacks.failsafe import Guard
 from popqorn_train.evaluation.certification import Certification, append_certification
 from popqorn_train.plots import evenly
 

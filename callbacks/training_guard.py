@@ -10,7 +10,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from popqorn_train.callbacks.epsilon import EpsilonSchedule
-from popqorn_train.callbacks.lookout import Lookout
+from popqorn_train.callbacks.loss_sampler import Lookout
 from popqorn_train.callbacks.snapshots import Snapshot, Snapshots
 from popqorn_train.training.collapse import Collapse, Look
 from popqorn_train.training.loss import CertifiedLoss

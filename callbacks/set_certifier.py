@@ -10,10 +10,10 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from popqorn_train.bounds.methods import name_of
-from popqorn_train.callbacks.merge import completed, gathered
+from popqorn_train.callbacks.gather import completed, gathered
+from popqorn_train.callbacks.logged_scalars import scalars
 from popqorn_train.callbacks.progress import progress_in
 from popqorn_train.callbacks.reports import Reports
-from popqorn_train.callbacks.scalars import scalars
 from popqorn_train.callbacks.session import Session, pre_flight
 from popqorn_train.callbacks.subset import Order, choose
 from popqorn_train.evaluation.batches import Unpack

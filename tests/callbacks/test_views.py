@@ -8,7 +8,7 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor
-from popqorn_train.callbacks.scalars import best
+from popqorn_train.callbacks.logged_scalars import best
 from popqorn_train.evaluation.certification import read_certifications
 from popqorn_train.plots import draw_certifications
 from tests.fitting import Classifier, fit

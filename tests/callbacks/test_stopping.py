@@ -15,7 +15,7 @@ def medians(monkeypatch):
         def replaced(certification, epsilons):
             return {"certified_radius/median": left.pop(0)}
 
-        monkeypatch.setattr("popqorn_train.callbacks.watch.scalars", replaced)
+        monkeypatch.setattr("popqorn_train.callbacks.set_certifier.scalars", replaced)
 
     return use
 
