@@ -10,12 +10,12 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from popqorn_train import callbacks
 from popqorn_train.recipes.cli import configs
-from popqorn_train.recipes.data_digits import Digits
-from popqorn_train.recipes.data_generated import Generated
-from popqorn_train.recipes.data_japanese_vowels import JapaneseVowels
-from popqorn_train.recipes.data_mnist_frames import MNISTFrames
-from popqorn_train.recipes.data_news_titles import NewsTitles
-from popqorn_train.recipes.data_trec import TREC
+from popqorn_train.recipes.data.digits import Digits
+from popqorn_train.recipes.data.generated import Generated
+from popqorn_train.recipes.data.japanese_vowels import JapaneseVowels
+from popqorn_train.recipes.data.mnist_frames import MNISTFrames
+from popqorn_train.recipes.data.news_titles import NewsTitles
+from popqorn_train.recipes.data.trec import TREC
 
 # What a configuration may name without its module: jsonargparse knows what was imported.
 BY_NAME = (

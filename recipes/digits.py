@@ -23,7 +23,7 @@ from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
 from popqorn_train.plots import draw_accuracy_curves, draw_certifications
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_digits import Digits
+from popqorn_train.recipes.data.digits import Digits
 from popqorn_train.recipes.evaluate import evaluate
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 from popqorn_train.recipes.networks import RecurrentNet

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from popqorn_train.certificates.bound_model import as_tuple
 from popqorn_train.evaluation.provenance import fingerprint, versions
 from popqorn_train.recipes.classifier import RobustClassifier
+from popqorn_train.recipes.data.sequences import Loader, SequenceData
 from popqorn_train.recipes.networks import RecurrentNet, load_net
-from popqorn_train.recipes.sequences import Loader, SequenceData
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from popqorn_train import Popqorn, certified_radius
 from popqorn_train.evaluation.progress import shown
 from popqorn_train.plots.style import axis_of, color_of, finish, plain_logarithm
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_mnist_frames import MNISTFrames
+from popqorn_train.recipes.data.mnist_frames import MNISTFrames
 from popqorn_train.recipes.experiment import Training, provenance, trained, write_numbers
 from popqorn_train.recipes.networks import RecurrentNet
 

@@ -21,8 +21,9 @@ from popqorn_train import frame_radii
 from popqorn_train.evaluation.progress import shown
 from popqorn_train.plots import draw_image_rows, draw_radius_by_frame, draw_strokes
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_mnist_frames import MNISTFrames
-from popqorn_train.recipes.data_pen_strokes import PenStrokes
+from popqorn_train.recipes.data.mnist_frames import MNISTFrames
+from popqorn_train.recipes.data.pen_strokes import PenStrokes
+from popqorn_train.recipes.data.sequences import SequenceData
 from popqorn_train.recipes.experiment import (
     Training,
     mean_of,
@@ -34,7 +35,6 @@ from popqorn_train.recipes.experiment import (
     write_numbers,
 )
 from popqorn_train.recipes.networks import RecurrentNet
-from popqorn_train.recipes.sequences import SequenceData
 
 _DRAWN = 10  # digits in the picture
 UNIT = "certified radius of the frame alone (l_2)"

@@ -24,7 +24,7 @@ from popqorn_train.plots.style import color_of, finish, new_figure, plain_logari
 from popqorn_train.recipes.carlini_wagner import attacked_distance
 from popqorn_train.recipes.clever import clever_estimate
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_mnist_frames import MNISTFrames
+from popqorn_train.recipes.data.mnist_frames import MNISTFrames
 from popqorn_train.recipes.experiment import provenance, write_numbers
 from popqorn_train.recipes.experiment_planes import mnist_net, targeted
 from popqorn_train.recipes.networks import RecurrentNet

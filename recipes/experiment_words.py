@@ -21,8 +21,9 @@ from torch import Tensor
 from popqorn_train import frame_radii
 from popqorn_train.evaluation.progress import shown
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_news_titles import NewsTitles
-from popqorn_train.recipes.data_trec import TREC
+from popqorn_train.recipes.data.news_titles import NewsTitles
+from popqorn_train.recipes.data.text import TextData
+from popqorn_train.recipes.data.trec import TREC
 from popqorn_train.recipes.experiment import (
     Training,
     provenance,
@@ -31,7 +32,6 @@ from popqorn_train.recipes.experiment import (
     write_numbers,
 )
 from popqorn_train.recipes.networks import RecurrentNet, load_net
-from popqorn_train.recipes.text import TextData
 from popqorn_train.recipes.word_tables import draw, said, summary
 
 Kind = Literal["trec", "news"]

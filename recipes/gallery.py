@@ -29,7 +29,7 @@ from popqorn_train.plots import (
 )
 from popqorn_train.recipes import experiment_planes, experiment_targets
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.data_digits import Digits
+from popqorn_train.recipes.data.digits import Digits
 from popqorn_train.recipes.digits import MODELS, Config
 from popqorn_train.recipes.digits import run as run_digits
 from popqorn_train.recipes.networks import load_net

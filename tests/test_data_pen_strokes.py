@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from popqorn_train.recipes.data_pen_strokes import PenStrokes, read_strokes
-from popqorn_train.recipes.sequences import DataNotFoundError
+from popqorn_train.recipes.data.pen_strokes import PenStrokes, read_strokes
+from popqorn_train.recipes.data.sequences import DataNotFoundError
 from tests.small_data import write_strokes
 
 

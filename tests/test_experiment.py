@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from popqorn_train.evaluation.provenance import fingerprint
-from popqorn_train.recipes.data_pen_strokes import PenStrokes
+from popqorn_train.recipes.data.pen_strokes import PenStrokes
 from popqorn_train.recipes.experiment import (
     Training,
     mean_of,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from popqorn_train.recipes.data_generated import Generated
-from popqorn_train.recipes.data_japanese_vowels import JapaneseVowels, changed
-from popqorn_train.recipes.data_mnist_frames import MNISTFrames
-from popqorn_train.recipes.data_news_titles import NewsTitles
-from popqorn_train.recipes.data_trec import TREC
-from popqorn_train.recipes.sequences import DataNotFoundError, SequenceSet, padded
-from popqorn_train.recipes.text import Vocabulary
-from popqorn_train.recipes.vectors import VectorSettings, nearest_neighbour_distance
+from popqorn_train.recipes.data.generated import Generated
+from popqorn_train.recipes.data.japanese_vowels import JapaneseVowels, changed
+from popqorn_train.recipes.data.mnist_frames import MNISTFrames
+from popqorn_train.recipes.data.news_titles import NewsTitles
+from popqorn_train.recipes.data.sequences import DataNotFoundError, SequenceSet, padded
+from popqorn_train.recipes.data.text import Vocabulary
+from popqorn_train.recipes.data.trec import TREC
+from popqorn_train.recipes.data.vectors import VectorSettings, nearest_neighbour_distance
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = {"cut": 1, "warp": 0.4, "offset": 0.1}

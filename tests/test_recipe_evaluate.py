@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import CertifiedLoss, LpBall, certify, search_radius
 from popqorn_train.recipes.classifier import RobustClassifier
+from popqorn_train.recipes.data.sequences import SequenceSet, padded
 from popqorn_train.recipes.evaluate import evaluate
 from popqorn_train.recipes.evaluation import EvaluationSettings
 from popqorn_train.recipes.networks import RecurrentNet, load_net
 from popqorn_train.recipes.results import draw, model_results, table, write_results
-from popqorn_train.recipes.sequences import SequenceSet, padded
 
 SETTINGS = EvaluationSettings((0.01, 0.05), low=0.0, high=1.0, method="crown-ibp", attack_steps=3)
 

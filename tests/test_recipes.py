@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from popqorn_train.recipes import digits
-from popqorn_train.recipes.data_digits import Digits
+from popqorn_train.recipes.data.digits import Digits
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import LpBall, certifiable_init_, certify, objectives
 from popqorn_train.callbacks import CertifiedTrainingGuard, EpsilonSchedule
-from popqorn_train.recipes.data_digits import Digits
+from popqorn_train.recipes.data.digits import Digits
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("POPQORN_DATA", ROOT.parent / "shared" / "data"))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train import bound, certified_radius
-from popqorn_train.recipes.data_digits import Digits
+from popqorn_train.recipes.data.digits import Digits
 
 CELLS: dict[str, type[nn.RNNBase]] = {"RNN": nn.RNN, "LSTM": nn.LSTM, "GRU": nn.GRU}
 HIDDEN, EPOCHS, IMAGES = 32, 12, 50

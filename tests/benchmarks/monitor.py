@@ -25,7 +25,7 @@ from popqorn_train import CertifiedLoss
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.evaluation.certification import Certification, read_certifications
 from popqorn_train.recipes.classifier import RobustClassifier
-from popqorn_train.recipes.data_digits import Digits
+from popqorn_train.recipes.data.digits import Digits
 from popqorn_train.recipes.networks import RecurrentNet
 
 ROOT = Path(__file__).resolve().parents[2]

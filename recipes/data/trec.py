@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from popqorn_train.recipes.sequences import data_folder, not_found
-from popqorn_train.recipes.text import TextData
-from popqorn_train.recipes.vectors import VectorSettings
+from popqorn_train.recipes.data.sequences import data_folder, not_found
+from popqorn_train.recipes.data.text import TextData
+from popqorn_train.recipes.data.vectors import VectorSettings
 
 NAMES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 _FILES = (("trec_train.txt", "train_5500.label"), ("trec_test.txt", "TREC_10.label"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from popqorn_train.recipes.sequences import SequenceData, data_folder, hold_out, not_found
+from popqorn_train.recipes.data.sequences import SequenceData, data_folder, hold_out, not_found
 
 Bytes = NDArray[np.uint8]
 _WANTED = "mnist.npz (x_train, y_train, x_test, y_test) or the four IDX files (plain or .gz)"

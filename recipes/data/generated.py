@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import TensorDataset
 
-from popqorn_train.recipes.sequences import SequenceData
+from popqorn_train.recipes.data.sequences import SequenceData
 
 
 class Generated(SequenceData):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from popqorn_train.recipes.sequences import data_folder, hold_out, not_found
-from popqorn_train.recipes.text import TextData
-from popqorn_train.recipes.vectors import VectorSettings
+from popqorn_train.recipes.data.sequences import data_folder, hold_out, not_found
+from popqorn_train.recipes.data.text import TextData
+from popqorn_train.recipes.data.vectors import VectorSettings
 
 NAMES = ("sport", "world", "us", "business", "health", "entertainment", "sci_tech")
 _WANTED = "tagmynews.csv (number, title, description, category 0 to 6)"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from popqorn_train.recipes.sequences import (
+from popqorn_train.recipes.data.sequences import (
     SequenceData,
     SequenceSet,
     data_folder,

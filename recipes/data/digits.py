@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
-from popqorn_train.recipes.sequences import Loader, SequenceData
+from popqorn_train.recipes.data.sequences import Loader, SequenceData
 
 
 class Digits(SequenceData):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.recipes.sequences import SequenceData, SequenceSet, hold_out, padded
-from popqorn_train.recipes.vectors import (
+from popqorn_train.recipes.data.sequences import SequenceData, SequenceSet, hold_out, padded
+from popqorn_train.recipes.data.vectors import (
     VectorSettings,
     learn_vectors,
     nearest_neighbour_distance,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from popqorn_train.recipes.sequences import (
+from popqorn_train.recipes.data.sequences import (
     SequenceData,
     SequenceSet,
     data_folder,

@@ -1,0 +1,1 @@
+"""Data modules of the recipes: sequences, sentences, images cut into frames."""
