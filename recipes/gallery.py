@@ -32,8 +32,8 @@ from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.digits import Digits
 from popqorn_train.recipes.digits import MODELS, Config
 from popqorn_train.recipes.digits import run as run_digits
+from popqorn_train.recipes.experiments.word_tables import UNIT
 from popqorn_train.recipes.networks import load_net
-from popqorn_train.recipes.word_tables import UNIT
 
 _PIXELS = "l_inf, pixels in [0, 1]"
 _ROW = "certified radius of the row alone (l_2)"

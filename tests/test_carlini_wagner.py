@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popqorn_train import certified_radius
-from popqorn_train.recipes.carlini_wagner import attacked_distance
+from popqorn_train.recipes.experiments.carlini_wagner import attacked_distance
 from tests.problems import build, predicted, sequences
 from tests.test_clever import Linear
 

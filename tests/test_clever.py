@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from popqorn_train import certified_radius
-from popqorn_train.recipes.clever import clever_estimate
+from popqorn_train.recipes.experiments.clever import clever_estimate
 from tests.problems import build, predicted, sequences
 
 

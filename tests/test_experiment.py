@@ -8,7 +8,7 @@ import torch
 
 from popqorn_train.evaluation.provenance import fingerprint
 from popqorn_train.recipes.data.pen_strokes import PenStrokes
-from popqorn_train.recipes.experiment import (
+from popqorn_train.recipes.experiments.common import (
     Training,
     mean_of,
     plain,

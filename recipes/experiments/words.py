@@ -1,7 +1,7 @@
 """Experiments 2 and 3: which word of a question, or of a news title, does the decision hang on?
 
-python -m popqorn_train.recipes.experiment_words trec --data FOLDER
-python -m popqorn_train.recipes.experiment_words news --data FOLDER
+python -m popqorn_train.recipes.experiments.words trec --data FOLDER
+python -m popqorn_train.recipes.experiments.words news --data FOLDER
 
 An RNN, an LSTM and a GRU read the same frozen word vectors. Every word moves alone, untargeted, in
 an l2 ball around its vector; the most fragile one is underlined. ``--checkpoint`` adds a network
@@ -24,15 +24,15 @@ from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.news_titles import NewsTitles
 from popqorn_train.recipes.data.text import TextData
 from popqorn_train.recipes.data.trec import TREC
-from popqorn_train.recipes.experiment import (
+from popqorn_train.recipes.experiments.common import (
     Training,
     provenance,
     rounded,
     trained,
     write_numbers,
 )
+from popqorn_train.recipes.experiments.word_tables import draw, said, summary
 from popqorn_train.recipes.networks import RecurrentNet, load_net
-from popqorn_train.recipes.word_tables import draw, said, summary
 
 Kind = Literal["trec", "news"]
 GIVEN: dict[Kind, tuple[str, ...]] = {

@@ -1,6 +1,6 @@
 """Experiment 4, first part: planes against lines against constants on the same LSTMs.
 
-python -m popqorn_train.recipes.experiment_planes --data FOLDER
+python -m popqorn_train.recipes.experiments.planes --data FOLDER
 
 Ko et al., "POPQORN", ICML 2019, appendix B.1, bounds the products of an LSTM by planes (2-D), by
 lines in one variable (1-D) and by constants, and finds the planes' radii 3 to 6 times larger over
@@ -22,7 +22,7 @@ from popqorn_train.evaluation.progress import shown
 from popqorn_train.plots.style import axis_of, color_of, finish, plain_logarithm
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.mnist_frames import MNISTFrames
-from popqorn_train.recipes.experiment import Training, provenance, trained, write_numbers
+from popqorn_train.recipes.experiments.common import Training, provenance, trained, write_numbers
 from popqorn_train.recipes.networks import RecurrentNet
 
 METHODS = {

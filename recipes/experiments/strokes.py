@@ -1,6 +1,6 @@
 """Experiment 1: which row, or pen step, of a digit does the decision hang on?
 
-python -m popqorn_train.recipes.experiment_strokes --data FOLDER [--strokes FOLDER --labels FILE]
+python -m popqorn_train.recipes.experiments.strokes --data FOLDER [--strokes FOLDER --labels FILE]
 
 An LSTM reads MNIST digits as 14 frames of two rows, or step by step where pen strokes are given.
 Every frame of test images moves alone, untargeted, in an l2 ball; the paper finds the late strokes
@@ -24,7 +24,7 @@ from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.mnist_frames import MNISTFrames
 from popqorn_train.recipes.data.pen_strokes import PenStrokes
 from popqorn_train.recipes.data.sequences import SequenceData
-from popqorn_train.recipes.experiment import (
+from popqorn_train.recipes.experiments.common import (
     Training,
     mean_of,
     plain,

@@ -10,7 +10,7 @@ from torch import Tensor
 from popqorn_train.evaluation.certification import lower_quantile
 from popqorn_train.plots import Sentence, draw_radii_by_class, draw_sentences, sentences_html
 from popqorn_train.recipes.data.text import TextData
-from popqorn_train.recipes.experiment import mean_of, plain, rank_trend
+from popqorn_train.recipes.experiments.common import mean_of, plain, rank_trend
 
 UNIT = "certified radius of the word alone (l_2, word vectors of norm 1)"
 _OFTEN = 10  # words that are named as most fragile

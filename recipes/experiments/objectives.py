@@ -1,6 +1,6 @@
 """Every objective on the same data, network and schedule: what it reaches, and what it costs.
 
-python -m popqorn_train.recipes.experiment_objectives --config digits --at 0.05
+python -m popqorn_train.recipes.experiments.objectives --config digits --at 0.05
 
 A packaged configuration is trained once with each objective, its other settings unchanged, and
 without its monitor. Seconds are those of training alone, beside training by cross entropy for as
@@ -16,7 +16,7 @@ from typing import Any
 
 from popqorn_train.objectives import OBJECTIVES
 from popqorn_train.recipes.console import prepare
-from popqorn_train.recipes.experiment import write_numbers
+from popqorn_train.recipes.experiments.common import write_numbers
 from popqorn_train.recipes.training import run as run_recipe
 
 _RAMPED = '[{"class_path": "EpsilonSchedule", "init_args": {"warmup": 0.1, "ramp": 0.5}}]'

@@ -1,6 +1,6 @@
 """Experiment 4, second part: targeted radii of RNNs, LSTMs and GRUs on MNIST.
 
-python -m popqorn_train.recipes.experiment_targets --data FOLDER --budget small
+python -m popqorn_train.recipes.experiments.targets --data FOLDER --budget small
 
 Over numbers of frames and hidden sizes, one random target an image (Ko et al., "POPQORN", ICML
 2019, appendix B.4). Three numbers that mean three things stand side by side and are never mixed:
@@ -21,12 +21,12 @@ from torch import Tensor
 from popqorn_train import certified_radius
 from popqorn_train.evaluation.progress import shown
 from popqorn_train.plots.style import color_of, finish, new_figure, plain_logarithm
-from popqorn_train.recipes.carlini_wagner import attacked_distance
-from popqorn_train.recipes.clever import clever_estimate
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.mnist_frames import MNISTFrames
-from popqorn_train.recipes.experiment import provenance, write_numbers
-from popqorn_train.recipes.experiment_planes import mnist_net, targeted
+from popqorn_train.recipes.experiments.carlini_wagner import attacked_distance
+from popqorn_train.recipes.experiments.clever import clever_estimate
+from popqorn_train.recipes.experiments.common import provenance, write_numbers
+from popqorn_train.recipes.experiments.planes import mnist_net, targeted
 from popqorn_train.recipes.networks import RecurrentNet
 
 KINDS = {

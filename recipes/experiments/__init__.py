@@ -1,0 +1,1 @@
+"""The experiments of the POPQORN paper, and objectives side by side."""
