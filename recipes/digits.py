@@ -24,8 +24,8 @@ from popqorn_train.plots import draw_accuracy_curves, draw_certifications
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.digits import Digits
-from popqorn_train.recipes.evaluate import evaluate
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
+from popqorn_train.recipes.final_evaluation import evaluate
 from popqorn_train.recipes.networks import RecurrentNet
 
 Wandb = Literal["offline", "online"] | None

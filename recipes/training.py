@@ -26,8 +26,8 @@ from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.sequences import SequenceData
 from popqorn_train.recipes.data.text import TextData
-from popqorn_train.recipes.evaluate import evaluate, seconds_used
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
+from popqorn_train.recipes.final_evaluation import evaluate, seconds_used
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 
 __all__ = ["ConfigurationError", "RecipeCLI", "run", "start"]

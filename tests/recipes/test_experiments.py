@@ -185,7 +185,7 @@ def test_the_gallery_draws_small_pictures_that_its_page_shows(tmp_path, data):
         "rows",
         "by_frame",
     }
-    docs = Path(__file__).resolve().parents[1] / "docs"
+    docs = Path(__file__).resolve().parents[2] / "docs"
     page = (docs / "gallery.md").read_text()
     for name in drawn:
         assert f"gallery/{name}.png" in page

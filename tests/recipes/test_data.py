@@ -18,7 +18,7 @@ from popqorn_train.recipes.data.text import Vocabulary
 from popqorn_train.recipes.data.trec import TREC
 from popqorn_train.recipes.data.vectors import VectorSettings, nearest_neighbour_distance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {"cut": 1, "warp": 0.4, "offset": 0.1}
 SHORT = VectorSettings(dimension=6, identity=0.6, identity_dimension=2, epochs=1, hidden=3)
 

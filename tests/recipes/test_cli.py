@@ -19,7 +19,7 @@ from popqorn_train.recipes.cli import TRAINING, configs, main
 from popqorn_train.recipes.networks import load_net
 from popqorn_train.recipes.training import ConfigurationError, run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = (
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from popqorn_train import CertifiedLoss, LpBall, certify, search_radius
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.data.sequences import SequenceSet, padded
-from popqorn_train.recipes.evaluate import evaluate
 from popqorn_train.recipes.evaluation import EvaluationSettings
+from popqorn_train.recipes.final_evaluation import evaluate
 from popqorn_train.recipes.networks import RecurrentNet, load_net
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 
