@@ -27,11 +27,11 @@ from popqorn_train.plots import (
     draw_sentences,
     draw_training,
 )
-from popqorn_train.recipes import experiment_planes, experiment_targets
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.digits import Digits
 from popqorn_train.recipes.digits import MODELS, Config
 from popqorn_train.recipes.digits import run as run_digits
+from popqorn_train.recipes.experiments import planes, targets
 from popqorn_train.recipes.experiments.word_tables import UNIT
 from popqorn_train.recipes.networks import load_net
 
@@ -134,8 +134,8 @@ def of_experiments(folder: Path) -> dict[str, Callable[[], Figure]]:
     """Figures of what the experiments left, by name; what is missing is said."""
     readers: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
         "words": ("trec.json", _words),
-        "planes": ("planes.json", experiment_planes.draw),
-        "targets": ("targets.json", experiment_targets.draw),
+        "planes": ("planes.json", planes.draw),
+        "targets": ("targets.json", targets.draw),
     }
     found: dict[str, Callable[[], Figure]] = {}
     for name, (file, draw) in readers.items():

@@ -1,68 +1,186 @@
-"""The layers and the packaging stay as they are drawn."""
+"""The packages, their layers and what is shipped stay as they are drawn."""
 
 import ast
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
+import pytest
+
+import popqorn_train
+
 ROOT = Path(__file__).resolve().parents[1]
-TOPS = ("popqorn_train", "callbacks", "recipes")
 PACKAGE = ROOT / "popqorn_train"
-FIGURES = {"plots", *(file.stem for file in PACKAGE.glob("plot_*.py"))}
-ABOVE = {"metrics"} | FIGURES  # the layer above the core
-COMMANDS = {file.stem for name in ("cli", "report") for file in PACKAGE.glob(f"{name}*.py")}
+FRAMEWORKS = {"pytorch_lightning", "lightning", "torchmetrics", "wandb", "matplotlib"}
+# From the top down: an import goes to a later row, or stays inside its package.
+LAYERS = (
+    {"recipes"},
+    {"callbacks"},
+    {"cli"},
+    {"plots", "metrics"},
+    {"objectives"},
+    {"evaluation", "training"},
+    {"certificates"},
+    {"operations"},
+    {"bounds"},
+    {"tracing"},
+    {"relaxations"},
+    {"perturbations"},
+)
+ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
+PRIVATE = sorted(set(ROW) - {"recipes", "callbacks", "plots", "metrics", "objectives"})
 
 
-def package_folders():
-    """Folders with an ``__init__.py``; links on a developer's machine do not count."""
-    found = {init.parent for top in TOPS for init in (ROOT / top).rglob("__init__.py")}
-    return {
-        folder
-        for folder in found
-        if not any((ROOT / part).is_symlink() for part in (folder, *folder.parents))
-    }
+def sources():
+    """Every module by its dotted name; links on a developer's machine do not count."""
+    found = {}
+    for top in (PACKAGE, ROOT / "callbacks", ROOT / "recipes"):
+        for file in top.rglob("*.py"):
+            if not any(part.is_symlink() for part in file.parents):
+                parts = file.relative_to(ROOT).with_suffix("").parts
+                parts = parts if parts[0] == PACKAGE.name else (PACKAGE.name, *parts)
+                found[".".join(parts).removesuffix(".__init__")] = file
+    return found
 
 
-def test_the_core_imports_no_framework():
-    modules = sorted({file.stem for file in PACKAGE.glob("*.py")} - ABOVE)
-    assert {"graph", "trace", "radius"} < set(modules)
-    imports = "\n".join(f"import popqorn_train.{module}" for module in modules)
-    banned = "{'pytorch_lightning', 'lightning', 'torchmetrics', 'wandb', 'matplotlib'}"
-    code = f"{imports}\nimport sys; print({banned} & set(sys.modules))"
+SOURCES = sources()
+NESTED = sorted(name for name in SOURCES if name.count(".") > 1)
+
+
+def imported(file, ours):
+    """Modules of the package that a file imports, wherever in it, but for types alone."""
+    found = set()
+    tree = ast.parse(file.read_text())
+    typing = [
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    ]
+    for node in ast.walk(tree):
+        if node in typing:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {name for name in found if name in ours}
+
+
+def layer_of(module):
+    """The package right below ``popqorn_train`` that a module is in."""
+    return module.split(".")[1] if "." in module else "popqorn_train"
+
+
+def test_everything_is_in_a_layer():
+    assert {layer_of(name) for name in SOURCES} == {*ROW, "popqorn_train"}
+
+
+@pytest.mark.parametrize("package", ROW)
+def test_an_import_goes_down_or_stays(package):
+    seen = 0
+    for name, file in SOURCES.items():
+        if layer_of(name) != package:
+            continue
+        seen += 1
+        for other in imported(file, SOURCES):
+            below = ROW.get(layer_of(other))
+            if other == "popqorn_train":
+                # The public names come from every layer below the figures.
+                assert ROW[package] < ROW["objectives"], f"{name} imports the top of the package"
+            elif layer_of(other) != package:
+                assert below is not None, f"{name} imports {other}"
+                assert below > ROW[package], f"{name} imports {other}, which is above or beside it"
+    assert seen
+
+
+def test_modules_of_a_package_import_each_other_in_no_circle():
+    ours = {name: imported(file, SOURCES) - {"popqorn_train"} for name, file in SOURCES.items()}
+    # A package's own __init__ gathers its modules; they do not need it.
+    packages = {name for name in SOURCES if SOURCES[name].name == "__init__.py"}
+    state = {}
+
+    def visit(name, way):
+        assert state.get(name) != "open", f"a circle: {' -> '.join([*way, name])}"
+        if name not in state:
+            state[name] = "open"
+            for other in ours[name] - packages:
+                visit(other, [*way, name])
+            state[name] = "done"
+
+    for name in ours:
+        visit(name, [])
+
+
+def test_importing_the_core_and_every_figure_needs_no_framework():
+    private = [
+        name for name in SOURCES if layer_of(name) not in ("recipes", "callbacks", "metrics")
+    ]
+    assert {layer_of(name) for name in private} >= {*PRIVATE, "plots", "objectives"}
+    private = [name for name in private if not name.endswith("__main__")]
+    imports = "\n".join(f"import {name}" for name in sorted(private))
+    code = f"{imports}\nimport sys; print({FRAMEWORKS} & set(sys.modules))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def imported(file):
-    """Modules of the package that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("popqorn_train.")}
+def defined(file):
+    """Names of functions and classes that a module defines."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.parse(file.read_text()).body if isinstance(node, kinds)}
 
 
-def test_arrows_between_the_layers_point_down():
-    for file in PACKAGE.glob("*.py"):
-        if file.stem in COMMANDS | {"__init__"}:
-            continue
-        above = COMMANDS if file.stem in ABOVE else COMMANDS | ABOVE
-        assert not imported(file) & (above | {"callbacks", "recipes"}), file.name
+def test_no_module_has_the_name_of_something_it_exports():
+    for name, file in SOURCES.items():
+        assert name.rsplit(".", 1)[-1] not in defined(file), name
+
+
+@pytest.mark.parametrize("package", sorted(set(ROW) - {"metrics", "objectives"}))
+def test_every_package_says_what_it_answers(package):
+    text = ast.get_docstring(ast.parse(SOURCES[f"popqorn_train.{package}"].read_text()))
+    assert text
+    if package in PRIVATE:
+        assert "?" in text.split("\n")[0]
+        assert all(part in text for part in ("Goes in:", "Comes out:", "Must not know:"))
 
 
 def test_every_package_is_shipped():
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert set(shipped["packages"]) == set(shipped["package-dir"])
-    assert {ROOT / folder for folder in shipped["package-dir"].values()} == package_folders()
+    packages = {name for name, file in SOURCES.items() if file.name == "__init__.py"}
+    assert set(shipped["packages"]) == packages
+
+
+def test_the_wheel_holds_every_module_and_each_can_be_imported(tmp_path):
+    """Built without a network, laid in an empty folder, imported from there."""
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*build, "-w", tmp_path, ROOT], check=True, capture_output=True, text=True)
+    [wheel] = tmp_path.glob("popqorn_train-*.whl")
+    folder = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(folder)
+    assert {path.name.split("-")[0] for path in folder.iterdir()} == {"popqorn_train"}
+    names = sorted(name for name in SOURCES if not name.endswith("__main__"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        f"import importlib\nfor name in {names}: module = importlib.import_module(name); "
+        f"assert (module.__file__ or '').startswith({str(folder)!r}), module.__file__"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_public_name_is_there_and_documented():
-    import popqorn_train
-
     assert sorted(popqorn_train.__all__) == sorted(set(popqorn_train.__all__))
     for name in popqorn_train.__all__:
         assert getattr(popqorn_train, name).__doc__, name
+
+
+def test_dir_shows_the_public_names_only():
+    shown = {name for name in dir(popqorn_train) if not name.startswith("__")}
+    assert shown == set(popqorn_train.__all__)
+    assert popqorn_train.__version__

@@ -1,7 +1,6 @@
 """``popqorn-train``: certify a model, compare results, ask whether a model can be certified."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from popqorn_train.cli.certify import add_certify
@@ -32,7 +31,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_supported(options: argparse.Namespace) -> int:
     print(supported_table())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

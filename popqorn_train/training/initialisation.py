@@ -1,8 +1,8 @@
 """Weights from which certified training of recurrent layers starts well.
 
-What counts is the ratio of the radius of a state to what it tells apart (state_widths.py). On 28 rows
-of MNIST it grows with every frame from the weights of ``torch.nn``, so that a certified loss has
-nothing to learn from; among orthogonal matrices only signed permutations have rows of absolute
+What counts is the ratio of the radius of a state to what it tells apart (state_widths.py). On 28
+rows of MNIST it grows with every frame from the weights of ``torch.nn``, so that a certified loss
+has nothing to learn from; among orthogonal matrices only signed permutations have rows of absolute
 sum 1, so that the identity keeps both radius and signal.
 
 Shi et al., "Fast certified robust training with short warmup", NeurIPS 2021, for weights whose

@@ -199,10 +199,10 @@ class CrownIBPLoss(CertifiedLoss):
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
-        fused: bound the cross entropy by one backward row a sample (loss_fusion.py), and mix it with
-            that of interval margins; else mix margins, with a row for every other class. Costs
-            about half on wide layers, but the bound is looser: it leaves the intervals of margins
-            by a chord, which is long where they are wide.
+        fused: bound the cross entropy by one backward row a sample (loss_fusion.py), and mix it
+            with that of interval margins; else mix margins, with a row for every other class.
+            Costs about half on wide layers, but the bound is looser: it leaves the intervals of
+            margins by a chord, which is long where they are wide.
         signal: weight of ``drowned``.
 
     Sources:

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.test_bounds import contains
 from torch import nn
 
 from popqorn_train import LpBall, bound, certified_radius, logit_bounds
+from tests.bounds.test_backward import contains
 from tests.problems import F64, METHODS, logits_at, points_inside, recurrent, sequences
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")

@@ -110,7 +110,7 @@ def test_arrays_masks_domains_and_checkpoints_are_taken(tmp_path):
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, "-m", "popqorn_train.cli", "certify", "tests.subjects:net"]
-    command += ["--data", "tests.test_cli_certify:slow", "--batch-size", "1", "--fragile", "0"]
+    command += ["--data", "tests.cli.test_certify:slow", "--batch-size", "1", "--fragile", "0"]
     command += ["--folder", str(tmp_path / "run")]
     rows = tmp_path / "run" / "samples.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     options = ["--batch-size", "1", "--fragile", "0", "--resume"]
     assert certify(tmp_path / "run", *options, data="pair", p="inf") == 1  # other data
     slow.pause = 0.0
-    done = ["certify", "tests.subjects:net", "--data", "tests.test_cli_certify:slow"]
+    done = ["certify", "tests.subjects:net", "--data", "tests.cli.test_certify:slow"]
     assert main([*done, "--folder", str(tmp_path / "run"), *options]) == 0
     again = rows.read_text().splitlines()
     assert len(again) == 12

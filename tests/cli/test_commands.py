@@ -36,8 +36,12 @@ def test_the_doctor_takes_tokens_and_lengths_and_knows_a_single_logit(capsys):
 
 
 BLOCKED = {
-    "control flow": ("tests.test_trace:Branches", "2,4,3", r"return self.last(x if x.sum() > 0"),
-    "no bound": ("tests.test_trace:Attended", "2,4,3", "'softmax'"),
+    "control flow": (
+        "tests.tracing.test_trace:Branches",
+        "2,4,3",
+        r"return self.last(x if x.sum() > 0",
+    ),
+    "no bound": ("tests.tracing.test_trace:Attended", "2,4,3", "'softmax'"),
     "wrong sizes": ("tests.zoo:GRUCellLoop", "2,4,7", "`inputs`"),
     "no sizes": ("tests.zoo:GRUCellLoop", "two", "`--input`"),
     "no kind": ("tests.zoo:GRUCellLoop", "2,4,3:words", "`--input`"),

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.test_clever import Linear
 
 from popqorn_train import certified_radius
 from popqorn_train.recipes.experiments.carlini_wagner import attacked_distance
 from tests.problems import build, predicted, sequences
+from tests.recipes.test_clever import Linear
 
 
 @pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])

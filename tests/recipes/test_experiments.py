@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from popqorn_train import frame_radii
-from popqorn_train.recipes import (
-    digits,
-    experiment_objectives,
-    experiment_planes,
-    experiment_strokes,
-    experiment_targets,
-    experiment_words,
-    gallery,
-)
+from popqorn_train.recipes import digits, gallery
+from popqorn_train.recipes.experiments import objectives, planes, strokes, targets, words
 from popqorn_train.recipes.networks import load_net
 from tests.small_data import write_mnist, write_news, write_strokes, write_trec
 
@@ -35,10 +28,8 @@ def read(folder, name):
 
 
 def test_rows_of_digits_have_their_radii_and_their_trend(data, tmp_path):
-    config = experiment_strokes.Config(
-        data=data, images=3, epochs=40, hidden=8, frames=4, folder=tmp_path
-    )
-    numbers = experiment_strokes.run(config)
+    config = strokes.Config(data=data, images=3, epochs=40, hidden=8, frames=4, folder=tmp_path)
+    numbers = strokes.run(config)
     assert read(tmp_path, "strokes.json")["samples"] == numbers["samples"]
     net = load_net(tmp_path / "lstm.ckpt")
     for one in numbers["samples"]:
@@ -52,7 +43,7 @@ def test_rows_of_digits_have_their_radii_and_their_trend(data, tmp_path):
 
 def test_pen_strokes_are_read_from_a_folder(tmp_path, monkeypatch):
     write_strokes(tmp_path)
-    config = experiment_strokes.Config(
+    config = strokes.Config(
         strokes=tmp_path,
         labels=tmp_path / "labels.txt",
         images=2,
@@ -60,14 +51,14 @@ def test_pen_strokes_are_read_from_a_folder(tmp_path, monkeypatch):
         hidden=3,
         folder=tmp_path / "out",
     )
-    net = experiment_strokes.run(config)["model"]
+    net = strokes.run(config)["model"]
     assert (net["features"], net["classes"]) == (4, 2)
-    monkeypatch.setattr(experiment_strokes, "trained", lambda *_: knows(tmp_path / "out"))
-    numbers = experiment_strokes.run(config)
+    monkeypatch.setattr(strokes, "trained", lambda *_: knows(tmp_path / "out"))
+    numbers = strokes.run(config)
     assert all(max(one["radii"]) > 0 for one in numbers["samples"])
     assert (tmp_path / "out" / "strokes.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="`labels` must name"):
-        experiment_strokes.run(replace(config, labels=None))
+        strokes.run(replace(config, labels=None))
 
 
 def knows(folder):
@@ -89,7 +80,7 @@ def knows(folder):
 @pytest.mark.parametrize(("kind", "name"), [("trec", "trec.json"), ("news", "news.json")])
 def test_every_word_has_its_radius_in_every_network(data, tmp_path, kind, name):
     given = {"trec": "who is the word1 ?", "news": "topic3 in the news 3"}[kind]
-    config = experiment_words.Config(
+    config = words.Config(
         kind=kind,
         data=data,
         given=(given, "never seen before"),
@@ -99,9 +90,9 @@ def test_every_word_has_its_radius_in_every_network(data, tmp_path, kind, name):
         hidden=4,
         folder=tmp_path,
     )
-    numbers = experiment_words.run(config)
+    numbers = words.run(config)
     assert set(numbers["models"]) == {"rnn", "gru"}
-    opened = experiment_words.opened(config)
+    opened = words.opened(config)
     for cell, model in numbers["models"].items():
         first = model["given"][0]
         assert first["words"] == given.split()
@@ -118,34 +109,32 @@ def test_every_word_has_its_radius_in_every_network(data, tmp_path, kind, name):
     assert (tmp_path / f"{kind}_words.png").stat().st_size > 5000
     assert read(tmp_path, name)["models"] == numbers["models"]
     other = replace(config, cells=(), checkpoints=(tmp_path / "gru.ckpt",))
-    assert list(experiment_words.networks(other, opened)) == [tmp_path.parent.name]
+    assert list(words.networks(other, opened)) == [tmp_path.parent.name]
 
 
 def test_samples_are_spread_over_the_classes():
     labels = [2, 0, 1, 0, 2, 1, 0, 1, 2]
-    assert [labels[at] for at in experiment_words.spread(labels, 3)] == [0, 1, 2]
-    assert experiment_words.spread(labels, 3) == experiment_words.spread(labels, 3)
-    assert sorted(experiment_words.spread(labels, 99)) == list(range(9))
+    assert [labels[at] for at in words.spread(labels, 3)] == [0, 1, 2]
+    assert words.spread(labels, 3) == words.spread(labels, 3)
+    assert sorted(words.spread(labels, 99)) == list(range(9))
 
 
 def test_words_within_a_radius_are_counted_without_the_word_itself(data, tmp_path):
-    config = experiment_words.Config(kind="trec", data=data, folder=tmp_path)
-    opened = experiment_words.opened(config)
+    config = words.Config(kind="trec", data=data, folder=tmp_path)
+    opened = words.opened(config)
     tokens = opened.vocabulary.tokens(["word1"])
     known = opened.words - 4
-    assert experiment_words.words_within(opened, tokens, torch.tensor([9.0])) == known - 1
-    assert experiment_words.words_within(opened, tokens, torch.tensor([0.0])) == 0
+    assert words.words_within(opened, tokens, torch.tensor([9.0])) == known - 1
+    assert words.words_within(opened, tokens, torch.tensor([0.0])) == 0
 
 
 def test_planes_prove_more_than_lines_and_lines_more_than_constants(data, tmp_path):
-    config = experiment_planes.Config(
-        data=data, frames=(4, 7), images=2, epochs=40, hidden=8, folder=tmp_path
-    )
-    numbers = experiment_planes.run(config)
+    config = planes.Config(data=data, frames=(4, 7), images=2, epochs=40, hidden=8, folder=tmp_path)
+    numbers = planes.run(config)
     for model in numbers["models"].values():
         means = {name: row["mean_radius"] for name, row in model["methods"].items()}
         assert means["planes"] >= means["lines"] >= means["constants"] > 0
-    _, ax = experiment_planes.draw(numbers)
+    _, ax = planes.draw(numbers)
     lines = {line.get_label(): line for line in ax.lines}
     assert lines["planes, paper"].get_ydata().tolist() == [
         0.232,
@@ -155,19 +144,19 @@ def test_planes_prove_more_than_lines_and_lines_more_than_constants(data, tmp_pa
 
 
 def test_proof_estimate_and_attack_stand_beside_one_another_and_are_never_mixed(data, tmp_path):
-    budget = replace(experiment_targets.BUDGETS["quick"], images=2, epochs=40, hidden=(8,))
-    config = experiment_targets.Config(data=data, budget=budget, folder=tmp_path)
-    numbers = experiment_targets.run(config)
+    budget = replace(targets.BUDGETS["quick"], images=2, epochs=40, hidden=(8,))
+    config = targets.Config(data=data, budget=budget, folder=tmp_path)
+    numbers = targets.run(config)
     assert [row["cell"] for row in numbers["rows"]] == ["rnn", "gru"]
     for row in numbers["rows"]:
         assert row["certified"]["found"] == 2
         if row["attack"]["found"] == 2:
             assert row["certified"]["mean"] <= row["attack"]["mean"]
-    _, axes = experiment_targets.draw(numbers)
+    _, axes = targets.draw(numbers)
     labels = [line.get_label() for line in axes[0].lines]
-    assert labels == [f"{kind}, 8 units" for kind in experiment_targets.KINDS.values()]
+    assert labels == [f"{kind}, 8 units" for kind in targets.KINDS.values()]
     assert all(any(word in label for word in ("proof", "estimate", "attack")) for label in labels)
-    said = experiment_targets.said(numbers)
+    said = targets.said(numbers)
     assert "CLEVER-RNN (estimate)" in said
     assert "C&W-Ada (attack)" in said
 
@@ -198,7 +187,7 @@ def test_the_gallery_draws_small_pictures_that_its_page_shows(tmp_path, data):
 def test_objectives_stand_in_one_table_with_what_they_cost(tmp_path, capsys):
     options = ["--config", "generated", "--epochs", "2", "--samples", "4", "--at", ".02", ".05"]
     options += ["--objectives", "ibp", "mtl", "--folder", str(tmp_path)]
-    experiment_objectives.main(options)
+    objectives.main(options)
     numbers = read(tmp_path, "objectives.json")["objectives"]
     assert list(numbers) == ["standard", "ibp", "mtl"]
     for name, row in numbers.items():

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from popqorn_train import CertifiedLoss, LpBall, UnsupportedModelError, certify, logit_bounds
+from tests.bounds.test_backward import contains
 from tests.problems import METHODS, recurrent, sequences
-from tests.test_bounds import contains
 
 CELLS = ("tanh", "relu", "lstm", "gru")
 LENGTHS = torch.tensor([2, 6, 4])
