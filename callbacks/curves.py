@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from popqorn_train.callbacks.failsafe import Guard
+from popqorn_train.callbacks.failsafe import Failsafe
 from popqorn_train.callbacks.logged_scalars import best
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.sample_rows import SampleRow
@@ -153,7 +153,7 @@ class Curves:
     """
 
     def __init__(
-        self, loggers: Iterable[Logger], prefix: str, settings: dict[str, Any], guard: Guard
+        self, loggers: Iterable[Logger], prefix: str, settings: dict[str, Any], guard: Failsafe
     ) -> None:
         self._views = [
             view(logger, prefix)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pytorch_lightning.utilities import rank_zero_warn
 
 
-class Guard:
+class Failsafe:
     """Catches what goes wrong inside it, warns once for every kind of view, and counts.
 
     Attributes:

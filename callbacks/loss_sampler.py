@@ -7,12 +7,12 @@ import torch
 from pytorch_lightning import Trainer
 
 from popqorn_train.bounds.backward import Enclosure
-from popqorn_train.training.collapse import Look, joined, look
+from popqorn_train.training.collapse import LossSample, merged, sampled
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import LossParts, Prepared
 
 
-class Lookout:
+class LossSampler:
     """Looks at every batch of a step, or at none.
 
     Args:
@@ -22,7 +22,7 @@ class Lookout:
     def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
         self._losses: Sequence[CertifiedLoss] = ()
-        self._looks: list[Look] = []
+        self._samples: list[LossSample] = []
         self._step: int | None = None  # that is looked at
 
     def attach(self, losses: Sequence[CertifiedLoss]) -> None:
@@ -35,7 +35,7 @@ class Lookout:
         """Leave the losses alone."""
         for loss in self._losses:
             loss.observer = None
-        self._losses, self._looks, self._step = (), [], None
+        self._losses, self._samples, self._step = (), [], None
 
     def begin(self, step: int) -> None:
         """A batch of a step starts: decide whether to look, in every process alike."""
@@ -50,16 +50,16 @@ class Lookout:
         if self._step is not None:
             bound = math.nan if found is None else parts.bound.item()
             with torch.no_grad():
-                self._looks.append(look(batch.quiet_logits(), batch.target, bound, found))
+                self._samples.append(sampled(batch.quiet_logits(), batch.target, bound, found))
 
-    def together(self, trainer: Trainer, own: int) -> tuple[Look | None, int]:
+    def together(self, trainer: Trainer, own: int) -> tuple[LossSample | None, int]:
         """What all processes saw, and the largest of a number that each of them has.
 
         Every process must call it, whatever happened to it before.
         """
-        looks, self._looks = self._looks, []
+        samples, self._samples = self._samples, []
         if trainer.world_size == 1:
-            return joined(looks), own
-        parts: list[tuple[list[Look], int]] = [([], 0)] * trainer.world_size
-        torch.distributed.all_gather_object(parts, (looks, own))
-        return joined([seen for part, _ in parts for seen in part]), max(n for _, n in parts)
+            return merged(samples), own
+        parts: list[tuple[list[LossSample], int]] = [([], 0)] * trainer.world_size
+        torch.distributed.all_gather_object(parts, (samples, own))
+        return merged([seen for part, _ in parts for seen in part]), max(n for _, n in parts)

@@ -15,7 +15,7 @@ from torch import Tensor
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.callbacks.cadence import Cadence, is_last_validation
 from popqorn_train.callbacks.reports import Reports
-from popqorn_train.callbacks.set_certifier import Options, Watch
+from popqorn_train.callbacks.set_certifier import Options, SetCertifier
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import Unpack, unpack_pair
@@ -123,19 +123,19 @@ class CertifiedRadiusMonitor(Callback):
         )
         self._cadence = Cadence(every_n_epochs, max_overhead)
         self._reports = Reports(name, None if folder is None else Path(folder))
-        self._watch = Watch(question, options, self._reports)
+        self._certifier = SetCertifier(question, options, self._reports)
         self._loaded: dict[str, Any] | None = None
         self._told = False
 
     @property
     def last(self) -> Certification | None:
         """The newest certification."""
-        return self._watch.last
+        return self._certifier.last
 
     @property
     def fresh(self) -> bool:
         """Whether the last validation certified, and every sample was answered."""
-        return self._watch.fresh
+        return self._certifier.fresh
 
     @property
     def prefix(self) -> str:
@@ -155,12 +155,12 @@ class CertifiedRadiusMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Keep monitors with other settings apart in a checkpoint."""
-        return self._generate_state_key(**self._watch.identity())
+        return self._generate_state_key(**self._certifier.identity())
 
     def state_dict(self) -> dict[str, Any]:
         """The newest radii and what a resumed fit goes on from, as plain values."""
         return {
-            "watch": self._watch.state(),
+            "watch": self._certifier.state(),
             "cadence": self._cadence.state(),
             "reports": self._reports.state(),
         }
@@ -179,12 +179,12 @@ class CertifiedRadiusMonitor(Callback):
                 "under the same keys; give each its own."
             )
         self._loaded = None  # of another fit: what is resumed here is loaded after this
-        self._watch.setup(trainer, pl_module, stage)
+        self._certifier.setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew, unless resumed; say so where nothing will ever be certified."""
         if self._loaded is not None:
-            self._watch.restore(self._loaded["watch"])
+            self._certifier.restore(self._loaded["watch"])
             self._cadence.restore(self._loaded["cadence"])
             self._reports.restore(self._loaded["reports"])
         elif trainer.global_step == 0:
@@ -204,15 +204,15 @@ class CertifiedRadiusMonitor(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether to certify, and which samples."""
         if trainer.sanity_checking:
-            self._watch.check_order(trainer)
+            self._certifier.check_order(trainer)
             return
         started = time.perf_counter()
-        self._watch.begin(trainer, due=self._due(trainer))
+        self._certifier.begin(trainer, due=self._due(trainer))
         self._cadence.spend(time.perf_counter() - started)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the samples."""
-        self._watch.begin(trainer, due=True)
+        self._certifier.begin(trainer, due=True)
 
     def _due(self, trainer: Trainer) -> bool:
         """Whether to certify; the clock of the first process decides for all."""
@@ -241,9 +241,9 @@ class CertifiedRadiusMonitor(Callback):
     ) -> None:
         """Set samples aside, and certify them when the last one has come."""
         if trainer.sanity_checking:
-            self._watch.pre_flight(trainer, pl_module, batch, (batch_idx, dataloader_idx))
+            self._certifier.pre_flight(trainer, pl_module, batch, (batch_idx, dataloader_idx))
         else:
-            self._watch.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
+            self._certifier.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
 
     def on_test_batch_end(
         self,
@@ -255,21 +255,21 @@ class CertifiedRadiusMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Set samples aside, and certify them when the last one has come."""
-        self._watch.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
+        self._certifier.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified in this epoch."""
         if not trainer.sanity_checking:
-            self._watch.log(trainer, pl_module)
+            self._certifier.log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified."""
-        self._watch.log(trainer, pl_module)
+        self._certifier.log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified, and book what all of it has cost."""
-        newest, started = self._watch.unpublished, time.perf_counter()
-        self._watch.publish(trainer)
+        newest, started = self._certifier.unpublished, time.perf_counter()
+        self._certifier.publish(trainer)
         if trainer.state.fn == TrainerFn.FITTING and newest is not None:
             seconds = newest.seconds + time.perf_counter() - started
             searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
@@ -277,7 +277,7 @@ class CertifiedRadiusMonitor(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified."""
-        self._watch.publish(trainer)
+        self._certifier.publish(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show what is left."""

@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import WandbLogger
 
 from popqorn_train.callbacks.curves import Curves
-from popqorn_train.callbacks.failsafe import Guard
+from popqorn_train.callbacks.failsafe import Failsafe
 from popqorn_train.evaluation.certification import Certification, append_certification
 from popqorn_train.plots import evenly
 
@@ -29,7 +29,7 @@ class Reports:
 
     def __init__(self, name: str, folder: Path | None) -> None:
         self.name, self.folder = name, folder
-        self.guard = Guard()
+        self.guard = Failsafe()
         self.path: Path | None = None
         self.run = ""
         self._history: list[Certification] = []

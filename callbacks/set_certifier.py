@@ -51,7 +51,7 @@ def _adder(trainer: Trainer) -> Callable[[int], int]:
     return add
 
 
-class Watch:
+class SetCertifier:
     """Certifies the chosen samples of one loader, whenever it is told to.
 
     Args:

@@ -10,9 +10,9 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from popqorn_train.callbacks.epsilon import EpsilonSchedule
-from popqorn_train.callbacks.loss_sampler import Lookout
+from popqorn_train.callbacks.loss_sampler import LossSampler
 from popqorn_train.callbacks.snapshots import Snapshot, Snapshots
-from popqorn_train.training.collapse import Collapse, Look
+from popqorn_train.training.collapse import Collapse, LossSample
 from popqorn_train.training.loss import CertifiedLoss
 
 Action = Literal["rollback", "slow", "stop", "warn"]
@@ -83,7 +83,7 @@ class CertifiedTrainingGuard(Callback):
         self.on_collapse: Action = on_collapse
         self.slower, self.max_rescues = slower, max_rescues
         self.rescues = self.skipped = 0
-        self._lookout = Lookout(every_n_steps)
+        self._sampler = LossSampler(every_n_steps)
         self._collapse = Collapse(max_ratio, max_constancy, patience)
         self._snapshots = Snapshots()
         self._broken = 0  # steps in a row whose gradient was not finite
@@ -140,7 +140,7 @@ class CertifiedTrainingGuard(Callback):
         self._loaded = None
         if self.on_collapse == "rollback":
             self._snapshots.begin(self._snapshot(trainer, pl_module))
-        self._lookout.attach(_losses(pl_module))
+        self._sampler.attach(_losses(pl_module))
 
     def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> Snapshot:
         ramp = 0.0 if self._schedule is None else self._schedule.clock.steps
@@ -150,7 +150,7 @@ class CertifiedTrainingGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decide whether to look at this step."""
-        self._lookout.begin(trainer.global_step)
+        self._sampler.begin(trainer.global_step)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -178,16 +178,16 @@ class CertifiedTrainingGuard(Callback):
         batch_idx: int,
     ) -> None:
         """After a step that was looked at: judge, log, keep good weights or act."""
-        if not self._lookout.ends(trainer.global_step):
+        if not self._sampler.ends(trainer.global_step):
             return
-        seen, broken = self._lookout.together(trainer, self._broken)
+        seen, broken = self._sampler.together(trainer, self._broken)
         if seen is not None:
             self._log(pl_module, seen)
             self._judge(trainer, pl_module, seen)
         if broken >= self._collapse.patience:
             self._act(trainer, pl_module, f"{broken} gradients in a row were not finite")
 
-    def _log(self, pl_module: LightningModule, seen: Look) -> None:
+    def _log(self, pl_module: LightningModule, seen: LossSample) -> None:
         values = {
             "modal_share": seen.modal_share,
             "bound_loss": seen.bound,
@@ -199,9 +199,9 @@ class CertifiedTrainingGuard(Callback):
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         pl_module.log_dict({f"training_guard/{name}": value for name, value in finite.items()})
 
-    def _judge(self, trainer: Trainer, pl_module: LightningModule, seen: Look) -> None:
+    def _judge(self, trainer: Trainer, pl_module: LightningModule, seen: LossSample) -> None:
         self._snapshots.told(ranged=bool(seen.widths))
-        reason = self._collapse.tell(seen, self._lookout.every_n_steps)
+        reason = self._collapse.tell(seen, self._sampler.every_n_steps)
         if reason is not None:
             self._act(trainer, pl_module, reason)
         elif self.on_collapse == "rollback" and self._collapse.good(seen):
@@ -238,13 +238,13 @@ class CertifiedTrainingGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop looking."""
-        self._lookout.release()
+        self._sampler.release()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Stop looking."""
-        self._lookout.release()
+        self._sampler.release()
 
 
 def _losses(module: LightningModule) -> list[CertifiedLoss]:

@@ -1,5 +1,7 @@
 """Certified robustness radii for recurrent classifiers, computed while they train."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from popqorn_train.bounds.methods import IBP, CrownIBP, Popqorn
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.budget import certified_budget
@@ -7,13 +9,13 @@ from popqorn_train.certificates.certificate import Certificate, certify, logit_b
 from popqorn_train.certificates.empirical import empirical_radius
 from popqorn_train.certificates.frames import frame_radii
 from popqorn_train.certificates.radius import RadiusSearch, Start, certified_radius, search_radius
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.loader import certify_loader
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
-from popqorn_train.tracing.tracer import UnsupportedModelError
 from popqorn_train.training.initialisation import certifiable_init_
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Objective
@@ -46,3 +48,13 @@ __all__ = [
     "logit_bounds",
     "search_radius",
 ]
+
+try:
+    __version__ = version("popqorn-train")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
+
+
+def __dir__() -> list[str]:
+    """The public names; packages below are rooms of the code, not part of the interface."""
+    return [*__all__, "__all__", "__doc__", "__version__"]

@@ -9,7 +9,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from popqorn_train import callbacks
-from popqorn_train.recipes.cli import configs
+from popqorn_train.recipes.configurations import configs
 from popqorn_train.recipes.data.digits import Digits
 from popqorn_train.recipes.data.generated import Generated
 from popqorn_train.recipes.data.japanese_vowels import JapaneseVowels

@@ -6,20 +6,14 @@ of ``popqorn_train.cli``, for which Lightning is not imported: it takes many sec
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from popqorn_train.recipes.configurations import configs
 
 TRAINING = {
     "fit": "train, then certify and attack the test set",
     "validate": "watch a checkpoint on the validation set",
     "test": "certify and attack the test set with a checkpoint",
 }
-_CONFIGS = Path(__file__).parent / "configs"
-
-
-def configs() -> dict[str, Path]:
-    """The configurations that come with the package, by name; that of a sweep is not one."""
-    files = sorted(_CONFIGS.glob("*.yaml"))
-    return {file.stem: file for file in files if file.stem != "sweep"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
 from popqorn_train.cli import main
-from popqorn_train.recipes.cli import configs
+from popqorn_train.recipes.configurations import configs
 from tests.fitting import Classifier, fit
 
 README = Path(__file__).resolve().parents[1] / "README.md"

@@ -46,7 +46,7 @@ def logits_inside(case, epsilon, p):
 def test_no_sampled_or_attacked_point_leaves_the_bounds(name):
     model, x = ZOO[name]
     layer = bound(model)
-    case = layer.case(x)
+    case = layer.instance(x)
     for p, epsilon in ((2, 0.3), (math.inf, 0.15)):
         logits = logits_inside(case, epsilon, p)
         target = case.logits(case.center).argmax(1)
@@ -62,7 +62,7 @@ def test_no_sampled_or_attacked_point_leaves_the_bounds(name):
 @every_model
 def test_epsilon_zero_gives_the_logits(name):
     model, x = ZOO[name]
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     logits = case.logits(case.center)
     for method in METHODS:
         lower, upper = logit_bounds(model, x, LpBall(0.0), method=method)
@@ -103,7 +103,7 @@ def test_padding_never_moves_and_one_trace_serves_other_lengths(name):
     for other in ([5, 4, 1], [3, 3, 3], [4, 2, 2]):
         here = (x[:, : max(other)], torch.tensor(other))
         low, high = logit_bounds(model, here, LpBall(0.0))
-        case = bound(model).case(here)
+        case = bound(model).instance(here)
         torch.testing.assert_close(low, case.logits(case.center), rtol=0, atol=1e-12)
         torch.testing.assert_close(high, low, rtol=0, atol=1e-12)
     if x.is_floating_point():
@@ -177,10 +177,10 @@ def test_tracing_is_quick_and_remembered(monkeypatch):
     seconds = []
     for name, (model, x) in zoo().items():
         started = time.process_time()
-        bound(model).case(x)
+        bound(model).instance(x)
         seconds.append((time.process_time() - started, name))
         monkeypatch.setattr(MODULE, "record", None)  # a second recording would fail
-        bound(model).case(x)
+        bound(model).instance(x)
         monkeypatch.undo()
     median, most = sorted(seconds)[len(seconds) // 2], max(seconds)
     print(f"traced and checked: median {median[0]:.3f} s, most {most[0]:.3f} s ({most[1]})")

@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.back_substitution import back_substitute
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Argument, Relaxer
-from popqorn_train.bounds.sign_split import carry
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.relaxations.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
@@ -95,7 +95,7 @@ class Activation(Nonlinear):
     def backward(self, slope: Tensor, tape: Tape, relaxation: Lines) -> Tensor:
         """Replace the function by the line on the side that matters."""
         fields = [_of_rows(field, slope) for field in relaxation]
-        (on_input,), constant = carry(slope, fields[:2], fields[2:])
+        (on_input,), constant = back_substitute(slope, fields[:2], fields[2:])
         tape.add(self.inputs[0], on_input)
         return constant
 
@@ -143,7 +143,7 @@ def _relaxed(
         The constant ``(B, K)``.
     """
     below, above = ([field[:, None] for field in side] for side in (lower, upper))
-    slopes, constant = carry(slope, below, above)
+    slopes, constant = back_substitute(slope, below, above)
     for argument, on_argument in zip(node.inputs, slopes, strict=True):
         tape.add(argument, on_argument)
     return constant

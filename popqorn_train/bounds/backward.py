@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.back_substitution import back_substitute
 from popqorn_train.bounds.node import Node, Nonlinear
-from popqorn_train.bounds.roundoff import rounding
-from popqorn_train.bounds.sign_split import carry
-from popqorn_train.bounds.slices import Piece
+from popqorn_train.bounds.roundoff import rounding_error
+from popqorn_train.bounds.slices import NodeSlice
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, dot
 
@@ -60,7 +60,7 @@ def ancestors(node: Node) -> list[Node]:
 
 def whole(node: Node) -> Node:
     """The node that a piece or a mirror image is taken from."""
-    while isinstance(node, Piece) or node.mirrors:
+    while isinstance(node, NodeSlice) or node.mirrors:
         node = node.inputs[0]
     return node
 
@@ -187,7 +187,7 @@ def _walk(
             extra = node.backward(weight, tape, found.relaxations.get(node))
         total = total if extra is None else total + extra
         if sizes is not None and not node.moves:
-            total = total - rounding(weight, sizes[node])
+            total = total - rounding_error(weight, sizes[node])
     # Products of numbers below the root of the smallest one underflow.
     return total if sizes is None else total - math.sqrt(torch.finfo(total.dtype).tiny)
 
@@ -213,7 +213,7 @@ def sizes_of(output: Node, found: Enclosure) -> dict[Node, Tensor]:
 def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
     lower, upper = (part if part.ndim < 3 else part[:, : slope.shape[2]] for part in box)
     if len(slope) > 1:
-        return carry(slope, [lower[:, None]], [upper[:, None]])[1]
+        return back_substitute(slope, [lower[:, None]], [upper[:, None]])[1]
     # The same rows for all samples: a product of matrices.
     flat = slope.reshape(slope.shape[1], -1)
     positive = flat.relu()

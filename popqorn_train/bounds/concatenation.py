@@ -45,7 +45,7 @@ class Stack(Node):
             tape.add(self.inputs[t], slope[:, :, t])
 
 
-class Join(Node):
+class Concat(Node):
     """Nodes side by side on the last axis, features on features.
 
     Args:
@@ -132,7 +132,7 @@ class Projected(Frame):
         if isinstance(x, Stack):
             tape.add(x.inputs[self.t], on_x)
         else:
-            tape.add_piece(Frame(x, self.t), on_x)
+            tape.add_slice(Frame(x, self.t), on_x)
         return constant
 
 

@@ -21,8 +21,8 @@ from popqorn_train.bounds.backward import (
 )
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxation, Relaxer
+from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.tracing.steps import walk
 
 _TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster
 
@@ -92,11 +92,11 @@ def _relaxed(
     joined = [_put_together(column, batch) for column in zip(*inputs, strict=True)]
     found = nodes[0].relax(relaxer, *joined)
     parts: list[Sequence[Tensor]] = []
-    walk(found, Tensor, lambda x: parts.append(x.split(batch)))
+    map_nested(found, Tensor, lambda x: parts.append(x.split(batch)))
 
     def of(place: int) -> Any:
         queue = iter(parts)
-        return walk(found, Tensor, lambda _: next(queue)[place])
+        return map_nested(found, Tensor, lambda _: next(queue)[place])
 
     return [of(place) for place in range(len(nodes))]
 

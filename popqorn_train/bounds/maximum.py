@@ -45,7 +45,7 @@ def _upper_slopes(lower: Tensor, upper: Tensor) -> Tensor:
     return (reach / safe).clamp(0, 1)
 
 
-class Largest(Nonlinear):
+class Maximum(Nonlinear):
     """Greatest entry of a node ``(T, F)`` over T, feature by feature."""
 
     def __init__(self, x: Node) -> None:

@@ -12,17 +12,11 @@ from torch import Tensor
 
 from popqorn_train.bounds.backward import ROWS_AT_ONCE, ancestors, whole
 from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.errors import is_out_of_memory
 
 _CPU_BYTES = 2**30  # on a CPU, unless the caller says otherwise
 _COPIES = 4  # slopes of this size that live at once while one bound is carried backward
 _CALM = 4  # chunks without trouble after which the size is doubled
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def check_max_bytes(max_bytes: int | None) -> None:

@@ -56,7 +56,7 @@ class Node:
             self.affine = self.affine and node.affine
             self.time = max(self.time, node.time)
             self.region = node.region or self.region
-        self.pieces: dict[Any, tuple[Bounds, list[Bounds]]] = {}
+        self.slices: dict[Any, tuple[Bounds, list[Bounds]]] = {}
         self.index = next(_created)  # nodes are created in topological order
 
     def range(self, *inputs: Bounds) -> Bounds:

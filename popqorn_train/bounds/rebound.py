@@ -26,8 +26,8 @@ from torch import Tensor
 from popqorn_train.bounds.backward import Enclosure, ancestors, lower_bound, sizes_of, visits
 from popqorn_train.bounds.node import Logits, Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxation, Relaxer, Rows
+from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.tracing.steps import walk
 
 _FIRST = 0.4  # multiplier, in half widths of the quantity per quarter of the margin's width
 _BAND = 1.5  # half width of a band of an octagon, in half widths of the box
@@ -278,6 +278,6 @@ def _picked(found: Enclosure, chosen: Tensor, new: dict[Node, Node]) -> Enclosur
         return x.expand(batch, *x.shape[1:])[chosen]
 
     return Enclosure(
-        {new[node]: walk(bounds, Tensor, pick) for node, bounds in found.ranges.items()},
-        {new[node]: walk(planes, Tensor, pick) for node, planes in found.relaxations.items()},
+        {new[node]: map_nested(bounds, Tensor, pick) for node, bounds in found.ranges.items()},
+        {new[node]: map_nested(planes, Tensor, pick) for node, planes in found.relaxations.items()},
     )

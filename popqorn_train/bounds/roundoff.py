@@ -8,7 +8,7 @@ from torch import Tensor
 from popqorn_train.perturbations.region import dot
 
 
-def rounding(slope: Tensor, size: Tensor) -> Tensor:
+def rounding_error(slope: Tensor, size: Tensor) -> Tensor:
     """How much rounding may change the step of a backward bound over one node, ``(B, K)``.
 
     A sum of n terms is off by at most about lambda sqrt(n) eps times the sum of their absolute

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from popqorn_train.bounds.tape import Tape
 
 
-class Piece(Node):
+class NodeSlice(Node):
     """A part of another node; slopes on pieces are joined before the whole is visited.
 
     Attributes:
@@ -41,7 +41,7 @@ class Piece(Node):
 
         All pieces are cut at once: the gradient of every cut is as large as the whole.
         """
-        known, kind = self.inputs[0].pieces, self.kind
+        known, kind = self.inputs[0].slices, self.kind
         if kind not in known or known[kind][0] is not inputs[0]:
             ends = zip(*map(self.cut, inputs[0]), strict=True)
             known[kind] = inputs[0], [Bounds(*pair) for pair in ends]
@@ -53,11 +53,11 @@ class Piece(Node):
 
     def backward(self, slope: Tensor, tape: "Tape", relaxation: Any) -> Tensor | None:
         """Hand the slope to the whole."""
-        tape.add_piece(self, slope)
+        tape.add_slice(self, slope)
         return None
 
 
-class Frame(Piece):
+class Frame(NodeSlice):
     """Frame ``t`` of a sequence ``(T, F)``."""
 
     kind = "frames"
@@ -72,7 +72,7 @@ class Frame(Piece):
         return x.unbind(1)
 
 
-class Span(Piece):
+class Span(NodeSlice):
     """One of several neighbouring spans of the last axis.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.node import Node
-from popqorn_train.bounds.slices import Frame, Piece, Span
+from popqorn_train.bounds.slices import Frame, NodeSlice, Span
 
 
 class Tape:
@@ -24,29 +24,29 @@ class Tape:
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self._slopes: dict[Node, Tensor] = {}
-        self._pieces: dict[Node, dict[Piece, Tensor]] = {}
+        self._slices: dict[Node, dict[NodeSlice, Tensor]] = {}
 
     def add(self, node: Node, slope: Tensor) -> None:
         """Add to the slope on a node."""
         known = self._slopes.get(node)
         self._slopes[node] = slope if known is None else _sum_of_prefixes(known, slope)
 
-    def add_piece(self, piece: Piece, slope: Tensor) -> None:
+    def add_slice(self, part: NodeSlice, slope: Tensor) -> None:
         """Add to the slope on a piece of a node."""
-        self._pieces.setdefault(piece.inputs[0], {})[piece] = slope
+        self._slices.setdefault(part.inputs[0], {})[part] = slope
 
     def drain(self) -> Iterator[tuple[Node, Tensor]]:
         """Yield nodes from last to first, each with its whole slope."""
-        while self._slopes or self._pieces:
-            node = max([*self._slopes, *self._pieces], key=lambda node: node.index)
-            pieces = self._pieces.pop(node, {})
+        while self._slopes or self._slices:
+            node = max([*self._slopes, *self._slices], key=lambda node: node.index)
+            slices = self._slices.pop(node, {})
             frames = _gathered(
-                (piece.t, slope) for piece, slope in pieces.items() if isinstance(piece, Frame)
+                (part.t, slope) for part, slope in slices.items() if isinstance(part, Frame)
             )
             spans = _gathered(
-                ((piece.start, piece.stop), slope)
-                for piece, slope in pieces.items()
-                if isinstance(piece, Span)
+                ((part.start, part.stop), slope)
+                for part, slope in slices.items()
+                if isinstance(part, Span)
             )
             if frames:
                 self.add(node, _join_frames(frames))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.certificates.fidelity import check_graph, check_hooks, check_logits
-from popqorn_train.certificates.instance import Case, as_frames, undisturbed
+from popqorn_train.certificates.instance import Instance, as_frames, undisturbed
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.units import center_and_scale, frame_order
@@ -22,7 +23,6 @@ from popqorn_train.tracing.input_path import Plan, plan
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.trace import record
-from popqorn_train.tracing.tracer import UnsupportedModelError
 from popqorn_train.tracing.wrappers import unwrapped
 
 Inputs = Tensor | tuple[Any, ...]
@@ -59,7 +59,9 @@ class BoundModel(nn.Module):
         with undisturbed(self.model):
             return self._plan(self._named(inputs)).batch_axis
 
-    def case(self, inputs: Inputs, dtype: torch.dtype | None = None, *, check: bool = True) -> Case:
+    def instance(
+        self, inputs: Inputs, dtype: torch.dtype | None = None, *, check: bool = True
+    ) -> Instance:
         """Trace if need be, and work out everything that does not move.
 
         Args:
@@ -78,16 +80,16 @@ class BoundModel(nn.Module):
             if not check or dtype is not None:
                 return self._case(named, found, dtype or self._precision())
             output = self._output(named)
-            case = self._case(named, found, self._precision())
+            instance = self._case(named, found, self._precision())
             try:
-                check_logits(case, output)
+                check_logits(instance, output)
             except UnsupportedModelError:  # perhaps something changed since it was traced
                 _traces.pop(self.model, None)
-                case = self._case(named, self._plan(named), self._precision())
-                check_logits(case, output)
-        return case
+                instance = self._case(named, self._plan(named), self._precision())
+                check_logits(instance, output)
+        return instance
 
-    def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Case:
+    def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
         source = next(iter(_tensors(named).values()))
         batch = source.shape[min(found.batch_axis, source.ndim - 1)]
         lifter = Lifter(found.trace, self.model, named, batch, dtype)
@@ -96,7 +98,7 @@ class BoundModel(nn.Module):
         axis, order = found.root.batch_axis or 0, frame_order(found, lifter)
         scale = None if scale is None else as_frames(scale, axis, order)
         center, value = as_frames(center, axis, order), as_frames(value, axis, order)
-        return Case(lifter, found, center, value, scale, order)
+        return Instance(lifter, found, center, value, scale, order)
 
     @property
     def weights_dtype(self) -> torch.dtype | None:

@@ -40,7 +40,7 @@ def certified_budget(
         ValueError, TypeError, UnsupportedModelError: as ``certify`` and ``Substitutions``.
     """
     layer = bound(model)
-    frames = layer.case(inputs).center.shape[1]
+    frames = layer.instance(inputs).center.shape[1]
     proved = torch.zeros(len(target), dtype=torch.long, device=target.device)
     refused = torch.full_like(proved, frames + 1)
     asked = proved + 1  # most sentences fail at once or hold for long

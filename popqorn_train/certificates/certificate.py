@@ -17,7 +17,7 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.bounds.node import Logits, Node
 from popqorn_train.certificates.bound_model import BoundModel, Inputs, bound
-from popqorn_train.certificates.instance import Case, undisturbed
+from popqorn_train.certificates.instance import Instance, undisturbed
 from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
@@ -164,15 +164,15 @@ def logit_bounds(
         float32).
 
     Raises:
-        ValueError, TypeError: see ``LpBall``, ``Box``, ``BoundModel.case`` and ``method_named``.
+        ValueError, TypeError: see ``LpBall``, ``Box``, ``BoundModel.instance``, ``method_named``.
         UnsupportedModelError: the model cannot be bounded.
     """
     method = method_named(method)
     layer = bound(model)
-    case = layer.case(inputs)
+    instance = layer.instance(inputs)
     with undisturbed(layer.model):
-        output = case.graph(ball)
-        unit = torch.eye(output.shape[0], dtype=case.value.dtype, device=case.value.device)
+        output = instance.graph(ball)
+        unit = torch.eye(output.shape[0], dtype=instance.value.dtype, device=instance.value.device)
         rows = torch.cat([unit, -unit])[None]
         lower, negative = method.lower(output, rows).chunk(2, dim=1)
     return Bounds(lower, -negative)
@@ -203,7 +203,7 @@ def certify(
             None takes half of what a GPU has free, or 1 GiB on a CPU.
 
     Raises:
-        ValueError, TypeError: see ``LpBall``, ``Box``, ``BoundModel.case``, ``method_named``,
+        ValueError, TypeError: see ``LpBall``, ``Box``, ``BoundModel.instance``, ``method_named``,
             ``check_target``.
         UnsupportedModelError: the model cannot be bounded.
 
@@ -215,22 +215,22 @@ def certify(
     method, chunks = method_named(method), Chunks(max_bytes)
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
-        case = layer.case(inputs)
-        if confirm == "float64" and case.value.device.type == "cpu":
+        instance = layer.instance(inputs)
+        if confirm == "float64" and instance.value.device.type == "cpu":
             # There, float64 alone costs less than float32 and a confirmation.
-            case = layer.case(inputs, torch.float64)
-        check_target(target, len(case.center), case.plan.classes)
-        target = target.to(case.center.device)
-        case.placed(ball)
+            instance = layer.instance(inputs, torch.float64)
+        check_target(target, len(instance.center), instance.plan.classes)
+        target = target.to(instance.center.device)
+        instance.placed(ball)
         every = torch.arange(len(target), device=target.device)
-        margins = chunked_margins(case, target, ball, method, chunks, every)
-        if confirm == "float64" and case.value.dtype != torch.float64:
+        margins = chunked_margins(instance, target, ball, method, chunks, every)
+        if confirm == "float64" and instance.value.dtype != torch.float64:
             # Margins that are or may be certified are replaced by float64 ones.
             chosen = proved(least(margins) + _NEAR).nonzero()[:, 0]
             margins = margins.double()
             if len(chosen):
-                case = layer.case(inputs, torch.float64)
-                margins[chosen] = chunked_margins(case, target, ball, method, chunks, chosen)
+                instance = layer.instance(inputs, torch.float64)
+                margins[chosen] = chunked_margins(instance, target, ball, method, chunks, chosen)
     margin = least(margins)
     return Certificate(margins, margin, proved(margin), _numerics(margins.dtype, layer))
 
@@ -247,7 +247,7 @@ def check_confirm(confirm: str | None) -> None:
 
 
 def chunked_margins(
-    case: Case,
+    instance: Instance,
     target: Tensor,
     ball: Perturbation | Substitutions,
     method: Method,
@@ -257,7 +257,7 @@ def chunked_margins(
     """Margins ``(b, C)`` of some samples, without gradients, as many at once as fit.
 
     Args:
-        case: the whole batch.
+        instance: the whole batch.
         target: ``(B,)`` labels on its device.
         ball: of the whole batch.
         method: how to bound.
@@ -266,11 +266,11 @@ def chunked_margins(
     """
 
     def run(some: Tensor) -> Tensor:
-        part = case.pick(some)
+        part = instance.pick(some)
         output = part.graph(ball.pick(some, len(target)))
         return margins_of(output, target[some], method, part.value)
 
-    if chunks.dtype != case.value.dtype:
+    if chunks.dtype != instance.value.dtype:
         one = chosen[:1]
-        chunks.fit(case.pick(one).graph(ball.pick(one, len(target))), case.value)
+        chunks.fit(instance.pick(one).graph(ball.pick(one, len(target))), instance.value)
     return chunks.map(run, chosen)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import method_named
 from popqorn_train.certificates.bound_model import Inputs, bound
-from popqorn_train.certificates.instance import Case, undisturbed
+from popqorn_train.certificates.instance import Instance, undisturbed
 from popqorn_train.certificates.pgd import margin_of, search
-from popqorn_train.certificates.query import largest_tried, make_question
+from popqorn_train.certificates.query import largest_tried, make_query
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, Scope
@@ -51,7 +51,7 @@ def search_empirical(
         raise ValueError(f"`steps` and `restarts` must be at least 1, got {steps}, {restarts}.")
     layer, ball = bound(model), replace(ball, epsilon=0.0)
     with torch.no_grad(), undisturbed(layer.model):
-        question = make_question(
+        query = make_query(
             layer,
             inputs,
             target,
@@ -60,9 +60,9 @@ def search_empirical(
             method=method_named("ibp"),
             chunks=Chunks(),
         )
-        target, exact = question.target, layer.case(inputs, torch.float64)
-        clean, fall = question.clean()
-        cap = largest_tried(question.case, ball, max_radius)
+        target, exact = query.target, layer.instance(inputs, torch.float64)
+        clean, fall = query.clean()
+        cap = largest_tried(query.instance, ball, max_radius)
         broke = torch.where(clean > 0, torch.inf, 0.0).to(cap)
         held = torch.zeros_like(cap)
         size = torch.minimum(1.5 * clean / fall.clamp(min=1e-12), cap)
@@ -72,7 +72,7 @@ def search_empirical(
                 break
             tried = replace(ball.pick(todo, len(target)), epsilon=size[todo])
             found = search(
-                question.case.pick(todo),
+                query.instance.pick(todo),
                 target[todo],
                 tried,
                 steps=steps,
@@ -92,14 +92,14 @@ def _next_size(held: Tensor, broke: Tensor, cap: Tensor) -> Tensor:
     return torch.where(broke.isfinite(), between, torch.minimum(2 * held, cap))
 
 
-def _drawn_back(case: Case, target: Tensor, ball: LpBall, moved: Tensor) -> Tensor:
+def _drawn_back(instance: Instance, target: Tensor, ball: LpBall, moved: Tensor) -> Tensor:
     """Size of the smallest change on the way to each point that breaks, ``(B,)``; inf if none."""
-    region = ball.around(case.center)
-    change = moved.to(case.center) - case.center
+    region = ball.around(instance.center)
+    change = moved.to(instance.center) - instance.center
     change = torch.minimum(torch.maximum(change, -region.down), region.up)
 
     def broken(share: Tensor) -> Tensor:
-        logits = case.logits(case.center + share[:, None, None] * change)
+        logits = instance.logits(instance.center + share[:, None, None] * change)
         return margin_of(logits, target) <= 0  # false for NaN
 
     far = torch.ones(len(target), dtype=torch.float64, device=change.device)

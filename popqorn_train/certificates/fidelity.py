@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.relaxer import Relaxation
-from popqorn_train.certificates.instance import Case
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.tracing.tracer import UnsupportedModelError
 
 
 def check_hooks(model: nn.Module, run: Callable[[], Any]) -> None:
@@ -66,44 +66,46 @@ def _watched(hook: Callable[..., Any], path: str, changed: list[str]) -> Callabl
     return watched
 
 
-def check_graph(case: Case, output: Any) -> None:
+def check_graph(instance: Instance, output: Any) -> None:
     """Compare the graph without perturbation, and the recording, with the model's output.
 
     Raises:
         UnsupportedModelError: they differ.
     """
-    node = case.graph(LpBall(0.0))
-    check_logits(case, output)
-    unit = torch.eye(case.plan.classes, dtype=case.value.dtype, device=case.value.device)
+    node = instance.graph(LpBall(0.0))
+    check_logits(instance, output)
+    unit = torch.eye(
+        instance.plan.classes, dtype=instance.value.dtype, device=instance.value.device
+    )
     found = enclose(node, relax=Relaxation())
     rows = torch.cat([unit, -unit])[None]
-    logits = case.logits(case.center)
+    logits = instance.logits(instance.center)
     tolerance = _tolerance(logits)
     for intervals in (True, False):
         bounds = minimum(node, rows, found, intervals=intervals)
         lower, negative = bounds.chunk(2, dim=1)
         outside = (logits < lower - tolerance) | (logits > tolerance - negative)
-        _refuse_if(bool(outside.any()), case)
+        _refuse_if(bool(outside.any()), instance)
 
 
-def check_logits(case: Case, output: Any) -> None:
+def check_logits(instance: Instance, output: Any) -> None:
     """Compare what the recorded operations give with the model's output.
 
     Raises:
         UnsupportedModelError: they differ.
     """
-    last = torch.tensor([len(case.center) - 1], device=case.center.device)
+    last = torch.tensor([len(instance.center) - 1], device=instance.center.device)
     try:
         with torch.no_grad():
-            ours = case.logits(case.center, whole=True)
-            alone = case.pick(last)
+            ours = instance.logits(instance.center, whole=True)
+            alone = instance.pick(last)
             its_own = alone.logits(alone.center, whole=True)
     except UnsupportedModelError:  # shapes that fit another batch only
-        _refuse_if(True, case)
-    _refuse_if(not _alike(ours, output), case)
+        _refuse_if(True, instance)
+    _refuse_if(not _alike(ours, output), instance)
     if not _alike(its_own, ours[last]):
         raise UnsupportedModelError(
-            f"{type(case.lifter.model).__name__} treats a sample otherwise when it is alone: "
+            f"{type(instance.lifter.model).__name__} treats a sample otherwise when it is alone: "
             "something in forward mixes samples, a mean over the batch for one. Bounds are for "
             "one sample at a time; write forward so that samples stay apart."
         )
@@ -127,10 +129,10 @@ def _tolerance(logits: Tensor) -> float:
     return min(1e3 * torch.finfo(logits.dtype).eps, 0.05) * (1 + size)
 
 
-def _refuse_if(differs: bool, case: Case) -> None:
+def _refuse_if(differs: bool, instance: Instance) -> None:
     if differs:
         raise UnsupportedModelError(
-            f"What was traced of {type(case.lifter.model).__name__} does not reproduce its output. "
-            "Something in forward is in place, random, or differs from batch to batch; write it "
-            "without."
+            f"What was traced of {type(instance.lifter.model).__name__} does not reproduce its "
+            "output. Something in forward is in place, random, or differs from batch to batch; "
+            "write it without."
         )

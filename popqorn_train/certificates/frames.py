@@ -13,7 +13,7 @@ from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.instance import undisturbed
-from popqorn_train.certificates.query import make_question
+from popqorn_train.certificates.query import make_query
 from popqorn_train.certificates.radius import answer, check_search, in_float64
 from popqorn_train.perturbations.lp_ball import LpBall
 
@@ -64,16 +64,16 @@ def frame_radii(
     layer, chunks = bound(model), Chunks(max_bytes)
     ball, method = LpBall(0.0, p, low=low, high=high), method_named(method)
     with torch.no_grad(), undisturbed(layer.model):
-        question = make_question(
+        query = make_query(
             layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
         )
-        twin = in_float64(question, layer, inputs) if confirm == "float64" else None
-        batch, time, _ = question.case.center.shape
+        twin = in_float64(query, layer, inputs) if confirm == "float64" else None
+        batch, time, _ = query.instance.center.shape
         together, radii = -(-_ROWS // batch), []
         for first in range(0, time, together):
             block = (first, min(first + together, time))
             alone = None if twin is None else twin.frames_alone(*block)
-            one = question.frames_alone(*block)
+            one = query.frames_alone(*block)
             found = answer(one, alone, max_radius=max_radius, rtol=rtol)
             radii.append(found.radius.view(batch, -1))
     return torch.cat(radii, 1)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.units import embedded
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
 from popqorn_train.tracing.input_path import Plan
-from popqorn_train.tracing.tracer import UnsupportedModelError
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def as_frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
     return x[..., None] if x.ndim == 2 else x.flatten(2)
 
 
-class Case(NamedTuple):
+class Instance(NamedTuple):
     """A batch of inputs, ready to be bounded or attacked.
 
     Attributes:
@@ -80,7 +80,7 @@ class Case(NamedTuple):
     scale: Tensor | None
     order: Tensor | None
 
-    def pick(self, chosen: Tensor) -> "Case":
+    def pick(self, chosen: Tensor) -> "Instance":
         """Some samples of the batch."""
         return self._replace(
             lifter=self.lifter.pick(chosen, self.plan.batch_axis),
@@ -89,7 +89,7 @@ class Case(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
-    def shifted(self, moved: Tensor) -> "Case":
+    def shifted(self, moved: Tensor) -> "Instance":
         """The same batch around another value ``(B, T, N)`` of what moves, in its own units."""
         return self._replace(center=moved, value=self._read(moved))
 

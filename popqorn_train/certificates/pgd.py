@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import check_target
-from popqorn_train.certificates.instance import Case, undisturbed
+from popqorn_train.certificates.instance import Instance, undisturbed
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region, dual_exponent
 
@@ -83,30 +83,32 @@ def _starts(region: Region, restarts: int, seed: int) -> list[Tensor]:
 
 
 def search(
-    case: Case, target: Tensor, ball: Perturbation, *, steps: int, restarts: int, seed: int
+    instance: Instance, target: Tensor, ball: Perturbation, *, steps: int, restarts: int, seed: int
 ) -> Attack:
     """Attack a prepared batch; call it inside ``undisturbed``.
 
     Args:
-        case: the batch.
+        instance: the batch.
         target: ``(B,)`` labels on its device.
         ball: what may move.
         steps: gradient steps a start.
         restarts: number of starts, the centre first.
         seed: of the random starts.
     """
-    region = ball.around(case.center)
+    region = ball.around(instance.center)
     size = _sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
-    best = Attack(margin_of(case.logits(case.center), target), case.center)
+    best = Attack(margin_of(instance.logits(instance.center), target), instance.center)
     for start in _starts(region, restarts, seed):
         change = _inside(start, region)
         for step in range(steps + 1):
             with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                 change = change.detach().requires_grad_()
-                margin = margin_of(case.logits(case.center + change), target)
+                margin = margin_of(instance.logits(instance.center + change), target)
                 (gradient,) = torch.autograd.grad(margin.sum(), change)
             better = margin.detach() < best.margin
-            moved = torch.where(better[:, None, None], case.center + change.detach(), best.moved)
+            moved = torch.where(
+                better[:, None, None], instance.center + change.detach(), best.moved
+            )
             best = Attack(torch.minimum(best.margin, margin.detach()), moved)
             pace = 2.5 / steps * (1 - 0.9 * step / steps)
             change = _inside(change.detach() + pace * size * _steepest(gradient, region), region)
@@ -142,7 +144,7 @@ def attack(
     check_ball(ball)
     layer = bound(model)
     with torch.no_grad(), undisturbed(layer.model):
-        case = layer.case(inputs)
-        check_target(target, len(case.center), case.plan.classes)
-        target = target.long().to(case.center.device)
-        return search(case, target, ball, steps=steps, restarts=restarts, seed=seed)
+        instance = layer.instance(inputs)
+        check_target(target, len(instance.center), instance.plan.classes)
+        target = target.long().to(instance.center.device)
+        return search(instance, target, ball, steps=steps, restarts=restarts, seed=seed)

@@ -12,7 +12,7 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
 from popqorn_train.certificates.certificate import check_target, chunked_margins, least, margins_of
-from popqorn_train.certificates.instance import Case
+from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.pgd import margin_of
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, dual_norm
@@ -21,11 +21,11 @@ _UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the inpu
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """What a search evaluates: margins of some samples at some epsilons.
 
     Attributes:
-        case: the whole batch.
+        instance: the whole batch.
         target: ``(B,)`` labels on its device.
         against: ``(B,)`` the one other class that counts; None takes them all.
         ball: what may move; its epsilon is asked for.
@@ -33,7 +33,7 @@ class Question:
         chunks: how many samples fit into memory.
     """
 
-    case: Case
+    instance: Instance
     target: Tensor
     against: Tensor | None
     ball: LpBall
@@ -45,17 +45,19 @@ class Question:
         every = epsilon.new_zeros(len(self.target))
         every[chosen] = epsilon
         ball = replace(self.ball, epsilon=every)
-        margins = chunked_margins(self.case, self.target, ball, self.method, self.chunks, chosen)
+        margins = chunked_margins(
+            self.instance, self.target, ball, self.method, self.chunks, chosen
+        )
         return self._decisive(margins, chosen).double()
 
-    def frames_alone(self, first: int, stop: int) -> "Question":
+    def frames_alone(self, first: int, stop: int) -> "Query":
         """The same for every sample and each of these frames, moving alone; sample by sample."""
-        batch, time, _ = self.case.center.shape
+        batch, time, _ = self.instance.center.shape
         rows = torch.arange(batch, device=self.target.device).repeat_interleave(stop - first)
         alone = torch.eye(time, dtype=torch.bool, device=rows.device)[first:stop].repeat(batch, 1)
         return replace(
             self,
-            case=self.case.pick(rows),
+            instance=self.instance.pick(rows),
             target=self.target[rows],
             ball=replace(self.ball.pick(rows, batch), frames=alone),
         )
@@ -63,8 +65,8 @@ class Question:
     def margin_with_gradient(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
         """The same, differentiable in weights, inputs and epsilon; all samples at once."""
         ball = replace(self.ball.pick(chosen, len(self.target)), epsilon=epsilon)
-        case = self.case.pick(chosen)
-        margins = margins_of(case.graph(ball), self.target[chosen], self.method, case.value)
+        instance = self.instance.pick(chosen)
+        margins = margins_of(instance.graph(ball), self.target[chosen], self.method, instance.value)
         return self._decisive(margins, chosen)
 
     def _decisive(self, margins: Tensor, chosen: Tensor) -> Tensor:
@@ -75,15 +77,15 @@ class Question:
     def clean(self) -> tuple[Tensor, Tensor]:
         """Clean margins, and how fast they can fall at first: the dual norm of the gradient."""
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            x = self.case.center.detach().requires_grad_()
-            logits = self.case.logits(x)
+            x = self.instance.center.detach().requires_grad_()
+            logits = self.instance.logits(x)
             if self.against is None:
                 margin = margin_of(logits, self.target)
             else:
                 pair = torch.stack([self.target, self.against], 1)
                 margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
             (gradient,) = torch.autograd.grad(margin.sum(), x)
-        region = replace(self.ball, epsilon=1.0).around(self.case.center)
+        region = replace(self.ball, epsilon=1.0).around(self.instance.center)
         free = torch.where(gradient > 0, region.down, region.up) > 0  # not stopped by the domain
         gradient = gradient * free
         if region.scope == "sequence":
@@ -91,7 +93,7 @@ class Question:
         return margin.detach().double(), dual_norm(gradient, region.p).sum(1).double()
 
 
-def make_question(
+def make_query(
     layer: BoundModel,
     inputs: Inputs,
     target: Tensor,
@@ -100,36 +102,36 @@ def make_question(
     ball: LpBall,
     method: Method,
     chunks: Chunks,
-) -> Question:
+) -> Query:
     """Prepare a batch.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``search_radius``.
     """
-    case = layer.case(inputs)
-    device = case.center.device
-    ball.around(case.center)
-    check_target(target, len(case.center), case.plan.classes)
+    instance = layer.instance(inputs)
+    device = instance.center.device
+    ball.around(instance.center)
+    check_target(target, len(instance.center), instance.plan.classes)
     if against is not None:
-        check_target(against, len(case.center), case.plan.classes, "against")
+        check_target(against, len(instance.center), instance.plan.classes, "against")
         if (against == target).any():
             raise ValueError("`against` must name another class than `target` for every sample.")
         against = against.long().to(device)
-    return Question(case, target.long().to(device), against, ball, method, chunks)
+    return Query(instance, target.long().to(device), against, ball, method, chunks)
 
 
-def largest_tried(case: Case, ball: LpBall, max_radius: float | None) -> Tensor:
+def largest_tried(instance: Instance, ball: LpBall, max_radius: float | None) -> Tensor:
     """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
-    size = len(case.center)
+    size = len(instance.center)
     if max_radius is not None:
-        return case.center.new_full((size,), max_radius, dtype=torch.float64)
-    region = ball.around(case.center)
+        return instance.center.new_full((size,), max_radius, dtype=torch.float64)
+    region = ball.around(instance.center)
     if ball.low is not None and ball.high is not None:
         low, high = (
-            torch.as_tensor(edge, device=case.center.device) for edge in (ball.low, ball.high)
+            torch.as_tensor(edge, device=instance.center.device) for edge in (ball.low, ball.high)
         )
-        return _norms((high - low).to(case.center).expand_as(case.center), region)
-    return _UNCLIPPED * _norms(case.center, region).clamp(min=0.1)
+        return _norms((high - low).to(instance.center).expand_as(instance.center), region)
+    return _UNCLIPPED * _norms(instance.center, region).clamp(min=0.1)
 
 
 def _norms(x: Tensor, region: Region) -> Tensor:

@@ -19,7 +19,7 @@ from popqorn_train.certificates.bound_model import BoundModel, Inputs, bound
 from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
 from popqorn_train.certificates.certificate import Confirm, check_confirm, proved
 from popqorn_train.certificates.instance import undisturbed
-from popqorn_train.certificates.query import Question, largest_tried, make_question
+from popqorn_train.certificates.query import Query, largest_tried, make_query
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
 
@@ -108,38 +108,38 @@ def search_radius(
         )
         start = _BEYOND * easy.radius
     with torch.no_grad(), undisturbed(layer.model):
-        question = make_question(
+        query = make_query(
             layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
         )
-        twin = in_float64(question, layer, inputs) if confirm == "float64" else None
-        return answer(question, twin, max_radius=max_radius, rtol=rtol, start=start)
+        twin = in_float64(query, layer, inputs) if confirm == "float64" else None
+        return answer(query, twin, max_radius=max_radius, rtol=rtol, start=start)
 
 
-def in_float64(question: Question, layer: BoundModel, inputs: Inputs) -> Question | None:
+def in_float64(query: Query, layer: BoundModel, inputs: Inputs) -> Query | None:
     """The same question in float64; None where it is already."""
-    if question.case.value.dtype == torch.float64:
+    if query.instance.value.dtype == torch.float64:
         return None
-    return replace(question, case=layer.case(inputs, torch.float64))
+    return replace(query, instance=layer.instance(inputs, torch.float64))
 
 
 def answer(
-    question: Question,
-    twin: Question | None,
+    query: Query,
+    twin: Query | None,
     *,
     max_radius: float | None,
     rtol: float,
     start: Tensor | Start | None = None,
 ) -> RadiusSearch:
     """Find the radii, and confirm them with the twin where there is one."""
-    clean, fall = question.clean()
-    cap = largest_tried(question.case, question.ball, max_radius)
+    clean, fall = query.clean()
+    cap = largest_tried(query.instance, query.ball, max_radius)
     cold = 0.3 * clean / fall.clamp(min=1e-12)
     guess = cold if start is None else _warm(start, cold, rtol, clean, fall)
     state = Brackets(clean, fall, cap, guess, rtol)
     while len(chosen := state.open()):
-        state.tell(chosen, question.margin(chosen, state.next[chosen]))
+        state.tell(chosen, query.margin(chosen, state.next[chosen]))
     radius = state.lower if twin is None else _confirmed(twin, state.lower, rtol)
-    rounded = _rounded_down(radius, question.case.value.dtype)
+    rounded = _rounded_down(radius, query.instance.value.dtype)
     rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
     return RadiusSearch(rounded, radius >= cap, ~state.wrong, state.evaluations, rate)
 
@@ -171,13 +171,13 @@ def _warm(start: Tensor | Start, cold: Tensor, rtol: float, clean: Tensor, fall:
     return torch.where((radius > 0) & radius.isfinite(), guess * (1 - 0.4 * rtol), cold)
 
 
-def _confirmed(question: Question, radius: Tensor, rtol: float) -> Tensor:
+def _confirmed(query: Query, radius: Tensor, rtol: float) -> Tensor:
     """Shrink what float64 does not prove, by more and more, down to 0."""
     todo = (radius > 0).nonzero()[:, 0]
     for attempt in range(24):
         if not len(todo):
             break
-        todo = todo[~proved(question.margin(todo, radius[todo]))]
+        todo = todo[~proved(query.margin(todo, radius[todo]))]
         radius[todo] *= max(0.0, 1 - rtol * 2**attempt)
     radius[todo] = 0
     return radius
@@ -269,7 +269,7 @@ def certified_radius(
     if not differentiable:
         return found.radius
     with torch.enable_grad(), undisturbed(layer.model):
-        question = make_question(
+        query = make_query(
             layer,
             inputs,
             target,
@@ -278,17 +278,17 @@ def certified_radius(
             method=method,
             chunks=Chunks(max_bytes),
         )
-        return with_gradient(question, found)
+        return with_gradient(query, found)
 
 
-def with_gradient(question: Question, found: RadiusSearch) -> Tensor:
+def with_gradient(query: Query, found: RadiusSearch) -> Tensor:
     """The radii, with the gradient of the implicit function margin(radius) = 0."""
     chosen = ((found.radius > 0) & ~found.capped).nonzero()[:, 0]
     radius = found.radius.clone()
     if not len(chosen):
         return radius
     epsilon = radius[chosen].requires_grad_()
-    margin = question.margin_with_gradient(chosen, epsilon)
+    margin = query.margin_with_gradient(chosen, epsilon)
     (slope,) = torch.autograd.grad(margin.sum(), epsilon, retain_graph=True)
     falls = (slope < 0) & slope.isfinite()
     share = torch.where(falls, -1 / slope, torch.zeros_like(slope))

@@ -1,4 +1,10 @@
-"""``popqorn-train``: certify a model, compare results, ask whether a model can be certified."""
+"""What can be asked from a shell?
+
+Goes in: the arguments of ``popqorn-train certify``, ``compare``, ``doctor`` and ``supported``.
+Comes out: rows, pictures and a report in a folder, tables on standard output, an exit status.
+Must not know: how anything is bounded, trained or drawn; ``fit``, ``validate`` and ``test`` are
+commands of the recipes.
+"""
 
 import argparse
 from collections.abc import Sequence

@@ -14,6 +14,7 @@ from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.cli.files import write_certification
 from popqorn_train.cli.options import add_certify_options, class_names, mask_of
 from popqorn_train.cli.subject import batches, first_inputs, loaded_model, opened_data, question_of
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.fragile import (
     FragileSample,
@@ -32,7 +33,6 @@ from popqorn_train.evaluation.sample_rows import Examination, SampleRow
 from popqorn_train.evaluation.summaries import nice_epsilons, promise, summary
 from popqorn_train.plots.report import Report
 from popqorn_train.plots.report_pictures import check_image, report_figures
-from popqorn_train.tracing.tracer import UnsupportedModelError
 
 _FIRST = 16  # samples whose fingerprint a resumed run must share
 REFUSED = (ValueError, TypeError, OSError, ImportError, RuntimeError, UnsupportedModelError)
@@ -104,11 +104,11 @@ class _Run:
         model = loaded_model(options)
         loader = opened_data(options, model)
         inputs = first_inputs(options, model, loader)
-        case, axis = model.case(inputs), model.batch_axis(inputs)
-        _, frames, features = case.center.shape
+        instance, axis = model.instance(inputs), model.batch_axis(inputs)
+        _, frames, features = instance.center.shape
         check_image(options.image, frames, features)
         question = question_of(options, mask_of(options.frames, frames))
-        case.placed(question.ball)  # inputs must lie in the domain
+        instance.placed(question.ball)  # inputs must lie in the domain
         settings = {
             "model": options.model,
             "checkpoint": options.checkpoint and str(options.checkpoint),

@@ -16,11 +16,12 @@ from popqorn_train.bounds.backward import ancestors
 from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import certify
-from popqorn_train.certificates.instance import Case
-from popqorn_train.evaluation.resolve import named_model
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.evaluation.resolve import resolved_model
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.steps import Step
-from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.tracer import called_name
 
 _DTYPES = {"long": torch.int64, "int": torch.int32, "float": torch.float32, "double": torch.float64}
 
@@ -45,17 +46,17 @@ def add_doctor(commands: Any) -> None:
 def run_doctor(options: argparse.Namespace) -> int:
     """Print what is found; the exit status is 1 where the model cannot be certified."""
     try:
-        model = named_model(options.model).eval()
+        model = resolved_model(options.model).eval()
         inputs = tuple(_example(text, model) for text in options.input)
         layer = bound(model, perturb=options.perturb)
-        case = layer.case(inputs)
+        instance = layer.instance(inputs)
     except (UnsupportedModelError, ValueError, TypeError) as error:
         print(f"cannot be certified: {error}", file=sys.stderr)
         return 1
-    _print_steps(case)
+    _print_steps(instance)
     print()
-    _print_plan(case)
-    _print_cost(layer, inputs, case, options)
+    _print_plan(instance)
+    _print_cost(layer, inputs, instance, options)
     return 0
 
 
@@ -83,49 +84,49 @@ def _example(text: str, model: nn.Module) -> Tensor:
     return torch.arange(torch.Size(shape).numel()).remainder(most).view(shape).to(dtype)
 
 
-def _print_steps(case: Case) -> None:
+def _print_steps(instance: Instance) -> None:
     """Every recorded step, marked where what moves reaches it."""
-    names = _moving(case)
+    names = _moving(instance)
     print(f"{'':2}{'step':<22}{'operation':<26}{'shape for 2 samples':<22}where")
-    for step in case.plan.trace.steps:
+    for step in instance.plan.trace.steps:
         mark = "~" if step.name in names else " "
         shape = "" if step.shape is None else str(tuple(step.shape))
         where = "" if step.kind == "input" else step.source
-        print(f"{mark:2}{step.name:<22}{_operation(step, case):<26}{shape:<22}{where}".rstrip())
+        print(f"{mark:2}{step.name:<22}{_operation(step, instance):<26}{shape:<22}{where}".rstrip())
 
 
-def _moving(case: Case) -> set[str]:
-    found = {case.plan.source.name}
-    for step in case.plan.trace.steps:
+def _moving(instance: Instance) -> set[str]:
+    found = {instance.plan.source.name}
+    for step in instance.plan.trace.steps:
         if found & set(step.refs):
             found.add(step.name)
     return found
 
 
-def _operation(step: Step, case: Case) -> str:
+def _operation(step: Step, instance: Instance) -> str:
     if step.kind == "module":
-        return type(case.lifter.model.get_submodule(step.target)).__name__
+        return type(instance.lifter.model.get_submodule(step.target)).__name__
     return called_name(step.target) if step.kind in ("function", "method") else step.kind
 
 
-def _print_plan(case: Case) -> None:
-    frames, features = case.center.shape[1:]
-    print(f"what moves: {case.plan.source.name!r}, {frames} frames of {features} features each")
-    if case.plan.scales:
+def _print_plan(instance: Instance) -> None:
+    frames, features = instance.center.shape[1:]
+    print(f"what moves: {instance.plan.source.name!r}, {frames} frames of {features} features each")
+    if instance.plan.scales:
         print("            in the units before the normalisation inside the model")
-    single = " (one logit, bounded as the classes 0 and 1)" if case.plan.single else ""
-    print(f"logits:     {case.plan.output!r}, {case.plan.classes} classes{single}")
+    single = " (one logit, bounded as the classes 0 and 1)" if instance.plan.single else ""
+    print(f"logits:     {instance.plan.output!r}, {instance.plan.classes} classes{single}")
 
 
 def _print_cost(
-    layer: BoundModel, inputs: tuple[Tensor, ...], case: Case, options: argparse.Namespace
+    layer: BoundModel, inputs: tuple[Tensor, ...], instance: Instance, options: argparse.Namespace
 ) -> None:
     """Nodes, rows, and seconds of one certification on this machine."""
     ball = LpBall(options.epsilon)
-    nodes = ancestors(case.graph(ball))
+    nodes = ancestors(instance.graph(ball))
     curved = [node for node in nodes if isinstance(node, Nonlinear)]
     units = sum(torch.Size(node.shape).numel() for node in curved)
-    target = case.logits(case.center).argmax(1)
+    target = instance.logits(instance.center).argmax(1)
     certify(layer, inputs, target, ball, method=options.method, confirm=None)
     started = time.perf_counter()
     proof = certify(layer, inputs, target, ball, method=options.method)

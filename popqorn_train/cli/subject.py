@@ -13,7 +13,7 @@ from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
 from popqorn_train.evaluation.checkpoint import load_weights
 from popqorn_train.evaluation.dataset import Source, opened
-from popqorn_train.evaluation.resolve import named_model
+from popqorn_train.evaluation.resolve import resolved_model
 from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.perturbations.lp_ball import LpBall
 
@@ -22,9 +22,9 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
     """The model with its weights, on its device.
 
     Raises:
-        ValueError, OSError: see ``named_model`` and ``load_weights``.
+        ValueError, OSError: see ``resolved_model`` and ``load_weights``.
     """
-    model = named_model(options.model)
+    model = resolved_model(options.model)
     if options.prefix and options.checkpoint is None:
         raise ValueError("`--prefix` belongs to --checkpoint, which is missing.")
     if options.checkpoint is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from popqorn_train.evaluation.resolve import named
+from popqorn_train.evaluation.resolve import resolved
 
 
 class Source(NamedTuple):
@@ -42,7 +42,7 @@ def opened(source: Source) -> Iterable[Any]:
     """
     if source.name.endswith(".npz"):
         return _batched(*_arrays(source), source.batch_size)
-    found = _called(named(source.name, "--data"), source)
+    found = _called(resolved(source.name, "--data"), source)
     if hasattr(found, "test_dataloader"):
         found = _test_loader(found)
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Tensor):

@@ -15,7 +15,7 @@ from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.frames import frame_radii
 from popqorn_train.certificates.instance import undisturbed
 from popqorn_train.evaluation.batches import Picked, on_device, unpack_pair, unpacked
-from popqorn_train.evaluation.resolve import named
+from popqorn_train.evaluation.resolve import resolved
 from popqorn_train.evaluation.sample_rows import Examination, SampleRow
 
 Vocabulary = Callable[[list[int]], Sequence[str]]
@@ -117,12 +117,12 @@ def _read_frames(model: BoundModel, picked: Picked) -> tuple[Tensor, int]:
     Padding behind a sequence has no influence on the logits: their gradient is exactly 0 there.
     """
     with undisturbed(model.model), torch.backends.cudnn.flags(enabled=False):
-        case = model.case(picked.inputs, check=False)
+        instance = model.instance(picked.inputs, check=False)
         with torch.enable_grad():
-            x = case.center.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(case.logits(x).square().sum(), x)
+            x = instance.center.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(instance.logits(x).square().sum(), x)
     matter = gradient[0].abs().sum(-1).nonzero()[:, 0]
-    frames = case.center.shape[1]
+    frames = instance.center.shape[1]
     return x.detach()[0].cpu(), int(matter.max()) + 1 if len(matter) else frames
 
 
@@ -147,7 +147,7 @@ def vocabulary(name: str) -> Vocabulary:
         return _looked_up(Path(name).read_text(encoding="utf-8").split("\n"))
     if ":" not in name:
         raise FileNotFoundError(f"`--words` must be a file or module:name, got {name!r}.")
-    found = named(name, "--words")
+    found = resolved(name, "--words")
     if callable(found):
         return found
     if isinstance(found, Sequence):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 
-def named(name: str, option: str) -> Any:
+def resolved(name: str, option: str) -> Any:
     """Import ``module:Name``, also from the current folder.
 
     Args:
@@ -31,13 +31,13 @@ def named(name: str, option: str) -> Any:
     return found
 
 
-def named_model(name: str) -> nn.Module:
+def resolved_model(name: str) -> nn.Module:
     """Import a model; a class or a function is called without arguments.
 
     Raises:
         ValueError: there is no such thing, or it is no module.
     """
-    found = named(name, "model")
+    found = resolved(name, "model")
     if not isinstance(found, nn.Module):
         try:
             found = found()

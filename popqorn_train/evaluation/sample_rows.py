@@ -184,8 +184,8 @@ class AtBall:
 
 def _predictions(model: BoundModel, inputs: tuple[Any, ...]) -> Tensor:
     with torch.no_grad(), undisturbed(model.model):
-        case = model.case(inputs, check=False)
-        logits = case.logits(case.center)
+        instance = model.instance(inputs, check=False)
+        logits = instance.logits(instance.center)
         return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
 
 

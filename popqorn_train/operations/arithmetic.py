@@ -7,8 +7,8 @@ from torch import nn
 
 from popqorn_train.bounds.activation import Activation, Gated, is_curve
 from popqorn_train.bounds.affine import Linear, Negative, Sum
+from popqorn_train.bounds.bilinear import Bilinear
 from popqorn_train.bounds.node import Node
-from popqorn_train.bounds.state_product import Times
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.operations.shapes import function_of, lifted
 from popqorn_train.relaxations.curves import CURVES
@@ -59,7 +59,7 @@ def _product(step: Step, x: Node, y: Node) -> Node:
             if is_curve(other, "tanh"):
                 return Gated(SIGMOID_TANH, gate.inputs[0], other.inputs[0])
             return Gated(MEMORY, gate.inputs[0], other)
-    return Times(x, y)
+    return Bilinear(x, y)
 
 
 @operation("neg")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.affine import Matrix
-from popqorn_train.bounds.concatenation import Join, Stack, frame, frames
+from popqorn_train.bounds.concatenation import Concat, Stack, frame, frames
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.recurrent import State, Weights, project, step_of, unroll
 from popqorn_train.operations.lift import Lifter, has_node, module, unsupported
@@ -51,7 +51,7 @@ def _recurrent_module(
             hidden, state = _direction(layer, projected, start, found, valid, reverse=bool(suffix))
             sides.append(hidden)
             last.append(state)
-        below = [Join(pair) for pair in zip(*sides, strict=True)] if sides[1:] else sides[0]
+        below = [Concat(pair) for pair in zip(*sides, strict=True)] if sides[1:] else sides[0]
     out: Any = Stack([*before, *below], sequence.batch_axis)
     out = x._replace(padded=out) if isinstance(x, Packed) else out
     h_n = Stack([cast(Node, state.h) for state in last], 1)

@@ -16,20 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from popqorn_train.bounds.memory import is_out_of_memory
 from popqorn_train.bounds.node import Node
+from popqorn_train.errors import UnsupportedModelError, is_out_of_memory
+from popqorn_train.nested import map_nested
 from popqorn_train.tracing.packed import call
-from popqorn_train.tracing.steps import (
-    Baked,
-    Multiple,
-    Ref,
-    Repeated,
-    Step,
-    Trace,
-    pick_samples,
-    walk,
-)
-from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
+from popqorn_train.tracing.tracer import called_name
 
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
@@ -59,7 +51,7 @@ def module(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
 def has_node(value: Any) -> bool:
     """Whether nested arguments hold a node."""
     found: list[Node] = []
-    walk(value, Node, found.append)
+    map_nested(value, Node, found.append)
     return bool(found)
 
 
@@ -148,12 +140,12 @@ class Lifter:
             return self.cast(operator.attrgetter(step.target)(self.model))
         if step.kind == "baked":
             return self.cast(self._expanded(step.target))
-        args = walk(step.args, (Ref, Multiple, Repeated), self._resolve)
-        kwargs = walk(step.kwargs, (Ref, Multiple, Repeated), self._resolve)
+        args = map_nested(step.args, (Ref, Multiple, Repeated), self._resolve)
+        kwargs = map_nested(step.kwargs, (Ref, Multiple, Repeated), self._resolve)
         if has_node((args, kwargs)):
             return self._lift(step, args, kwargs)
         # A cast in forward must not undo the precision of the bounds.
-        return walk(self._call(step, args, kwargs), Tensor, self.cast)
+        return map_nested(self._call(step, args, kwargs), Tensor, self.cast)
 
     def _call(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.maximum import Largest
+from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, operation, unsupported
 from popqorn_train.operations.shapes import affine_of, function_of, lifted, ndim
@@ -74,7 +74,7 @@ def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
     rows = _rows(x, dim, own)
     shape = (*rest[:own], 1, *rest[own:]) if keepdim else rest
     axis = x.batch_axis - (dim < x.batch_axis and not keepdim)
-    best = Largest(rows)
+    best = Maximum(rows)
     if (shape, axis) == (best.shape, 0):
         return best
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.affine import Affine
-from popqorn_train.bounds.concatenation import Join, frame, frames
+from popqorn_train.bounds.concatenation import Concat, frame, frames
 from popqorn_train.bounds.node import Node
+from popqorn_train.nested import map_nested
 from popqorn_train.operations.lift import Lifter, module, operation, unsupported
-from popqorn_train.tracing.steps import MOVES, REPEATS, Step, walk
+from popqorn_train.tracing.steps import MOVES, REPEATS, Step
 from popqorn_train.tracing.tracer import called_name
 
 
@@ -48,11 +49,11 @@ def affine_of(
 ) -> Node:
     """The same for a result of the given shape without the batch, which lies on ``axis``."""
     nodes: list[Node] = []
-    walk((args, kwargs), Node, nodes.append)
+    map_nested((args, kwargs), Node, nodes.append)
 
     def run(*values: Tensor) -> Tensor:
         queue = iter(values)
-        args_now, kwargs_now = walk((args, kwargs), Node, lambda _: next(queue))
+        args_now, kwargs_now = map_nested((args, kwargs), Node, lambda _: next(queue))
         return function(*args_now, **kwargs_now)
 
     return Affine(run, nodes, shape, axis, exact=exact)
@@ -165,7 +166,7 @@ def _join(
         first = tensors[0]
         last, axes = ndim(first) - 1, {part.batch_axis for part in tensors}
         if dim % (last + 1) == last and len(axes) == 1 and last not in axes:
-            return Join(tensors)
+            return Concat(tensors)
     return lifted(lifter, step, torch.cat, (tensors, dim), {}, exact=True)
 
 

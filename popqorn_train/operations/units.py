@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.tracing.input_path import SCALES, Plan
 from popqorn_train.tracing.steps import MOVES
-from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.tracer import called_name
 
 
 def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None]:

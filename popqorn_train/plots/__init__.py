@@ -1,6 +1,9 @@
-"""Every figure. matplotlib is an optional extra: ``pip install "popqorn-train[plots]"``.
+"""What do radii and accuracies look like?
 
-Each ``draw_...`` returns a figure and its axis or axes; ``figure.savefig(path)`` keeps it.
+Goes in: rows, radii, certifications. Comes out: figures, sentences as HTML, a report on one page.
+Must not know: models, and how a number was found. matplotlib is an optional extra,
+``pip install "popqorn-train[plots]"``. Each ``draw_...`` returns a figure and its axis or axes;
+``figure.savefig(path)`` keeps it.
 """
 
 from popqorn_train.plots.accuracy import (

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
-from popqorn_train.tracing.tracer import UnsupportedModelError, called_name
+from popqorn_train.tracing.tracer import called_name
 from popqorn_train.tracing.wrappers import plain_path
 
 SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))

@@ -1,11 +1,12 @@
 """What a recording consists of."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from popqorn_train.nested import map_nested
 
 IDENTITIES = frozenset(
     ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type", "type_as")
@@ -87,7 +88,7 @@ class Step:
     def refs(self) -> list[str]:
         """Names of the steps this one reads."""
         found: list[str] = []
-        walk((self.args, self.kwargs), Ref, lambda ref: found.append(ref.name))
+        map_nested((self.args, self.kwargs), Ref, lambda ref: found.append(ref.name))
         return found
 
 
@@ -108,26 +109,6 @@ class Trace(NamedTuple):
     def output_step(self) -> Step:
         """The step that is returned."""
         return next(step for step in self.steps if step.name == self.output)
-
-
-def walk(value: Any, kind: type | tuple[type, ...], replace: Callable[[Any], Any]) -> Any:
-    """Rebuild nested tuples, lists, dicts and slices with every ``kind`` replaced."""
-    if isinstance(value, kind):
-        return replace(value)
-    if isinstance(value, slice):
-        parts = (value.start, value.stop, value.step)
-        return slice(*[walk(part, kind, replace) for part in parts])
-    if isinstance(value, dict):
-        return {key: walk(item, kind, replace) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [walk(item, kind, replace) for item in value]
-        if isinstance(value, list):
-            return items
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        named = type(value).__module__ == "torch.return_types"  # x.max(1).values, for one
-        return type(value)(items) if named else tuple(items)
-    return value
 
 
 def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.steps import (
     MOVES,
@@ -23,7 +24,7 @@ from popqorn_train.tracing.steps import (
     Trace,
     pick_samples,
 )
-from popqorn_train.tracing.tracer import UnsupportedModelError, called_name, run_tracer
+from popqorn_train.tracing.tracer import called_name, run_tracer
 
 _BATCHES = (2, 3)
 

@@ -13,16 +13,13 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
 
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.packed import REPLACED, call
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.wrappers import inside
 
 _PACKING = {function.__name__: function for function in REPLACED}
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
-
-
-class UnsupportedModelError(ValueError):
-    """The model does something that cannot be bounded; the message says where and what to do."""
 
 
 def called_name(target: Any) -> str:

@@ -22,7 +22,7 @@ _GUESS = 0.95  # of ln C: a bound loss from which little is learned
 
 
 @dataclass
-class Look:
+class LossSample:
     """What some samples look like to a loss, in plain numbers.
 
     Attributes:
@@ -59,7 +59,7 @@ class Look:
         return self.widths.get("ratio_last", math.nan)
 
 
-def look(logits: Tensor, target: Tensor, bound: float, found: Enclosure | None) -> Look:
+def sampled(logits: Tensor, target: Tensor, bound: float, found: Enclosure | None) -> LossSample:
     """Look at a batch.
 
     Args:
@@ -71,7 +71,7 @@ def look(logits: Tensor, target: Tensor, bound: float, found: Enclosure | None) 
     classes = logits.shape[1]
     counts = [torch.bincount(labels, minlength=classes) for labels in (logits.argmax(1), target)]
     predicted, labels = (count.tolist() for count in counts)
-    return Look(predicted, labels, bound / math.log(classes), _named(found))
+    return LossSample(predicted, labels, bound / math.log(classes), _named(found))
 
 
 def _named(found: Enclosure | None) -> dict[str, float]:
@@ -91,23 +91,23 @@ def _named(found: Enclosure | None) -> dict[str, float]:
     return named if cell is None else {**named, "cell_radius": cell.radius[last].item()}
 
 
-def joined(looks: Sequence[Look]) -> Look | None:
+def merged(samples: Sequence[LossSample]) -> LossSample | None:
     """One look at all samples; None where there are none."""
-    looks = [part for part in looks if part.samples]
-    if not looks:
+    samples = [part for part in samples if part.samples]
+    if not samples:
         return None
-    classes = range(max(len(part.labels) for part in looks))
+    classes = range(max(len(part.labels) for part in samples))
     predicted, labels = (
         [sum(counts[c] for counts in column if c < len(counts)) for c in classes]
-        for column in zip(*[(part.predicted, part.labels) for part in looks], strict=True)
+        for column in zip(*[(part.predicted, part.labels) for part in samples], strict=True)
     )
-    bounded = [(part.bound, part.samples) for part in looks if not math.isnan(part.bound)]
-    names = {name: None for part in looks for name in part.widths}
+    bounded = [(part.bound, part.samples) for part in samples if not math.isnan(part.bound)]
+    names = {name: None for part in samples for name in part.widths}
     means = {
-        name: _mean([(part.widths[name], part.samples) for part in looks if name in part.widths])
+        name: _mean([(part.widths[name], part.samples) for part in samples if name in part.widths])
         for name in names
     }
-    return Look(predicted, labels, _mean(bounded) if bounded else math.nan, means)
+    return LossSample(predicted, labels, _mean(bounded) if bounded else math.nan, means)
 
 
 def _mean(weighted: Sequence[tuple[float, int]]) -> float:
@@ -132,7 +132,7 @@ class Collapse:
     bad: int = 0
     learned: bool = False
 
-    def tell(self, seen: Look, steps: int) -> str | None:
+    def tell(self, seen: LossSample, steps: int) -> str | None:
         """Take notice of a look.
 
         Args:
@@ -151,13 +151,13 @@ class Collapse:
         new = self.bad >= self.patience > self.bad - steps  # once, not as long as it lasts
         return self._reason(seen) if new else None
 
-    def good(self, seen: Look) -> bool:
+    def good(self, seen: LossSample) -> bool:
         """Whether weights are worth going back to: it predicts, and its bounds tell something."""
         if seen.constancy >= self.constancy:
             return False
         return not seen.widths or (seen.ratio <= self.ratio and seen.bound < _GUESS)
 
-    def _reason(self, seen: Look) -> str:
+    def _reason(self, seen: LossSample) -> str:
         parts = [f"{seen.modal_share:.0%} of predictions are one class"]
         if seen.widths:
             parts.append(f"intervals are {seen.ratio:.3g} times as wide as states lie apart")

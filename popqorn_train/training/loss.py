@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.methods import TRAINING, CrownIBP, Method, method_named
 from popqorn_train.certificates.certificate import bounded_margins, other_classes, proved, with_own
-from popqorn_train.certificates.instance import Case, full_precision, undisturbed
+from popqorn_train.certificates.instance import Instance, full_precision, undisturbed
 from popqorn_train.certificates.pgd import search
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
@@ -154,18 +154,18 @@ class CertifiedLoss(Objective):
 
     def _worst(self, batch: Prepared) -> Worst:
         """Cross entropy on the worst-case logits."""
-        case, ball = self._region(batch)
+        instance, ball = self._region(batch)
         with undisturbed(batch.model):
-            graph, method = case.graph(ball), self._bounding()
-            margins, found = bounded_margins(graph, batch.target, method, case.value)
-        others = other_classes(batch.target, case.plan.classes)
+            graph, method = instance.graph(ball), self._bounding()
+            margins, found = bounded_margins(graph, batch.target, method, instance.value)
+        others = other_classes(batch.target, instance.plan.classes)
         loss = cross_entropy(-with_own(margins, others, 0), batch.target)
         certified = proved(margins.detach().amin(1)).float().mean()
         return Worst(loss, certified, found)
 
-    def _region(self, batch: Prepared) -> tuple[Case, LpBall]:
+    def _region(self, batch: Prepared) -> tuple[Instance, LpBall]:
         """What is bounded: a ball, and the inputs in its middle."""
-        return batch.case, self.ball()
+        return batch.instance, self.ball()
 
     def _bounding(self) -> Method:
         """How it is bounded."""
@@ -175,13 +175,13 @@ class CertifiedLoss(Objective):
         """Cross entropy on the logits under attack."""
         moved = self._found(batch, self.ball())
         with full_precision(batch.model):
-            return cross_entropy(batch.case.logits(moved), batch.target)
+            return cross_entropy(batch.instance.logits(moved), batch.target)
 
     def _found(self, batch: Prepared, ball: LpBall) -> Tensor:
         """Where the attack ends, ``(B, T, N)``."""
         with torch.no_grad(), undisturbed(batch.model):
             steps = self.attack_steps
-            return search(batch.case, batch.target, ball, steps=steps, restarts=1, seed=0).moved
+            return search(batch.instance, batch.target, ball, steps=steps, restarts=1, seed=0).moved
 
 
 class CrownIBPLoss(CertifiedLoss):
@@ -247,8 +247,8 @@ class CrownIBPLoss(CertifiedLoss):
     def _worst(self, batch: Prepared) -> Worst:
         if not self.fused or self.beta == 0:
             return super()._worst(batch)
-        case, ball = self._region(batch)
+        instance, ball = self._region(batch)
         with undisturbed(batch.model):
-            bounds = fused_cross_entropy(case.graph(ball), batch.target, case.value)
+            bounds = fused_cross_entropy(instance.graph(ball), batch.target, instance.value)
         loss = torch.lerp(bounds.interval, bounds.linear, self.beta).mean()
         return Worst(loss, bounds.certified.float().mean(), bounds.found)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.certificates.bound_model import BoundModel, Inputs, as_tuple, bound
 from popqorn_train.certificates.certificate import check_target
-from popqorn_train.certificates.instance import Case, undisturbed
+from popqorn_train.certificates.instance import Instance, undisturbed
 from popqorn_train.tracing.wrappers import as_written
 
 CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
@@ -47,7 +47,7 @@ class Prepared:
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
-        check: compare the trace with the model, see ``BoundModel.case``.
+        check: compare the trace with the model, see ``BoundModel.instance``.
 
     Attributes:
         inputs: as given.
@@ -67,11 +67,11 @@ class Prepared:
         return self._layer.model
 
     @functools.cached_property
-    def case(self) -> Case:
+    def instance(self) -> Instance:
         """The inputs, ready to be bounded or attacked."""
-        case = self._layer.case(self.inputs, check=self._check)
-        check_target(self._target, len(case.center), case.plan.classes)
-        return case
+        instance = self._layer.instance(self.inputs, check=self._check)
+        check_target(self._target, len(instance.center), instance.plan.classes)
+        return instance
 
     @functools.cached_property
     def logits(self) -> Tensor:
@@ -79,7 +79,7 @@ class Prepared:
         given = self._given.model if isinstance(self._given, BoundModel) else self._given
         logits = given(*as_tuple(self.inputs))  # with its wrapper, if it has one
         if logits.ndim != 2 or logits.shape[1] == 1:
-            logits = self.case.as_logits(logits)
+            logits = self.instance.as_logits(logits)
         check_target(self._target, *logits.shape)
         # The model may run in half precision.
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -89,7 +89,7 @@ class Prepared:
         if "logits" in vars(self):
             return self.logits.detach()
         with torch.no_grad(), undisturbed(self.model):
-            return self.case.logits(self.case.center)
+            return self.instance.logits(self.instance.center)
 
     @property
     def target(self) -> Tensor:
@@ -143,7 +143,7 @@ class Objective(nn.Module):
         """
         batch = Prepared(model, inputs, target, check=self._calls % CHECK_EVERY == 0)
         if self._calls == 0:
-            _ = batch.case  # what cannot be bounded is refused before a ramp comes to it
+            _ = batch.instance  # what cannot be bounded is refused before a ramp comes to it
         self._calls += 1
         return self.terms(batch)
 

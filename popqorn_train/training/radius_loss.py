@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.instance import undisturbed
-from popqorn_train.certificates.query import Question
+from popqorn_train.certificates.query import Query
 from popqorn_train.certificates.radius import answer, check_search, with_gradient
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
@@ -95,8 +95,8 @@ class RadiusLoss(CertifiedLoss):
 
     def _radius(self, batch: Prepared) -> Tensor:
         """Certified radii ``(B,)`` up to epsilon, with gradients where they are wanted."""
-        target = batch.target.to(batch.case.center.device)
-        question = Question(batch.case, target, None, self.ball(0.0), self.method, self._chunks)
+        target = batch.target.to(batch.instance.center.device)
+        question = Query(batch.instance, target, None, self.ball(0.0), self.method, self._chunks)
         with undisturbed(batch.model):
             with torch.no_grad():
                 found = answer(question, None, max_radius=self.epsilon, rtol=self.rtol)

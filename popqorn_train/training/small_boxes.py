@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from popqorn_train.certificates.instance import Case
+from popqorn_train.certificates.instance import Instance
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss
@@ -70,8 +70,8 @@ class SmallBoxLoss(CertifiedLoss):
         check_share("ratio", ratio)
         self.ratio = ratio
 
-    def _region(self, batch: Prepared) -> tuple[Case, LpBall]:
-        case = batch.case
+    def _region(self, batch: Prepared) -> tuple[Instance, LpBall]:
+        instance = batch.instance
         if self.ratio < 1:
-            case = case.shifted(self._found(batch, self.ball(1 - self.ratio)))
-        return case, self.ball(self.ratio)
+            instance = instance.shifted(self._found(batch, self.ball(1 - self.ratio)))
+        return instance, self.ball(self.ratio)

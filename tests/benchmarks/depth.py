@@ -58,7 +58,7 @@ def main() -> None:
         net = trained(Net(CELLS[name], depth, directions), data)
         clean = (net(x).argmax(1) == y).float().mean().item()
         layer = bound(net)
-        layer.case(x)  # traced once
+        layer.instance(x)  # traced once
         started = time.process_time()
         radius = certified_radius(layer, x, y, low=0.0, high=1.0, rtol=1e-2)
         seconds = (time.process_time() - started) / IMAGES

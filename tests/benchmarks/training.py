@@ -144,7 +144,7 @@ def row(cell: str, size: tuple[int, int, int, int], methods: list[str], rounds: 
 
     calls: dict[str, Callable[[], object]] = {name: call(step) for name, step in steps.items()}
     layer = bound(fused)
-    calls |= {f"case, {on}": lambda on=on: layer.case(x, check=on) for on in (False, True)}
+    calls |= {f"case, {on}": lambda on=on: layer.instance(x, check=on) for on in (False, True)}
     spent = medians(calls, rounds)
     check = (spent["case, True"] - spent["case, False"]) / CHECK_EVERY
     base, shape = spent["unrolled"], f"{frames}x{features}, {hidden}"

@@ -169,6 +169,6 @@ def test_frames_of_an_image_read_by_cells_are_its_rows():
             return self.head(h)
 
     model, x = Rows().double().eval(), torch.randn(2, 1, 4, 4).double()
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     torch.testing.assert_close(case.center, x[:, 0])
     torch.testing.assert_close(case.logits(case.center), model(x))

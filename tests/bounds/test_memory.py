@@ -13,7 +13,7 @@ from popqorn_train import (
 )
 from popqorn_train.bounds.memory import Chunks, bytes_a_sample
 from popqorn_train.bounds.methods import Popqorn
-from popqorn_train.certificates.instance import Case
+from popqorn_train.certificates.instance import Instance
 from popqorn_train.operations.lift import Lifter
 from tests.problems import CELLS, METHODS, build, predicted, sequences
 
@@ -52,7 +52,7 @@ class Small(Popqorn):
 @pytest.mark.parametrize("cell", CELLS)
 def test_any_limit_gives_equal_margins(cell, method, share):
     model, x, y = problem(cell)
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     limit = int(share * bytes_a_sample(case.graph(LpBall(0.1)), x)) + 1
     whole = certify(model, x, y, LpBall(0.1), method=method)
     found = certify(model, x, y, LpBall(0.1), method=method, max_bytes=limit)
@@ -135,8 +135,8 @@ def test_memory_that_runs_out_while_the_graph_is_built_is_no_unsupported_model(m
         return real(self, step)
 
     whole = certify(model, x, y, LpBall(0.1))
-    graph = Case.graph
-    monkeypatch.setattr(Case, "graph", lambda *args: (calls.append(1), graph(*args))[1])
+    graph = Instance.graph
+    monkeypatch.setattr(Instance, "graph", lambda *args: (calls.append(1), graph(*args))[1])
     monkeypatch.setattr(Lifter, "run", run)
     found = certify(model, x, y, LpBall(0.1))
     torch.testing.assert_close(found.margins, whole.margins, rtol=0, atol=1e-12)

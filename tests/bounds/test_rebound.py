@@ -45,7 +45,7 @@ def shifted(model, x, y, ball, by):
 
 def region_of(model, x, y, ball, against):
     """The region in which the margin against one class is not positive, of every sample."""
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     output = case.graph(ball)
     rows = margin_rows(y, output.shape[0], case.value, against[:, None])[:, 0]
     found = enclose(output, relax=RELAXATION, backward=True)
@@ -56,7 +56,7 @@ def region_of(model, x, y, ball, against):
 
 def values_at(model, point, like):
     """What every node of a graph is at a point, as a dictionary over the nodes of ``like``."""
-    output = bound(model).case(point).graph(LpBall(0.0))
+    output = bound(model).instance(point).graph(LpBall(0.0))
     new = dict(zip(ancestors(like), ancestors(output), strict=True))
     found = enclose(output)
     return {node: found.ranges[twin] for node, twin in new.items() if twin in found.ranges}

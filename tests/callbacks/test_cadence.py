@@ -88,7 +88,7 @@ def test_time_spent_around_certification_is_no_training():
 def test_the_last_validation_is_known(options, epochs, last):
     found, every = [], []
 
-    class Watch(pl.Callback):
+    class Watching(pl.Callback):
         def on_validation_start(self, trainer, pl_module):
             if not trainer.sanity_checking:
                 at = trainer.current_epoch, trainer.fit_loop.batch_idx
@@ -96,7 +96,7 @@ def test_the_last_validation_is_known(options, epochs, last):
                 if is_last_validation(trainer):
                     found.append(at)
 
-    fit(Watch(), epochs=epochs, **options)
+    fit(Watching(), epochs=epochs, **options)
     assert found == [last] == every[-1:]
 
 

@@ -135,8 +135,8 @@ class OneFails(Examination):
 
 def with_one_failing(**options):
     monitor = CertifiedRadiusMonitor(samples=6, **options)
-    question = monitor._watch.question
-    monitor._watch.question = OneFails(**vars(question))
+    question = monitor._certifier.question
+    monitor._certifier.question = OneFails(**vars(question))
     return monitor
 
 

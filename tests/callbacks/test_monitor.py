@@ -47,12 +47,12 @@ def test_it_logs_radii_and_accuracies_that_agree_with_certified_radius():
 def test_the_subset_is_spread_over_the_set_and_the_same_every_time():
     monitor, seen = CertifiedRadiusMonitor(samples=5), []
 
-    class Watch(pl.Callback):
+    class Watching(pl.Callback):
         def on_validation_epoch_end(self, trainer, pl_module):
             if not trainer.sanity_checking:
                 seen.append([row.index for row in monitor.last.rows])
 
-    fit(monitor, Watch(), epochs=3)
+    fit(monitor, Watching(), epochs=3)
     assert len(seen) == 3
     assert seen[0] == seen[1] == seen[2]
     assert len(seen[0]) == 5
@@ -61,11 +61,11 @@ def test_the_subset_is_spread_over_the_set_and_the_same_every_time():
 def test_it_certifies_at_first_then_every_n_epochs_and_at_last():
     monitor, epochs = CertifiedRadiusMonitor(samples=3, every_n_epochs=2, max_overhead=None), []
 
-    class Watch(pl.Callback):
+    class Watching(pl.Callback):
         def on_validation_epoch_end(self, trainer, pl_module):
             epochs.append(None if monitor.last is None else monitor.last.epoch)
 
-    fit(monitor, Watch(), epochs=6)
+    fit(monitor, Watching(), epochs=6)
     assert epochs == [None, 0, 0, 2, 2, 4, 5]  # the last epoch always
 
 

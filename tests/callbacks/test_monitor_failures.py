@@ -32,7 +32,7 @@ def test_training_goes_on_and_the_samples_say_error(monkeypatch, tmp_path):
     monitor = CertifiedRadiusMonitor(samples=6, max_overhead=None, folder=tmp_path)
     logged = []
 
-    class Watch(pl.Callback):
+    class Watching(pl.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             now["epoch"] = trainer.current_epoch
 
@@ -43,7 +43,7 @@ def test_training_goes_on_and_the_samples_say_error(monkeypatch, tmp_path):
     with pytest.warns(
         UserWarning, match=r"6 of 6 samples could not .* epoch 1, first sample \d+: F"
     ):
-        trainer, _ = fit(monitor, Watch(), epochs=3)
+        trainer, _ = fit(monitor, Watching(), epochs=3)
     assert trainer.current_epoch == 3
     found = read_certifications(monitor.path)
     assert [count_statuses(entry.rows)[Status.ERROR] for entry in found] == [0, 6, 0]
@@ -89,7 +89,7 @@ def test_samples_that_never_came_were_not_attempted():
     class Forget(pl.Callback):
         def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, *_):
             if batch_idx == 1 and not trainer.sanity_checking:
-                monitor._watch._session._picked.clear()  # as if the first batch was lost
+                monitor._certifier._session._picked.clear()  # as if the first batch was lost
 
     fit(Forget(), monitor, epochs=1)
     counts = count_statuses(monitor.last.rows)

@@ -106,13 +106,13 @@ def test_gradient_accumulation_and_several_validations_an_epoch():
     monitor = CertifiedRadiusMonitor(samples=4, max_overhead=None)
     steps = []
 
-    class Watch(pl.Callback):
+    class Watching(pl.Callback):
         def on_validation_end(self, trainer, pl_module):
             if not trainer.sanity_checking:
                 steps.append((monitor.last.epoch, monitor.last.step))
 
     options = {"accumulate_grad_batches": 3, "val_check_interval": 1}
-    fit(monitor, Watch(), epochs=2, **options)
+    fit(monitor, Watching(), epochs=2, **options)
     assert steps == [(0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (1, 2)]
 
 

@@ -15,7 +15,8 @@ import yaml
 
 from popqorn_train import certified_radius
 from popqorn_train.callbacks import EpsilonSchedule
-from popqorn_train.recipes.cli import TRAINING, configs, main
+from popqorn_train.recipes.cli import TRAINING, main
+from popqorn_train.recipes.configurations import configs
 from popqorn_train.recipes.networks import load_net
 from popqorn_train.recipes.training import ConfigurationError, run
 

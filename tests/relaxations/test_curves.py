@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from popqorn_train.bounds.maximum import Largest
+from popqorn_train.bounds.bilinear import Bilinear
+from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node
-from popqorn_train.bounds.state_product import Times
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.curves import CURVES
 
@@ -77,7 +77,7 @@ def test_softplus_covers_what_torch_computes_beyond_its_threshold(threshold):
 
 
 def sides_of(lower, upper):
-    return Largest(Node([], lower.shape[1:])).relax(None, Bounds(lower, upper))
+    return Maximum(Node([], lower.shape[1:])).relax(None, Bounds(lower, upper))
 
 
 @pytest.mark.parametrize("time", [1, 2, 3, 7])
@@ -114,7 +114,7 @@ def test_a_strip_encloses_a_product_and_touches_it(width):
     lower = torch.randn(2, 300, 4, generator=generator, dtype=F64)
     upper = lower + width * torch.rand(2, 300, 4, generator=generator, dtype=F64)
     pair = Bounds(lower[0], upper[0]), Bounds(lower[1], upper[1])
-    node = Times(Node([], (4,)), Node([], (4,)))
+    node = Bilinear(Node([], (4,)), Node([], (4,)))
     strip, hull = node.relax(None, *pair), node.range(*pair)
     share = torch.rand(200, 2, 300, 4, generator=generator, dtype=F64)
     share[100:] = share[100:].round()

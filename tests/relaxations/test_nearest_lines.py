@@ -107,7 +107,7 @@ class OneUnit(nn.Module):
 
 def test_a_row_takes_the_line_that_its_worst_input_asks_for():
     x, ball = torch.full((1, 1, 1), 0.25, dtype=F64), LpBall(0.75)  # on [-1/2, 1]
-    logits = bound(OneUnit()).case(x).graph(ball)
+    logits = bound(OneUnit()).instance(x).graph(ball)
     row = torch.tensor([[[1.0, 0.0]]], dtype=F64)
     same, own = (
         minimum(logits, row, enclose(logits, relax=Relaxation(), chosen=chosen)).item()

@@ -46,7 +46,7 @@ def test_epsilon_zero_gives_the_logits_of_the_model(model, x, method):
 @pytest.mark.parametrize("p", [2, math.inf])
 @every_model
 def test_no_sampled_point_leaves_the_bounds(model, x, p):
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     steps = steps_inside((200 * 2, *case.center.shape[1:]), p).view(200, *case.center.shape)
     for method in METHODS:
         lower, upper = logit_bounds(model, x, LpBall(0.3, p), method=method)
@@ -80,7 +80,7 @@ FRAMES = {"Image": (2, 4, 3), "Channels": (2, 4, 3), "Permuted": (2, 4, 3), "Tok
 @pytest.mark.parametrize(("name", "shape"), FRAMES.items(), ids=FRAMES)
 def test_frames_are_those_that_the_first_recurrent_layer_reads(name, shape):
     model, x = ZOO[name]
-    assert bound(model).case(x).center.shape == shape
+    assert bound(model).instance(x).center.shape == shape
 
 
 def test_a_mask_speaks_of_the_frames_that_the_layer_reads():
@@ -108,7 +108,7 @@ def test_frames_are_the_rows_of_an_image_that_is_also_read_on_another_way(p):
             return self.head(self.rnn(rows)[0][:, -1]) + self.skip(x.flatten(1))
 
     model, x = Skipping().double().eval(), torch.randn(3, 1, 4, 5).double()
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     torch.testing.assert_close(case.center, x[:, 0].transpose(1, 2))
     torch.testing.assert_close(case.logits(case.center), model(x))
     mask = torch.arange(5) == 2

@@ -7,13 +7,13 @@ import torch
 
 from popqorn_train import LpBall, bound
 from popqorn_train.bounds.enclosure import enclose
-from popqorn_train.training.collapse import Collapse, Look, joined, look
+from popqorn_train.training.collapse import Collapse, LossSample, merged, sampled
 from tests.problems import build, sequences
 
 
 def seen(ratio=0.5, bound=0.6, predicted=(25, 25, 25, 25), labels=(25, 25, 25, 25)):
     widths = {} if ratio is None else {"ratio_last": ratio}
-    return Look(list(predicted), list(labels), bound, widths)
+    return LossSample(list(predicted), list(labels), bound, widths)
 
 
 HEALTHY = seen()
@@ -24,10 +24,10 @@ BLIND = seen(ratio=None, bound=math.nan, predicted=(100, 0, 0, 0))
 CLEAN = seen(ratio=None, bound=math.nan)
 
 
-def told(looks, *, patience=20, steps=5):
+def told(samples, *, patience=20, steps=5):
     """How many looks it takes to call it a collapse; None if they do not suffice."""
     collapse = Collapse(ratio=5.0, constancy=0.7, patience=patience)
-    for count, part in enumerate(looks, 1):
+    for count, part in enumerate(samples, 1):
         if collapse.tell(part, steps) is not None:
             return count
     return None
@@ -94,23 +94,23 @@ def test_constancy_is_measured_beyond_the_labels():
 
 
 def test_looks_are_joined_by_samples():
-    one = Look([3, 1], [2, 2], 0.5, {"ratio_last": 1.0, "radius": 0.1})
-    two = Look([0, 12], [6, 6], 1.5, {"ratio_last": 3.0})
-    blind = Look([0, 1, 3], [0, 1, 3])
-    both = joined([one, two, blind, Look([0, 0], [0, 0])])
+    one = LossSample([3, 1], [2, 2], 0.5, {"ratio_last": 1.0, "radius": 0.1})
+    two = LossSample([0, 12], [6, 6], 1.5, {"ratio_last": 3.0})
+    blind = LossSample([0, 1, 3], [0, 1, 3])
+    both = merged([one, two, blind, LossSample([0, 0], [0, 0])])
     assert (both.predicted, both.labels) == ([3, 14, 3], [8, 9, 3])
     assert both.bound == pytest.approx((4 * 0.5 + 12 * 1.5) / 16)
     assert both.widths == {"ratio_last": pytest.approx(2.5), "radius": pytest.approx(0.1)}
-    assert joined([]) is None
-    assert math.isnan(joined([blind]).bound)
+    assert merged([]) is None
+    assert math.isnan(merged([blind]).bound)
 
 
 @pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 def test_a_look_counts_predictions_and_measures_states(cell):
     model, x = build(cell), sequences(6, 4)
     y = torch.tensor([0, 0, 1, 1, 1, 2])
-    found = enclose(bound(model).case(x).graph(LpBall(0.1)))
-    part = look(model(x), y, 2.0, found)
+    found = enclose(bound(model).instance(x).graph(LpBall(0.1)))
+    part = sampled(model(x), y, 2.0, found)
     assert part.labels == [2, 3, 1]
     assert sum(part.predicted) == part.samples == 6
     assert part.predicted == model(x).argmax(1).bincount(minlength=3).tolist()
@@ -118,4 +118,4 @@ def test_a_look_counts_predictions_and_measures_states(cell):
     names = {"hidden_radius", "wide", "ratio_first", "ratio_middle", "ratio_last"}
     assert set(part.widths) == names | ({"cell_radius"} if cell == "lstm" else set())
     assert all(isinstance(value, float) for value in part.widths.values())
-    assert look(model(x), y, math.nan, None).widths == {}
+    assert sampled(model(x), y, math.nan, None).widths == {}

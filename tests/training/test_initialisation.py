@@ -35,7 +35,7 @@ def final_ratio(cell, kind, frames):
     model = nn.Sequential(rnn, _Last())
     with torch.no_grad():
         ball = LpBall(0.1, low=0.0, high=1.0)
-        found = widths(enclose(bound(model).case(x).graph(ball)), "h")
+        found = widths(enclose(bound(model).instance(x).graph(ball)), "h")
     return found.ratio[-1].item()
 
 
@@ -145,9 +145,9 @@ def test_what_cannot_be_initialised_is_refused_and_left_alone(module, kind, mess
 def test_a_model_that_was_bounded_before_is_bounded_with_the_new_weights():
     model, x = Classifier("gru").eval(), torch.randn(2, 4, 3)
     ball = LpBall(0.0)
-    bound(model).case(x).graph(ball)
+    bound(model).instance(x).graph(ball)
     certifiable_init_(model)
-    found = enclose(bound(model).case(x).graph(ball))
+    found = enclose(bound(model).instance(x).graph(ball))
     h = widths(found, "h")
     assert h is not None
     assert math.isclose(h.radius[-1].item(), 0, abs_tol=1e-6)

@@ -160,7 +160,7 @@ def test_the_signal_term_comes_from_the_pass_of_the_bound(cell, monkeypatch):
 
 
 def enclosed(model, x):
-    return enclose(bound(model).case(x).graph(LpBall(0.3)))
+    return enclose(bound(model).instance(x).graph(LpBall(0.3)))
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])

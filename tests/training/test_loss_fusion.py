@@ -37,13 +37,13 @@ def problem(cell="gru", batch=5, **options):
 
 
 def fused(model, x, y, epsilon=EPSILON, p=math.inf, **domain):
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     return fused_cross_entropy(case.graph(LpBall(epsilon, p, **domain)), y, case.value)
 
 
 def margin_ranges(model, x, y, epsilon, *, intervals):
     """Bounds of margins ``(B, C - 1)`` from below and above."""
-    case = bound(model).case(x)
+    case = bound(model).instance(x)
     output = case.graph(LpBall(epsilon))
     found = enclose(output, relax=Relaxation())
     classes = output.shape[0]

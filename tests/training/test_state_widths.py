@@ -16,7 +16,7 @@ gated = pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
 
 
 def enclosed(model, inputs, epsilon=0.1):
-    return enclose(bound(model).case(inputs).graph(LpBall(epsilon)))
+    return enclose(bound(model).instance(inputs).graph(LpBall(epsilon)))
 
 
 def states(model, x):

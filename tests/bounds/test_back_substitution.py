@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from popqorn_train.bounds.sign_split import carry
+from popqorn_train.bounds.back_substitution import back_substitute
 from tests.problems import F64
 
 SHAPES = {
@@ -27,7 +27,7 @@ def problem(on, of, arguments):
 
 def carried(slope, *sides):
     half = len(sides) // 2
-    slopes, constant = carry(slope, sides[:half], sides[half:])
+    slopes, constant = back_substitute(slope, sides[:half], sides[half:])
     return (*slopes, constant)
 
 

@@ -31,7 +31,7 @@ class Strip(NamedTuple):
     reach: Tensor
 
 
-class Times(Nonlinear):
+class Bilinear(Nonlinear):
     """``x y``, entry by entry, of two nodes of one shape."""
 
     def __init__(self, x: Node, y: Node) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 
-class _Carry(torch.autograd.Function):
-    """Slopes and intercepts of the sides, all lower ones first; see ``carry``."""
+class _BackSubstitution(torch.autograd.Function):
+    """Slopes and intercepts of the sides, all lower ones first; see ``back_substitute``."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, slope: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +82,7 @@ def _summed(part: Tensor, worth: Tensor, shape: torch.Size) -> Tensor:
     return found.view(-1, *shape[1:]).sum_to_size(shape)
 
 
-def carry(
+def back_substitute(
     slope: Tensor, lower: Sequence[Tensor], upper: Sequence[Tensor]
 ) -> tuple[Sequence[Tensor], Tensor]:
     """Turn a lower bound on ``slope . f`` into one on the arguments of f.
@@ -95,5 +95,5 @@ def carry(
     Returns:
         The slope ``(B, K, *shape)`` on every argument, and the constant ``(B, K)``.
     """
-    *slopes, constant = _Carry.apply(slope, *lower, *upper)  # type: ignore[no-untyped-call]
+    *slopes, constant = _BackSubstitution.apply(slope, *lower, *upper)  # type: ignore[no-untyped-call]
     return slopes, constant

@@ -1,0 +1,14 @@
+"""Errors that every layer raises, or must let through."""
+
+import torch
+
+
+class UnsupportedModelError(ValueError):
+    """The model does something that cannot be bounded; the message says where and what to do."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
