@@ -136,7 +136,8 @@ def test_a_frame_that_nothing_depends_on_has_the_largest_radius_tried():
     found = frame_radii(padded, x, y, max_radius=3.0)
     assert (found[:, 2:] == 3).all()
     short = frame_radii(model, x[:, :2], y, max_radius=3.0)
-    torch.testing.assert_close(found[:, :2], short, rtol=1e-9, atol=0)
+    # Both searches end within rtol = 1e-3 of a root, on either side of each other.
+    torch.testing.assert_close(found[:, :2], short, rtol=2e-3, atol=0)
 
 
 def test_float32_radii_are_proved_in_float64():
