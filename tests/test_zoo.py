@@ -2,7 +2,6 @@
 
 import math
 import time
-from importlib import import_module
 
 import pytest
 import pytorch_lightning as pl
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from popqorn_train import CertifiedLoss, LpBall, bound, certify, logit_bounds
 from popqorn_train.callbacks import CertifiedRadiusMonitor
+from popqorn_train.certificates import bound_model
 from popqorn_train.certificates.bound_model import as_tuple
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.tracing.steps import pick_samples
@@ -20,9 +20,6 @@ from tests.zoo import B, zoo
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 ZOO = zoo()
-MODULE = import_module(
-    "popqorn_train.certificates.bound_model"
-)  # the name in the package is the function
 POINTS = 100
 every_model = pytest.mark.parametrize("name", ZOO)
 # Models in which padding changes nothing: neither values nor what a mean is divided by.
@@ -179,7 +176,7 @@ def test_tracing_is_quick_and_remembered(monkeypatch):
         started = time.process_time()
         bound(model).instance(x)
         seconds.append((time.process_time() - started, name))
-        monkeypatch.setattr(MODULE, "record", None)  # a second recording would fail
+        monkeypatch.setattr(bound_model, "record", None)  # a second recording would fail
         bound(model).instance(x)
         monkeypatch.undo()
     median, most = sorted(seconds)[len(seconds) // 2], max(seconds)

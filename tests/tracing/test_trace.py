@@ -3,13 +3,13 @@
 import gc
 import math
 import weakref
-from importlib import import_module
 
 import pytest
 import torch
 from torch import nn
 
 from popqorn_train import LpBall, UnsupportedModelError, bound, certify, logit_bounds
+from popqorn_train.certificates import bound_model
 from popqorn_train.certificates.pgd import attack
 from tests.problems import (
     CLASSES,
@@ -25,9 +25,6 @@ from tests.problems import (
     zoo,
 )
 
-MODULE = import_module(
-    "popqorn_train.certificates.bound_model"
-)  # the name in the package is the function
 ZOO = zoo()
 every_model = pytest.mark.parametrize(("model", "x"), ZOO.values(), ids=ZOO)
 
@@ -68,7 +65,7 @@ def test_one_trace_serves_every_batch_size(model, x, monkeypatch):
     axis = 1 if type(model) is TimeFirst else 0
     many = torch.cat([x, x, x.flip(axis)], axis)
     expected = logit_bounds(model, many, LpBall(0.1))
-    monkeypatch.setattr(MODULE, "record", None)  # a second recording would fail
+    monkeypatch.setattr(bound_model, "record", None)  # a second recording would fail
     for index in ([0], [1, 2], [0, 1, 2, 3]):
         found = logit_bounds(model, many.index_select(axis, torch.tensor(index)), LpBall(0.1))
         torch.testing.assert_close(found.lower, expected.lower[index], rtol=0, atol=1e-12)
