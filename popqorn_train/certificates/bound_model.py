@@ -6,30 +6,46 @@ B: batch, T: frames, N: features of a frame, C: classes.
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.certificates.fidelity import check_graph, check_hooks, check_logits
-from popqorn_train.certificates.instance import Instance, as_frames, undisturbed
+from popqorn_train.certificates.fidelity import check_logits
+from popqorn_train.certificates.instance import Instance, prepared
+from popqorn_train.certificates.isolation import hold_of, undisturbed
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.operations.units import center_and_scale, frame_order
 from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan, plan
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
+from popqorn_train.tracing.randomness import nothing_random
 from popqorn_train.tracing.trace import record
 from popqorn_train.tracing.wrappers import unwrapped
 
 Inputs = Tensor | tuple[Any, ...]
 
-_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Plan]]]" = (
-    weakref.WeakKeyDictionary()
-)
+
+class _Known(NamedTuple):
+    """A trace, and what it was made for.
+
+    Attributes:
+        plan: what moves in it.
+        hold: the question it was made for, see ``hold_of``.
+        seen: the inputs that it was compared on.
+        structure: of the model then.
+    """
+
+    plan: Plan
+    hold: int
+    seen: tuple[int, ...]
+    structure: Any
+
+
+_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]]" = weakref.WeakKeyDictionary()
 
 
 def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
@@ -57,48 +73,40 @@ class BoundModel(nn.Module):
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
         with undisturbed(self.model):
-            return self._plan(self._named(inputs)).batch_axis
+            return self._known(self.named(inputs)).batch_axis
 
     def instance(
         self, inputs: Inputs, dtype: torch.dtype | None = None, *, check: bool = True
     ) -> Instance:
-        """Trace if need be, and work out everything that does not move.
+        """Trace the model, and work out everything that does not move.
+
+        A trace holds for one question: settings, hooks and globals that forward reads may be
+        others at the next one.
 
         Args:
             inputs: what the model's forward takes: a tensor or a tuple.
             dtype: precision of the bounds; None takes the weights', at least float32.
-            check: run the model itself too, and refuse a trace that does not reproduce it; left
-                out while training, where the model ran when it was traced.
+            check: trace anew, run the model itself too, and refuse a trace that does not
+                reproduce it; left out while training, where an older trace may serve.
 
         Raises:
             ValueError: inputs that the model cannot read.
             UnsupportedModelError: see the class.
         """
-        named = self._named(inputs)
+        named = self.named(inputs)
         with undisturbed(self.model):
-            found = self._plan(named)
-            if not check or dtype is not None:
-                return self._case(named, found, dtype or self._precision())
-            output = self._output(named)
-            instance = self._case(named, found, self._precision())
-            try:
-                check_logits(instance, output)
-            except UnsupportedModelError:  # perhaps something changed since it was traced
-                _traces.pop(self.model, None)
-                instance = self._case(named, self._plan(named), self._precision())
-                check_logits(instance, output)
-        return instance
+            found = self._checked(inputs, named) if check else self._known(named)
+            return self._instance(named, found, dtype or self._precision())
 
-    def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
+    def run(self, values: Sequence[Any]) -> Any:
+        """What the model itself returns, as it is; call it inside ``undisturbed``."""
+        with preserved(self.model):
+            return call_sorted(self.model, values)
+
+    def _instance(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
         source = next(iter(_tensors(named).values()))
         batch = source.shape[min(found.batch_axis, source.ndim - 1)]
-        lifter = Lifter(found.trace, self.model, named, batch, dtype)
-        value = lifter.value(found.root.name)
-        center, scale = center_and_scale(found, lifter)
-        axis, order = found.root.batch_axis or 0, frame_order(found, lifter)
-        scale = None if scale is None else as_frames(scale, axis, order)
-        center, value = as_frames(center, axis, order), as_frames(value, axis, order)
-        return Instance(lifter, found, center, value, scale, order)
+        return prepared(Lifter(found.trace, self.model, named, batch, dtype), found)
 
     @property
     def weights_dtype(self) -> torch.dtype | None:
@@ -109,7 +117,12 @@ class BoundModel(nn.Module):
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         return torch.float64 if torch.float64 in kinds else torch.float32
 
-    def _named(self, inputs: Inputs) -> dict[str, Any]:
+    def named(self, inputs: Inputs) -> dict[str, Any]:
+        """The arguments of forward by name.
+
+        Raises:
+            ValueError, TypeError: what no model of this kind can read.
+        """
         values = as_tuple(inputs)
         names = _arguments(type(self.model).forward)
         names = names + [f"argument_{index}" for index in range(len(names), len(values))]
@@ -136,27 +149,45 @@ class BoundModel(nn.Module):
                 f"Convert it with .to({own}), or the model."
             )
 
-    def _plan(self, named: dict[str, Any]) -> Plan:
-        shapes = tuple(
+    def _checked(self, inputs: Inputs, named: dict[str, Any]) -> Plan:
+        """The plan for these inputs, on which the trace was compared with the model."""
+        hold = hold_of(self.model)
+        key = self._key(named)
+        last = self._lookup(key)
+        plan = last.plan if last is not None and last.hold == hold else None
+        seen = (hold, *map(id, as_tuple(inputs)))
+        if plan is not None and last is not None and last.seen == seen:
+            return plan
+        output = self._output(named)  # first of all, inputs that the model itself can read
+        plan = plan or self._make_plan(named)
+        exact = functools.partial(self._instance, named, plan, torch.float64)
+        own = self._instance(named, plan, self._precision())
+        check_logits(own, exact, output, self.weights_dtype)
+        self._remember(key, _Known(plan, hold, seen, structure(self.model, plan.trace.visited)))
+        return plan
+
+    def _known(self, named: dict[str, Any]) -> Plan:
+        """A plan for inputs of this shape, as long as the model's structure is the same."""
+        key = self._key(named)
+        last = self._lookup(key)
+        if last is not None and last.structure == structure(self.model, last.plan.trace.visited):
+            return last.plan
+        return self._checked(tuple(named.values()), named)
+
+    def _key(self, named: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(
             (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)
             for value in named.values()
         )
+
+    def _lookup(self, shapes: tuple[Any, ...]) -> "_Known | None":
         known = _traces.setdefault(self.model, {})
-        for axis in (0, 1):
-            hit = known.get((self.perturb, axis, _without(shapes, axis)))
-            if hit is not None and hit[0] == structure(self.model, hit[1].trace.visited):
-                return hit[1]
-        output = self._output(named)  # first of all, inputs that the model itself can read
-        check_hooks(self.model, lambda: self._output(named))
-        found = self._make_plan(named)
-        with torch.no_grad():
-            check_graph(self._case(named, found, self._precision()), output)
-        shape = structure(self.model, found.trace.visited)
-        known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
-            shape,
-            found,
-        )
-        return found
+        keys = [(self.perturb, axis, _without(shapes, axis)) for axis in (0, 1)]
+        return next((known[key] for key in keys if key in known), None)
+
+    def _remember(self, shapes: tuple[Any, ...], known: "_Known") -> None:
+        axis = known.plan.batch_axis
+        _traces[self.model][(self.perturb, axis, _without(shapes, axis))] = known
 
     def _make_plan(self, named: dict[str, Any]) -> Plan:
         """Trace with the batch on axis 0; if the logits then have no batch, on axis 1."""
@@ -179,8 +210,10 @@ class BoundModel(nn.Module):
     def _output(self, named: dict[str, Any]) -> Any:
         """What the model itself returns."""
         try:
-            with preserved(self.model), torch.no_grad():
-                return call_sorted(self.model, list(named.values()))
+            with torch.no_grad(), nothing_random(self.model):
+                return self.run(list(named.values()))
+        except UnsupportedModelError:
+            raise
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in _tensors(named).items())
             raise ValueError(

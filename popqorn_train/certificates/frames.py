@@ -12,7 +12,7 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import Confirm
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.query import make_query
 from popqorn_train.certificates.radius import answer, check_search, in_float64
 from popqorn_train.perturbations.lp_ball import LpBall

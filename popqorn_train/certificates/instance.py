@@ -1,56 +1,22 @@
-"""A batch that is ready to be bounded or attacked, and the quiet in which that happens.
+"""A batch that is ready to be bounded or attacked.
 
 B: batch, T: frames, N: features of a frame, C: classes.
 """
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.operations.units import embedded
+from popqorn_train.operations.units import center_and_scale, embedded, frame_order
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
 from popqorn_train.tracing.input_path import Plan
-
-
-@contextlib.contextmanager
-def full_precision(model: nn.Module) -> Iterator[None]:
-    """No autocast, no TF32 and no inference mode; everything restored after."""
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    precision, grad = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
-    try:
-        torch.set_float32_matmul_precision("highest")
-        # Leaving inference mode would switch gradients on.
-        with (
-            torch.inference_mode(False),
-            torch.set_grad_enabled(grad),
-            torch.autocast(device, enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and full precision; everything restored after."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-        with full_precision(model):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def as_frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
@@ -89,6 +55,12 @@ class Instance(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
+    def to(self, dtype: torch.dtype) -> "Instance":
+        """The same batch, computed in another precision from the user's own inputs on."""
+        if dtype == self.value.dtype:
+            return self
+        return prepared(self.lifter.to(dtype), self.plan)
+
     def shifted(self, moved: Tensor) -> "Instance":
         """The same batch around another value ``(B, T, N)`` of what moves, in its own units."""
         return self._replace(center=moved, value=self._read(moved))
@@ -100,7 +72,7 @@ class Instance(NamedTuple):
             ValueError, TypeError: a perturbation that does not fit them.
         """
         if isinstance(ball, Substitutions):
-            return self._choices(ball)
+            return self.choices(ball)
         return check_ball(ball).around(self.center, self.value, self.scale)
 
     def graph(self, ball: Perturbation | Substitutions) -> Logits:
@@ -118,7 +90,12 @@ class Instance(NamedTuple):
         batch = len(self.value)
         return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
 
-    def _choices(self, words: Substitutions) -> Choices:
+    def choices(self, words: Substitutions) -> Choices:
+        """What words may be replaced by, around the inputs.
+
+        Raises:
+            ValueError, UnsupportedModelError: substitutions that do not fit them.
+        """
         source = self.plan.source
         tokens = self.lifter.value(source.refs[0]) if source.refs else self.value
         axis = source.batch_axis or 0
@@ -164,6 +141,11 @@ class Instance(NamedTuple):
         change = moved - self.center
         return self.value + (change if self.scale is None else change * self.scale)
 
+    def unread(self, value: Tensor) -> Tensor:
+        """The value ``(B, T, N)`` of what moves, in its own units, from what the network reads."""
+        change = value - self.value
+        return self.center + (change if self.scale is None else change / self.scale)
+
     @property
     def _axis(self) -> int:
         return self.plan.root.batch_axis or 0
@@ -188,3 +170,13 @@ class Instance(NamedTuple):
         fork = self.lifter.fork()
         fork.values[self.plan.root.name] = root
         return fork.value(output or self.plan.output)
+
+
+def prepared(lifter: Lifter, plan: Plan) -> Instance:
+    """Work out what does not move, and where what moves stands."""
+    value = lifter.value(plan.root.name)
+    center, scale = center_and_scale(plan, lifter)
+    axis, order = plan.root.batch_axis or 0, frame_order(plan, lifter)
+    scale = None if scale is None else as_frames(scale, axis, order)
+    center, value = as_frames(center, axis, order), as_frames(value, axis, order)
+    return Instance(lifter, plan, center, value, scale, order)

@@ -16,7 +16,7 @@ from popqorn_train.bounds.methods import Method, name_of
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.certificate import Confirm, certify
 from popqorn_train.certificates.empirical import search_empirical
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.radius import Start, search_radius
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.perturbations.lp_ball import LpBall

@@ -9,7 +9,6 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -108,6 +107,12 @@ class Lifter:
         }
         return pick
 
+    def to(self, dtype: torch.dtype) -> "Lifter":
+        """The same in another precision."""
+        other = copy.copy(self)
+        other.values, other.dtype = {}, dtype
+        return other
+
     def cast(self, value: Any) -> Any:
         """Bring a floating tensor to the precision of the bounds."""
         floating = isinstance(value, Tensor) and value.is_floating_point()
@@ -168,11 +173,7 @@ class Lifter:
     def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         """Run a sub-module on tensors, in the precision of the bounds."""
         called = self.model.get_submodule(path)
-        tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
-        cast = {name: self.cast(tensor) for name, tensor in tensors.items()}
-        if all(cast[name] is tensor for name, tensor in tensors.items()):
-            return call(called.forward, args, kwargs)
-        return call(partial(_with_weights, called, cast), args, kwargs)
+        return call(_shadow(called, self.cast).forward, args, kwargs)
 
     def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         if step.kind == "module":
@@ -195,8 +196,23 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
 
 
-def _with_weights(called: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    return torch.func.functional_call(called, weights, args, kwargs)
+def _shadow(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:
+    """A copy of a module with other tensors, so that nobody who runs it sees them."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(cast(tensor) is tensor for tensor in tensors):
+        return module
+    shadow = copy.copy(module)
+    own: dict[str, Any] = {**vars(module)}
+    for kind in ("_parameters", "_buffers"):
+        own[kind] = {name: cast(tensor) for name, tensor in own[kind].items()}
+    own["_modules"] = {
+        name: None if child is None else _shadow(child, cast)
+        for name, child in module._modules.items()
+    }
+    shadow.__dict__ = own
+    if isinstance(module, nn.RNNBase):
+        own["_flat_weights"] = [getattr(shadow, name) for name in module._flat_weights_names]
+    return shadow
 
 
 def _is_plainly(called: nn.Module, kind: type) -> bool:

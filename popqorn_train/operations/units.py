@@ -86,3 +86,18 @@ def frame_order(found: Plan, lifter: Lifter) -> Tensor | None:
     order = order[:, None] if order.ndim == 1 else order.flatten(1)
     lies = order.shape[0] == sample.shape[0] and torch.equal(order.flatten(), positions)
     return None if lies or order.numel() != sample.numel() else order
+
+
+def source_positions(found: Plan, lifter: Lifter) -> Tensor:
+    """Where the entries of what moves lie in a flat sample of the source, in the root's layout.
+
+    Returns:
+        Positions in the shape of the root's value; all samples alike.
+    """
+    raw, axis = lifter.value(found.source.name), found.source.batch_axis or 0
+    sample = raw.movedim(axis, 0)[0]
+    numbers = torch.arange(sample.numel(), device=raw.device, dtype=torch.float64)
+    fork = lifter.to(torch.float64)
+    fork.values = dict(lifter.values)
+    places = numbers.view(sample.shape).unsqueeze(axis).expand(raw.shape)
+    return _through(found, fork, places, scaled=False).long()

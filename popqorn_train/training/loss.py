@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.methods import TRAINING, CrownIBP, Method, method_named
-from popqorn_train.certificates.certificate import bounded_margins, other_classes, proved, with_own
-from popqorn_train.certificates.instance import Instance, full_precision, undisturbed
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.isolation import full_precision, undisturbed
+from popqorn_train.certificates.margins import bounded_margins, other_classes, proved, with_own
 from popqorn_train.certificates.pgd import search
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.certificates.bound_model import BoundModel, Inputs, as_tuple, bound
-from popqorn_train.certificates.certificate import check_target
-from popqorn_train.certificates.instance import Instance, undisturbed
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.margins import check_target
 from popqorn_train.tracing.wrappers import as_written
 
 CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
