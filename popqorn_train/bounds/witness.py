@@ -47,24 +47,24 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
         values: of every node at a point of the set, see ``values_at``.
     """
     for node, bounds in found.ranges.items():
-        size = torch.maximum(bounds.lower.abs(), bounds.upper.abs())
-        by = _beyond(values[node], bounds.lower, bounds.upper, size)
+        by = _beyond(values[node], *bounds)
         if by is not None:
             return f"a {type(node).__name__} node leaves its range by {by:.3g}"
     for node, relaxation in found.relaxations.items():
         assert isinstance(node, Nonlinear)
-        inputs = [values[parent] for parent in node.inputs]
-        low, high = node.at(relaxation, *inputs)
-        size = node.size(relaxation, *[value.abs() for value in inputs])
-        by = _beyond(values[node], low, high, size)
+        by = _beyond(values[node], *node.at(relaxation, *[values[x] for x in node.inputs]))
         if by is not None:
             return f"a {type(node).__name__} node leaves its relaxation by {by:.3g}"
     return None
 
 
-def _beyond(value: Tensor, lower: Tensor, upper: Tensor, size: Tensor) -> float | None:
+def _beyond(value: Tensor, lower: Tensor, upper: Tensor) -> float | None:
     """By how much a value is outside, if by more than rounding; NaN bounds nothing."""
-    slack = _ROUNDING * torch.finfo(value.dtype).eps * (size + size.amax())
     gap = torch.maximum(lower - value, value - upper)
-    outside = gap > slack
-    return gap[outside].max().item() if bool(outside.any()) else None
+    worst = gap.nan_to_num(-1).max().item()
+    if worst <= 0:
+        return None
+    # What is added up is seldom larger than the largest of these.
+    size = max(part.abs().nan_to_num(0, 0, 0).max().item() for part in (value, lower, upper))
+    slack = _ROUNDING * torch.finfo(value.dtype).eps * size
+    return worst if worst > slack else None

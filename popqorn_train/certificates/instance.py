@@ -59,7 +59,7 @@ class Instance(NamedTuple):
         """The same batch, computed in another precision from the user's own inputs on."""
         if dtype == self.value.dtype:
             return self
-        return prepared(self.lifter.to(dtype), self.plan)
+        return prepared(self.lifter.to(dtype), self.plan).shifted(self.center.to(dtype))
 
     def shifted(self, moved: Tensor) -> "Instance":
         """The same batch around another value ``(B, T, N)`` of what moves, in its own units."""

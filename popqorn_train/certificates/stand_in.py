@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
 from popqorn_train.certificates.instance import Instance, as_frames
 from popqorn_train.operations.units import source_positions
+from popqorn_train.tracing.packed import longest_first
 from popqorn_train.tracing.process_settings import without_cudnn
 from popqorn_train.tracing.steps import pick_samples
 
@@ -54,15 +55,29 @@ class StandIn:
             moved: ``(b, T, N)`` value of what moves.
             chosen: ``(b,)`` of which samples everything else is.
         """
-        axis = self._instance.plan.batch_axis
-        values = {name: pick_samples(value, chosen, axis) for name, value in self._named.items()}
-        raw = self._raw(moved.to(self.dtype), chosen)
         if self._source.kind == "input":
+            values = self._picked(chosen)
+            raw = self._raw(moved.to(self.dtype), chosen)
             values[self._source.target] = raw.to(self._named[self._source.target].dtype)
             return self._run(values)
+        order = self._order(chosen)
+        moved, chosen = moved[order], chosen[order]
         module = self._layer.model.get_submodule(self._source.target)
+        raw = self._raw(moved.to(self.dtype), chosen)
         with _returning(module, raw, self._earlier_calls()):
-            return self._run(values)
+            output = self._run(self._picked(chosen))
+        return output[order.argsort()] if isinstance(output, Tensor) else output
+
+    def _order(self, chosen: Tensor) -> Tensor:
+        """Longest first: what a module returns cannot be sorted later, for a model that insists."""
+        lengths = [v for v in self._named.values() if isinstance(v, Tensor) and v.ndim == 1]
+        if not lengths:
+            return torch.arange(len(chosen), device=chosen.device)
+        return longest_first(lengths[0][chosen.to(lengths[0].device)]).to(chosen.device)
+
+    def _picked(self, chosen: Tensor) -> dict[str, Any]:
+        axis = self._instance.plan.batch_axis
+        return {name: pick_samples(value, chosen, axis) for name, value in self._named.items()}
 
     def _earlier_calls(self) -> int:
         """How often the module whose result moves is called before."""
@@ -72,9 +87,7 @@ class StandIn:
 
     def tokens(self, tokens: Tensor, name: str, chosen: Tensor) -> Any:
         """What the module returns for other tokens of one argument."""
-        axis = self._instance.plan.batch_axis
-        values = {key: pick_samples(value, chosen, axis) for key, value in self._named.items()}
-        return self._run({**values, name: tokens.to(values[name])})
+        return self._run({**self._picked(chosen), name: tokens})
 
     def _run(self, values: dict[str, Any]) -> Any:
         kernels = without_cudnn() if torch.is_grad_enabled() else contextlib.nullcontext()

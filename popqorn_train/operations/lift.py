@@ -201,7 +201,7 @@ def _shadow(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:
     tensors = [*module.parameters(), *module.buffers()]
     if all(cast(tensor) is tensor for tensor in tensors):
         return module
-    shadow = copy.copy(module)
+    shadow: nn.Module = object.__new__(type(module))  # a parametrised one cannot be copied
     own: dict[str, Any] = {**vars(module)}
     for kind in ("_parameters", "_buffers"):
         own[kind] = {name: cast(tensor) for name, tensor in own[kind].items()}

@@ -57,9 +57,7 @@ def measure(title: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
     with torch.no_grad(), undisturbed(net):
         instance = layer.instance(x, torch.float64)
         every = torch.arange(len(y))
-        bounds = least_ms(
-            lambda: chunked_margins(instance, y, ball, method, Chunks(None), every)
-        )
+        bounds = least_ms(lambda: chunked_margins(instance, y, ball, method, Chunks(None), every))
         lifted = least_ms(lambda: layer.instance(x, torch.float64))
     trace = least_ms(lambda: layer.instance(x))
     plain, probed = (
