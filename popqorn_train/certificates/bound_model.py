@@ -60,15 +60,29 @@ class BoundModel(nn.Module):
         model: a classifier whose forward returns logits ``(B, C)``.
         perturb: what moves: the name of an argument of forward, of a sub-module or of a traced
             step; None takes the first floating input, for tokens the output of the embedding.
+        frame_axis: the axis of what moves, as passed and with its batch axis counted, that holds
+            the frames; None takes those that the first recurrent layer reads where layout changes
+            and per-feature scalings alone lead to it, else axis 1 (0 where time comes first).
 
     Raises:
+        TypeError: a ``frame_axis`` that is no whole number.
+        ValueError: at the first call, a ``frame_axis`` that what moves does not have.
         UnsupportedModelError: at the first call, for a model that cannot be bounded.
     """
 
-    def __init__(self, model: nn.Module, perturb: str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, perturb: str | None = None, *, frame_axis: int | None = None
+    ) -> None:
         super().__init__()
+        whole = isinstance(frame_axis, int) and not isinstance(frame_axis, bool)
+        if frame_axis is not None and not whole:
+            raise TypeError(
+                f"`frame_axis` must be an axis of what moves, a whole number or None, got "
+                f"{frame_axis!r}."
+            )
         self.model = model
         self.perturb = perturb
+        self.frame_axis = frame_axis
 
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
@@ -182,12 +196,16 @@ class BoundModel(nn.Module):
 
     def _lookup(self, shapes: tuple[Any, ...]) -> "_Known | None":
         known = _traces.setdefault(self.model, {})
-        keys = [(self.perturb, axis, _without(shapes, axis)) for axis in (0, 1)]
+        keys = [(*self._asked, axis, _without(shapes, axis)) for axis in (0, 1)]
         return next((known[key] for key in keys if key in known), None)
 
     def _remember(self, shapes: tuple[Any, ...], known: "_Known") -> None:
         axis = known.plan.batch_axis
-        _traces[self.model][(self.perturb, axis, _without(shapes, axis))] = known
+        _traces[self.model][(*self._asked, axis, _without(shapes, axis))] = known
+
+    @property
+    def _asked(self) -> tuple[str | None, int | None]:
+        return self.perturb, self.frame_axis
 
     def _make_plan(self, named: dict[str, Any]) -> Plan:
         """Trace with the batch on axis 0; if the logits then have no batch, on axis 1."""
@@ -197,7 +215,7 @@ class BoundModel(nn.Module):
                 with torch.no_grad():
                     trace = record(self.model, named, axis)
                 if trace.output_step.batch_axis == 0:
-                    return plan(trace, self.model, axis, self.perturb)
+                    return plan(trace, self.model, axis, *self._asked)
             except UnsupportedModelError as error:
                 failures.append(error)
         if failures:
@@ -249,7 +267,9 @@ def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     return tuple(cut(entry) for entry in shapes)
 
 
-def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
+def bound(
+    model: nn.Module, *, perturb: str | None = None, frame_axis: int | None = None
+) -> BoundModel:
     """Prepare a model once, to reuse its trace or to say which tensor moves.
 
     Everything that takes a model also takes the result.
@@ -257,18 +277,26 @@ def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
     Args:
         model: a classifier that returns logits ``(B, C)``; itself returned if already bound. What
             is compiled, or wrapped for training in parallel, is bounded without the wrapper.
-        perturb: see ``BoundModel``.
+        perturb: see ``BoundModel``; for a bound model, None leaves what moves.
+        frame_axis: see ``BoundModel``; with a new ``perturb``, None means none.
+
+    Raises:
+        TypeError: what is no model, or no axis.
+        UnsupportedModelError: a wrapper with hooks of its own.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             f"`model` must be an nn.Module that is not scripted, got {type(model).__name__}."
         )
     if isinstance(model, BoundModel):
-        return model if perturb is None else BoundModel(model.model, perturb)
+        if perturb is None and frame_axis is None:
+            return model
+        perturb = model.perturb if perturb is None else perturb
+        return BoundModel(model.model, perturb, frame_axis=frame_axis)
     inner = unwrapped(model)
     if inner is not model and (model._forward_hooks or model._forward_pre_hooks):
         raise UnsupportedModelError(
             f"`model` is a {type(model).__name__} with hooks of its own. Put them on the "
             f"{type(inner).__name__} inside, or bound that."
         )
-    return BoundModel(inner, perturb)
+    return BoundModel(inner, perturb, frame_axis=frame_axis)

@@ -55,7 +55,8 @@ def frame_radii(
         max_bytes: memory aimed at.
 
     Returns:
-        ``(B, T)`` in the units of the input; 0 where the clean prediction is wrong.
+        ``(B, T)`` in the units of the input, frames as in ``LpBall``; 0 where the clean prediction
+        is wrong.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
@@ -67,6 +68,7 @@ def frame_radii(
         query = make_query(
             layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
         )
+        query.instance.check_frames()
         twin = in_float64(query, layer, inputs) if confirm == "float64" else None
         batch, time, _ = query.instance.center.shape
         together, radii = -(-_ROWS // batch), []

@@ -12,7 +12,7 @@ from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.operations.units import center_and_scale, embedded, frame_order
+from popqorn_train.operations.units import center_and_scale, embedded
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
@@ -36,7 +36,7 @@ class Instance(NamedTuple):
         center: ``(B, T, N)`` clean value of what moves, in its own units.
         value: ``(B, T, N)`` what the network reads there.
         scale: ``(B, T, N)`` from the one to the other, or None.
-        order: ``(T, N)`` where the entries of each frame lie in a sample, see ``frame_order``.
+        order: ``(T, N)`` where the entries of each frame lie in a sample, see ``Frames``.
     """
 
     lifter: Lifter
@@ -70,10 +70,30 @@ class Instance(NamedTuple):
 
         Raises:
             ValueError, TypeError: a perturbation that does not fit them.
+            UnsupportedModelError: see ``check_frames``.
         """
         if isinstance(ball, Substitutions):
             return self.choices(ball)
-        return check_ball(ball).around(self.center, self.value, self.scale)
+        return self.region(ball)
+
+    def region(self, ball: Perturbation) -> Region:
+        """``placed`` for what is no substitution."""
+        if check_ball(ball).speaks_of_frames:
+            self.check_frames()
+        return ball.around(self.center, self.value, self.scale)
+
+    def check_frames(self) -> None:
+        """Refuse to speak of frames where more than one axis may hold them.
+
+        Raises:
+            UnsupportedModelError: naming what moves, and the way out.
+        """
+        if self.plan.frames.doubt:
+            raise UnsupportedModelError(
+                f"Which axis of {self.plan.source.name!r} holds the frames is not known: "
+                f"{self.plan.frames.doubt}. Name it with bound(model, frame_axis=...); one ball "
+                "of p=inf, or of scope='sequence', around all entries needs no frames."
+            )
 
     def graph(self, ball: Perturbation | Substitutions) -> Logits:
         """The logits ``(B, C)`` as a node over what may move around the inputs."""
@@ -97,6 +117,7 @@ class Instance(NamedTuple):
             ValueError, UnsupportedModelError: substitutions that do not fit them.
         """
         source = self.plan.source
+        self._check_tokens()
         tokens = self.lifter.value(source.refs[0]) if source.refs else self.value
         axis = source.batch_axis or 0
 
@@ -105,6 +126,18 @@ class Instance(NamedTuple):
             return as_frames(found, self._axis, self.order)
 
         return words.around(tokens.movedim(axis, 0), embed, self.value)
+
+    def _check_tokens(self) -> None:
+        """Refuse frames that are no tokens: substitutions move one token in each."""
+        width = (self.plan.source.shape or (1,))[-1]
+        tokens = self.plan.frames.places // width
+        alone = bool((tokens == tokens[:, :1]).all())
+        if not alone or len(set(tokens[:, 0].tolist())) != len(tokens):
+            raise UnsupportedModelError(
+                f"Substitutions replace tokens, but a frame of {self.plan.source.name!r} is not "
+                "the embedding of one token. Leave `frame_axis` out, or write forward so that the "
+                "recurrent layer reads one token a frame."
+            )
 
     def _two_classes(self, node: Node) -> Node:
         """The classes (0, logit) of a model that returns one logit a sample."""
@@ -176,7 +209,8 @@ def prepared(lifter: Lifter, plan: Plan) -> Instance:
     """Work out what does not move, and where what moves stands."""
     value = lifter.value(plan.root.name)
     center, scale = center_and_scale(plan, lifter)
-    axis, order = plan.root.batch_axis or 0, frame_order(plan, lifter)
+    axis, order = plan.root.batch_axis or 0, plan.frames.order
+    order = None if order is None else order.to(value.device)
     scale = None if scale is None else as_frames(scale, axis, order)
     center, value = as_frames(center, axis, order), as_frames(value, axis, order)
     return Instance(lifter, plan, center, value, scale, order)

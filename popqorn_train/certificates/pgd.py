@@ -98,7 +98,7 @@ def search(
         restarts: number of starts, the centre first.
         seed: of the random starts.
     """
-    region = ball.around(instance.center)
+    region = instance.region(ball)
     size = sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
     best = Attack(margin_of(instance.logits(instance.center), target), instance.center)
     for start in _starts(region, restarts, seed):

@@ -111,7 +111,7 @@ def make_query(
     """
     instance = layer.instance(inputs)
     device = instance.center.device
-    ball.around(instance.center)
+    instance.placed(ball)
     check_target(target, len(instance.center), instance.plan.classes)
     if against is not None:
         check_target(against, len(instance.center), instance.plan.classes, "against")

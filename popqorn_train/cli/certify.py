@@ -115,6 +115,7 @@ class _Run:
             "prefix": options.prefix,
             "data": options.data,
             "perturb": options.perturb,
+            "frame_axis": options.frame_axis,
             **question.settings(),
             "weights": fingerprint(model.model),
             "first_samples": data_fingerprint(batches(loader), _FIRST, axis),

@@ -55,7 +55,13 @@ def _add_ball(group: "argparse._ArgumentGroup") -> None:
         default="frame",
         help="a ball for every frame (default), or one for the whole sequence",
     )
+    add_moved(group)
+
+
+def add_moved(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """Add what tells ``bound`` which tensor moves, and where its frames are."""
     group.add_argument("--perturb", help="which tensor moves, if not the first floating input")
+    group.add_argument("--frame-axis", type=int, help="axis of it that holds the frames")
 
 
 def _add_search(group: "argparse._ArgumentGroup") -> None:

@@ -30,7 +30,8 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
     if options.checkpoint is not None:
         load_weights(model, options.checkpoint, options.prefix)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return bound(model.to(device).eval(), perturb=options.perturb)
+    model = model.to(device).eval()
+    return bound(model, perturb=options.perturb, frame_axis=options.frame_axis)
 
 
 def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Examination:

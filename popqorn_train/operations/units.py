@@ -1,12 +1,12 @@
-"""What moves in its own units, and which of its entries make a frame."""
+"""What moves in its own units."""
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.tracing.input_path import SCALES, Plan
-from popqorn_train.tracing.steps import MOVES
+from popqorn_train.tracing.input_path import Plan
+from popqorn_train.tracing.roads import SCALES, arranges
 from popqorn_train.tracing.tracer import called_name
 
 
@@ -58,34 +58,11 @@ def _through(found: Plan, lifter: Lifter, x: Tensor, *, scaled: bool) -> Tensor:
     before = found.source.name
     fork.values[before] = x
     for step in found.chain:
-        moves = called_name(step.target) in MOVES
+        moves = arranges(step, lifter.model)
         scales = scaled and called_name(step.target) in SCALES
         fork.values[step.name] = fork.run(step) if moves or scales else fork.values[before]
         before = step.name
     return fork.values[before]
-
-
-def frame_order(found: Plan, lifter: Lifter) -> Tensor | None:
-    """Which entries of a sample of the root make each frame.
-
-    Returns:
-        ``(T, N)`` positions in a flat sample; None where frames are axis 1 as they lie.
-    """
-    if not found.layout:
-        return None
-    value, axis = lifter.value(found.root.name), found.root.batch_axis or 0
-    sample = value.movedim(axis, 0)[0]
-    positions = torch.arange(sample.numel(), device=value.device)
-    fork, before = lifter.fork(), found.root
-    fork.values[before.name] = positions.view(sample.shape).unsqueeze(axis).expand(value.shape)
-    for step in found.layout:
-        moves = called_name(step.target) in MOVES
-        fork.values[step.name] = fork.run(step) if moves else fork.values[before.name]
-        before = step
-    order: Tensor = fork.values[before.name].movedim(before.batch_axis or 0, 0)[0]
-    order = order[:, None] if order.ndim == 1 else order.flatten(1)
-    lies = order.shape[0] == sample.shape[0] and torch.equal(order.flatten(), positions)
-    return None if lies or order.numel() != sample.numel() else order
 
 
 def source_positions(found: Plan, lifter: Lifter) -> Tensor:

@@ -2,21 +2,20 @@
 
 Shape operations and per-feature affine ones (a ``view`` to rows, a normalisation) between the
 input and the first layer are folded into the ball, so that epsilon stays in the units of the raw
-input while frames are those the layer reads.
+input while frames are those the layer reads. What a frame is otherwise says frame_axis.py.
 """
 
-import math
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
+from popqorn_train.tracing.frame_axis import Frames, find_frames
+from popqorn_train.tracing.roads import SCALES, Roads, reached
+from popqorn_train.tracing.steps import MOVES, Ref, Step, Trace
 from popqorn_train.tracing.tracer import called_name
 from popqorn_train.tracing.wrappers import plain_path
 
-SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
 _SOFTMAX = ("softmax", "log_softmax")
 
 
@@ -32,8 +31,7 @@ class Plan(NamedTuple):
         classes: number of logits; 2 where the model returns one, bounded as (0, logit).
         single: whether it returns one logit a sample.
         squashed: whether it returns a sigmoid of it.
-        layout: steps from the root to the first recurrent layer that only arrange coordinates;
-            they say what a frame is where the root is also read on another way.
+        frames: where frames lie.
     """
 
     trace: Trace
@@ -44,7 +42,7 @@ class Plan(NamedTuple):
     classes: int
     single: bool
     squashed: bool
-    layout: tuple[Step, ...]
+    frames: Frames
 
     @property
     def root(self) -> Step:
@@ -57,10 +55,17 @@ class Plan(NamedTuple):
         return any(called_name(step.target) in SCALES for step in self.chain)
 
 
-def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -> Plan:
+def plan(
+    trace: Trace,
+    model: nn.Module,
+    batch_axis: int,
+    perturb: str | None,
+    frame_axis: int | None = None,
+) -> Plan:
     """Find what moves.
 
     Raises:
+        ValueError: what moves has no such ``frame_axis``.
         UnsupportedModelError: nothing can move, or the logits do not depend on it.
     """
     steps = {step.name: step for step in trace.steps}
@@ -75,15 +80,16 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
     for step in trace.steps:
         for name in set(step.refs):
             readers.setdefault(name, []).append(step)
-    if not _reaches(source.name, output.name, readers):
+    if output.name not in reached(source.name, readers):
         raise UnsupportedModelError(
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
         )
     classes = 2 if single else _classes(output, model)
-    chain, layout = _chain(trace, model, source, readers)
+    roads = Roads(trace, model, source, readers)
+    chain, frames = find_frames(roads, source, frame_axis)
     found = trace, batch_axis, source, chain, output.name
-    return Plan(*found, classes, single, inner is not None, layout)
+    return Plan(*found, classes, single, inner is not None, frames)
 
 
 def _classes(output: Step, model: nn.Module) -> int:
@@ -94,42 +100,6 @@ def _classes(output: Step, model: nn.Module) -> int:
         f"{type(model).__name__} returns {shape} for a batch of 2, expected logits (B, C). "
         "Classify the whole sequence: select a frame, or average over frames, before the output."
     )
-
-
-def _chain(
-    trace: Trace, model: nn.Module, source: Step, readers: dict[str, list[Step]]
-) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """Steps from the source towards the first recurrent layer.
-
-    Returns:
-        Those that can be folded into the ball, and those after them that arrange frames.
-    """
-    chain: list[Step] = []
-    at = source
-    layers = any(_is_recurrent(step, model) for step in trace.steps)
-    if layers or any(_is_cell(step, model) for step in trace.steps):
-        while len(readers[at.name]) == 1 and _folds(readers[at.name][0], at, model):
-            if not layers and called_name(readers[at.name][0].target) in ("getitem", "select"):
-                break  # a loop over cells picks its frames
-            at = readers[at.name][0]
-            chain.append(at)
-    return tuple(chain), tuple(_way_to_layer(at, model, readers) or ())
-
-
-def _way_to_layer(at: Step, model: nn.Module, readers: dict[str, list[Step]]) -> list[Step] | None:
-    """Steps that move or scale single coordinates up to a recurrent layer; None if others come."""
-    for step in readers.get(at.name, []):
-        if _is_recurrent(step, model) and isinstance(step.args[0], Ref):
-            if step.args[0].name == at.name:
-                return []
-        elif _is_convolution(step, model):  # it reads (B, N, T)
-            axes = Ref(at.name), 1, 2
-            return [replace(step, name="frames", kind="method", target="transpose", args=axes)]
-        elif _folds(step, at, model):
-            rest = _way_to_layer(step, model, readers)
-            if rest is not None:
-                return [step, *rest]
-    return None
 
 
 def _named(trace: Trace, perturb: str) -> Step:
@@ -194,60 +164,3 @@ def _before_sigmoid(output: Step, steps: dict[str, Step], model: nn.Module) -> S
     before = steps[at.refs[0]] if found else None
     alone = before is not None and before.batch_axis == 0 and before.shape in ((2,), (2, 1))
     return before if alone else None
-
-
-def _is_convolution(step: Step, model: nn.Module) -> bool:
-    layer = model.get_submodule(step.target) if step.kind == "module" else None
-    return isinstance(layer, nn.Conv1d) or called_name(step.target) == "conv1d"
-
-
-def _is_recurrent(step: Step, model: nn.Module) -> bool:
-    return step.kind == "module" and isinstance(model.get_submodule(step.target), nn.RNNBase)
-
-
-def _is_cell(step: Step, model: nn.Module) -> bool:
-    return step.kind == "module" and isinstance(model.get_submodule(step.target), nn.RNNCellBase)
-
-
-def _reaches(start: str, end: str, readers: dict[str, list[Step]]) -> bool:
-    seen, todo = {start}, [start]
-    while todo:
-        for step in readers.get(todo.pop(), []):
-            if step.name not in seen:
-                seen.add(step.name)
-                todo.append(step.name)
-    return end in seen
-
-
-def _passes(step: Step, model: nn.Module) -> bool:
-    """Whether a step does nothing in eval mode."""
-    if step.kind == "module":
-        return isinstance(model.get_submodule(step.target), nn.Dropout | nn.Identity)
-    return called_name(step.target) in IDENTITIES and step.floating
-
-
-def _folds(step: Step, before: Step, model: nn.Module) -> bool:
-    """Whether a step moves or scales single coordinates and repeats none."""
-    if step.shape is None or before.shape is None or step.batch_axis is None:
-        return False
-    if _passes(step, model):
-        return True
-    name = called_name(step.target)
-    if step.kind == "module" or math.prod(step.shape) > math.prod(before.shape):
-        return False
-    if name in MOVES:
-        # A list or a tensor among the indices could repeat entries.
-        return name != "getitem" or _is_basic(step.args[1])
-    alone = step.refs.count(before.name) == 1 and not step.kwargs
-    first = isinstance(step.args[0], Ref) and step.args[0].name == before.name
-    return name in SCALES and alone and step.shape == before.shape and (first or "div" not in name)
-
-
-def _is_basic(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(
-        part is None
-        or part is ...
-        or (isinstance(part, int | slice) and not isinstance(part, bool))
-        for part in parts
-    )

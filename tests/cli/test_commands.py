@@ -22,6 +22,7 @@ def test_the_doctor_shows_the_graph_what_moves_and_the_cost(capsys):
     assert "Conv1d" in out
     assert "zoo.py, line" in out
     assert "'x', 5 frames of 3 features" in out
+    assert "frames: axis 1 as passed" in out
     assert "3 classes" in out
     assert "by popqorn" in out
 
@@ -33,6 +34,21 @@ def test_the_doctor_takes_tokens_and_lengths_and_knows_a_single_logit(capsys):
     assert "one logit" in out
     assert "'embedding', 6 frames of 6 features" in out
     assert "by ibp" in out
+
+
+def test_the_doctor_says_where_frames_are_not_known_and_takes_their_axis(capsys):
+    asked = ["doctor", "tests.certificates.test_frame_axis:normed_image", "--input", "2,1,4,3"]
+    asked += ["--method", "ibp"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "'x', 12 numbers" in out
+    assert "4 axes" in out
+    assert main([*asked, "--frame-axis", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "'x', 4 frames of 3 features" in out
+    assert "frames: axis 2 as passed" in out
+    assert main([*asked, "--frame-axis", "0"]) == 1
+    assert "`frame_axis`" in capsys.readouterr().err
 
 
 BLOCKED = {
