@@ -20,6 +20,7 @@ from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.units import center_and_scale, frame_order
 from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan, plan
+from popqorn_train.tracing.output_meaning import KINDS, OutputIs
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.trace import record
@@ -44,15 +45,31 @@ class BoundModel(nn.Module):
         model: a classifier whose forward returns logits ``(B, C)``.
         perturb: what moves: the name of an argument of forward, of a sub-module or of a traced
             step; None takes the first floating input, for tokens the output of the embedding.
+        output_is: what one number a sample is: a ``"logit"``, class 1 above 0, or a
+            ``"probability"``, class 1 above 1/2; None decides by the code, and refuses where that
+            leaves a doubt.
 
     Raises:
+        ValueError: ``output_is`` of another kind; at the first call, for a model that returns
+            several logits.
         UnsupportedModelError: at the first call, for a model that cannot be bounded.
     """
 
-    def __init__(self, model: nn.Module, perturb: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        perturb: str | None = None,
+        *,
+        output_is: OutputIs | None = None,
+    ) -> None:
         super().__init__()
+        if output_is not in (None, *KINDS):
+            raise ValueError(
+                f"`output_is` must be one of {', '.join(KINDS)}, or None, got {output_is!r}."
+            )
         self.model = model
         self.perturb = perturb
+        self.output_is = output_is
 
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
@@ -143,7 +160,7 @@ class BoundModel(nn.Module):
         )
         known = _traces.setdefault(self.model, {})
         for axis in (0, 1):
-            hit = known.get((self.perturb, axis, _without(shapes, axis)))
+            hit = known.get((*self._asked, axis, _without(shapes, axis)))
             if hit is not None and hit[0] == structure(self.model, hit[1].trace.visited):
                 return hit[1]
         output = self._output(named)  # first of all, inputs that the model itself can read
@@ -152,11 +169,14 @@ class BoundModel(nn.Module):
         with torch.no_grad():
             check_graph(self._case(named, found, self._precision()), output)
         shape = structure(self.model, found.trace.visited)
-        known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
-            shape,
-            found,
-        )
+        axis = found.batch_axis
+        known[(*self._asked, axis, _without(shapes, axis))] = shape, found
         return found
+
+    @property
+    def _asked(self) -> tuple[Any, ...]:
+        """What plans of the same trace differ by."""
+        return self.perturb, self.output_is
 
     def _make_plan(self, named: dict[str, Any]) -> Plan:
         """Trace with the batch on axis 0; if the logits then have no batch, on axis 1."""
@@ -166,7 +186,7 @@ class BoundModel(nn.Module):
                 with torch.no_grad():
                     trace = record(self.model, named, axis)
                 if trace.output_step.batch_axis == 0:
-                    return plan(trace, self.model, axis, self.perturb)
+                    return plan(trace, self.model, axis, *self._asked)
             except UnsupportedModelError as error:
                 failures.append(error)
         if failures:
@@ -216,26 +236,35 @@ def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     return tuple(cut(entry) for entry in shapes)
 
 
-def bound(model: nn.Module, *, perturb: str | None = None) -> BoundModel:
-    """Prepare a model once, to reuse its trace or to say which tensor moves.
+def bound(
+    model: nn.Module, *, perturb: str | None = None, output_is: OutputIs | None = None
+) -> BoundModel:
+    """Prepare a model once, to reuse its trace, or to say which tensor moves or what an output is.
 
     Everything that takes a model also takes the result.
 
     Args:
         model: a classifier that returns logits ``(B, C)``; itself returned if already bound. What
             is compiled, or wrapped for training in parallel, is bounded without the wrapper.
-        perturb: see ``BoundModel``.
+        perturb: see ``BoundModel``; None keeps what a bound model has.
+        output_is: the same.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModelError: no such option, or no model to bound.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             f"`model` must be an nn.Module that is not scripted, got {type(model).__name__}."
         )
     if isinstance(model, BoundModel):
-        return model if perturb is None else BoundModel(model.model, perturb)
+        if perturb is None and output_is is None:
+            return model
+        perturb, output_is = perturb or model.perturb, output_is or model.output_is
+        return BoundModel(model.model, perturb, output_is=output_is)
     inner = unwrapped(model)
     if inner is not model and (model._forward_hooks or model._forward_pre_hooks):
         raise UnsupportedModelError(
             f"`model` is a {type(model).__name__} with hooks of its own. Put them on the "
             f"{type(inner).__name__} inside, or bound that."
         )
-    return BoundModel(inner, perturb)
+    return BoundModel(inner, perturb, output_is=output_is)

@@ -114,7 +114,7 @@ class Instance(NamedTuple):
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
                 "tensor with bound(model, perturb=...)."
             )
-        node = self._two_classes(node) if self.plan.single else node
+        node = self._two_classes(node) if self.plan.meaning.single else node
         batch = len(self.value)
         return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
 
@@ -130,20 +130,21 @@ class Instance(NamedTuple):
         return words.around(tokens.movedim(axis, 0), embed, self.value)
 
     def _two_classes(self, node: Node) -> Node:
-        """The classes (0, logit) of a model that returns one logit a sample."""
+        """The classes (0, logit) of a model that returns one logit a sample, or (0, p - 1/2)."""
         column = Affine(lambda x: x.reshape(len(x), 1), [node], (1,), 0, exact=True)
-        return Linear(column, self.value.new_tensor([[0.0], [1.0]]))
+        bias = self.value.new_tensor([0.0, -self.plan.meaning.threshold])
+        return Linear(column, self.value.new_tensor([[0.0], [1.0]]), bias)
 
     def as_logits(self, output: Tensor) -> Tensor:
         """Logits ``(B, C)`` from what the model returns; those before a softmax are not undone."""
-        squashed = self.plan.squashed
+        squashed = self.plan.meaning.squashed
         return self._pair(torch.logit(output, eps=1e-6) if squashed else output)
 
     def _pair(self, output: Tensor) -> Tensor:
-        """Two columns from a single logit; several logits as they are."""
-        if not self.plan.single:
+        """Two columns from a single logit or probability; several logits as they are."""
+        if not self.plan.meaning.single:
             return output
-        logit = output.reshape(-1, 1)
+        logit = output.reshape(-1, 1) - self.plan.meaning.threshold
         return torch.cat([torch.zeros_like(logit), logit], 1)
 
     def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:

@@ -115,6 +115,7 @@ class _Run:
             "prefix": options.prefix,
             "data": options.data,
             "perturb": options.perturb,
+            "output_is": options.output_is,
             **question.settings(),
             "weights": fingerprint(model.model),
             "first_samples": data_fingerprint(batches(loader), _FIRST, axis),

@@ -30,7 +30,8 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
     if options.checkpoint is not None:
         load_weights(model, options.checkpoint, options.prefix)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return bound(model.to(device).eval(), perturb=options.perturb)
+    placed = model.to(device).eval()
+    return bound(placed, perturb=options.perturb, output_is=options.output_is)
 
 
 def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Examination:
