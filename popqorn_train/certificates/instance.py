@@ -14,7 +14,8 @@ from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.operations.units import embedded
+from popqorn_train.operations.token_readers import check_token_readers
+from popqorn_train.operations.units import embedded, embedding_of
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
@@ -120,7 +121,9 @@ class Instance(NamedTuple):
 
     def _choices(self, words: Substitutions) -> Choices:
         source = self.plan.source
-        tokens = self.lifter.value(source.refs[0]) if source.refs else self.value
+        embedding_of(self.plan, self.lifter)
+        tokens = self.lifter.value(source.refs[0])
+        check_token_readers(self.plan, self.lifter, words.of)
         axis = source.batch_axis or 0
 
         def embed(tokens: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.output_meaning import Meaning, OutputIs, meaning
+from popqorn_train.tracing.repeated_calls import check_called_once
 from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracing.tracer import called_name
 from popqorn_train.tracing.wrappers import plain_path
@@ -71,8 +72,8 @@ def plan(
     """Find what moves, and what the output means.
 
     Raises:
-        UnsupportedModelError: nothing can move, or the logits do not depend on it; or what one
-            number a sample means is in doubt.
+        UnsupportedModelError: nothing can move, or the logits do not depend on it, or it is one of
+            several calls of a module; or what one number a sample means is in doubt.
         ValueError: ``output_is`` for a model that returns several logits.
     """
     source = _named(trace, perturb) if perturb is not None else _default(trace, model)
@@ -86,6 +87,7 @@ def plan(
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
         )
+    check_called_once(trace, model, source, perturb, read.output)
     chain, layout = _chain(trace, model, source, readers)
     return Plan(trace, batch_axis, source, chain, read, layout)
 
@@ -155,7 +157,7 @@ def _default(trace: Trace, model: nn.Module) -> Step:
         for step in trace.steps
         if step.kind == "module" and isinstance(model.get_submodule(step.target), nn.Embedding)
     ]
-    if len(embedded) > 1:
+    if len({step.target for step in embedded}) > 1:
         names = ", ".join(step.name for step in embedded)
         raise UnsupportedModelError(
             f"`inputs` are tokens and there are several embeddings ({names}); say which one moves "
