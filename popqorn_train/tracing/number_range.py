@@ -63,8 +63,8 @@ class Range(NamedTuple):
     @property
     def is_score(self) -> bool:
         """Whether 0 may part two classes: numbers of both signs, from no probability."""
-        both = self.low < 0 < self.high or (math.isnan(self.low) and self.middle == 0)
-        return both and not self.probable
+        both = self.low < 0 < self.high or math.isnan(self.low)
+        return self.free or (both and self.middle == 0 and not self.probable)
 
     @property
     def is_probability(self) -> bool:

@@ -104,7 +104,9 @@ def _through(output: Step, steps: dict[str, Step], model: nn.Module, names: froz
     while True:
         if output.kind == "module":
             layer = model.get_submodule(output.target)
-            passes = isinstance(layer, nn.Identity | nn.Dropout)
+            passes = isinstance(layer, nn.Identity | nn.Dropout) or (
+                "flatten" in names and isinstance(layer, nn.Flatten | nn.Unflatten)
+            )
         else:
             passes = plain_name(output) in names and output.floating
         if not passes or not output.args or not isinstance(output.args[0], Ref):

@@ -72,7 +72,7 @@ def keeps_numbers(step: Step, model: nn.Module) -> bool:
 
 
 class OutputRanges:
-    """Ranges of what depends on the step that moves.
+    """Ranges of what the step that moves is made from, and of what is made from it.
 
     Args:
         trace: the recording.
@@ -83,8 +83,9 @@ class OutputRanges:
     def __init__(self, trace: Trace, model: nn.Module, source: Step) -> None:
         self._trace, self._model = trace, model
         self._steps = {step.name: step for step in trace.steps}
-        self._moving = trace.made_from(source.name)
-        self._found = {source.name: FREE}
+        fixed = {step.name for step in trace.steps if step.kind in ("weight", "baked")}
+        self._moving = trace.made_from(source.name) | (trace.leading_to(source.name) - fixed)
+        self._found: dict[str, Range] = {}
 
     def of(self, name: str) -> Range:
         """Range of one step; of what does not move, any number."""
@@ -92,7 +93,7 @@ class OutputRanges:
         todo = [name]
         while todo:
             step = self._steps[todo.pop()]
-            if step.name in needed or step.name in self._found or step.name not in self._moving:
+            if step.name in needed or step.name not in self._moving:
                 continue
             needed.add(step.name)
             todo += [] if self._reads_out(step) else step.refs
@@ -125,7 +126,7 @@ class OutputRanges:
         return False
 
     def _range(self, step: Step) -> Range:
-        if self._reads_out(step):
+        if step.kind == "input" or self._reads_out(step):
             return FREE
         read = {name: self._of_argument(name) for name in step.refs}
         layer, name = self._activation(step), plain_name(step)

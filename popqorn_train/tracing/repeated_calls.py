@@ -1,6 +1,7 @@
 """A module that moves must be called once: of several calls, only one would move."""
 
 import operator
+from typing import Any
 
 from torch import nn
 
@@ -30,42 +31,31 @@ def check_called_once(
     Raises:
         UnsupportedModelError: it is called twice, or its weight is looked up in otherwise.
     """
-    if source.kind != "module":
-        return
-    layer = model.get_submodule(source.target)
-    embedding = layer if isinstance(layer, nn.Embedding) else None
-    if embedding is None and perturb != plain_path(source.target):
-        return
-    live = trace.leading_to(output)
+    module = source.kind == "module" and perturb in (None, plain_path(source.target))
+    tables, live = _tables(source, trace, model), trace.leading_to(output)
     for step in trace.steps:
-        again = step.kind == "module" and step.target == source.target
-        if embedding is not None:
-            again = again or _looks_up(step, embedding, trace, model)
+        again = module and step.kind == "module" and step.target == source.target
+        again = again or any(a is b for a in tables for b in _tables(step, trace, model))
         if again and step is not source and step.name in live:
             raise UnsupportedModelError(
-                f"module {plain_path(source.target)!r} moves, but it is read twice, in "
-                f"{source.name!r} ({source.source}) and in {step.name!r} ({step.source}), of which "
-                "one alone would move. Call it once and keep the result, or name another tensor "
-                "with bound(model, perturb=...)."
+                f"what {source.name!r} gives moves, but it is read twice, there ({source.source}) "
+                f"and in {step.name!r} ({step.source}), of which one alone would move. Call it "
+                "once and keep the result, or name another tensor with bound(model, perturb=...)."
             )
 
 
-def _looks_up(step: Step, layer: nn.Embedding, trace: Trace, model: nn.Module) -> bool:
-    """Whether a step takes rows of the weight of an embedding."""
+def _tables(step: Step, trace: Trace, model: nn.Module) -> list[Any]:
+    """The weights of an embedding that a step takes rows of."""
     if step.kind == "module":
-        other = model.get_submodule(step.target)
-        return isinstance(other, nn.Embedding | nn.EmbeddingBag) and other.weight is layer.weight
-    if called_name(step.target) not in _LOOKUPS:
-        return False
-    steps = {step.name: step for step in trace.steps}
+        layer = model.get_submodule(step.target)
+        return [layer.weight] if isinstance(layer, nn.Embedding | nn.EmbeddingBag) else []
+    if step.kind not in ("function", "method") or called_name(step.target) not in _LOOKUPS:
+        return []
+    steps, found = {step.name: step for step in trace.steps}, []
     for name in step.refs:
         at = steps[name]
-        while at.kind in ("function", "method") and _passes(at):
+        while at.refs and called_name(at.target) in MOVES | IDENTITIES:
             at = steps[at.refs[0]]
-        if at.kind == "weight" and operator.attrgetter(at.target)(model) is layer.weight:
-            return True
-    return False
-
-
-def _passes(step: Step) -> bool:
-    return called_name(step.target) in MOVES | IDENTITIES and bool(step.refs)
+        if at.kind == "weight":
+            found.append(operator.attrgetter(at.target)(model))
+    return found

@@ -36,7 +36,7 @@ class Ended(nn.Module):
         super().__init__()
         self.rnn, self.head = nn.GRU(3, 3, batch_first=True), nn.Linear(3, classes)
         self.mix, self.squash, self.drop = nn.Linear(1, 1), nn.Sigmoid(), nn.Dropout()
-        self.log = nn.LogSigmoid()
+        self.log, self.flat = nn.LogSigmoid(), nn.Flatten()
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("fixed", torch.tensor(0.5))
         self.end = end
@@ -55,6 +55,7 @@ UNDONE = {
     "expit": last(torch.special.expit),
     "module": lambda net, z: net.squash(z[:, -1]),
     "moved and cast": last(lambda z: p(z).double().contiguous().squeeze(-1).clone()),
+    "flattened": lambda net, z: net.flat(net.squash(z[:, -1])),
     "dropped out": lambda net, z: net.drop(net.squash(z[:, -1])),
 }
 LOGITS = {
@@ -104,6 +105,7 @@ DOUBTFUL = {
     "log by softplus": last(lambda z: -softplus(-z)),
     "rate": last(softplus),
     "relu": last(torch.relu),
+    "tanh beyond [0, 1]": last(lambda z: 0.6 * torch.tanh(z) + 0.5),
     "relu6": last(lambda z: relu6(z + 3) / 6),
     "cut": last(lambda z: z.clamp(0, 1)),
     "folded": last(lambda z: (p(z) - 0.5).abs() + 0.5),
@@ -230,6 +232,15 @@ def test_the_user_decides_where_class_1_begins(end):
     net, x = made(end), sequences(4)
     check_labels(bound(net, output_is="probability"), net, x, 0.5)
     check_bounds(bound(net, output_is="logit"), net, x, lambda number: number)
+
+
+def test_a_probability_that_moves_itself_is_no_logit():
+    net, x = made(lambda net, z: net.squash(z).mean(1)), sequences(4)
+    frames = bound(net, perturb="squash")
+    label = (net(x)[:, 0] > 0.5).long()
+    radius = certified_radius(frames, x, label, rtol=1e-3)
+    torch.testing.assert_close(radius, (net(x)[:, 0] - 0.5).abs().detach(), rtol=1e-2, atol=0)
+    assert (certified_radius(frames, x, 1 - label) == 0).all()
 
 
 def test_every_question_uses_the_same_label():

@@ -186,6 +186,18 @@ def test_embeddings_that_share_a_weight_are_one():
         certify(bound(net, perturb="words"), TOKENS, torch.tensor([0, 1]), LpBall(0.1))
 
 
+def test_a_table_that_functions_look_up_twice_is_refused():
+    net = made(
+        lambda net, x: net.head(
+            net.states(embedding(x, net.words.weight) + embedding(x.flip(1), net.words.weight))[
+                :, 0
+            ]
+        )
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'embedding'.*read twice.*'embedding_1'"):
+        logit_bounds(bound(net, perturb="embedding"), TOKENS, LpBall(0.1))
+
+
 def test_a_layer_that_is_called_twice_moves_by_the_name_of_a_step_alone():
     net = made(
         lambda net, x: net.head(net.states(net.words(x))[:, -1]) + net.head(net.weights[x].double())
