@@ -157,8 +157,8 @@ def _default(trace: Trace, model: nn.Module) -> Step:
         for step in trace.steps
         if step.kind == "module" and isinstance(model.get_submodule(step.target), nn.Embedding)
     ]
-    if len({step.target for step in embedded}) > 1:
-        names = ", ".join(step.name for step in embedded)
+    if len(embedded) > 1:
+        names = ", ".join(f"{step.name} in {step.source}" for step in embedded)
         raise UnsupportedModelError(
             f"`inputs` are tokens and there are several embeddings ({names}); say which one moves "
             "with bound(model, perturb=...)."

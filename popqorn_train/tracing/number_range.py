@@ -116,7 +116,8 @@ def sampled(step: Step, read: dict[str, Range | None], layer: nn.Module | None =
     """
     name = plain_name(step) if layer is None else ""
     moving = [found for found in read.values() if found is not None and not found.fixed]
-    if name in _ARITHMETIC and any(found.free for found in moving):
+    apart = len(step.refs) == len(read)  # z + y is any number, z * z is not
+    if name in _ARITHMETIC and apart and any(found.free for found in moving):
         return FREE
     several = all if name in _PRODUCTS else any  # a gate times a value is a value
     probable = several(found.probable for found in moving)

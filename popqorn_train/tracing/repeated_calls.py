@@ -18,8 +18,7 @@ def check_called_once(
 ) -> None:
     """Refuse a module whose output moves, and which also has another part in the output.
 
-    A step of a trace may be named where it cannot be taken for the module itself; but the vectors
-    of an embedding are the same ones wherever they are looked up.
+    A later call can be named as a step, ``words_1``, which cannot be taken for the module.
 
     Args:
         trace: the recording.
@@ -31,17 +30,26 @@ def check_called_once(
     Raises:
         UnsupportedModelError: it is called twice, or its weight is looked up in otherwise.
     """
-    module = source.kind == "module" and perturb in (None, plain_path(source.target))
+    module = source.kind == "module"
     tables, live = _tables(source, trace, model), trace.leading_to(output)
-    for step in trace.steps:
-        again = module and step.kind == "module" and step.target == source.target
-        again = again or any(a is b for a in tables for b in _tables(step, trace, model))
-        if again and step is not source and step.name in live:
-            raise UnsupportedModelError(
-                f"what {source.name!r} gives moves, but it is read twice, there ({source.source}) "
-                f"and in {step.name!r} ({step.source}), of which one alone would move. Call it "
-                "once and keep the result, or name another tensor with bound(model, perturb=...)."
-            )
+    others = [
+        step
+        for step in trace.steps
+        if step is not source
+        and step.name in live
+        and (
+            (module and step.kind == "module" and step.target == source.target)
+            or any(a is b for a in tables for b in _tables(step, trace, model))
+        )
+    ]
+    step_named = perturb is not None and not (module and perturb == plain_path(source.target))
+    if not others or (step_named and trace.steps.index(others[0]) < trace.steps.index(source)):
+        return
+    raise UnsupportedModelError(
+        f"what {source.name!r} gives moves, but it is read twice, there ({source.source}) and in "
+        f"{others[0].name!r} ({others[0].source}), of which one alone would move. Call it once and "
+        "keep the result, or name another tensor with bound(model, perturb=...)."
+    )
 
 
 def _tables(step: Step, trace: Trace, model: nn.Module) -> list[Any]:

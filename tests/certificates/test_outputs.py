@@ -105,6 +105,7 @@ DOUBTFUL = {
     "log by softplus": last(lambda z: -softplus(-z)),
     "rate": last(softplus),
     "relu": last(torch.relu),
+    "times itself": last(lambda z: z * z),
     "tanh beyond [0, 1]": last(lambda z: 0.6 * torch.tanh(z) + 0.5),
     "relu6": last(lambda z: relu6(z + 3) / 6),
     "cut": last(lambda z: z.clamp(0, 1)),
