@@ -20,6 +20,7 @@ from popqorn_train.operations import tables  # noqa: F401  (fills the tables of 
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan, plan
+from popqorn_train.tracing.output_meaning import KINDS, OutputIs
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.randomness import nothing_random
@@ -63,15 +64,24 @@ class BoundModel(nn.Module):
         frame_axis: the axis of what moves, as passed and with its batch axis counted, that holds
             the frames; None takes those that the first recurrent layer reads where layout changes
             and per-feature scalings alone lead to it, else axis 1 (0 where time comes first).
+        output_is: what one number a sample is: a ``"logit"``, class 1 above 0, or a
+            ``"probability"``, class 1 above 1/2; None decides by the code, and refuses where that
+            leaves a doubt.
 
     Raises:
         TypeError: a ``frame_axis`` that is no whole number.
-        ValueError: at the first call, a ``frame_axis`` that what moves does not have.
+        ValueError: ``output_is`` of another kind; at the first call, a ``frame_axis`` that what
+            moves does not have, or ``output_is`` for a model that returns several logits.
         UnsupportedModelError: at the first call, for a model that cannot be bounded.
     """
 
     def __init__(
-        self, model: nn.Module, perturb: str | None = None, *, frame_axis: int | None = None
+        self,
+        model: nn.Module,
+        perturb: str | None = None,
+        *,
+        frame_axis: int | None = None,
+        output_is: OutputIs | None = None,
     ) -> None:
         super().__init__()
         whole = isinstance(frame_axis, int) and not isinstance(frame_axis, bool)
@@ -80,9 +90,14 @@ class BoundModel(nn.Module):
                 f"`frame_axis` must be an axis of what moves, a whole number or None, got "
                 f"{frame_axis!r}."
             )
+        if output_is not in (None, *KINDS):
+            raise ValueError(
+                f"`output_is` must be one of {', '.join(KINDS)}, or None, got {output_is!r}."
+            )
         self.model = model
         self.perturb = perturb
         self.frame_axis = frame_axis
+        self.output_is = output_is
 
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
@@ -204,8 +219,9 @@ class BoundModel(nn.Module):
         _traces[self.model][(*self._asked, axis, _without(shapes, axis))] = known
 
     @property
-    def _asked(self) -> tuple[str | None, int | None]:
-        return self.perturb, self.frame_axis
+    def _asked(self) -> tuple[Any, ...]:
+        """What plans of the same trace differ by."""
+        return self.perturb, self.frame_axis, self.output_is
 
     def _make_plan(self, named: dict[str, Any]) -> Plan:
         """Trace with the batch on axis 0; if the logits then have no batch, on axis 1."""
@@ -268,9 +284,13 @@ def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
 
 
 def bound(
-    model: nn.Module, *, perturb: str | None = None, frame_axis: int | None = None
+    model: nn.Module,
+    *,
+    perturb: str | None = None,
+    frame_axis: int | None = None,
+    output_is: OutputIs | None = None,
 ) -> BoundModel:
-    """Prepare a model once, to reuse its trace or to say which tensor moves.
+    """Prepare a model once: to say which tensor moves, what a frame is, or what an output is.
 
     Everything that takes a model also takes the result.
 
@@ -279,9 +299,10 @@ def bound(
             is compiled, or wrapped for training in parallel, is bounded without the wrapper.
         perturb: see ``BoundModel``; for a bound model, None leaves what moves.
         frame_axis: see ``BoundModel``; with a new ``perturb``, None means none.
+        output_is: see ``BoundModel``; for a bound model, None leaves what it was.
 
     Raises:
-        TypeError: what is no model, or no axis.
+        ValueError, TypeError: no such option, what is no model, or no axis.
         UnsupportedModelError: a wrapper with hooks of its own.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
@@ -289,14 +310,16 @@ def bound(
             f"`model` must be an nn.Module that is not scripted, got {type(model).__name__}."
         )
     if isinstance(model, BoundModel):
-        if perturb is None and frame_axis is None:
+        if perturb is None and frame_axis is None and output_is is None:
             return model
-        perturb = model.perturb if perturb is None else perturb
-        return BoundModel(model.model, perturb, frame_axis=frame_axis)
+        if perturb is None and frame_axis is None:
+            frame_axis = model.frame_axis
+        perturb, output_is = perturb or model.perturb, output_is or model.output_is
+        return BoundModel(model.model, perturb, frame_axis=frame_axis, output_is=output_is)
     inner = unwrapped(model)
     if inner is not model and (model._forward_hooks or model._forward_pre_hooks):
         raise UnsupportedModelError(
             f"`model` is a {type(model).__name__} with hooks of its own. Put them on the "
             f"{type(inner).__name__} inside, or bound that."
         )
-    return BoundModel(inner, perturb, frame_axis=frame_axis)
+    return BoundModel(inner, perturb, frame_axis=frame_axis, output_is=output_is)

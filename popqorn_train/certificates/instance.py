@@ -12,7 +12,8 @@ from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.operations.units import center_and_scale, embedded
+from popqorn_train.operations.token_readers import check_token_readers
+from popqorn_train.operations.units import center_and_scale, embedded, embedding_of
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
@@ -106,7 +107,7 @@ class Instance(NamedTuple):
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
                 "tensor with bound(model, perturb=...)."
             )
-        node = self._two_classes(node) if self.plan.single else node
+        node = self._two_classes(node) if self.plan.meaning.single else node
         batch = len(self.value)
         return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
 
@@ -117,8 +118,10 @@ class Instance(NamedTuple):
             ValueError, UnsupportedModelError: substitutions that do not fit them.
         """
         source = self.plan.source
+        embedding_of(self.plan, self.lifter)
         self._check_tokens()
-        tokens = self.lifter.value(source.refs[0]) if source.refs else self.value
+        tokens = self.lifter.value(source.refs[0])
+        check_token_readers(self.plan, self.lifter, words.of)
         axis = source.batch_axis or 0
 
         def embed(tokens: Tensor) -> Tensor:
@@ -140,20 +143,21 @@ class Instance(NamedTuple):
             )
 
     def _two_classes(self, node: Node) -> Node:
-        """The classes (0, logit) of a model that returns one logit a sample."""
+        """The classes (0, logit) of a model that returns one logit a sample, or (0, p - 1/2)."""
         column = Affine(lambda x: x.reshape(len(x), 1), [node], (1,), 0, exact=True)
-        return Linear(column, self.value.new_tensor([[0.0], [1.0]]))
+        bias = self.value.new_tensor([0.0, -self.plan.meaning.threshold])
+        return Linear(column, self.value.new_tensor([[0.0], [1.0]]), bias)
 
     def as_logits(self, output: Tensor) -> Tensor:
         """Logits ``(B, C)`` from what the model returns; those before a softmax are not undone."""
-        squashed = self.plan.squashed
+        squashed = self.plan.meaning.squashed
         return self._pair(torch.logit(output, eps=1e-6) if squashed else output)
 
     def _pair(self, output: Tensor) -> Tensor:
-        """Two columns from a single logit; several logits as they are."""
-        if not self.plan.single:
+        """Two columns from a single logit or probability; several logits as they are."""
+        if not self.plan.meaning.single:
             return output
-        logit = output.reshape(-1, 1)
+        logit = output.reshape(-1, 1) - self.plan.meaning.threshold
         return torch.cat([torch.zeros_like(logit), logit], 1)
 
     def logits(self, moved: Tensor, *, whole: bool = False) -> Tensor:

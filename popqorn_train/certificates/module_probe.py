@@ -131,9 +131,9 @@ class ModuleProbe:
         """Whether the module stays where it was proved to stay."""
         plan, claim = self._instance.plan, self._claim
         logits = self._exact.as_logits(real)
-        near = torch.full_like(near, 1e-5) if plan.squashed else near
+        near = torch.full_like(near, 1e-5) if plan.meaning.squashed else near
         near = near.reshape(1, -1)
-        near = near.expand(-1, logits.shape[1]) if plan.single else near
+        near = near.expand(-1, logits.shape[1]) if plan.meaning.single else near
         if claim.lower is not None and claim.upper is not None and self._undone():
             below, above = claim.lower[samples] - near, claim.upper[samples] + near
             if ((logits < below) | (logits > above)).any():

@@ -116,6 +116,7 @@ class _Run:
             "data": options.data,
             "perturb": options.perturb,
             "frame_axis": options.frame_axis,
+            "output_is": options.output_is,
             **question.settings(),
             "weights": fingerprint(model.model),
             "first_samples": data_fingerprint(batches(loader), _FIRST, axis),

@@ -17,7 +17,7 @@ from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import certify
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.cli.options import add_moved
+from popqorn_train.cli.options import add_moved, add_output_is
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.resolve import resolved_model
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -40,6 +40,7 @@ def add_doctor(commands: Any) -> None:
         "tokens: 1,20:long:5000; again for further arguments",
     )
     add_moved(doctor)
+    add_output_is(doctor)
     doctor.add_argument("--epsilon", type=float, default=0.01, help="size of the ball (l_inf)")
     doctor.add_argument("--method", default="popqorn", help="bounding method")
 
@@ -49,7 +50,12 @@ def run_doctor(options: argparse.Namespace) -> int:
     try:
         model = resolved_model(options.model).eval()
         inputs = tuple(_example(text, model) for text in options.input)
-        layer = bound(model, perturb=options.perturb, frame_axis=options.frame_axis)
+        layer = bound(
+            model,
+            perturb=options.perturb,
+            frame_axis=options.frame_axis,
+            output_is=options.output_is,
+        )
         instance = layer.instance(inputs)
     except (UnsupportedModelError, ValueError, TypeError) as error:
         print(f"cannot be certified: {error}", file=sys.stderr)
@@ -123,7 +129,10 @@ def _print_plan(instance: Instance) -> None:
         print(f"            frames: {lie}")
     if instance.plan.scales:
         print("            in the units before the normalisation inside the model")
-    single = " (one logit, bounded as the classes 0 and 1)" if instance.plan.single else ""
+    meaning, single = instance.plan.meaning, ""
+    if meaning.single:
+        number = "logit" if meaning.threshold == 0 else "probability"
+        single = f" (one {number}, class 1 above {meaning.threshold:g})"
     print(f"logits:     {instance.plan.output!r}, {instance.plan.classes} classes{single}")
 
 

@@ -28,12 +28,11 @@ def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None
     return center, torch.func.jvp(chain, (raw,), (torch.ones_like(raw),))[1]
 
 
-def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
-    """What the root holds for other tokens, in the user's layout.
+def embedding_of(found: Plan, lifter: Lifter) -> nn.Embedding:
+    """The embedding whose output moves.
 
     Raises:
-        UnsupportedModelError: it is no embedding that moves.
-        ValueError: tokens that it does not know.
+        UnsupportedModelError: something else moves.
     """
     layer = (
         lifter.model.get_submodule(found.source.target) if found.source.kind == "module" else None
@@ -43,6 +42,17 @@ def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
             f"Substitutions replace tokens, but {found.source.name!r} moves, which is no "
             "nn.Embedding. Use an LpBall, or name the embedding with bound(model, perturb=...)."
         )
+    return layer
+
+
+def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
+    """What the root holds for other tokens, in the user's layout.
+
+    Raises:
+        UnsupportedModelError: it is no embedding that moves.
+        ValueError: tokens that it does not know.
+    """
+    layer = embedding_of(found, lifter)
     if int(tokens.max()) >= layer.num_embeddings:
         raise ValueError(
             f"`candidates` must be tokens in 0..{layer.num_embeddings - 1}, got "

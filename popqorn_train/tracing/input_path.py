@@ -11,12 +11,12 @@ from torch import nn
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.frame_axis import Frames, find_frames
+from popqorn_train.tracing.output_meaning import Meaning, OutputIs, meaning
+from popqorn_train.tracing.repeated_calls import check_called_once
 from popqorn_train.tracing.roads import SCALES, Roads, reached
-from popqorn_train.tracing.steps import MOVES, Ref, Step, Trace
+from popqorn_train.tracing.steps import Step, Trace
 from popqorn_train.tracing.tracer import called_name
 from popqorn_train.tracing.wrappers import plain_path
-
-_SOFTMAX = ("softmax", "log_softmax")
 
 
 class Plan(NamedTuple):
@@ -27,10 +27,7 @@ class Plan(NamedTuple):
         batch_axis: of the inputs.
         source: the step whose result moves.
         chain: steps after it that are folded into the ball; the last one is the root.
-        output: name of the logits, before a softmax.
-        classes: number of logits; 2 where the model returns one, bounded as (0, logit).
-        single: whether it returns one logit a sample.
-        squashed: whether it returns a sigmoid of it.
+        meaning: how the output is read.
         frames: where frames lie.
     """
 
@@ -38,16 +35,23 @@ class Plan(NamedTuple):
     batch_axis: int
     source: Step
     chain: tuple[Step, ...]
-    output: str
-    classes: int
-    single: bool
-    squashed: bool
+    meaning: Meaning
     frames: Frames
 
     @property
     def root(self) -> Step:
         """The step that the graph starts from."""
         return self.chain[-1] if self.chain else self.source
+
+    @property
+    def output(self) -> str:
+        """Name of the step that holds the logits, before a softmax, or the probability."""
+        return self.meaning.output
+
+    @property
+    def classes(self) -> int:
+        """Number of logits; 2 where the model returns one number a sample."""
+        return self.meaning.classes
 
     @property
     def scales(self) -> bool:
@@ -61,45 +65,31 @@ def plan(
     batch_axis: int,
     perturb: str | None,
     frame_axis: int | None = None,
+    output_is: OutputIs | None = None,
 ) -> Plan:
-    """Find what moves.
+    """Find what moves, and what the output means.
 
     Raises:
-        ValueError: what moves has no such ``frame_axis``.
-        UnsupportedModelError: nothing can move, or the logits do not depend on it.
+        UnsupportedModelError: nothing can move, or the logits do not depend on it, or it is one of
+            several calls of a module; or what one number a sample means is in doubt.
+        ValueError: what moves has no such ``frame_axis``, or ``output_is`` for a model that returns
+            several logits.
     """
-    steps = {step.name: step for step in trace.steps}
     source = _named(trace, perturb) if perturb is not None else _default(trace, model)
-    output = steps[trace.output]
-    while _is_softmax(output, model):
-        output = steps[output.refs[0]]
-    single = output.batch_axis == 0 and output.shape in ((2,), (2, 1))
-    inner = _before_sigmoid(output, steps, model) if single else None
-    output = inner or output
-    readers: dict[str, list[Step]] = {}
+    read = meaning(trace, model, source, output_is)
+    readers: dict[str, list[Step]] = {step.name: [] for step in trace.steps}
     for step in trace.steps:
         for name in set(step.refs):
-            readers.setdefault(name, []).append(step)
-    if output.name not in reached(source.name, readers):
+            readers[name].append(step)
+    if read.output not in reached(source.name, readers):
         raise UnsupportedModelError(
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
         )
-    classes = 2 if single else _classes(output, model)
+    check_called_once(trace, model, source, perturb, read.output)
     roads = Roads(trace, model, source, readers)
     chain, frames = find_frames(roads, source, frame_axis)
-    found = trace, batch_axis, source, chain, output.name
-    return Plan(*found, classes, single, inner is not None, frames)
-
-
-def _classes(output: Step, model: nn.Module) -> int:
-    if output.shape is not None and len(output.shape) == 2 and output.batch_axis == 0:
-        return output.shape[1]
-    shape = "a tuple" if output.shape is None else f"a tensor like {output.shape}"
-    raise UnsupportedModelError(
-        f"{type(model).__name__} returns {shape} for a batch of 2, expected logits (B, C). "
-        "Classify the whole sequence: select a frame, or average over frames, before the output."
-    )
+    return Plan(trace, batch_axis, source, chain, read, frames)
 
 
 def _named(trace: Trace, perturb: str) -> Step:
@@ -132,7 +122,7 @@ def _default(trace: Trace, model: nn.Module) -> Step:
         if step.kind == "module" and isinstance(model.get_submodule(step.target), nn.Embedding)
     ]
     if len(embedded) > 1:
-        names = ", ".join(step.name for step in embedded)
+        names = ", ".join(f"{step.name} in {step.source}" for step in embedded)
         raise UnsupportedModelError(
             f"`inputs` are tokens and there are several embeddings ({names}); say which one moves "
             "with bound(model, perturb=...)."
@@ -143,24 +133,3 @@ def _default(trace: Trace, model: nn.Module) -> Step:
         "`inputs` holds no floating tensor and the model has no nn.Embedding, so nothing can move. "
         "Pass floating inputs, or name a tensor with bound(model, perturb=...)."
     )
-
-
-def _is_softmax(step: Step, model: nn.Module) -> bool:
-    """Whether a step is a softmax over the classes."""
-    if step.kind == "module":
-        layer = model.get_submodule(step.target)
-        return isinstance(layer, nn.Softmax | nn.LogSoftmax) and layer.dim in (1, -1, None)
-    dim = step.kwargs.get("dim", step.args[1] if len(step.args) > 1 else None)
-    return called_name(step.target) in _SOFTMAX and dim in (1, -1, None)
-
-
-def _before_sigmoid(output: Step, steps: dict[str, Step], model: nn.Module) -> Step | None:
-    """What a sigmoid at the end reads, through operations that only move its one entry."""
-    at = output
-    while called_name(at.target) in MOVES and isinstance(at.args[0], Ref):
-        at = steps[at.args[0].name]
-    layer = model.get_submodule(at.target) if at.kind == "module" else None
-    found = isinstance(layer, nn.Sigmoid) or called_name(at.target) in ("sigmoid", "expit")
-    before = steps[at.refs[0]] if found else None
-    alone = before is not None and before.batch_axis == 0 and before.shape in ((2,), (2, 1))
-    return before if alone else None

@@ -25,6 +25,7 @@ from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.proxy import ValueProxy
 from popqorn_train.tracing.wrappers import inside
 
+_SPELLED = ("and_", "or_", "not_")  # operators that write nothing
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
@@ -109,7 +110,8 @@ class Tracer(fx.Tracer):
         if kind == "call_function":
             target = REPLACED.get(target, target)
         name = called_name(target) if kind in ("call_function", "call_method") else ""
-        if name.strip("_") in _WRITES or (name.endswith("_") and not name.endswith("__")):
+        in_place = name.endswith("_") and not name.endswith("__") and name not in _SPELLED
+        if name.strip("_") in _WRITES or in_place:
             raise self.refused(f"it writes into a tensor in place ({name})")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if "value" not in proxy.node.meta:
