@@ -17,6 +17,7 @@ from popqorn_train.certificates.instance import Instance, as_frames, undisturbed
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.sample_order import order_after, samples_of
 from popqorn_train.operations.units import center_and_scale, frame_order
 from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan, plan
@@ -96,8 +97,9 @@ class BoundModel(nn.Module):
         value = lifter.value(found.root.name)
         center, scale = center_and_scale(found, lifter)
         axis, order = found.root.batch_axis or 0, frame_order(found, lifter)
-        scale = None if scale is None else as_frames(scale, axis, order)
-        center, value = as_frames(center, axis, order), as_frames(value, axis, order)
+        samples = order_after(lifter, found.source.name)
+        scale = None if scale is None else samples_of(as_frames(scale, axis, order), samples)
+        center, value = (samples_of(as_frames(x, axis, order), samples) for x in (center, value))
         return Instance(lifter, found, center, value, scale, order)
 
     @property

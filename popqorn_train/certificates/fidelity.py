@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.relaxer import Relaxation
+from popqorn_train.certificates.alone import check_samples_alone, mixing
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -104,11 +105,8 @@ def check_logits(instance: Instance, output: Any) -> None:
         _refuse_if(True, instance)
     _refuse_if(not _alike(ours, output), instance)
     if not _alike(its_own, ours[last]):
-        raise UnsupportedModelError(
-            f"{type(instance.lifter.model).__name__} treats a sample otherwise when it is alone: "
-            "something in forward mixes samples, a mean over the batch for one. Bounds are for "
-            "one sample at a time; write forward so that samples stay apart."
-        )
+        raise mixing(instance)
+    check_samples_alone(instance)
 
 
 def _alike(ours: Tensor, output: Any) -> bool:

@@ -14,6 +14,14 @@ from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.sample_order import (
+    Met,
+    Order,
+    check_restored,
+    order_after,
+    rows_of,
+    samples_of,
+)
 from popqorn_train.operations.units import embedded
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region
@@ -89,6 +97,15 @@ class Instance(NamedTuple):
             scale=None if self.scale is None else self.scale[chosen],
         )
 
+    def to(self, dtype: torch.dtype) -> "Instance":
+        """The same batch in another precision."""
+        return self._replace(
+            lifter=self.lifter.to(dtype),
+            center=self.center.to(dtype),
+            value=self.value.to(dtype),
+            scale=None if self.scale is None else self.scale.to(dtype),
+        )
+
     def shifted(self, moved: Tensor) -> "Instance":
         """The same batch around another value ``(B, T, N)`` of what moves, in its own units."""
         return self._replace(center=moved, value=self._read(moved))
@@ -108,7 +125,7 @@ class Instance(NamedTuple):
         region = self.placed(ball)
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
-        node = self._run(root if plain else self._as_users(root))
+        node = self._lifted(root if plain else self._as_users(root))
         if not isinstance(node, Node):
             raise UnsupportedModelError(
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
@@ -118,16 +135,23 @@ class Instance(NamedTuple):
         batch = len(self.value)
         return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
 
+    def met(self, ball: Perturbation) -> list[Met]:
+        """Whatever does not move and is read beside what does, in the graph over a ball."""
+        lifter, found = self.lifter.fork(), list[Met]()
+        lifter.met = found
+        self._replace(lifter=lifter).graph(ball)
+        return found
+
     def _choices(self, words: Substitutions) -> Choices:
         source = self.plan.source
         tokens = self.lifter.value(source.refs[0]) if source.refs else self.value
-        axis = source.batch_axis or 0
+        axis, order = source.batch_axis or 0, self._sample_order
 
         def embed(tokens: Tensor) -> Tensor:
-            found = embedded(self.plan, self.lifter, tokens.movedim(0, axis))
-            return as_frames(found, self._axis, self.order)
+            found = embedded(self.plan, self.lifter, rows_of(tokens, order).movedim(0, axis))
+            return samples_of(as_frames(found, self._axis, self.order), order)
 
-        return words.around(tokens.movedim(axis, 0), embed, self.value)
+        return words.around(samples_of(tokens.movedim(axis, 0), order), embed, self.value)
 
     def _two_classes(self, node: Node) -> Node:
         """The classes (0, logit) of a model that returns one logit a sample."""
@@ -155,9 +179,15 @@ class Instance(NamedTuple):
             moved: value, in its own units.
             whole: go on to what the model returns, a softmax included.
         """
-        value = self._in_users_layout(self._read(moved))
-        output: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
-        return output if whole else self._pair(output)
+        value = self._in_users_layout(rows_of(self._read(moved), self._sample_order))
+        fork = self.lifter.fork()
+        fork.values[self.plan.root.name] = value
+        if whole:
+            returned: Tensor = fork.value(self.plan.trace.output)
+            return returned
+        output: Tensor = fork.value(self.plan.output)
+        # What is returned is in the order of the samples; perhaps only from the output on.
+        return self._pair(rows_of(output, order_after(fork, *self._end)))
 
     def _read(self, moved: Tensor) -> Tensor:
         """What the network reads for a value of what moves."""
@@ -184,7 +214,23 @@ class Instance(NamedTuple):
             x = x[:, self.order.flatten().argsort()]
         return x.reshape(len(x), *self._shape).movedim(0, self._axis)
 
-    def _run(self, root: Any, output: str | None = None) -> Any:
-        fork = self.lifter.fork()
+    def _lifted(self, root: Node) -> Any:
+        """The logits in what the code makes of a root, in the order of the samples."""
+        fork, order = self.lifter.fork(), self._sample_order
         fork.values[self.plan.root.name] = root
-        return fork.value(output or self.plan.output)
+        if order is not None:
+            fork.orders[self.plan.root.name] = order
+        output = fork.value(self.plan.output)
+        order = fork.orders.get(self.plan.output)
+        check_restored(order_after(fork, *self._end, order))
+        return output
+
+    @property
+    def _end(self) -> tuple[str, str]:
+        """What is returned, and the logits before a softmax or a sigmoid."""
+        return self.plan.trace.output, self.plan.output
+
+    @property
+    def _sample_order(self) -> Order:
+        """Which sample each row of what moves holds in the user's code."""
+        return order_after(self.lifter, self.plan.source.name)

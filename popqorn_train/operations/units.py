@@ -80,6 +80,8 @@ def frame_order(found: Plan, lifter: Lifter) -> Tensor | None:
     fork.values[before.name] = positions.view(sample.shape).unsqueeze(axis).expand(value.shape)
     for step in found.layout:
         moves = called_name(step.target) in MOVES
+        for name in step.refs if moves else []:
+            fork.value(name)  # an index
         fork.values[step.name] = fork.run(step) if moves else fork.values[before.name]
         before = step
     order: Tensor = fork.values[before.name].movedim(before.batch_axis or 0, 0)[0]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.tracing.sample_axis import places_samples, turns_batch
 from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracing.tracer import called_name
 from popqorn_train.tracing.wrappers import plain_path
@@ -122,10 +123,12 @@ def _way_to_layer(at: Step, model: nn.Module, readers: dict[str, list[Step]]) ->
         if _is_recurrent(step, model) and isinstance(step.args[0], Ref):
             if step.args[0].name == at.name:
                 return []
+        elif called_name(step.target) == "pack_lengths":
+            return []
         elif _is_convolution(step, model):  # it reads (B, N, T)
             axes = Ref(at.name), 1, 2
             return [replace(step, name="frames", kind="method", target="transpose", args=axes)]
-        elif _folds(step, at, model):
+        elif _folds(step, at, model) or places_samples(step, at):
             rest = _way_to_layer(step, model, readers)
             if rest is not None:
                 return [step, *rest]
@@ -236,8 +239,8 @@ def _folds(step: Step, before: Step, model: nn.Module) -> bool:
     if step.kind == "module" or math.prod(step.shape) > math.prod(before.shape):
         return False
     if name in MOVES:
-        # A list or a tensor among the indices could repeat entries.
-        return name != "getitem" or _is_basic(step.args[1])
+        # A list or a tensor among the indices could repeat entries, or deal samples anew.
+        return (name != "getitem" or _is_basic(step.args[1])) and not turns_batch(step)
     alone = step.refs.count(before.name) == 1 and not step.kwargs
     first = isinstance(step.args[0], Ref) and step.args[0].name == before.name
     return name in SCALES and alone and step.shape == before.shape and (first or "div" not in name)
