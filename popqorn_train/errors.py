@@ -7,6 +7,10 @@ class UnsupportedModelError(ValueError):
     """The model does something that cannot be bounded; the message says where and what to do."""
 
 
+class MixedSamplesError(UnsupportedModelError):
+    """The model lets samples of a batch mix, so that bounds for one of them alone prove nothing."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

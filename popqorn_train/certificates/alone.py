@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.sample_order import Met, dealt, of_samples, order_after
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -30,7 +30,7 @@ def check_samples_alone(instance: Instance) -> None:
     """Compare whatever meets what moves, in the whole batch and sample by sample.
 
     Raises:
-        UnsupportedModelError: something in forward mixes samples.
+        MixedSamplesError: something in forward mixes samples.
     """
     batch, exact = len(instance.center), instance.to(torch.float64)
     if batch == 1:
@@ -52,10 +52,10 @@ def _check(instance: Instance) -> None:
             raise mixing(instance, fact.step)
 
 
-def mixing(instance: Instance, step: Step | None = None) -> UnsupportedModelError:
+def mixing(instance: Instance, step: Step | None = None) -> MixedSamplesError:
     """The error for a model that mixes samples."""
     where = "something in forward" if step is None else f"what {step.name!r} reads ({step.source})"
-    return UnsupportedModelError(
+    return MixedSamplesError(
         f"{type(instance.lifter.model).__name__} treats a sample otherwise when it is alone: "
         f"{where} mixes samples, a mean over the batch for one. Bounds are for one sample at a "
         "time; write forward so that samples stay apart."

@@ -16,7 +16,7 @@ from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.certificates.alone import check_samples_alone, mixing
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
 from popqorn_train.perturbations.lp_ball import LpBall
 
 
@@ -101,6 +101,8 @@ def check_logits(instance: Instance, output: Any) -> None:
             ours = instance.logits(instance.center, whole=True)
             alone = instance.pick(last)
             its_own = alone.logits(alone.center, whole=True)
+    except MixedSamplesError:
+        raise
     except UnsupportedModelError:  # shapes that fit another batch only
         _refuse_if(True, instance)
     _refuse_if(not _alike(ours, output), instance)

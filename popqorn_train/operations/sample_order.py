@@ -31,7 +31,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.affine import Affine
 from popqorn_train.bounds.node import Node
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.errors import MixedSamplesError
 from popqorn_train.nested import map_nested
 from popqorn_train.tracing.packed import Packed, Padded
 from popqorn_train.tracing.sample_axis import counts_samples, deals
@@ -119,7 +119,8 @@ def lift_in_order(lifter: "Lifter", step: Step, moving: list[str]) -> Any:
         moving: which of them hold nodes.
 
     Raises:
-        UnsupportedModelError: it mixes samples, or cannot be bounded.
+        MixedSamplesError: it mixes samples.
+        UnsupportedModelError: it cannot be bounded.
     """
     order = _common_order(step, [lifter.orders.get(name) for name in moving])
     if deals(step):
@@ -171,7 +172,7 @@ def dealt(
         order: of its rows.
 
     Raises:
-        UnsupportedModelError: a row of the result holds entries of several samples, or samples are
+        MixedSamplesError: a row of the result holds entries of several samples, or samples are
             left out.
     """
     for name in step.refs[1:]:
@@ -243,10 +244,10 @@ def check_restored(order: Order) -> None:
     """Refuse logits in another order than the inputs.
 
     Raises:
-        UnsupportedModelError: they are.
+        MixedSamplesError: they are.
     """
     if order is not None:
-        raise UnsupportedModelError(
+        raise MixedSamplesError(
             "forward mixes samples: it returns logits in another order than its inputs. Undo the "
             "sorting, with logits[order.argsort()], or sort the batch before forward."
         )
@@ -258,5 +259,5 @@ def _sample_shape(step: Step) -> tuple[int, ...]:
     return tuple(size for axis, size in enumerate(shape) if axis != step.batch_axis)
 
 
-def _mixes(step: Step, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{step.name!r} {what} ({step.source}). {_WAY_OUT}")
+def _mixes(step: Step, what: str) -> MixedSamplesError:
+    return MixedSamplesError(f"{step.name!r} {what} ({step.source}). {_WAY_OUT}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.tracing.sample_axis import places_samples, turns_batch
+from popqorn_train.tracing.sample_axis import deals_samples, places_samples
 from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracing.tracer import called_name
 from popqorn_train.tracing.wrappers import plain_path
@@ -240,7 +240,7 @@ def _folds(step: Step, before: Step, model: nn.Module) -> bool:
         return False
     if name in MOVES:
         # A list or a tensor among the indices could repeat entries, or deal samples anew.
-        return (name != "getitem" or _is_basic(step.args[1])) and not turns_batch(step)
+        return (name != "getitem" or _is_basic(step.args[1])) and not deals_samples(step)
     alone = step.refs.count(before.name) == 1 and not step.kwargs
     first = isinstance(step.args[0], Ref) and step.args[0].name == before.name
     return name in SCALES and alone and step.shape == before.shape and (first or "div" not in name)

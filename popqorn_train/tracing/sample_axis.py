@@ -18,6 +18,7 @@ from popqorn_train.tracing.steps import MOVES, REPEATS, Multiple, Ref, Repeated,
 from popqorn_train.tracing.tracer import called_name
 
 _TURNS = ("flip", "roll")
+_PICKS = ("getitem", "narrow", "roll", "select")  # where a number is a place, not a size
 
 
 def moves_entries(step: Step) -> bool:
@@ -30,7 +31,8 @@ def deals(step: Step) -> bool:
     if not moves_entries(step):
         return False
     indices: list[Any] = []
-    map_nested((step.args[1:], step.kwargs), (Ref, Repeated), indices.append)
+    kinds = (Ref, Repeated, Multiple) if called_name(step.target) in _PICKS else (Ref, Repeated)
+    map_nested((step.args[1:], step.kwargs), kinds, indices.append)
     return bool(indices) or called_name(step.target) in _TURNS
 
 
@@ -42,11 +44,11 @@ def counts_samples(step: Step) -> bool:
     return bool(numbers) and not sizes
 
 
-def turns_batch(step: Step) -> bool:
-    """Whether a flip or a roll may put samples elsewhere; a roll without axes goes over all."""
+def deals_samples(step: Step) -> bool:
+    """The same, but for a flip or a roll along other axes; a roll without axes goes over all."""
     name = called_name(step.target)
     if name not in _TURNS:
-        return False
+        return deals(step)
     given = step.args[1:] if name == "flip" else step.args[2:] or (None,)
     axes: list[Any] = []
     map_nested(step.kwargs.get("dims", given), (int, NoneType), axes.append)

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool1d
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from popqorn_train import (
     CertifiedLoss,
     LpBall,
+    Status,
     Substitutions,
     UnsupportedModelError,
     certified_radius,
@@ -200,7 +202,7 @@ SORTED = {
     "index_select": (by_index_select, plain, {"cell": "tanh"}),
     "gather": (by_gather, plain, {"cell": "lstm"}),
     "list": (by_list, plain, {"cell": "relu"}),
-    "both directions": (by_index, plain, {"bidirectional": True, "num_layers": 2}),
+    "both directions": (by_index, plain, {"cell": "tanh", "bidirectional": True, "num_layers": 2}),
     "twice": (sorted_twice, plain, {}),
     "flip and roll": (turned, turned_plain, {}),
     "layers": (layers_by_index, layers_plain, {"cell": "lstm"}),
@@ -417,6 +419,13 @@ MIXING = {
         net.rnn(x, (net.start * lengths.sort()[0][:, None]).contiguous())[1][-1]
     ),
     "how many": lambda net, x, lengths: net.head(last(net, x) / len(x)),
+    "the frame of how many": lambda net, x, lengths: net.head(net.rnn(x)[0][:, len(x) % 2 - 2]),
+    "pooled": lambda net, x, lengths: net.head(
+        avg_pool1d(last(net, x).T[None], 3, 1, 1)[0].T
+    ),
+    "pooled over states": lambda net, x, lengths: net.head(
+        avg_pool1d(net.rnn(x)[0].permute(1, 2, 0), 3, 1, 1)[0].T
+    ),
     "hidden at the input": lambda net, x, lengths: net.head(
         last(net, x) + torch.relu(x[:, 0] - 50 - lengths.sum())
     ),
@@ -451,6 +460,17 @@ def test_a_loss_refuses_mixed_samples_at_a_later_batch_too(name):
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match=r"order|mixes samples"):
             loss(model, batch(), torch.zeros(5).long())
+
+
+@pytest.mark.parametrize("name", ["never undone", "longest"])
+def test_a_loader_does_not_take_a_refused_batch_apart(name):
+    model = build(MIXING[name])
+    batches = [batch(lengths=(TIME, TIME, TIME)), batch()]  # nothing shows in the first one
+    data = [(inputs, labels(model, inputs)) for inputs in batches]
+    with pytest.warns(UserWarning, match="5 of 8 samples ended in an error"):
+        rows = list(certify_loader(model, data, method="ibp"))
+    assert [row.status for row in rows[3:]] == [Status.ERROR] * 5
+    assert all("MixedSamplesError" in row.error for row in rows[3:])
 
 
 def test_the_error_names_the_line_and_the_way_out():
