@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
+from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.sample_order import Met, dealt, of_samples, order_after
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -63,16 +63,19 @@ def mixing(instance: Instance, step: Step | None = None) -> MixedSamplesError:
 
 
 def _may_mix(instance: Instance) -> bool:
-    """Whether a step on what moves could do so, and its graph is worth building."""
+    """Whether some step could do so, and the graph of the whole batch is worth building."""
     plan, steps = instance.plan, instance.lifter.steps
     moving = {plan.root.name}
     for step in plan.trace.steps:
+        if deals(step):
+            return True
         if moving.isdisjoint(step.refs):
             continue
         moving.add(step.name)
         beside = [steps[name] for name in step.refs if name not in moving]
-        harmless = all(read.kind == "input" or _is_alike(read) for read in beside)
-        if deals(step) or counts_samples(step) or not harmless:
+        if counts_samples(step) or any(
+            read.kind != "input" and not _is_alike(read) for read in beside
+        ):
             return True
     return False
 
@@ -114,7 +117,7 @@ def _agrees(fact: Met, alone: list[Lifter]) -> bool:
     """Whether every sample alone has what it has in the batch."""
     try:
         values = [_of_one(fact, lifter) for lifter in alone]
-    except (UnsupportedModelError, ValueError):  # shapes that fit another batch only
+    except ValueError:  # shapes that fit another batch only
         return False
     ours, theirs = _rows(fact.value, fact.axis), [_rows(value, fact.axis) for value in values]
     if any(rows.shape[1:] != ours.shape[1:] for rows in theirs):

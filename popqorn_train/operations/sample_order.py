@@ -35,7 +35,7 @@ from popqorn_train.errors import MixedSamplesError
 from popqorn_train.nested import map_nested
 from popqorn_train.tracing.packed import Packed, Padded
 from popqorn_train.tracing.sample_axis import counts_samples, deals
-from popqorn_train.tracing.steps import Ref, Step
+from popqorn_train.tracing.steps import Step
 
 if TYPE_CHECKING:
     from popqorn_train.operations.lift import Lifter
@@ -230,9 +230,9 @@ def order_after(
     """
     way: list[Step] = []
     step = lifter.steps[last]
-    while step.name != first and step.args and isinstance(step.args[0], Ref):
+    while step.name != first and step.refs:
         way.append(step)
-        step = lifter.steps[step.args[0].name]
+        step = lifter.steps[step.refs[0]]
     for after in reversed(way):
         if deals(after) and step.batch_axis is not None:
             order = dealt(lifter, after, _sample_shape(step), step.batch_axis, order).order

@@ -181,7 +181,9 @@ def tokens(net, x, lengths):
 
 def tokens_counted(net, x, lengths):
     falling, order = (x != 0).sum(1).sort(descending=True)
-    return net.head(states(net, net.words(x.index_select(0, order)), falling)[order.argsort()])
+    return net.head(
+        states(net, net.words(input=x.index_select(0, order)), falling)[order.argsort()]
+    )
 
 
 def tokens_plain(net, x, lengths):
@@ -451,6 +453,25 @@ def test_other_mixing_of_samples_is_refused_at_every_batch(code, max_bytes):
         except UnsupportedModelError:
             continue
         assert len(inputs[1]) != 5, "certified"
+
+
+def tokens_never_undone(net, x, lengths):
+    order = lengths.argsort(descending=True)
+    return plain(net, net.words(x[order]), lengths)
+
+
+def tokens_of_one(net, x, lengths):
+    return plain(net, net.words(x[torch.zeros(len(x)).long()]), lengths)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 1])
+@pytest.mark.parametrize("code", [tokens_never_undone, tokens_of_one])
+def test_tokens_in_another_order_are_refused_at_every_batch(code, max_bytes):
+    model, y = build(code), torch.zeros(5).long()
+    certify(model, batch("tokens", (3,)), y[:1], BALL, method="ibp")
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="mix"):
+            certify(model, batch("tokens"), y, BALL, method="ibp", max_bytes=max_bytes)
 
 
 @pytest.mark.parametrize("name", ["never undone", "flipped", "repeated", "flip added"])
