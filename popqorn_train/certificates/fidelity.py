@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from popqorn_train.certificates.alone import check_samples_alone, mixing
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -39,6 +40,8 @@ def check_logits(
             ours = instance.logits(instance.center, whole=True)
             alone = instance.pick(last)
             its_own = alone.logits(alone.center, whole=True)
+    except MixedSamplesError:
+        raise
     except UnsupportedModelError:  # shapes that fit another batch only
         _refuse(instance)
     theirs = as_rows(output, ours)
@@ -53,11 +56,8 @@ def check_logits(
         if not agree(theirs, precise, near).all():
             _refuse(instance)
         if not agree(its_own, ours[last], near).all():
-            raise UnsupportedModelError(
-                f"{type(instance.lifter.model).__name__} treats a sample otherwise when it is "
-                "alone: something in forward mixes samples, a mean over the batch for one. Bounds "
-                "are for one sample at a time; write forward so that samples stay apart."
-            )
+            raise mixing(instance)
+    check_samples_alone(instance)
 
 
 def noise_of(instance: Instance, precise: Tensor, moved: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,14 @@ from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.sample_order import (
+    Met,
+    Order,
+    check_restored,
+    order_after,
+    rows_of,
+    samples_of,
+)
 from popqorn_train.operations.token_readers import check_token_readers
 from popqorn_train.operations.units import center_and_scale, embedded, embedding_of
 from popqorn_train.perturbations.box import Perturbation, check_ball
@@ -101,7 +109,7 @@ class Instance(NamedTuple):
         region = self.placed(ball)
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
-        node = self._run(root if plain else self._as_users(root))
+        node = self._lifted(root if plain else self._as_users(root))
         if not isinstance(node, Node):
             raise UnsupportedModelError(
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
@@ -110,6 +118,13 @@ class Instance(NamedTuple):
         node = self._two_classes(node) if self.plan.meaning.single else node
         batch = len(self.value)
         return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
+
+    def met(self, ball: Perturbation) -> list[Met]:
+        """Whatever does not move and is read beside what does, in the graph over a ball."""
+        lifter, found = self.lifter.fork(), list[Met]()
+        lifter.met = found
+        self._replace(lifter=lifter).graph(ball)
+        return found
 
     def choices(self, words: Substitutions) -> Choices:
         """What words may be replaced by, around the inputs.
@@ -122,13 +137,13 @@ class Instance(NamedTuple):
         self._check_tokens()
         tokens = self.lifter.value(source.refs[0])
         check_token_readers(self.plan, self.lifter, words.of)
-        axis = source.batch_axis or 0
+        axis, order = source.batch_axis or 0, self.sample_order
 
         def embed(tokens: Tensor) -> Tensor:
-            found = embedded(self.plan, self.lifter, tokens.movedim(0, axis))
-            return as_frames(found, self._axis, self.order)
+            found = embedded(self.plan, self.lifter, rows_of(tokens, order).movedim(0, axis))
+            return samples_of(as_frames(found, self._axis, self.order), order)
 
-        return words.around(tokens.movedim(axis, 0), embed, self.value)
+        return words.around(samples_of(tokens.movedim(axis, 0), order), embed, self.value)
 
     def _check_tokens(self) -> None:
         """Refuse frames that are no tokens: substitutions move one token in each."""
@@ -169,9 +184,15 @@ class Instance(NamedTuple):
             moved: value, in its own units.
             whole: go on to what the model returns, a softmax included.
         """
-        value = self._in_users_layout(self._read(moved))
-        output: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
-        return output if whole else self._pair(output)
+        value = self._in_users_layout(rows_of(self._read(moved), self.sample_order))
+        fork = self.lifter.fork()
+        fork.values[self.plan.root.name] = value
+        if whole:
+            returned: Tensor = fork.value(self.plan.trace.output)
+            return returned
+        output: Tensor = fork.value(self.plan.output)
+        # What is returned is in the order of the samples; perhaps only from the output on.
+        return self._pair(rows_of(output, order_after(fork, *self._end)))
 
     def _read(self, moved: Tensor) -> Tensor:
         """What the network reads for a value of what moves."""
@@ -203,10 +224,26 @@ class Instance(NamedTuple):
             x = x[:, self.order.flatten().argsort()]
         return x.reshape(len(x), *self._shape).movedim(0, self._axis)
 
-    def _run(self, root: Any, output: str | None = None) -> Any:
-        fork = self.lifter.fork()
+    def _lifted(self, root: Node) -> Any:
+        """The logits in what the code makes of a root, in the order of the samples."""
+        fork, order = self.lifter.fork(), self.sample_order
         fork.values[self.plan.root.name] = root
-        return fork.value(output or self.plan.output)
+        if order is not None:
+            fork.orders[self.plan.root.name] = order
+        output = fork.value(self.plan.output)
+        order = fork.orders.get(self.plan.output)
+        check_restored(order_after(fork, *self._end, order))
+        return output
+
+    @property
+    def _end(self) -> tuple[str, str]:
+        """What is returned, and the logits before a softmax or a sigmoid."""
+        return self.plan.trace.output, self.plan.output
+
+    @property
+    def sample_order(self) -> Order:
+        """Which sample each row of what moves holds in the user's code."""
+        return order_after(self.lifter, self.plan.source.name)
 
 
 def prepared(lifter: Lifter, plan: Plan) -> Instance:
@@ -215,6 +252,7 @@ def prepared(lifter: Lifter, plan: Plan) -> Instance:
     center, scale = center_and_scale(plan, lifter)
     axis, order = plan.root.batch_axis or 0, plan.frames.order
     order = None if order is None else order.to(value.device)
-    scale = None if scale is None else as_frames(scale, axis, order)
-    center, value = as_frames(center, axis, order), as_frames(value, axis, order)
+    samples = order_after(lifter, plan.source.name)
+    scale = None if scale is None else samples_of(as_frames(scale, axis, order), samples)
+    center, value = (samples_of(as_frames(x, axis, order), samples) for x in (center, value))
     return Instance(lifter, plan, center, value, scale, order)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
 from popqorn_train.certificates.instance import Instance, as_frames
+from popqorn_train.operations.sample_order import rows_of
 from popqorn_train.operations.units import source_positions
 from popqorn_train.tracing.packed import longest_first
 from popqorn_train.tracing.process_settings import without_cudnn
@@ -96,8 +97,9 @@ class StandIn:
 
     def _raw(self, moved: Tensor, chosen: Tensor) -> Tensor:
         """The source's own tensor, with what moves replaced in it."""
-        axis = self._source.batch_axis or 0
-        raw = self._instance.lifter.value(self._source.name).movedim(axis, 0)[chosen].to(moved)
+        axis, picked = self._source.batch_axis or 0, self._instance.pick(chosen)
+        raw = picked.lifter.value(self._source.name).movedim(axis, 0).to(moved)
+        moved = rows_of(moved, picked.sample_order)
         index = self._places.flatten().expand(len(raw), -1)
         flat = raw.reshape(len(raw), -1).scatter(1, index, moved.flatten(1))
         return flat.view(raw.shape).movedim(0, axis)

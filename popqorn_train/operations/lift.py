@@ -18,6 +18,7 @@ from torch.nn.functional import dropout
 from popqorn_train.bounds.node import Node
 from popqorn_train.errors import UnsupportedModelError, is_out_of_memory
 from popqorn_train.nested import map_nested
+from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
 from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
 from popqorn_train.tracing.tracer import called_name
@@ -57,6 +58,12 @@ def has_node(value: Any) -> bool:
 class Lifter:
     """Executes a trace step by step, each when it is first needed.
 
+    Attributes:
+        values: results by step. Tensors are as the user's code has them, nodes in the order of the
+            samples, see sample_order.py.
+        orders: which sample each row holds for the code, of nodes that it has in another order.
+        met: takes note of what does not move and is read beside what does; None notes nothing.
+
     Args:
         trace: what to run.
         model: where weights and modules are.
@@ -78,6 +85,8 @@ class Lifter:
         self.steps = {step.name: step for step in trace.steps}
         self.inputs = inputs
         self.values: dict[str, Any] = {}
+        self.orders: dict[str, Tensor] = {}
+        self.met: list[Met] | None = None
 
     def value(self, name: str) -> Any:
         """Result of a step: a tensor, a node, or a tuple of these."""
@@ -95,13 +104,13 @@ class Lifter:
     def fork(self) -> "Lifter":
         """A copy that shares what is known and can be told other values."""
         fork = copy.copy(self)
-        fork.values = {**self.values}
+        fork.values, fork.orders = {**self.values}, {**self.orders}
         return fork
 
     def pick(self, chosen: Tensor, batch_axis: int) -> "Lifter":
         """The same for some samples."""
         pick = copy.copy(self)
-        pick.values, pick.batch = {}, len(chosen)
+        pick.values, pick.orders, pick.batch = {}, {}, len(chosen)
         pick.inputs = {
             name: pick_samples(value, chosen, batch_axis) for name, value in self.inputs.items()
         }
@@ -110,7 +119,7 @@ class Lifter:
     def to(self, dtype: torch.dtype) -> "Lifter":
         """The same in another precision."""
         other = copy.copy(self)
-        other.values, other.dtype = {}, dtype
+        other.values, other.orders, other.dtype = {}, {}, dtype
         return other
 
     def cast(self, value: Any) -> Any:
@@ -122,12 +131,23 @@ class Lifter:
         """A weight of a sub-module, with its gradient; None where there is none."""
         return self.cast(getattr(self.model.get_submodule(path), name, None))
 
-    def _resolve(self, value: Any) -> Any:
-        if isinstance(value, Ref):
-            return self.values[value.name]
-        if isinstance(value, Repeated):
-            return [value.item] * self.batch
-        return value.per_sample * self.batch + value.rest
+    def resolved(self, recorded: Any, order: Order = None) -> Any:
+        """Recorded arguments with their values.
+
+        Args:
+            recorded: nested.
+            order: that the code has the batch in; what does not move is brought back from it.
+        """
+
+        def resolve(value: Any) -> Any:
+            if isinstance(value, Ref):
+                axis = self.steps[value.name].batch_axis
+                return of_samples(self.values[value.name], axis, order)
+            if isinstance(value, Repeated):
+                return [value.item] * self.batch
+            return value.per_sample * self.batch + value.rest
+
+        return map_nested(recorded, (Ref, Multiple, Repeated), resolve)
 
     def _run_or_say_where(self, step: Step) -> Any:
         try:
@@ -145,14 +165,15 @@ class Lifter:
             return self.cast(operator.attrgetter(step.target)(self.model))
         if step.kind == "baked":
             return self.cast(self._expanded(step.target))
-        args = map_nested(step.args, (Ref, Multiple, Repeated), self._resolve)
-        kwargs = map_nested(step.kwargs, (Ref, Multiple, Repeated), self._resolve)
-        if has_node((args, kwargs)):
-            return self._lift(step, args, kwargs)
+        moving = [name for name in step.refs if has_node(self.values[name])]
+        if moving:
+            return lift_in_order(self, step, moving)
+        args, kwargs = self.resolved((step.args, step.kwargs))
         # A cast in forward must not undo the precision of the bounds.
-        return map_nested(self._call(step, args, kwargs), Tensor, self.cast)
+        return map_nested(self.call(step, args, kwargs), Tensor, self.cast)
 
-    def _call(self, step: Step, args: Any, kwargs: Any) -> Any:
+    def call(self, step: Step, args: Any, kwargs: Any) -> Any:
+        """Call what a step calls, on tensors."""
         if step.kind == "module":
             return self.call_module(step.target, args, kwargs)
         if step.kind == "method":
@@ -175,7 +196,8 @@ class Lifter:
         called = self.model.get_submodule(path)
         return call(_shadow(called, self.cast).forward, args, kwargs)
 
-    def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
+    def lift(self, step: Step, args: Any, kwargs: Any) -> Any:
+        """The node for a step, from its handler."""
         if step.kind == "module":
             called = self.model.get_submodule(step.target)
             handler = next(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from popqorn_train.tracing.packed import pack_lengths
+from popqorn_train.tracing.sample_axis import deals_samples, places_samples
 from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
 from popqorn_train.tracing.tracer import called_name
 
@@ -64,7 +65,7 @@ class Roads:
     def leading_from(self, at: Step, steps: tuple[Step, ...] = ()) -> Iterator[Road]:
         """All roads that begin at a step."""
         for step in self.readers.get(at.name, []):
-            if self._folds(step, at) or _takes_pieces(step, at):
+            if self._folds(step, at) or _takes_pieces(step, at) or places_samples(step, at):
                 yield from self.leading_from(step, (*steps, step))
             elif at.shape is not None:
                 yield self._ending(step, at, steps)
@@ -92,7 +93,9 @@ class Roads:
             return True
         if math.prod(step.shape) > math.prod(before.shape):
             return False
-        return arranges(step, self.model) or self._scales(step, before)
+        if arranges(step, self.model):
+            return not deals_samples(step)
+        return self._scales(step, before)
 
     def _scales(self, step: Step, before: Step) -> bool:
         """Whether a step is an affine function of every coordinate on its own."""
