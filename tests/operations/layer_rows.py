@@ -24,9 +24,9 @@ def curved(layer, a, b):
 
 def outputs(layer, a, b):
     """A recurrent layer, of which the state is read too."""
-    out, state = layer(a)
+    out, state = layer(a[:, 1:])
     states = state if isinstance(state, tuple) else (state,)
-    return out[:, 1], out[:, -1], *[part.transpose(0, 1) for part in states]
+    return out[:, 0], out[:, -1], *[part.transpose(0, 1) for part in states]
 
 
 def started(layer, a, b):

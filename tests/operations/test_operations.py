@@ -29,7 +29,6 @@ FORMS = ROWS | MOVE_ROWS
 LAYERS = {kind.__name__: kind for kind in layer_rows()}
 B, P, EPSILON = 2, 96, 0.4
 DTYPES = {"float": torch.float32}  # what it does in float64 is to round
-QUICK_AND_TIGHT = ("ibp", "popqorn")
 every_row = pytest.mark.parametrize("name", [*FORMS, *LAYERS])
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
@@ -45,7 +44,7 @@ class Given:
 
 
 class Net(nn.Module):
-    """All that a row computes, entry by entry, as logits."""
+    """All that a row computes, entry by entry, and tanh of it, which reads its intervals."""
 
     def __init__(self, name):
         super().__init__()
@@ -62,7 +61,8 @@ class Net(nn.Module):
         for call, layer in zip(self.calls, self.layers, strict=True):
             result = call(layer, a, b)
             found.extend(result if isinstance(result, tuple) else [result])
-        return torch.cat([part.reshape(len(x), -1) for part in found], 1)
+        found = torch.cat([part.reshape(len(x), -1) for part in found], 1)
+        return torch.cat([found, torch.tanh(found)], 1)
 
 
 @functools.lru_cache
@@ -163,12 +163,12 @@ def test_no_perturbation_leaves_the_value_and_a_sample_alone_has_its_bounds(name
     with torch.no_grad():
         logits = net(*inputs)
     alone = tuple(value[1:] for value in inputs)
-    for method in QUICK_AND_TIGHT:
+    for method in ("ibp", "crown-ibp"):
         for side in logit_bounds(layer, inputs, LpBall(0.0), method=method):
             assert (side - logits).abs().amax() <= rounding(name)
-        own = logit_bounds(layer, alone, LpBall(EPSILON), method=method)
-        for side, both in zip(own, bounds(name, method), strict=True):
-            assert (side - both[1:]).abs().amax() <= 10 * rounding(name)
+    own = logit_bounds(layer, alone, LpBall(EPSILON), method="popqorn")
+    for side, both in zip(own, bounds(name, "popqorn"), strict=True):
+        assert (side - both[1:]).abs().amax() <= 10 * rounding(name)
 
 
 @every_row
@@ -177,6 +177,5 @@ def test_bounds_in_float32_hold_what_is_sampled_in_float64(name):
     single = Net(name).eval()
     single.load_state_dict(net.state_dict())
     tolerance = 2e-5 * (1 + sampled(name).abs().amax())
-    for method in QUICK_AND_TIGHT:
-        found = logit_bounds(single, (x.float(), lengths), LpBall(EPSILON), method=method)
-        assert_inside(sampled(name), found, tolerance)
+    found = logit_bounds(single, (x.float(), lengths), LpBall(EPSILON), method="popqorn")
+    assert_inside(sampled(name), found, tolerance)
