@@ -159,7 +159,7 @@ class Instance(NamedTuple):
 
     def _two_classes(self, node: Node) -> Node:
         """The classes (0, logit) of a model that returns one logit a sample, or (0, p - 1/2)."""
-        column = Affine(lambda x: x.reshape(len(x), 1), [node], (1,), 0, exact=True)
+        column = Affine(lambda x: x.reshape(len(x), 1), [node], (1,), 0)
         bias = self.value.new_tensor([0.0, -self.plan.meaning.threshold])
         return Linear(column, self.value.new_tensor([[0.0], [1.0]]), bias)
 
@@ -215,7 +215,7 @@ class Instance(NamedTuple):
         return tuple(size for axis, size in enumerate(shape) if axis != self._axis)
 
     def _as_users(self, root: Root) -> Node:
-        return Affine(self._in_users_layout, [root], self._shape, self._axis, exact=True)
+        return Affine(self._in_users_layout, [root], self._shape, self._axis)
 
     def _in_users_layout(self, x: Tensor) -> Tensor:
         """``(B, T, N)`` back to the shape of the root in the user's code."""

@@ -203,7 +203,7 @@ def _gathered(x: Node, places: Tensor, shape: tuple[int, ...], axis: int) -> Nod
         flat = value.movedim(x.batch_axis, 0).flatten(1).expand(len(places), -1)
         return flat.gather(1, places).view(-1, *shape).movedim(0, axis)
 
-    return Affine(gather, [x], shape, axis, exact=True)
+    return Affine(gather, [x], shape, axis)
 
 
 def _note(lifter: "Lifter", step: Step, moving: list[str], order: Order) -> None:

@@ -107,8 +107,9 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
     args, kwargs = _merge(a.args, b.args), _merge(a.kwargs, b.kwargs)
     if called_name(target) == "squeeze" and len(args) + len(kwargs) == 1:
         args = (*args, _of_size_one(a.args[0], b.args[0]))  # else a batch of 1 is squeezed too
-    if kind != "module":  # torch's names for its first two arguments
-        args = (*[kwargs.pop(name) for name in ("input", "other") if name in kwargs], *args)
+    if kind != "module":  # torch's names for its first arguments, which follow what has no name
+        names = ("condition", "input", "other")
+        args = (*args, *[kwargs.pop(name) for name in names if name in kwargs])
     return Step(a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source)
 
 
