@@ -18,16 +18,16 @@ class Reading(Base):
         return self.last(self.function(x))
 
 
-FOLDED = {
+READINGS = {
     "a scale": (lambda x: x * 2 - 1, (2, 4, 3)),
     "the first frames": (lambda x: x[:, :3], (2, 3, 3)),
     "a quotient": (lambda x: x / 3, (2, 4, 3)),
-    "frames from a list": (lambda x: x[:, [0, 0, 2]], (2, 4, 3)),  # they do not move apart
+    "a frame twice": (lambda x: x[:, [0, 0, 2]], (2, 4, 3)),  # both move alike
     "a product": (lambda x: x * x, (2, 4, 3)),
 }
 
 
-@pytest.mark.parametrize(("function", "shape"), FOLDED.values(), ids=FOLDED)
+@pytest.mark.parametrize(("function", "shape"), READINGS.values(), ids=READINGS)
 def test_what_moves_keeps_every_entry_once(function, shape):
     model, x = Reading(function).double().eval(), sequences(2, 4)
     assert bound(model).instance(x).center.shape == shape
