@@ -18,6 +18,7 @@ from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.witness import contradiction, values_at
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.fidelity import agree, scale_of
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.module_probe import Claim, ModuleProbe
 from popqorn_train.certificates.pgd import margin_of
@@ -82,18 +83,22 @@ class Probes:
             return
         self._seen[chosen.cpu()] = True
         roots = [node for node in ancestors(output) if isinstance(node, Root)]
+        part = self._instance.pick(chosen)
         with torch.no_grad():
             for value in self._roots(roots[0].region, chosen) if roots else []:
-                where = contradiction(found, values_at(output, value))
+                values = values_at(output, value)
+                where = contradiction(found, values)
                 if where is not None:
                     self._refuse(f"contradicts its bounds inside the set ({where})")
+                traced = part.logits(part.unread(value.to(part.value)))
+                if not _equal(values[output], traced):
+                    self._refuse("has a graph that differs from its trace inside the set")
 
     def _roots(self, region: Region | Choices, chosen: Tensor) -> list[Tensor]:
         """Values of the root inside the set, ``(b, T, N)``."""
         count = min(self.count, _INSIDE + 1)
         if isinstance(region, Choices):
-            picks = choices_in(region, count)[1:]
-            return [changed(region, picked) for picked in picks]
+            return [changed(region, picked) for picked in choices_in(region, count)[1:]]
         gradient = self.gradient.to(region.value)[chosen]
         changes = changes_in(region, gradient, 5)[[1, 4][: count - 1]]
         scale = 1.0 if region.scale is None else region.scale
@@ -138,3 +143,13 @@ class Probes:
             "is certified. Something in forward, in a hook or in a replaced method is not traced; "
             "write it without, and if nothing of the kind is there, please report it."
         )
+
+
+def _equal(ours: Tensor, traced: Tensor) -> bool:
+    """Whether logits agree but for the rounding of the coarser of two precisions."""
+    eps = max(torch.finfo(ours.dtype).eps, torch.finfo(traced.dtype).eps)
+    scale = scale_of(traced)
+    near = 1e4 * eps * scale
+    # Where a class is masked by a huge number, the graph holds another huge one.
+    known = traced.isfinite() & (traced.abs() < 1e30)
+    return bool((agree(ours, traced.to(ours.dtype), near.to(ours.dtype)) | ~known).all())
