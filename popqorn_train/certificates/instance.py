@@ -136,8 +136,12 @@ class Instance(NamedTuple):
         embedding_of(self.plan, self.lifter)
         self._check_tokens()
         tokens = self.lifter.value(source.refs[0])
-        check_token_readers(self.plan, self.lifter, words.of)
         axis, order = source.batch_axis or 0, self.sample_order
+
+        def candidates(tokens: Tensor) -> Tensor:
+            return rows_of(words.of(samples_of(tokens, order)), order)
+
+        check_token_readers(self.plan, self.lifter, candidates)
 
         def embed(tokens: Tensor) -> Tensor:
             found = embedded(self.plan, self.lifter, rows_of(tokens, order).movedim(0, axis))
