@@ -164,9 +164,10 @@ class OutputRanges:
             return self._found[name]
         baked = self._steps[name].target
         value = baked.value if isinstance(baked, Baked) else None
-        if value is None or not value.is_floating_point() or bool((value != value.max()).any()):
+        if value is None or not value.is_floating_point() or not value.numel():
             return None
-        return constant(float(value.max()))
+        number = float(value.flatten()[0])
+        return constant(number) if bool((value == number).all()) else None
 
 
 def _numbers(step: Step) -> list[float]:

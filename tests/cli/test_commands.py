@@ -12,6 +12,7 @@ from torch import nn
 from popqorn_train.cli import main
 from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.operations.tables import supported, supported_table
+from tests.zoo import BinarySigmoid
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,3 +101,18 @@ def test_the_table_holds_all_that_is_registered_and_nothing_else():
     for name in operations:
         spelled = {name, f"__{name}__"}
         assert any(hasattr(at, word) for at in places for word in spelled) or name in known, name
+
+
+class Squared(BinarySigmoid):
+    """A number that need not be a probability."""
+
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+def test_the_doctor_is_told_what_one_number_is(capsys):
+    asked = ["doctor", "tests.cli.test_commands:Squared", "--input", "2,3,3", "--method", "ibp"]
+    assert main(asked) == 1
+    assert "output_is" in capsys.readouterr().err
+    assert main([*asked, "--output-is", "probability"]) == 0
+    assert "one probability, class 1 above 0.5" in capsys.readouterr().out
