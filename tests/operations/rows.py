@@ -101,7 +101,7 @@ def reduced(name):
         lambda m, a, b: function(a, 1),
         lambda m, a, b: function(a, -1, keepdim=True),
         lambda m, a, b: function(a * m.k, (1, 2)),
-        lambda m, a, b: function(a - b, dim=[-1], dtype=torch.float64),
+        lambda m, a, b: function(a - b, dim=[-1], dtype=a.dtype),
         lambda m, a, b: function(torch.tanh(a).transpose(0, 1), 0),
         lambda m, a, b: function(a.permute(1, 2, 0), (0, 1)),
         lambda m, a, b: function(a.permute(1, 2, 0), 0, True).permute(2, 0, 1),
