@@ -45,7 +45,8 @@ class CertifiedRadiusMonitor(Callback):
         max_overhead: pass over epochs where certifying would take more than this share of the
             time of the rest of training; None certifies whenever ``every_n_epochs`` says so. The
             last validation is known beforehand unless training is stopped early.
-        epsilons: where certified accuracy is logged, increasing, in the units of the input.
+        epsilons: where certified accuracy is logged, increasing, in the units of the input; the
+            radii count there what ``certify`` proves, see ``certified_radius``.
         method: bounding method.
         frames: ``(T,)`` mask of the frames that move; see ``LpBall``, as for the next three.
         scope: one ball a frame, or one for the sequence.
@@ -116,8 +117,10 @@ class CertifiedRadiusMonitor(Callback):
         check_search(rtol, max_radius, confirm)
         check_on_error(on_error)
         ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
-        question = Examination(ball, method_named(method), max_radius, rtol, confirm, attack)
         points = CertifiedAccuracyCurve(epsilons).epsilons
+        question = Examination(
+            ball, method_named(method), max_radius, rtol, confirm, attack, points
+        )
         options = Options(
             int(samples), int(seed), int(dataloader), model, unpack, on_error, points, name
         )

@@ -39,9 +39,13 @@ class Method:
 
     Attributes:
         shares_rows: whether rows that are the same for all samples cost next to nothing.
+        monotone: whether no bound is larger on a larger ball.
+        graded: whether the size of every positive margin says how much larger the ball can be.
     """
 
     shares_rows: ClassVar[bool] = False
+    monotone: ClassVar[bool] = False
+    graded: ClassVar[bool] = True
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """Bound ``rows . output`` from below.
@@ -74,6 +78,7 @@ class IBP(Method):
     """Intervals alone: the cheapest, linear in the number of frames."""
 
     shares_rows: ClassVar[bool] = True
+    monotone: ClassVar[bool] = True  # every range contains that of a smaller ball
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""
@@ -173,6 +178,7 @@ class TightPopqorn(Popqorn):
     """
 
     budgets: tuple[Budget, ...] = (_LAST_FRAME,)
+    graded: ClassVar[bool] = False
 
     @property
     def cheaper(self) -> Method:

@@ -14,7 +14,8 @@ from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.query import make_query
-from popqorn_train.certificates.radius import answer, check_search, in_float64
+from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.search import answer, in_float64
 from popqorn_train.perturbations.lp_ball import LpBall
 
 _ROWS = 16  # samples times frames that are bounded together

@@ -129,6 +129,7 @@ def certify_loader(
     rtol: float = 1e-2,
     confirm: Confirm = "float64",
     attack: bool = False,
+    epsilons: Sequence[float] = (),
     unpack: Unpack = unpack_pair,
     samples: int | None = None,
     seconds: float | None = None,
@@ -156,6 +157,7 @@ def certify_loader(
         rtol: relative precision of the radii.
         confirm: prove again in float64.
         attack: also look for the smallest distortion that breaks the prediction.
+        epsilons: where certified samples will be counted; see ``certified_radius``.
         unpack: from a batch to ``(inputs, target)``.
         samples: how many to certify, from the first on; None takes all.
         seconds: after which no further sample is attempted.
@@ -175,12 +177,14 @@ def certify_loader(
             loader that shuffles; a ``ball`` together with what describes another one.
     """
     check_on_error(on_error)
-    check_search(rtol, max_radius, confirm)
+    check_search(rtol, max_radius, confirm, epsilons)
     _check_loader(loader, samples, seconds)
     described = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
     question: Examination | AtBall
     if ball is None:
-        question = Examination(described, method_named(method), max_radius, rtol, confirm, attack)
+        question = Examination(
+            described, method_named(method), max_radius, rtol, confirm, attack, tuple(epsilons)
+        )
     else:
         _check_ball(ball, described, attack=attack)
         question = AtBall(ball, method_named(method), confirm)

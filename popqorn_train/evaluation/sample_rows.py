@@ -17,7 +17,8 @@ from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.certificate import Confirm, certify
 from popqorn_train.certificates.empirical import search_empirical
 from popqorn_train.certificates.isolation import undisturbed
-from popqorn_train.certificates.radius import Start, search_radius
+from popqorn_train.certificates.radius import search_radius
+from popqorn_train.certificates.search import Start
 from popqorn_train.errors import MixedSamplesError
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -81,6 +82,7 @@ class Examination:
         rtol: relative precision.
         confirm: prove every radius again in float64.
         attack: also look for the smallest distortion that breaks the prediction.
+        epsilons: where certified samples will be counted; see ``certified_radius``.
     """
 
     ball: LpBall
@@ -89,6 +91,7 @@ class Examination:
     rtol: float
     confirm: Confirm
     attack: bool
+    epsilons: tuple[float, ...] = ()
 
     def rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
         """Examine samples at once.
@@ -112,6 +115,7 @@ class Examination:
             rtol=self.rtol,
             confirm=self.confirm,
             start=start,
+            epsilons=self.epsilons,
         )
         columns = [found.radius, found.capped, found.evaluations, found.rate]
         columns.append(_predictions(model, inputs))

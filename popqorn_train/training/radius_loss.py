@@ -22,7 +22,8 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.query import Query
-from popqorn_train.certificates.radius import answer, check_search, with_gradient
+from popqorn_train.certificates.radius import check_search, with_gradient
+from popqorn_train.certificates.search import answer
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
 from popqorn_train.training.objective import Prepared
