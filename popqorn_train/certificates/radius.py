@@ -18,8 +18,10 @@ from popqorn_train.bounds.methods import METHODS, TRAINING, Method, method_named
 from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import Confirm, check_confirm
 from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.module_probe import Claim
+from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.query import Query, make_query
-from popqorn_train.certificates.search import RadiusSearch, Start, answer, in_float64
+from popqorn_train.certificates.search import RadiusSearch, Start, answer, in_float64, witnessed
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
 
@@ -40,6 +42,7 @@ def search_radius(
     start: Tensor | Start | None = None,
     epsilons: Sequence[float] = (),
     max_bytes: int | None = None,
+    probes: int = PROBES,
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found.
 
@@ -50,32 +53,37 @@ def search_radius(
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
     """
     check_search(rtol, max_radius, confirm, epsilons)
+    check_probes(probes)
     if not isinstance(ball, LpBall):
         raise TypeError(
             f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}."
         )
     layer, chunks = bound(model), Chunks(max_bytes)
     ball, method, lower = replace(ball, epsilon=0.0), method_named(method), None
-    if method.cheaper is not None and start is None:
-        easy = search_radius(
-            layer,
-            inputs,
-            target,
-            ball,
-            method=method.cheaper,
-            max_radius=max_radius,
-            rtol=rtol,
-            confirm=None,
-            against=against,
-            max_bytes=max_bytes,
-        )
-        start, lower = _BEYOND * easy.radius, easy.radius
     with torch.no_grad(), undisturbed(layer.model):
+        if method.cheaper is not None and start is None:
+            easy = search_radius(
+                layer,
+                inputs,
+                target,
+                ball,
+                method=method.cheaper,
+                max_radius=max_radius,
+                rtol=rtol,
+                confirm=None,
+                against=against,
+                max_bytes=max_bytes,
+                probes=0,
+            )
+            start, lower = _BEYOND * easy.radius, easy.radius
         query = make_query(
             layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
         )
         twin = in_float64(query, layer, inputs) if confirm == "float64" else None
-        return answer(
+        last = query if twin is None else twin
+        probe = Probes(layer, last.instance, last.target, probes)
+        query, twin = witnessed(query, twin, probe.nodes)
+        found = answer(
             query,
             twin,
             max_radius=max_radius,
@@ -84,6 +92,11 @@ def search_radius(
             lower=lower,
             epsilons=epsilons,
         )
+        probe.certificate(
+            replace(ball, epsilon=found.radius.double()),
+            Claim(found.radius > 0, against=query.against),
+        )
+    return found
 
 
 def check_search(
@@ -123,6 +136,7 @@ def certified_radius(
     epsilons: Sequence[float] = (),
     max_bytes: int | None = None,
     differentiable: bool = False,
+    probes: int = PROBES,
 ) -> Tensor:
     """Largest epsilon for which no input of the ball changes the class, as far as is proved.
 
@@ -159,6 +173,7 @@ def certified_radius(
             ask for one: dr = -dm / (dm/dr) for the margin m, and 0 where the radius is 0 or
             capped. One more evaluation, of all samples at once. As in ``CertifiedLoss``, the
             name of a method then stands for its closed forms.
+        probes: points at which the model is compared with what was proved, see ``certify``.
 
     Returns:
         ``(B,)`` in the units of the input; 0 where the clean prediction is wrong.
@@ -186,6 +201,7 @@ def certified_radius(
         start=start,
         epsilons=epsilons,
         max_bytes=max_bytes,
+        probes=probes,
     )
     if not differentiable:
         return found.radius

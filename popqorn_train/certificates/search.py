@@ -18,7 +18,7 @@ from torch import Tensor
 
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
 from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
-from popqorn_train.certificates.margins import proved
+from popqorn_train.certificates.margins import Witness, proved
 from popqorn_train.certificates.query import Query, largest_tried
 
 
@@ -65,6 +65,13 @@ def in_float64(query: Query, layer: BoundModel, inputs: Inputs) -> Query | None:
     if query.instance.value.dtype == torch.float64:
         return None
     return replace(query, instance=layer.instance(inputs, torch.float64))
+
+
+def witnessed(query: Query, twin: Query | None, witness: Witness) -> tuple[Query, Query | None]:
+    """Show a witness the graphs of the last question asked: the float64 one, if there is one."""
+    if twin is None:
+        return replace(query, witness=witness), None
+    return query, replace(twin, witness=witness)
 
 
 def answer(

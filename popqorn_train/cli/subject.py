@@ -60,7 +60,9 @@ def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Exa
     epsilons = tuple(epsilon for epsilon in options.epsilons or () if epsilon > 0)
     check_search(options.rtol, options.max_radius, confirm, epsilons)
     method, most = method_named(options.method), options.max_radius
-    return Examination(ball, method, most, options.rtol, confirm, options.attack, epsilons)
+    return Examination(
+        ball, method, most, options.rtol, confirm, options.attack, epsilons, options.probes
+    )
 
 
 def opened_data(options: argparse.Namespace, model: BoundModel) -> Iterable[Any]:
