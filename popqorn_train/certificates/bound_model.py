@@ -14,6 +14,13 @@ from torch import Tensor, nn
 
 from popqorn_train.certificates.fidelity import check_graph, check_hooks, check_logits
 from popqorn_train.certificates.instance import Instance, as_frames, undisturbed
+from popqorn_train.certificates.whole_batch import (
+    check_apart,
+    check_numbers,
+    check_shape,
+    other_numbers,
+    telling_samples,
+)
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
@@ -22,12 +29,14 @@ from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan, plan
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
+from popqorn_train.tracing.steps import pick_samples
 from popqorn_train.tracing.trace import record
 from popqorn_train.tracing.wrappers import unwrapped
 
 Inputs = Tensor | tuple[Any, ...]
 
-_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Plan]]]" = (
+_KEPT = 32  # traces for batches of equal shapes and other lengths
+_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, list[tuple[Any, Plan]]]]" = (
     weakref.WeakKeyDictionary()
 )
 
@@ -87,13 +96,30 @@ class BoundModel(nn.Module):
                 _traces.pop(self.model, None)
                 instance = self._case(named, self._plan(named), self._precision())
                 check_logits(instance, output)
+            self._check_apart(named, instance.plan, output)
         return instance
 
-    def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
+    def _lifter(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Lifter:
         source = next(iter(_tensors(named).values()))
         batch = source.shape[min(found.batch_axis, source.ndim - 1)]
         lifter = Lifter(found.trace, self.model, named, batch, dtype)
+        lifter.hold(step.name for step in found.whole)
+        return lifter
+
+    def _check_apart(self, named: dict[str, Any], found: Plan, output: Any) -> None:
+        """Samples whose own numbers are not those of the batch, in a batch of their own."""
+
+        def run(chosen: Tensor) -> Any:
+            axis = found.batch_axis
+            return self._output({n: pick_samples(v, chosen, axis) for n, v in named.items()})
+
+        check_apart(found, self._lifter(named, found, self._precision()), output, run)
+
+    def _case(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
+        lifter = self._lifter(named, found, dtype)
+        check_numbers(found, lifter)
         value = lifter.value(found.root.name)
+        check_shape(found, value)
         center, scale = center_and_scale(found, lifter)
         axis, order = found.root.batch_axis or 0, frame_order(found, lifter)
         scale = None if scale is None else as_frames(scale, axis, order)
@@ -143,20 +169,28 @@ class BoundModel(nn.Module):
         )
         known = _traces.setdefault(self.model, {})
         for axis in (0, 1):
-            hit = known.get((self.perturb, axis, _without(shapes, axis)))
-            if hit is not None and hit[0] == structure(self.model, hit[1].trace.visited):
-                return hit[1]
+            for shape, found in known.get((self.perturb, axis, _without(shapes, axis)), ()):
+                if self._holds(shape, found, named):
+                    return found
         output = self._output(named)  # first of all, inputs that the model itself can read
         check_hooks(self.model, lambda: self._output(named))
         found = self._make_plan(named)
         with torch.no_grad():
             check_graph(self._case(named, found, self._precision()), output)
+            self._check_apart(named, found, output)
         shape = structure(self.model, found.trace.visited)
-        known[(self.perturb, found.batch_axis, _without(shapes, found.batch_axis))] = (
-            shape,
-            found,
+        kept = known.setdefault(
+            (self.perturb, found.batch_axis, _without(shapes, found.batch_axis)), []
         )
+        # Without numbers of the batch there is but one trace of these shapes.
+        kept[:] = [(shape, found), *(kept[: _KEPT - 1] if found.whole else ())]
         return found
+
+    def _holds(self, shape: Any, found: Plan, named: dict[str, Any]) -> bool:
+        """Whether a trace is what would be recorded for these inputs."""
+        if shape != structure(self.model, found.trace.visited):
+            return False
+        return not other_numbers(found, self._lifter(named, found, self._precision()))
 
     def _make_plan(self, named: dict[str, Any]) -> Plan:
         """Trace with the batch on axis 0; if the logits then have no batch, on axis 1."""
@@ -166,7 +200,7 @@ class BoundModel(nn.Module):
                 with torch.no_grad():
                     trace = record(self.model, named, axis)
                 if trace.output_step.batch_axis == 0:
-                    return plan(trace, self.model, axis, self.perturb)
+                    return self._fitted(plan(trace, self.model, axis, self.perturb), named)
             except UnsupportedModelError as error:
                 failures.append(error)
         if failures:
@@ -175,6 +209,16 @@ class BoundModel(nn.Module):
             f"{type(self.model).__name__} returns logits without a batch axis, expected (B, C). "
             "Return one row of logits a sample."
         )
+
+    def _fitted(self, found: Plan, named: dict[str, Any]) -> Plan:
+        """The plan of a recording with the numbers of the whole batch, if there is one."""
+        lifter = self._lifter(named, found, self._precision())
+        samples = telling_samples(found, lifter) if other_numbers(found, lifter) else None
+        if samples is None:
+            return found
+        with torch.no_grad():
+            trace = record(self.model, named, found.batch_axis, samples.tolist())
+        return plan(trace, self.model, found.batch_axis, self.perturb)
 
     def _output(self, named: dict[str, Any]) -> Any:
         """What the model itself returns."""

@@ -102,16 +102,22 @@ def check_logits(instance: Instance, output: Any) -> None:
             its_own = alone.logits(alone.center, whole=True)
     except UnsupportedModelError:  # shapes that fit another batch only
         _refuse_if(True, instance)
-    _refuse_if(not _alike(ours, output), instance)
-    if not _alike(its_own, ours[last]):
-        raise UnsupportedModelError(
-            f"{type(instance.lifter.model).__name__} treats a sample otherwise when it is alone: "
-            "something in forward mixes samples, a mean over the batch for one. Bounds are for "
-            "one sample at a time; write forward so that samples stay apart."
-        )
+    _refuse_if(not alike(ours, output), instance)
+    if not alike(its_own, ours[last]):
+        raise mixes(instance.lifter.model)
 
 
-def _alike(ours: Tensor, output: Any) -> bool:
+def mixes(model: nn.Module) -> UnsupportedModelError:
+    """The error for logits of a sample that depend on other samples."""
+    return UnsupportedModelError(
+        f"{type(model).__name__} treats a sample otherwise when it is alone: something in forward "
+        "mixes samples, a mean over the batch for one. Bounds are for one sample at a time; write "
+        "forward so that samples stay apart."
+    )
+
+
+def alike(ours: Tensor, output: Any) -> bool:
+    """Whether logits agree up to the rounding of the model's own precision."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return False
     if len(ours) == 1 and output.numel() == ours.numel():

@@ -5,6 +5,7 @@ B: batch, T: frames, N: features of a frame, C: classes.
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,8 @@ class Instance(NamedTuple):
         region = self.placed(ball)
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
-        node = self._run(root if plain else self._as_users(root))
+        fork = self._fork(root if plain else self._as_users(root))
+        node = fork.value(self.plan.output)
         if not isinstance(node, Node):
             raise UnsupportedModelError(
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
@@ -116,7 +118,12 @@ class Instance(NamedTuple):
             )
         node = self._two_classes(node) if self.plan.single else node
         batch = len(self.value)
-        return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
+
+        def pick(instance: Instance, chosen: Tensor) -> Logits:
+            return instance.pick(chosen).graph(ball.pick(chosen, batch))
+
+        same = self._replace(lifter=fork)  # which repeats the choices that made this graph
+        return Logits(node, partial(pick, same), partial(pick, self))
 
     def _choices(self, words: Substitutions) -> Choices:
         source = self.plan.source
@@ -156,7 +163,9 @@ class Instance(NamedTuple):
             whole: go on to what the model returns, a softmax included.
         """
         value = self._in_users_layout(self._read(moved))
-        output: Tensor = self._run(value, self.plan.trace.output if whole else self.plan.output)
+        output: Tensor = self._fork(value).value(
+            self.plan.trace.output if whole else self.plan.output
+        )
         return output if whole else self._pair(output)
 
     def _read(self, moved: Tensor) -> Tensor:
@@ -184,7 +193,8 @@ class Instance(NamedTuple):
             x = x[:, self.order.flatten().argsort()]
         return x.reshape(len(x), *self._shape).movedim(0, self._axis)
 
-    def _run(self, root: Any, output: str | None = None) -> Any:
+    def _fork(self, root: Any) -> Lifter:
+        """What runs the trace on a value of the root."""
         fork = self.lifter.fork()
         fork.values[self.plan.root.name] = root
-        return fork.value(output or self.plan.output)
+        return fork

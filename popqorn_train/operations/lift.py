@@ -8,9 +8,9 @@ import copy
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
 from popqorn_train.tracing.tracer import called_name
 
+T = TypeVar("T")
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
 MODULES: dict[type[nn.Module], Handler] = {}
@@ -79,6 +80,8 @@ class Lifter:
         self.steps = {step.name: step for step in trace.steps}
         self.inputs = inputs
         self.values: dict[str, Any] = {}
+        self.choices: dict[tuple[str, str], Any] = {}
+        self.whole: dict[str, Any] = {}
 
     def value(self, name: str) -> Any:
         """Result of a step: a tensor, a node, or a tuple of these."""
@@ -96,13 +99,39 @@ class Lifter:
     def fork(self) -> "Lifter":
         """A copy that shares what is known and can be told other values."""
         fork = copy.copy(self)
-        fork.values = {**self.values}
+        fork.values, fork.choices = {**self.values}, {**self.choices}
         return fork
 
-    def pick(self, chosen: Tensor, batch_axis: int) -> "Lifter":
-        """The same for some samples."""
+    def choose(self, step: Step, what: str, choice: Callable[[], T]) -> T:
+        """What the values of the batch decide about the nodes of a step.
+
+        Whoever picks samples from a graph builds it from the same choices, so that it has the
+        same nodes. So what is chosen for a batch has to be right for every part of it.
+
+        Args:
+            step: whose nodes.
+            what: names the choice among those of the step.
+            choice: looks at the values; called for the whole batch only.
+        """
+        key = step.name, what
+        if key not in self.choices:
+            self.choices[key] = choice()
+        return cast(T, self.choices[key])
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Work steps out, whose results stay when samples are picked."""
+        self.whole = {name: self.value(name) for name in names}
+
+    def pick(self, chosen: Tensor, batch_axis: int, *, anew: bool = False) -> "Lifter":
+        """The same for some samples, with the choices made so far.
+
+        Args:
+            chosen: ``(b,)`` indices.
+            batch_axis: of the inputs.
+            anew: work out what belongs to the whole batch as if these samples were all.
+        """
         pick = copy.copy(self)
-        pick.values, pick.batch = {}, len(chosen)
+        pick.values, pick.batch = {} if anew else {**self.whole}, len(chosen)
         pick.inputs = {
             name: pick_samples(value, chosen, batch_axis) for name, value in self.inputs.items()
         }

@@ -34,6 +34,7 @@ class Plan(NamedTuple):
         squashed: whether it returns a sigmoid of it.
         layout: steps from the root to the first recurrent layer that only arrange coordinates;
             they say what a frame is where the root is also read on another way.
+        whole: steps that make one value of all samples, of what does not move.
     """
 
     trace: Trace
@@ -45,6 +46,7 @@ class Plan(NamedTuple):
     single: bool
     squashed: bool
     layout: tuple[Step, ...]
+    whole: tuple[Step, ...]
 
     @property
     def root(self) -> Step:
@@ -75,7 +77,8 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
     for step in trace.steps:
         for name in set(step.refs):
             readers.setdefault(name, []).append(step)
-    if not _reaches(source.name, output.name, readers):
+    moving = _reached(source.name, readers)
+    if output.name not in moving:
         raise UnsupportedModelError(
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
@@ -83,7 +86,8 @@ def plan(trace: Trace, model: nn.Module, batch_axis: int, perturb: str | None) -
     classes = 2 if single else _classes(output, model)
     chain, layout = _chain(trace, model, source, readers)
     found = trace, batch_axis, source, chain, output.name
-    return Plan(*found, classes, single, inner is not None, layout)
+    whole = _whole(trace, steps, moving)
+    return Plan(*found, classes, single, inner is not None, layout, whole)
 
 
 def _classes(output: Step, model: nn.Module) -> int:
@@ -209,14 +213,29 @@ def _is_cell(step: Step, model: nn.Module) -> bool:
     return step.kind == "module" and isinstance(model.get_submodule(step.target), nn.RNNCellBase)
 
 
-def _reaches(start: str, end: str, readers: dict[str, list[Step]]) -> bool:
+def _whole(trace: Trace, steps: dict[str, Step], moving: set[str]) -> tuple[Step, ...]:
+    """Steps that the output needs and that make one value of all samples."""
+    needed = {trace.output}
+    for step in reversed(trace.steps):
+        needed.update(step.refs if step.name in needed else ())
+    return tuple(
+        step
+        for step in trace.steps
+        if step.name in needed - moving
+        and not step.grows
+        and any(steps[ref].grows for ref in step.refs)
+    )
+
+
+def _reached(start: str, readers: dict[str, list[Step]]) -> set[str]:
+    """A step and all that read it, directly or not."""
     seen, todo = {start}, [start]
     while todo:
         for step in readers.get(todo.pop(), []):
             if step.name not in seen:
                 seen.add(step.name)
                 todo.append(step.name)
-    return end in seen
+    return seen
 
 
 def _passes(step: Step, model: nn.Module) -> bool:

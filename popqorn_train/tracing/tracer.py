@@ -62,7 +62,9 @@ class _Proxy(fx.Proxy):
         raise TraceError("its control flow depends on the data")
 
     def __int__(self) -> int:
-        raise TraceError("it turns data into a Python number")
+        raise TraceError(
+            "it turns data into a Python number (a size may stay a tensor: x[:, :lengths.max()])"
+        )
 
     __float__ = __index__ = __int__
 
