@@ -90,9 +90,11 @@ class Nonlinear(Node):
 
     Attributes:
         has_choice: whether ``closest`` gives rows lines of their own.
+        kept: whether the next step of its layer reads it in a product, if there is a next step.
     """
 
     has_choice = False
+    kept = False
 
     @property
     def kind(self) -> Hashable:

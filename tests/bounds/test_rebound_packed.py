@@ -11,8 +11,8 @@ from popqorn_train.bounds.picking import alike, twins
 from tests.problems import F64, recurrent, sequences
 
 TIGHT = ("popqorn-tight", "popqorn-tightest")
-MIXED = torch.tensor([1, 4, 2, 3])
-LENGTHS = {"mixed": MIXED, "short": torch.tensor([1, 2, 1, 1]), "equal": torch.tensor([3, 3, 3, 3])}
+MIXED = torch.tensor([1, 3, 2])
+LENGTHS = {"mixed": MIXED, "short": torch.tensor([1, 2, 1]), "equal": torch.tensor([2, 2, 2])}
 
 
 class Net(nn.Module):
@@ -42,7 +42,7 @@ class Net(nn.Module):
 
 def problem(model, lengths=MIXED, seed=0):
     """Inputs with their batch where the model wants it, and the classes it gives them."""
-    x = sequences(len(lengths), 4, seed=seed)
+    x = sequences(len(lengths), 3, seed=seed)
     x = x if model.rnn.batch_first else x.transpose(0, 1)
     return (x, lengths), model(x, lengths).argmax(1)
 
@@ -69,12 +69,11 @@ def assert_true_inside(model, inputs, y, radius):
 
 SHAPES = {
     "rnn": ("tanh", {}),
-    "relu": ("relu", {"bidirectional": True}),
-    "lstm": ("lstm", {"batch_first": False}),
-    "gru": ("gru", {"unpacks": True}),
+    "lstm": ("lstm", {"batch_first": False, "unpacks": True}),
     "two layers": ("gru", {"num_layers": 2}),
-    "both ways": ("lstm", {"bidirectional": True, "unpacks": True}),
+    "both ways": ("relu", {"bidirectional": True, "unpacks": True}),
     "two layers, both ways": ("tanh", {"bidirectional": True, "num_layers": 2}),
+    "gru, both ways": ("gru", {"bidirectional": True}),
 }
 shapes = pytest.mark.parametrize(("cell", "options"), SHAPES.values(), ids=SHAPES)
 
@@ -84,7 +83,7 @@ shapes = pytest.mark.parametrize(("cell", "options"), SHAPES.values(), ids=SHAPE
 def test_margins_in_a_mixed_batch_are_those_of_the_samples_alone(cell, options, method):
     model = Net(cell, **options)
     inputs, y = problem(model)
-    radius = certified_radius(model, inputs, y, rtol=0.05) * 1.08
+    radius = certified_radius(model, inputs, y, rtol=0.1, confirm=None) * 1.08
     whole = certify(model, inputs, y, LpBall(radius), method=method)
     cheap = certify(model, inputs, y, LpBall(radius))
     assert (whole.margins >= cheap.margins).all()
@@ -96,35 +95,35 @@ def test_margins_in_a_mixed_batch_are_those_of_the_samples_alone(cell, options, 
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("cell", ["tanh", "lstm"])
-def test_radii_of_packed_samples_are_those_without_padding(cell, lengths):
-    model = Net(cell)
+def test_radii_of_packed_samples_are_those_without_padding(lengths):
+    model = Net("gru")
     inputs, y = problem(model, lengths)
-    whole = certified_radius(model, inputs, y, method="popqorn-tight", rtol=0.02)
+    settings = {"method": "popqorn-tight", "rtol": 0.1, "max_radius": 2.0}
+    whole = certified_radius(model, inputs, y, **settings)
     for index in range(len(y)):
         one = alone(model, inputs, index), y[index : index + 1]
-        found = certified_radius(model, *one, method="popqorn-tight", rtol=0.02)
+        found = certified_radius(model, *one, **settings)
         torch.testing.assert_close(found[0], whole[index], rtol=0, atol=1e-9)
     assert_true_inside(model, inputs, y, whole)
 
 
 def test_the_tight_method_proves_more_of_samples_of_every_length():
     model = Net("lstm")
-    lengths = torch.tensor([1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4])
+    lengths = torch.tensor([1, 1, 2, 2, 3, 3])
     inputs, y = problem(model, lengths, seed=2)
     radius = certified_radius(model, inputs, y) * 1.02
     found = certify(model, inputs, y, LpBall(radius), method="popqorn-tight").certified
-    assert {*lengths[found].tolist()} == {1, 2, 3, 4}
+    assert {*lengths[found].tolist()} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("method", TIGHT)
 def test_frame_radii_of_packed_samples_are_those_without_padding(method):
-    model = Net("gru")
-    inputs, y = problem(model, MIXED[:3])
+    model = Net("tanh")
+    inputs, y = problem(model)
     settings = {"method": method, "rtol": 0.1, "max_radius": 2.0}
     whole = frame_radii(model, inputs, y, **settings)
-    assert whole.shape == (3, 4)
-    for index, length in enumerate(MIXED[:3].tolist()):
+    assert whole.shape == (3, 3)
+    for index, length in enumerate(MIXED.tolist()):
         one = alone(model, inputs, index), y[index : index + 1]
         found = frame_radii(model, *one, **settings)
         torch.testing.assert_close(found[0], whole[index, :length], rtol=0, atol=1e-9)
@@ -135,9 +134,11 @@ def test_batches_of_other_lengths_follow_each_other():
     model = Net("tanh")
     batches = [problem(model, lengths) for lengths in LENGTHS.values()]
     ball = LpBall(0.15)
-    rows = list(certify_loader(model, batches, ball=ball, method="popqorn-tight"))
-    expected = [certify(model, *batch, ball, method="popqorn-tight").certified for batch in batches]
-    assert [row.certified for row in rows] == torch.cat(expected).tolist()
+    rows = certify_loader(model, batches, ball, method="popqorn-tight", progress=False)
+    expected = [certify(model, *batch, ball, method="popqorn-tight").margin for batch in batches]
+    assert not any(row.error for row in rows)
+    found = torch.tensor([row.margin for row in rows], dtype=F64)
+    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-9)
 
 
 class Plain(nn.Module):
@@ -156,22 +157,22 @@ class Plain(nn.Module):
 
 def uneven(kind):
     """A graph of samples that alone would have other nodes each."""
-    x = sequences(4, 4)
+    x = sequences(3, 3)
     if kind == "lengths":
         return bound(Net("lstm", bidirectional=True)).instance((x, MIXED)).graph(LpBall(0.1))
-    start = torch.zeros(4, 3, dtype=F64)
+    start = torch.zeros(3, 3, dtype=F64)
     ball = LpBall(0.1)
     if kind == "first states":
         start[2] = 1.0
     else:
-        ball = LpBall(0.1, frames=torch.ones(4, 4, dtype=torch.bool).triu())
+        ball = LpBall(0.1, frames=torch.ones(3, 3, dtype=torch.bool).triu())
     return bound(Plain()).instance((x, start)).graph(ball)
 
 
 @pytest.mark.parametrize("kind", ["lengths", "first states", "frames that move"])
 def test_a_picked_graph_has_the_same_nodes(kind):
     output = uneven(kind)
-    for chosen in ([0], [3], [1, 1, 2], [2, 0]):
+    for chosen in ([0], [2], [1, 1, 2], [2, 0]):
         picked = output.pick(torch.tensor(chosen))
         pairs = twins(output, picked)
         again = twins(picked, picked.pick(torch.tensor([0])))
@@ -182,8 +183,8 @@ def test_a_picked_graph_has_the_same_nodes(kind):
 @pytest.mark.parametrize("method", TIGHT)
 @pytest.mark.parametrize("kind", ["first states", "frames that move"])
 def test_samples_of_other_first_states_and_frames_are_bounded_together(kind, method):
-    model, x, start = Plain(), sequences(4, 4), torch.zeros(4, 3, dtype=F64)
-    frames = torch.ones(4, 4, dtype=torch.bool)
+    model, x, start = Plain(), sequences(3, 3), torch.zeros(3, 3, dtype=F64)
+    frames = torch.ones(3, 3, dtype=torch.bool)
     if kind == "first states":
         start[1::2] = torch.tensor([1.0, -1.0, 0.5], dtype=F64)
     else:
@@ -191,7 +192,7 @@ def test_samples_of_other_first_states_and_frames_are_bounded_together(kind, met
     y = model(x, start).argmax(1)
     radius = certified_radius(model, (x, start), y, frames=frames) * 1.05
     whole = certify(model, (x, start), y, LpBall(radius, frames=frames), method=method)
-    for i in range(4):
+    for i in range(3):
         part = slice(i, i + 1)
         ball = LpBall(radius[i].item(), frames=frames[i])
         one = certify(model, (x[part], start[part]), y[part], ball, method=method)
@@ -200,8 +201,8 @@ def test_samples_of_other_first_states_and_frames_are_bounded_together(kind, met
 
 def test_samples_of_one_length_need_no_choice_between_frames():
     output = uneven("lengths")
-    groups = alike(output, torch.tensor([0, 1, 3, 1]))
-    assert sorted(group.tolist() for group in groups) == [[0], [1, 1], [3]]
+    groups = alike(output, torch.tensor([0, 1, 2, 1]))
+    assert sorted(group.tolist() for group in groups) == [[0], [1, 1], [2]]
     for group in groups:
         own = output.anew(group)
         last = max(node.time for node in twins(own, own) if isinstance(node, Nonlinear))
