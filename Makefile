@@ -8,7 +8,7 @@ WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 SENSITIVE := tests/callbacks/test_training_guard.py tests/certificates/test_frames.py \
 	tests/certificates/test_radius.py tests/certificates/test_golden.py tests/bounds/test_rebound.py
 
-.PHONY: demo test test-processors test-all gallery bench clean
+.PHONY: demo test test-processors test-all mutants gallery bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -25,6 +25,10 @@ test-processors: .venv/ready
 
 test-all: .venv/ready
 	$(BIN)/pytest -q $(WORKERS) $(ARGS)
+
+# Plants faults in a copy and sees whether a test fails; ARGS="--only ID" for some of them.
+mutants: .venv/ready
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 gallery: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.gallery $(ARGS)

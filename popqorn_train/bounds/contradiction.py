@@ -1,5 +1,7 @@
 """Rounds of re-bounding (rebound.py), until margins are proved positive or nothing is gained."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,8 @@ def refute(region: BadRegion, lower: Tensor, *, relaxation: Relaxation, budget: 
         region.tighten(relaxation, budget, 1 + 2 * 0.75**index)
         least, threshold = region.least_margin(), region.threshold
         proved = region.empty | (least > threshold) & least.isfinite()
-        # Outside the region the margin exceeds the threshold anyway.
+        # Outside the region the margin exceeds the threshold anyway; overflow proves nothing.
+        least = torch.where(least.isfinite(), least, -math.inf)
         least = torch.where(proved, threshold, torch.minimum(least, threshold))
         least = torch.fmax(least, best[pairs])
         stalled = least - before[pairs] < _STALLED * region.spread

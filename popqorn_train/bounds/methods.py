@@ -60,9 +60,9 @@ class Method:
         """Bound ``rows . output`` from below, ``(B, K)``; see ``bounded``."""
         return self.bounded(output, rows)[0]
 
-    def margins(self, output: Logits, rows: Tensor) -> Tensor:
-        """Bound margins ``(B, K)`` from below, of which all have to be positive; see ``lower``."""
-        return self.lower(output, rows)
+    def margins(self, output: Logits, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """Bound margins ``(B, K)``, of which all have to be positive; see ``bounded``."""
+        return self.bounded(output, rows)
 
     @property
     def cheaper(self) -> "Method | None":
@@ -180,16 +180,16 @@ class TightPopqorn(Popqorn):
         """See ``Method``."""
         return Popqorn(self.slopes, self.octagons)
 
-    def margins(self, output: Logits, rows: Tensor) -> Tensor:
-        """See ``Method``."""
+    def margins(self, output: Logits, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``; the ranges are those from before the class was assumed to flip."""
         with torch.no_grad():
-            lower = self.lower(output, rows)
+            lower, found = self.bounded(output, rows)
             undecided = (~(lower > 0) & (rows != 0).any(-1)).any(1).nonzero()[:, 0]
             # Among samples of other lengths, the last frame is not that of every sample.
             for part in alike(output, undecided) if len(undecided) else []:
                 own_rows = rows.expand(len(lower), -1, -1)[part]
                 lower[part] = self._retried(output.anew(part), own_rows, lower[part])
-        return lower
+        return lower, found
 
     def _retried(self, output: Logits, rows: Tensor, lower: Tensor) -> Tensor:
         """Bounds of samples on which the cheaper method failed; every product on octagons."""

@@ -123,6 +123,14 @@ class Nonlinear(Node):
         lower, upper = relaxation
         return lower, upper
 
+    def at(self, relaxation: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What the linear functions below and above are worth, ``(B, *shape)`` each."""
+        lower, upper = (
+            sum((slope * x for slope, x in zip(side[:-1], inputs, strict=True)), side[-1])
+            for side in self.sides(relaxation)
+        )
+        return lower, upper
+
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
         """Terms of the larger side."""
         sums = [

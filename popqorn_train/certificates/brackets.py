@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from popqorn_train.certificates.certificate import proved
+from popqorn_train.certificates.margins import proved
 
 _SMALLEST = 1e-7  # radii below this share of the largest count as 0
 _TRIES = 60  # evaluations after which a sample keeps what it has

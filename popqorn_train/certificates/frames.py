@@ -12,7 +12,7 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import Confirm
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.query import make_query
 from popqorn_train.certificates.radius import answer, check_search, in_float64
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -55,7 +55,8 @@ def frame_radii(
         max_bytes: memory aimed at.
 
     Returns:
-        ``(B, T)`` in the units of the input; 0 where the clean prediction is wrong.
+        ``(B, T)`` in the units of the input, frames as in ``LpBall``; 0 where the clean prediction
+        is wrong.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
@@ -67,6 +68,7 @@ def frame_radii(
         query = make_query(
             layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
         )
+        query.instance.check_frames()
         twin = in_float64(query, layer, inputs) if confirm == "float64" else None
         batch, time, _ = query.instance.center.shape
         together, radii = -(-_ROWS // batch), []

@@ -11,11 +11,12 @@ from torch import Tensor
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
-from popqorn_train.certificates.certificate import check_target, chunked_margins, least, margins_of
 from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.margins import check_target, chunked_margins, least, margins_of
 from popqorn_train.certificates.pgd import margin_of
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, dual_norm
+from popqorn_train.tracing.process_settings import without_cudnn
 
 _UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
 
@@ -76,7 +77,7 @@ class Query:
 
     def clean(self) -> tuple[Tensor, Tensor]:
         """Clean margins, and how fast they can fall at first: the dual norm of the gradient."""
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        with torch.enable_grad(), without_cudnn():
             x = self.instance.center.detach().requires_grad_()
             logits = self.instance.logits(x)
             if self.against is None:
@@ -110,7 +111,7 @@ def make_query(
     """
     instance = layer.instance(inputs)
     device = instance.center.device
-    ball.around(instance.center)
+    instance.placed(ball)
     check_target(target, len(instance.center), instance.plan.classes)
     if against is not None:
         check_target(against, len(instance.center), instance.plan.classes, "against")

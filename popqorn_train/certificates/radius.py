@@ -17,8 +17,9 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import METHODS, TRAINING, Method, method_named
 from popqorn_train.certificates.bound_model import BoundModel, Inputs, bound
 from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
-from popqorn_train.certificates.certificate import Confirm, check_confirm, proved
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.certificate import Confirm, check_confirm
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.margins import proved
 from popqorn_train.certificates.query import Query, largest_tried, make_query
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope

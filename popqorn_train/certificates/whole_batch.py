@@ -8,20 +8,28 @@ numbers are others.
 B: batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from popqorn_train.certificates.fidelity import alike, mixes
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.certificates.alone import mixing
+from popqorn_train.certificates.fidelity import agree, as_rows, measured
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.tracing.input_path import Plan
 from popqorn_train.tracing.steps import Step
 
 _RECORDED = 2  # samples in a recording
 _TRIED = 4  # samples that are run alone
+
+
+def numbers_of(found: Plan) -> Hashable:
+    """What tells apart recordings of batches of equal shapes."""
+    values = [step.discrete for step in found.whole if step.discrete is not None]
+    return repr([value.tolist() if isinstance(value, Tensor) else value for value in values])
 
 
 def other_numbers(found: Plan, lifter: Lifter) -> list[Step]:
@@ -52,12 +60,12 @@ def check_numbers(found: Plan, lifter: Lifter) -> None:
     """Refuse a batch for which the recording does not hold.
 
     Raises:
-        UnsupportedModelError: naming the line of the user's code.
+        MixedSamplesError: naming the line of the user's code.
     """
     others = other_numbers(found, lifter)
     if others:
         step = others[0]
-        raise UnsupportedModelError(
+        raise MixedSamplesError(
             f"forward computes {step.name!r} from all samples of the batch ({step.source}), and no "
             "two samples alone give what it is here, so that sizes may be others than were traced. "
             "Compute it outside forward, cut the inputs there, or use a maximum over the samples."
@@ -68,40 +76,50 @@ def check_shape(found: Plan, value: Tensor) -> None:
     """Refuse what moves if it has not the recorded shape, but for the batch.
 
     Raises:
-        UnsupportedModelError: naming the line of the user's code.
+        MixedSamplesError: naming the line of the user's code.
     """
     axis, shape = found.root.batch_axis or 0, tuple(found.root.shape or ())
     if (*shape[:axis], *shape[axis + 1 :]) != (*value.shape[:axis], *value.shape[axis + 1 :]):
-        raise UnsupportedModelError(
+        raise MixedSamplesError(
             f"forward cuts what moves to a size that depends on data ({found.root.source}): "
             f"{tuple(value.shape)}, where {shape} was traced. Cut the inputs outside forward."
         )
 
 
 def check_apart(
-    found: Plan, lifter: Lifter, output: Tensor, run: Callable[[Tensor], Tensor]
+    instance: Instance,
+    exact: Callable[[], Instance],
+    output: Any,
+    dtype: torch.dtype | None,
+    run: Callable[[Tensor], Any],
 ) -> None:
     """Refuse a model whose logits for a sample depend on what the others are.
 
     Args:
-        found: the plan.
-        lifter: of the whole batch.
-        output: what the model returns for it.
+        instance: of the whole batch.
+        exact: makes the same in float64.
+        output: what the model returned for it.
+        dtype: precision of its weights, if it has any.
         run: from indices ``(b,)`` of samples to what it returns for them alone.
 
     Raises:
-        UnsupportedModelError: they do.
+        MixedSamplesError: they do.
     """
+    found, lifter = instance.plan, instance.lifter
     names = [step.name for step in found.whole]
     outsiders = [
         sample
         for sample, alone in _alone(found, lifter)
         if any(not _same(alone.value(name), lifter.value(name)) for name in names)
     ]
-    for sample in outsiders[:: -(-len(outsiders) // _TRIED) or 1]:
-        twice = torch.tensor([sample, sample], device=output.device)  # one may be squeezed
-        if not alike(output[twice], run(twice)):
-            raise mixes(lifter.model)
+    if not outsiders:
+        return
+    precise, near = measured(instance, exact(), dtype or instance.value.dtype)
+    for sample in outsiders[:: -(-len(outsiders) // _TRIED)]:
+        twice = torch.tensor([sample, sample], device=lifter.device)  # one may be squeezed
+        theirs, its_own = as_rows(output, precise), as_rows(run(twice), precise[twice])
+        if theirs is None or its_own is None or not agree(its_own, theirs[twice], near).all():
+            raise mixing(instance)
 
 
 def _alone(found: Plan, lifter: Lifter) -> Iterator[tuple[int, Lifter]]:

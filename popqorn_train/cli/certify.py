@@ -115,6 +115,8 @@ class _Run:
             "prefix": options.prefix,
             "data": options.data,
             "perturb": options.perturb,
+            "frame_axis": options.frame_axis,
+            "output_is": options.output_is,
             **question.settings(),
             "weights": fingerprint(model.model),
             "first_samples": data_fingerprint(batches(loader), _FIRST, axis),

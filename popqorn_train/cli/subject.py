@@ -30,7 +30,12 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
     if options.checkpoint is not None:
         load_weights(model, options.checkpoint, options.prefix)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return bound(model.to(device).eval(), perturb=options.perturb)
+    return bound(
+        model.to(device).eval(),
+        perturb=options.perturb,
+        frame_axis=options.frame_axis,
+        output_is=options.output_is,
+    )
 
 
 def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Examination:

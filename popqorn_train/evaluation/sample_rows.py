@@ -16,8 +16,9 @@ from popqorn_train.bounds.methods import Method, name_of
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.certificate import Confirm, certify
 from popqorn_train.certificates.empirical import search_empirical
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.radius import Start, search_radius
+from popqorn_train.errors import MixedSamplesError
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.perturbations.lp_ball import LpBall
 
@@ -242,6 +243,9 @@ class Examiner:
         """
         try:
             return self.question.rows(self.model, picked, start)
+        except MixedSamplesError as error:  # a part of them would hide it
+            self.failure = error
+            return _failed(picked, error)
         except Exception as error:
             self.failure = error
         if len(picked.labels) == 1 or self._splits == _SPLITS:

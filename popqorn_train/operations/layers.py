@@ -15,6 +15,7 @@ from popqorn_train.operations.lift import Lifter, has_node, module, unsupported
 from popqorn_train.operations.packing import extent
 from popqorn_train.perturbations.region import Region
 from popqorn_train.tracing.packed import Packed
+from popqorn_train.tracing.process_settings import without_cudnn
 from popqorn_train.tracing.steps import Step
 
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
@@ -129,7 +130,7 @@ def _still(lifter: Lifter, step: Step, x: Node, state: Any) -> tuple[list[Node],
     if count == 0:
         return [], state
     value = x.region.value[:, :count].movedim(0, x.batch_axis)
-    with torch.backends.cudnn.flags(enabled=False):  # its kernels may round to TF32
+    with without_cudnn():  # its kernels may round to TF32
         out, state = lifter.call_module(step.target, (value, state), {})
     return [Constant(frame) for frame in out.movedim(x.batch_axis, 0).unbind(1)], state
 

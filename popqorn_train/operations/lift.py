@@ -9,7 +9,6 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn.functional import dropout
 from popqorn_train.bounds.node import Node
 from popqorn_train.errors import UnsupportedModelError, is_out_of_memory
 from popqorn_train.nested import map_nested
+from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
 from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
 from popqorn_train.tracing.tracer import called_name
@@ -59,6 +59,14 @@ def has_node(value: Any) -> bool:
 class Lifter:
     """Executes a trace step by step, each when it is first needed.
 
+    Attributes:
+        values: results by step. Tensors are as the user's code has them, nodes in the order of the
+            samples, see sample_order.py.
+        orders: which sample each row holds for the code, of nodes that it has in another order.
+        met: takes note of what does not move and is read beside what does; None notes nothing.
+        choices: what the values of the batch decided about nodes, see ``choose``.
+        whole: results that stay those of the whole batch, see ``hold``.
+
     Args:
         trace: what to run.
         model: where weights and modules are.
@@ -80,6 +88,8 @@ class Lifter:
         self.steps = {step.name: step for step in trace.steps}
         self.inputs = inputs
         self.values: dict[str, Any] = {}
+        self.orders: dict[str, Tensor] = {}
+        self.met: list[Met] | None = None
         self.choices: dict[tuple[str, str], Any] = {}
         self.whole: dict[str, Any] = {}
 
@@ -99,7 +109,8 @@ class Lifter:
     def fork(self) -> "Lifter":
         """A copy that shares what is known and can be told other values."""
         fork = copy.copy(self)
-        fork.values, fork.choices = {**self.values}, {**self.choices}
+        fork.values, fork.orders = {**self.values}, {**self.orders}
+        fork.choices = {**self.choices}
         return fork
 
     def choose(self, step: Step, what: str, choice: Callable[[], T]) -> T:
@@ -120,7 +131,12 @@ class Lifter:
 
     def hold(self, names: Iterable[str]) -> None:
         """Work steps out, whose results stay when samples are picked."""
-        self.whole = {name: self.value(name) for name in names}
+        exact = self.to(torch.float64)
+        self.whole = {name: exact.value(name) for name in names}
+        self.values.update(self._held())
+
+    def _held(self) -> dict[str, Any]:
+        return {name: map_nested(value, Tensor, self.cast) for name, value in self.whole.items()}
 
     def pick(self, chosen: Tensor, batch_axis: int, *, anew: bool = False) -> "Lifter":
         """The same for some samples, with the choices made so far.
@@ -131,11 +147,19 @@ class Lifter:
             anew: work out what belongs to the whole batch as if these samples were all.
         """
         pick = copy.copy(self)
-        pick.values, pick.batch = {} if anew else {**self.whole}, len(chosen)
+        pick.whole = {} if anew else self.whole
+        pick.values, pick.orders, pick.batch = pick._held(), {}, len(chosen)
         pick.inputs = {
             name: pick_samples(value, chosen, batch_axis) for name, value in self.inputs.items()
         }
         return pick
+
+    def to(self, dtype: torch.dtype) -> "Lifter":
+        """The same in another precision."""
+        other = copy.copy(self)
+        other.orders, other.dtype = {}, dtype
+        other.values = other._held()
+        return other
 
     def cast(self, value: Any) -> Any:
         """Bring a floating tensor to the precision of the bounds."""
@@ -146,12 +170,23 @@ class Lifter:
         """A weight of a sub-module, with its gradient; None where there is none."""
         return self.cast(getattr(self.model.get_submodule(path), name, None))
 
-    def _resolve(self, value: Any) -> Any:
-        if isinstance(value, Ref):
-            return self.values[value.name]
-        if isinstance(value, Repeated):
-            return [value.item] * self.batch
-        return value.per_sample * self.batch + value.rest
+    def resolved(self, recorded: Any, order: Order = None) -> Any:
+        """Recorded arguments with their values.
+
+        Args:
+            recorded: nested.
+            order: that the code has the batch in; what does not move is brought back from it.
+        """
+
+        def resolve(value: Any) -> Any:
+            if isinstance(value, Ref):
+                axis = self.steps[value.name].batch_axis
+                return of_samples(self.values[value.name], axis, order)
+            if isinstance(value, Repeated):
+                return [value.item] * self.batch
+            return value.per_sample * self.batch + value.rest
+
+        return map_nested(recorded, (Ref, Multiple, Repeated), resolve)
 
     def _run_or_say_where(self, step: Step) -> Any:
         try:
@@ -169,14 +204,15 @@ class Lifter:
             return self.cast(operator.attrgetter(step.target)(self.model))
         if step.kind == "baked":
             return self.cast(self._expanded(step.target))
-        args = map_nested(step.args, (Ref, Multiple, Repeated), self._resolve)
-        kwargs = map_nested(step.kwargs, (Ref, Multiple, Repeated), self._resolve)
-        if has_node((args, kwargs)):
-            return self._lift(step, args, kwargs)
+        moving = [name for name in step.refs if has_node(self.values[name])]
+        if moving:
+            return lift_in_order(self, step, moving)
+        args, kwargs = self.resolved((step.args, step.kwargs))
         # A cast in forward must not undo the precision of the bounds.
-        return map_nested(self._call(step, args, kwargs), Tensor, self.cast)
+        return map_nested(self.call(step, args, kwargs), Tensor, self.cast)
 
-    def _call(self, step: Step, args: Any, kwargs: Any) -> Any:
+    def call(self, step: Step, args: Any, kwargs: Any) -> Any:
+        """Call what a step calls, on tensors."""
         if step.kind == "module":
             return self.call_module(step.target, args, kwargs)
         if step.kind == "method":
@@ -197,13 +233,10 @@ class Lifter:
     def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         """Run a sub-module on tensors, in the precision of the bounds."""
         called = self.model.get_submodule(path)
-        tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
-        cast = {name: self.cast(tensor) for name, tensor in tensors.items()}
-        if all(cast[name] is tensor for name, tensor in tensors.items()):
-            return call(called.forward, args, kwargs)
-        return call(partial(_with_weights, called, cast), args, kwargs)
+        return call(_shadow(called, self.cast).forward, args, kwargs)
 
-    def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
+    def lift(self, step: Step, args: Any, kwargs: Any) -> Any:
+        """The node for a step, from its handler."""
         if step.kind == "module":
             called = self.model.get_submodule(step.target)
             handler = next(
@@ -224,8 +257,23 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
 
 
-def _with_weights(called: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    return torch.func.functional_call(called, weights, args, kwargs)
+def _shadow(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:
+    """A copy of a module with other tensors, so that nobody who runs it sees them."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(cast(tensor) is tensor for tensor in tensors):
+        return module
+    shadow: nn.Module = object.__new__(type(module))  # a parametrised one cannot be copied
+    own: dict[str, Any] = {**vars(module)}
+    for kind in ("_parameters", "_buffers"):
+        own[kind] = {name: cast(tensor) for name, tensor in own[kind].items()}
+    own["_modules"] = {
+        name: None if child is None else _shadow(child, cast)
+        for name, child in module._modules.items()
+    }
+    shadow.__dict__ = own
+    if isinstance(module, nn.RNNBase):
+        own["_flat_weights"] = [getattr(shadow, name) for name in module._flat_weights_names]
+    return shadow
 
 
 def _is_plainly(called: nn.Module, kind: type) -> bool:

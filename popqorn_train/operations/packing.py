@@ -9,7 +9,7 @@ from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.concatenation import Select, Stack, frames
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, operation, unsupported
-from popqorn_train.tracing.packed import Packed, frames_left
+from popqorn_train.tracing.packed import Packed, Padded, frames_left
 from popqorn_train.tracing.steps import Step
 
 
@@ -45,7 +45,7 @@ def _pad(
     batch_first: bool = False,
     padding_value: float = 0.0,
     total_length: int | None = None,
-) -> Any:
+) -> Padded:
     """Frames that a sample does not have hold the padding, and do not move."""
     padded, lengths = sequence.padded, sequence.lengths.to(lifter.device)
     blank = Constant(
@@ -62,4 +62,4 @@ def _pad(
         node if t < shortest else Select(lengths > t, node, blank) if t < longest else blank
         for t, node in enumerate(frames(padded)[:total])
     ]
-    return Stack(shown, 0 if batch_first else 1), sequence.lengths
+    return Padded(Stack(shown, 0 if batch_first else 1), sequence.lengths)

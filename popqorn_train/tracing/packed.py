@@ -107,6 +107,11 @@ def call(layer: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     return sequence._replace(padded=padded), state
 
 
+def longest_first(lengths: Tensor) -> Tensor:
+    """The order in which samples are packed by a model that insists on one."""
+    return lengths.argsort(descending=True, stable=True)
+
+
 def call_sorted(model: Callable[..., Any], values: Sequence[Any]) -> Any:
     """Call a model, the longest sample first if it insists on that (``enforce_sorted``)."""
     try:
@@ -115,7 +120,7 @@ def call_sorted(model: Callable[..., Any], values: Sequence[Any]) -> Any:
         lengths = next((v for v in values if isinstance(v, Tensor) and v.ndim == 1), None)
         if lengths is None or "enforce_sorted" not in str(error):
             raise
-    order = lengths.argsort(descending=True, stable=True)
+    order = longest_first(lengths)
     tensors = [value for value in values if isinstance(value, Tensor)]
     axis = 0 if all(len(value) == len(order) for value in tensors) else 1
     output = model(*[pick_samples(value, order, axis) for value in values])

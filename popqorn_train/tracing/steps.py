@@ -115,6 +115,22 @@ class Trace(NamedTuple):
         """The step that is returned."""
         return next(step for step in self.steps if step.name == self.output)
 
+    def leading_to(self, name: str) -> set[str]:
+        """Names of the steps that a step is made from, its own among them."""
+        found = {name}
+        for step in reversed(self.steps):
+            if step.name in found:
+                found.update(step.refs)
+        return found
+
+    def made_from(self, name: str) -> set[str]:
+        """Names of the steps that are made from a step, its own among them."""
+        found = {name}
+        for step in self.steps:
+            if not found.isdisjoint(step.refs):
+                found.add(step.name)
+        return found
+
 
 def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
     """Some samples of an input; a number, or what is not a tensor, belongs to all."""

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.relaxations.curves import CURVES
+from popqorn_train.tracing.sample_axis import check_samples_apart
 from popqorn_train.tracing.steps import (
-    MOVES,
-    REPEATS,
     Baked,
     Multiple,
     Ref,
@@ -65,7 +63,7 @@ def record(
     steps = [_step(a, b, one.baked, two.baked) for a, b in pairs if a.op != "output"]
     _check_inplace(model, steps)
     for node, step in zip(first.nodes, steps, strict=False):
-        _check_samples_apart(node, step)
+        check_samples_apart(node, step, _BATCHES[0])
     output = pairs[-1][0].args[0]
     if not isinstance(output, fx.Node):
         raise UnsupportedModelError(
@@ -106,41 +104,6 @@ def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
             )
 
 
-def _check_samples_apart(node: fx.Node, step: Step) -> None:
-    """Send the number of each sample through an operation that moves entries.
-
-    ``h_n.reshape(B, -1)`` of a ``(layers, B, H)`` tensor, for one, would deal samples anew.
-    """
-    source = next((arg for arg in node.all_input_nodes), None)
-    moved = called_name(node.target) in MOVES | REPEATS and node.op in (
-        "call_function",
-        "call_method",
-    )
-    if not moved or source is None or step.batch_axis is None:
-        return
-    value, axis = source.meta["value"], source.meta["batch_axis"]
-    if axis is None:
-        return
-    numbers = torch.arange(_BATCHES[0], device=value.device).view(_along(axis, value.ndim))
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-    rest = tuple(args[1:]) if args else ()
-    kwargs = {name: value for name, value in kwargs.items() if name != "input"}
-    args = (numbers.expand(value.shape).clone(), *rest)
-    method = isinstance(node.target, str)
-    run = getattr(args[0], str(node.target)) if method else node.target
-    result = run(*args[1:], **kwargs) if method else run(*args, **kwargs)  # type: ignore[operator]
-    expected = torch.arange(_BATCHES[0], device=value.device)
-    if (result != expected.view(_along(step.batch_axis, result.ndim))).any():
-        raise UnsupportedModelError(
-            f"{step.name!r} deals the entries of different samples into one ({step.source}). "
-            "Permute the axes before reshaping, so that the batch stays an axis of its own."
-        )
-
-
-def _along(axis: int, ndim: int) -> list[int]:
-    return [-1 if other == axis else 1 for other in range(ndim)]
-
-
 def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str, Tensor]) -> Step:
     kinds = {"placeholder": "input", "get_attr": "weight"}
     kind = kinds.get(a.op, a.op.removeprefix("call_"))
@@ -156,8 +119,9 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
     args, kwargs = _merge(a.args, b.args), _merge(a.kwargs, b.kwargs)
     if called_name(target) == "squeeze" and len(args) + len(kwargs) == 1:
         args = (*args, _of_size_one(a.args[0], b.args[0]))  # else a batch of 1 is squeezed too
-    if kind != "module":  # torch's names for its first two arguments
-        args = (*[kwargs.pop(name) for name in ("input", "other") if name in kwargs], *args)
+    if kind != "module":  # torch's names for its first arguments, which follow what has no name
+        names = ("condition", "input", "other")
+        args = (*args, *[kwargs.pop(name) for name in names if name in kwargs])
     found = a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source
     return Step(*found, _grows(one, two), _discrete(one, two))
 

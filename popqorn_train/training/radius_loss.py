@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.query import Query
 from popqorn_train.certificates.radius import answer, check_search, with_gradient
 from popqorn_train.perturbations.region import Scope

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.perturbations.region import dual_exponent, dual_norm
+from popqorn_train.perturbations.region import Bounds, dual_exponent, dual_norm
 from tests.problems import F64, NORMS, sequences, steepest, steps_inside
 
 norms = pytest.mark.parametrize("p", [*NORMS, 1.5, 3.0])
@@ -149,6 +149,17 @@ def test_ranges_of_rows_agree_with_their_minima(p, scope, low):
         slope[:, :, t] = weight
         torch.testing.assert_close(lower[:, t], region.minimum(slope))
         torch.testing.assert_close(upper[:, t], -region.minimum(-slope))
+
+
+@scopes
+@norms
+def test_ranges_of_rows_keep_the_units_of_the_input(p, scope):
+    x, weight = sequences(2, 4), slopes(1, 1, 5, 3)[0, 0]
+    scale = torch.tensor([2.0, -3.0, 0.5], dtype=F64).expand_as(x)
+    region = LpBall(0.7, p, scope=scope).around(x, scale * x, scale)
+    lower, upper = region.linear_bounds(weight)
+    own = LpBall(0.7, p, scope=scope).around(x).linear_bounds(weight * scale[0, 0])
+    torch.testing.assert_close(Bounds(lower, upper), own)
 
 
 @norms

@@ -158,6 +158,14 @@ def test_candidates_by_place_are_those_of_the_mapping():
     torch.testing.assert_close(still.lower, model(tokens), rtol=0, atol=1e-12)
 
 
+def test_a_certified_budget_is_at_most_the_number_of_tokens():
+    model, tokens = words_and_tokens()
+    with torch.no_grad():
+        model.head.weight.zero_()
+    found = certified_budget(model, tokens, model(tokens).argmax(1), SYNONYMS)
+    assert (found == 4).all()
+
+
 def test_the_certified_budget_is_the_largest_that_is_proved():
     model, tokens = words_and_tokens()
     with torch.no_grad():

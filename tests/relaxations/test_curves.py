@@ -108,6 +108,15 @@ def test_a_maximum_that_one_entry_always_attains_is_exact():
     assert 0 <= sides.intercept.item() < 1e-13
 
 
+def test_gradients_of_a_maximum_are_finite_where_its_greatest_entry_stands_still():
+    lower = torch.tensor([[[0.0], [2.0]]], dtype=F64, requires_grad=True)
+    upper = torch.tensor([[[1.0], [2.0]]], dtype=F64, requires_grad=True)
+    sides = sides_of(lower, upper)
+    height = (sides.upper * upper).sum() + sides.intercept.sum()
+    assert height.item() == pytest.approx(2)
+    assert all(part.isfinite().all() for part in torch.autograd.grad(height, (lower, upper)))
+
+
 @pytest.mark.parametrize("width", [0.0, 1e-6, 0.1, 5.0])
 def test_a_strip_encloses_a_product_and_touches_it(width):
     generator = torch.Generator().manual_seed(1)

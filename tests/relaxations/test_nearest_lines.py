@@ -11,6 +11,7 @@ from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.methods import Popqorn
 from popqorn_train.bounds.relaxer import Relaxation
+from popqorn_train.relaxations.lines import SIGMOID, TANH
 from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
 from tests.problems import F64, build, predicted, sequences
 
@@ -19,6 +20,7 @@ CURVES = {
     "sigmoid": (torch.sigmoid, closest_sigmoid),
     "relu": (torch.relu, closest_relu),
 }
+S_SHAPED = {"tanh": (*CURVES["tanh"], TANH), "sigmoid": (*CURVES["sigmoid"], SIGMOID)}
 curves = pytest.mark.parametrize(("f", "lines"), CURVES.values(), ids=CURVES)
 OWN, SAME = Popqorn("lambda", ()), Popqorn("lambda", (), own_lines=False)
 
@@ -50,6 +52,18 @@ def test_lines_enclose_the_activation_wherever_the_point_lies(f, lines, width, s
     lower, upper, point = (part.to(dtype) for part in problem(width, spread=spread))
     for gap in gaps(f, lines(lower, upper, point), across(lower.double(), upper.double())):
         assert (gap >= -1e-16 * max(1, spread + width)).all()
+
+
+@pytest.mark.parametrize(("f", "lines", "curve"), S_SHAPED.values(), ids=S_SHAPED)
+def test_lines_enclose_the_activation_where_chord_and_tangent_meet(f, lines, curve):
+    # There a slope that is off by its last bit would cut a far end off.
+    lower, upper = -torch.logspace(0, 4, 4000)[None, None], torch.full((1, 1, 4000), 30.0)
+    meeting = curve.touching(lower, upper)
+    point = torch.cat([meeting * (1 + k * 1e-7) for k in range(6)], 1)
+    for low, high, at in ((lower, upper, point), (-upper, -lower, -point)):
+        x = torch.stack([low, high]).double()
+        for gap in gaps(f, lines(low, high, at), x):
+            assert (gap >= 0).all()
 
 
 @pytest.mark.parametrize("width", [1e-3, 1.0, 8.0])
