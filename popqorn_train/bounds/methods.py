@@ -40,9 +40,13 @@ class Method:
 
     Attributes:
         shares_rows: whether rows that are the same for all samples cost next to nothing.
+        monotone: whether no bound is larger on a larger ball.
+        graded: whether the size of every positive margin says how much larger the ball can be.
     """
 
     shares_rows: ClassVar[bool] = False
+    monotone: ClassVar[bool] = False
+    graded: ClassVar[bool] = True
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """Bound ``rows . output`` from below.
@@ -75,6 +79,7 @@ class IBP(Method):
     """Intervals alone: the cheapest, linear in the number of frames."""
 
     shares_rows: ClassVar[bool] = True
+    monotone: ClassVar[bool] = True  # every range contains that of a smaller ball
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""
@@ -174,6 +179,7 @@ class TightPopqorn(Popqorn):
     """
 
     budgets: tuple[Budget, ...] = (_LAST_FRAME,)
+    graded: ClassVar[bool] = False
 
     @property
     def cheaper(self) -> Method:

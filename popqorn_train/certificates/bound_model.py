@@ -135,8 +135,8 @@ class BoundModel(nn.Module):
             ValueError: inputs that the model cannot read.
             UnsupportedModelError: see the class.
         """
-        named = self.named(inputs)
         with undisturbed(self.model):
+            named = self.named(inputs)
             found = self._checked(inputs, named) if check else self._known(named)
             return self._instance(named, found, dtype or self._precision())
 

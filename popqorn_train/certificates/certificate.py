@@ -80,7 +80,7 @@ def logit_bounds(
         rows = torch.cat([unit, -unit])[None]
         bounds, found = method.bounded(output, rows)
         lower, negative = bounds.chunk(2, dim=1)
-        probe = Probes(layer, inputs, instance, None, probes)
+        probe = Probes(layer, instance, None, probes)
         probe.nodes(torch.arange(len(lower)), output, found)
         probe.certificate(ball, Claim(lower=lower.detach(), upper=-negative.detach()))
     return Bounds(lower, -negative)
@@ -134,7 +134,7 @@ def certify(
         check_target(target, len(instance.center), instance.plan.classes)
         target = target.to(instance.center.device)
         instance.placed(ball)
-        probe = Probes(layer, inputs, instance, target, probes)
+        probe = Probes(layer, instance, target, probes)
         every = torch.arange(len(target), device=target.device)
         margins = chunked_margins(instance, target, ball, method, chunks, every, probe.nodes)
         if confirm == "float64" and instance.value.dtype != torch.float64:

@@ -17,7 +17,7 @@ from torch import Tensor
 from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.witness import contradiction, values_at
-from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.fidelity import agree, scale_of
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.module_probe import Claim, ModuleProbe
@@ -49,21 +49,15 @@ class Probes:
 
     Args:
         layer: the model.
-        inputs: as the user gave them.
-        instance: of them.
+        instance: the batch.
         target: ``(B,)`` labels; None where none are asked about.
         count: points, the clean one first; 0 looks nowhere.
     """
 
     def __init__(
-        self,
-        layer: BoundModel,
-        inputs: Inputs,
-        instance: Instance,
-        target: Tensor | None,
-        count: int,
+        self, layer: BoundModel, instance: Instance, target: Tensor | None, count: int
     ) -> None:
-        self._layer, self._inputs, self._instance = layer, inputs, instance
+        self._layer, self._instance = layer, instance
         self._target, self.count = target, count
         self._gradient: Tensor | None = None
         self._seen = torch.zeros(len(instance.center), dtype=torch.bool)
@@ -124,7 +118,7 @@ class Probes:
         """
         if self.count == 0:
             return
-        stand_in = StandIn(self._layer, self._inputs, self._instance)
+        stand_in = StandIn(self._layer, self._instance)
         if not stand_in.possible:
             return
         look = ModuleProbe(self._instance, stand_in, claim, self._target, self.count)

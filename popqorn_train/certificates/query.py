@@ -12,7 +12,13 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.certificates.margins import check_target, chunked_margins, least, margins_of
+from popqorn_train.certificates.margins import (
+    Witness,
+    check_target,
+    chunked_margins,
+    least,
+    margins_of,
+)
 from popqorn_train.certificates.pgd import margin_of
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, dual_norm
@@ -32,6 +38,7 @@ class Query:
         ball: what may move; its epsilon is asked for.
         method: how to bound.
         chunks: how many samples fit into memory.
+        witness: is shown every graph that is bounded.
     """
 
     instance: Instance
@@ -40,6 +47,7 @@ class Query:
     ball: LpBall
     method: Method
     chunks: Chunks
+    witness: Witness | None = None
 
     def margin(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
         """Certified margins ``(b,)`` of the chosen samples at their epsilons."""
@@ -47,7 +55,7 @@ class Query:
         every[chosen] = epsilon
         ball = replace(self.ball, epsilon=every)
         margins = chunked_margins(
-            self.instance, self.target, ball, self.method, self.chunks, chosen
+            self.instance, self.target, ball, self.method, self.chunks, chosen, self.witness
         )
         return self._decisive(margins, chosen).double()
 
@@ -61,6 +69,7 @@ class Query:
             instance=self.instance.pick(rows),
             target=self.target[rows],
             ball=replace(self.ball.pick(rows, batch), frames=alone),
+            witness=None,
         )
 
     def margin_with_gradient(self, chosen: Tensor, epsilon: Tensor) -> Tensor:

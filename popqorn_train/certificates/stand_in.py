@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.instance import Instance, as_frames
 from popqorn_train.operations.sample_order import rows_of
 from popqorn_train.operations.units import source_positions
@@ -26,13 +26,12 @@ class StandIn:
 
     Args:
         layer: the model.
-        inputs: as the user gave them.
-        instance: of them.
+        instance: the batch.
     """
 
-    def __init__(self, layer: BoundModel, inputs: Inputs, instance: Instance) -> None:
+    def __init__(self, layer: BoundModel, instance: Instance) -> None:
         self._layer, self._instance = layer, instance
-        self._named = layer.named(inputs)
+        self._named = instance.lifter.inputs
         plan = instance.plan
         self._source = plan.source
         places = source_positions(plan, instance.lifter)

@@ -157,6 +157,7 @@ class _Run:
             rtol=question.rtol,
             confirm=question.confirm,
             attack=question.attack,
+            epsilons=question.epsilons,
             samples=self.options.samples,
             seconds=self.options.seconds,
             known=self.ledger.known,

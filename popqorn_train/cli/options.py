@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.methods import METHODS
+from popqorn_train.certificates.probes import PROBES
 from popqorn_train.tracing.output_meaning import KINDS
 
 
@@ -79,6 +80,9 @@ def _add_search(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--method", default="popqorn", help=", ".join(METHODS))
     group.add_argument("--max-radius", type=_positive, help="largest radius tried")
     group.add_argument("--rtol", type=float, default=1e-2, help="relative precision of a radius")
+    group.add_argument(
+        "--probes", type=_whole, default=PROBES, help="points at which every proof is probed"
+    )
     group.add_argument("--no-confirm", action="store_true", help="leave out the float64 proof")
     group.add_argument("--attack", action="store_true", help="also attack every sample")
     group.add_argument(

@@ -4,6 +4,7 @@ What stands in for the code of a module's class is refused: it is not what a lay
 computes, and nothing says what it is.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,9 @@ def _where(path: str, module: nn.Module) -> str:
 
 
 def _is_of_class(own: Any, module: nn.Module, method: str) -> bool:
-    """Whether it is the method of the class after all; Lightning leaves such a one behind."""
+    """Whether it is the method of the class after all, compiled, or as Lightning leaves it."""
+    if hasattr(own, "_torchdynamo_orig_callable"):
+        own = inspect.unwrap(own._torchdynamo_orig_callable)
     code = getattr(own, "__func__", None)
     return code is not None and own.__self__ is module and code is getattr(type(module), method)
 

@@ -168,7 +168,7 @@ class CertifiedLoss(Objective):
             margins, found = bounded_margins(graph, batch.target, method, instance.value)
             others = other_classes(batch.target, instance.plan.classes)
             whole = with_own(margins.detach(), others, math.inf)
-            batch.probe(instance, ball, graph, found, Claim(proved(least(whole)), whole))
+            batch.probe(instance, ball, Claim(proved(least(whole)), whole), graph, found)
         loss = cross_entropy(-with_own(margins, others, 0), batch.target)
         certified = proved(margins.detach().amin(1)).float().mean()
         return Worst(loss, certified, found)
@@ -261,6 +261,6 @@ class CrownIBPLoss(CertifiedLoss):
         with undisturbed(batch.model):
             graph = instance.graph(ball)
             bounds = fused_cross_entropy(graph, batch.target, instance.value)
-            batch.probe(instance, ball, graph, bounds.found, Claim(bounds.certified))
+            batch.probe(instance, ball, Claim(bounds.certified), graph, bounds.found)
         loss = torch.lerp(bounds.interval, bounds.linear, self.beta).mean()
         return Worst(loss, bounds.certified.float().mean(), bounds.found)

@@ -108,25 +108,26 @@ class Prepared:
         self,
         instance: Instance,
         ball: Perturbation,
-        graph: Node,
-        found: Enclosure,
         claim: Claim,
+        graph: Node | None = None,
+        found: Enclosure | None = None,
     ) -> None:
         """Look at a bound where it is this batch's turn; call it inside ``undisturbed``.
 
         Args:
             instance: what was bounded: the batch, or points near it.
             ball: around it.
+            claim: what was proved.
             graph: of its logits.
             found: ranges and relaxations of the graph.
-            claim: what was proved.
 
         Raises:
             ContradictionError: see ``Probes``.
         """
         if self._check:
-            probes = Probes(self._layer, self.inputs, instance, self.target, self._probes)
-            probes.nodes(torch.arange(len(instance.center)), graph, found)
+            probes = Probes(self._layer, instance, self.target, self._probes)
+            if graph is not None and found is not None:
+                probes.nodes(torch.arange(len(instance.center)), graph, found)
             probes.certificate(ball, claim)
 
     def zero(self) -> Tensor:

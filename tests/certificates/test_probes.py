@@ -15,8 +15,10 @@ from popqorn_train import (
     UnsupportedModelError,
     bound,
     certified_budget,
+    certified_radius,
     certify,
     certify_loader,
+    frame_radii,
     logit_bounds,
 )
 from popqorn_train.bounds import activation
@@ -207,11 +209,37 @@ def test_one_frame_and_boxes_are_looked_at():
 def test_loaders_report_a_contradiction_for_every_sample_of_the_batch():
     model, x = make(), inputs()
     target = model(x).argmax(1)
-    limit = model(x)[:, 0].max().item() + 1e-9
-    model.unseen = beyond(limit)
-    rows = list(certify_loader(model, [(x, target)], max_radius=2.0, method="ibp"))
-    assert {row.status for row in rows} == {Status.ERROR}
-    assert all("nothing is certified" in row.error for row in rows)
+    model.unseen = beyond(least_limit(model, x))
+    wrong = (target + 1) % 3  # of which nothing is claimed
+    with pytest.warns(UserWarning, match=r"4 of 8 samples ended in an error.*nothing is certified"):
+        rows = certify_loader(model, [(x, wrong), (x, target)], method="ibp", progress=False)
+    assert [row.status for row in rows[:4]] == [Status.NOT_CERTIFIED] * 4
+    assert [row.status for row in rows[4:]] == [Status.ERROR] * 4
+
+
+ASKED = {
+    "certify": lambda net, x, y, n: certify(net, x, y, LpBall(0.5), method="ibp", probes=n),
+    "bounds": lambda net, x, y, n: logit_bounds(net, x, LpBall(0.5), method="ibp", probes=n),
+    "radius": lambda net, x, y, n: certified_radius(net, x, y, method="ibp", probes=n),
+    "tight radius": lambda net, x, y, n: certified_radius(
+        net, x, y, method="popqorn-tight", rtol=0.1, probes=n
+    ),
+    "targeted": lambda net, x, y, n: certified_radius(
+        net, x, y, method="ibp", against=(y + 1) % 3, probes=n
+    ),
+    "frames": lambda net, x, y, n: frame_radii(net, x, y, method="ibp", probes=n),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_kind_of_certificate_is_probed(name):
+    model, x = make(), inputs()
+    target = model(x).argmax(1)
+    ASKED[name](model, x, target, 8)
+    model.unseen = beyond(least_limit(model, x))
+    with pytest.raises(ContradictionError):
+        ASKED[name](model, x, target, 8)
+    ASKED[name](model, x, target, 0)
 
 
 def test_a_loss_is_probed_at_its_first_call():
