@@ -168,7 +168,8 @@ class Lifter:
 
     def weight(self, path: str, name: str) -> Tensor | None:
         """A weight of a sub-module, with its gradient; None where there is none."""
-        return self.cast(getattr(self.model.get_submodule(path), name, None))
+        shadow = _shadow(self.model.get_submodule(path), self.cast)  # as a module that runs has it
+        return self.cast(getattr(shadow, name, None))
 
     def resolved(self, recorded: Any, order: Order = None) -> Any:
         """Recorded arguments with their values.

@@ -432,6 +432,12 @@ MIXING = {
     "hidden at the input": lambda net, x, lengths: net.head(
         last(net, x) + torch.relu(x[:, 0] - 50 - lengths.sum())
     ),
+    "longest, hidden": lambda net, x, lengths: net.head(
+        last(net, x) + torch.relu(x[:, 0] - 50 - lengths.max())
+    ),
+    "longest, hidden in a fraction": lambda net, x, lengths: net.head(
+        last(net, x) + torch.relu(x[:, 0] - 50 - lengths.double().max())
+    ),
     "how many, hidden": lambda net, x, lengths: net.head(
         last(net, x) + torch.relu(x[:, 0] - 50 - len(x))
     ),

@@ -16,6 +16,7 @@ from popqorn_train import (
     frame_radii,
 )
 from popqorn_train.certificates import bound_model
+from popqorn_train.errors import MixedSamplesError
 from popqorn_train.tracing import trace
 from tests.problems import F64, sequences
 
@@ -27,6 +28,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.rnn, self.head = nn.GRU(3, 3, batch_first=True), nn.Linear(3, 3)
+        self.words = nn.Embedding(7, 3)
         self.code = code
         self.double().eval()
 
@@ -79,8 +81,13 @@ def unpacked_to_the_longest(net, x, lengths):
     return net.head(out.sum(1) + out[:, 0])
 
 
+def sorted_to_the_longest(net, x, lengths):
+    falling, order = lengths.sort(descending=True)
+    return packed(net, x[order][:, : falling[0]], falling)[order.argsort()]
+
+
 KINDS = (packed_to_the_longest, packed_by_item, masked_to_the_longest, masked_by_a_mask)
-KINDS += (masked_by_a_range, gathered, unpacked_to_the_longest)
+KINDS += (masked_by_a_range, gathered, unpacked_to_the_longest, sorted_to_the_longest)
 kinds = pytest.mark.parametrize("code", KINDS, ids=lambda code: code.__name__)
 
 
@@ -109,6 +116,25 @@ def test_searches_and_loaders_hold_the_length_of_the_batch(code):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     assert (expected > 0).any()
     assert frame_radii(model.float(), (x.float(), LENGTHS[0]), batches[0][1], **settings).any()
+
+
+def test_tokens_are_cut_to_the_longest():
+    def cut(net, tokens, lengths):
+        return packed(net, net.words(tokens[:, : lengths.max()]), lengths)
+
+    def whole(net, tokens, lengths):
+        return packed(net, net.words(tokens), lengths)
+
+    model, twin = Net(cut), Net(whole)
+    tokens = torch.arange(20).view(4, 5) % 7
+    for lengths in LENGTHS:
+        y = twin(tokens, lengths).argmax(1)
+        for max_bytes in (None, 1):
+            found, expected = (
+                certify(net, (tokens, lengths), y, LpBall(0.05), method="ibp", max_bytes=max_bytes)
+                for net in (model, twin)
+            )
+            torch.testing.assert_close(found.margins, expected.margins, rtol=0, atol=1e-9)
 
 
 def test_re_bounding_holds_the_length_of_the_batch():
@@ -161,5 +187,9 @@ REFUSED = {
 @pytest.mark.parametrize("last", [0, 3])
 def test_what_makes_samples_depend_on_each_other_is_refused(code, message, last):
     x, lengths = sequences(4, 5), LENGTHS[1].roll(last)  # whichever sample is the longest
-    with pytest.raises(UnsupportedModelError, match=message):
-        bound(Net(code)).instance((x, lengths))
+    model = Net(code)
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=message) as caught:
+            bound(model).instance((x, lengths))
+        # A loader takes no batch apart whose samples were mixed.
+        assert isinstance(caught.value, MixedSamplesError) is (code is not as_number)
