@@ -26,6 +26,7 @@ from popqorn_train.bounds.backward import Enclosure, minimum
 from popqorn_train.bounds.contradiction import refute
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.node import Logits, Node
+from popqorn_train.bounds.picking import alike
 from popqorn_train.bounds.rebound import BadRegion, Budget
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
@@ -190,9 +191,10 @@ class TightPopqorn(Popqorn):
         with torch.no_grad():
             lower, found = self.bounded(output, rows)
             undecided = (~(lower > 0) & (rows != 0).any(-1)).any(1).nonzero()[:, 0]
-            if len(undecided):
-                part, rows = output.pick(undecided), rows.expand(len(lower), -1, -1)[undecided]
-                lower[undecided] = self._retried(part, rows, lower[undecided])
+            # Among samples of other lengths, the last frame is not that of every sample.
+            for part in alike(output, undecided) if len(undecided) else []:
+                own_rows = rows.expand(len(lower), -1, -1)[part]
+                lower[part] = self._retried(output.anew(part), own_rows, lower[part])
         return lower, found
 
     def _retried(self, output: Logits, rows: Tensor, lower: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ mean over the batch or the longest length is, then a chunk would be bounded with
 those that the model computes with. It is known, not perturbed, so comparing values is no probe:
 where they agree, the recorded operations treat every sample of this batch as they do alone, over
 the whole of every ball (operations/sample_order.py has the rest of the argument).
+
+A number of the whole batch (whole_batch.py) is held where samples are picked. It may be a size:
+what has another size for a sample alone is compared at the size that it has in the batch, and
+whether the size matters, whole_batch.check_apart asks the model. As a value it is refused.
 """
 
 from collections.abc import Iterator
@@ -14,13 +18,13 @@ import torch
 from torch import Tensor
 
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.errors import MixedSamplesError
+from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.sample_order import Met, dealt, of_samples, order_after
 from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.tracing.packed import Packed
+from popqorn_train.tracing.packed import Packed, pad_lengths
 from popqorn_train.tracing.sample_axis import counts_samples, deals
-from popqorn_train.tracing.steps import Baked, Step
+from popqorn_train.tracing.steps import Baked, Ref, Step
 
 _CLOSE = 1e-9  # in float64, for the rounding of another order of sums
 
@@ -45,10 +49,14 @@ def _check(instance: Instance) -> None:
     graph = instance.met(LpBall(0.0)) if _may_mix(instance) else []
     facts = _worth_a_look(instance, [*_before_root(instance), *graph])
     samples = torch.arange(len(instance.center), device=instance.center.device)[:, None]
-    axis = instance.plan.batch_axis
-    alone = [instance.lifter.pick(one, axis) for one in samples] if facts else []
+    lifter, axis = instance.lifter, instance.plan.batch_axis
+    alone = [lifter.pick(one, axis, anew=True) for one in samples] if facts else []
+    sized = [lifter.pick(one, axis) for one in samples] if facts and lifter.whole else []
     for fact in facts:
-        if not _agrees(fact, alone):
+        agrees = _agrees(fact, alone)
+        if agrees is None and sized:
+            agrees = _agrees(fact, sized)
+        if not agrees:
             raise mixing(instance, fact.step)
 
 
@@ -101,7 +109,7 @@ def _worth_a_look(instance: Instance, facts: list[Met]) -> list[Met]:
     for fact in facts:
         read = instance.lifter.steps[fact.name] if fact.name is not None else None
         own = read is not None and read.kind == "input" and fact.order is None
-        if not own and not (read is not None and _is_alike(read)):
+        if not own and not _is_size(fact) and not (read is not None and _is_alike(read)):
             place = fact.step.name if fact.name is None else fact.name
             found.setdefault((place, id(fact.order)), fact)
     return list(found.values())
@@ -113,15 +121,26 @@ def _is_alike(read: Step) -> bool:
     return made or read.kind == "weight"
 
 
-def _agrees(fact: Met, alone: list[Lifter]) -> bool:
-    """Whether every sample alone has what it has in the batch."""
+def _is_size(fact: Met) -> bool:
+    """Whether it says no more than how many frames an unpacked sequence has."""
+    args, kwargs = fact.step.args, fact.step.kwargs
+    size = kwargs.get("total_length", args[3] if len(args) > 3 else None)
+    if fact.step.target is not pad_lengths or not isinstance(size, Ref):
+        return False
+    return size.name == fact.name and fact.step.refs.count(size.name) == 1
+
+
+def _agrees(fact: Met, alone: list[Lifter]) -> bool | None:
+    """Whether every sample alone has what it has in the batch; None where its size is another."""
     try:
         values = [_of_one(fact, lifter) for lifter in alone]
-    except ValueError:  # shapes that fit another batch only
+    except MixedSamplesError:
         return False
+    except (ValueError, UnsupportedModelError):  # shapes that fit another batch only
+        return None
     ours, theirs = _rows(fact.value, fact.axis), [_rows(value, fact.axis) for value in values]
     if any(rows.shape[1:] != ours.shape[1:] for rows in theirs):
-        return False
+        return None
     one, other = ours.double(), torch.cat(theirs).double()
     return torch.allclose(one.expand_as(other), other, rtol=_CLOSE, atol=_CLOSE, equal_nan=True)
 

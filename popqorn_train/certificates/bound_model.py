@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from popqorn_train.certificates.fidelity import check_logits
 from popqorn_train.certificates.instance import Instance, prepared
 from popqorn_train.certificates.isolation import hold_of, undisturbed
+from popqorn_train.certificates.whole_batch import (
+    check_apart,
+    check_numbers,
+    check_shape,
+    numbers_of,
+    other_numbers,
+    telling_samples,
+)
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
@@ -24,10 +32,13 @@ from popqorn_train.tracing.output_meaning import KINDS, OutputIs
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.randomness import nothing_random
+from popqorn_train.tracing.steps import pick_samples
 from popqorn_train.tracing.trace import record
 from popqorn_train.tracing.wrappers import unwrapped
 
 Inputs = Tensor | tuple[Any, ...]
+
+_KEPT = 32  # traces for batches of equal shapes, but of other numbers of the whole batch
 
 
 class _Known(NamedTuple):
@@ -46,7 +57,9 @@ class _Known(NamedTuple):
     structure: Any
 
 
-_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]]" = weakref.WeakKeyDictionary()
+_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[Any, _Known]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
@@ -133,9 +146,17 @@ class BoundModel(nn.Module):
             return call_sorted(self.model, values)
 
     def _instance(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
+        lifter = self._lifter(named, found, dtype)
+        check_numbers(found, lifter)
+        check_shape(found, lifter.value(found.root.name))
+        return prepared(lifter, found)
+
+    def _lifter(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Lifter:
         source = next(iter(_tensors(named).values()))
         batch = source.shape[min(found.batch_axis, source.ndim - 1)]
-        return prepared(Lifter(found.trace, self.model, named, batch, dtype), found)
+        lifter = Lifter(found.trace, self.model, named, batch, dtype)
+        lifter.hold(step.name for step in found.whole)
+        return lifter
 
     @property
     def weights_dtype(self) -> torch.dtype | None:
@@ -181,42 +202,57 @@ class BoundModel(nn.Module):
     def _checked(self, inputs: Inputs, named: dict[str, Any]) -> Plan:
         """The plan for these inputs, on which the trace was compared with the model."""
         hold = hold_of(self.model)
-        key = self._key(named)
-        last = self._lookup(key)
-        plan = last.plan if last is not None and last.hold == hold else None
+        last = self._lookup(named, lambda known: known.hold == hold)
         seen = (hold, *map(id, as_tuple(inputs)))
-        if plan is not None and last is not None and last.seen == seen:
-            return plan
+        if last is not None and last.seen == seen:
+            return last.plan
         output = self._output(named)  # first of all, inputs that the model itself can read
-        plan = plan or self._make_plan(named)
+        plan = self._make_plan(named) if last is None else last.plan
         exact = functools.partial(self._instance, named, plan, torch.float64)
         own = self._instance(named, plan, self._precision())
         check_logits(own, exact, output, self.weights_dtype)
-        self._remember(key, _Known(plan, hold, seen, structure(self.model, plan.trace.visited)))
+
+        def run(chosen: Tensor) -> Any:
+            axis = plan.batch_axis
+            return self._output({n: pick_samples(v, chosen, axis) for n, v in named.items()})
+
+        check_apart(own, exact, output, self.weights_dtype, run)
+        self._remember(named, _Known(plan, hold, seen, structure(self.model, plan.trace.visited)))
         return plan
 
     def _known(self, named: dict[str, Any]) -> Plan:
         """A plan for inputs of this shape, as long as the model's structure is the same."""
-        key = self._key(named)
-        last = self._lookup(key)
-        if last is not None and last.structure == structure(self.model, last.plan.trace.visited):
-            return last.plan
-        return self._checked(tuple(named.values()), named)
 
-    def _key(self, named: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(
+        def holds(known: _Known) -> bool:
+            return known.structure == structure(self.model, known.plan.trace.visited)
+
+        last = self._lookup(named, holds)
+        return self._checked(tuple(named.values()), named) if last is None else last.plan
+
+    def _lookup(self, named: dict[str, Any], holds: Callable[["_Known"], bool]) -> "_Known | None":
+        """A trace of such inputs, and of the numbers that the whole batch has in these."""
+        known = _traces.setdefault(self.model, {})
+        kept = [last for axis in (0, 1) for last in known.get(self._key(named, axis), {}).values()]
+        for last in kept:
+            if holds(last):
+                lifter = self._lifter(named, last.plan, self._precision())
+                if not other_numbers(last.plan, lifter):
+                    return last
+        return None
+
+    def _remember(self, named: dict[str, Any], known: "_Known") -> None:
+        key = self._key(named, known.plan.batch_axis)
+        kept = _traces[self.model].setdefault(key, {})
+        kept[numbers_of(known.plan)] = known
+        while len(kept) > _KEPT:
+            del kept[next(iter(kept))]
+
+    def _key(self, named: dict[str, Any], axis: int) -> tuple[Any, ...]:
+        shapes = tuple(
             (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)
             for value in named.values()
         )
-
-    def _lookup(self, shapes: tuple[Any, ...]) -> "_Known | None":
-        known = _traces.setdefault(self.model, {})
-        keys = [(*self._asked, axis, _without(shapes, axis)) for axis in (0, 1)]
-        return next((known[key] for key in keys if key in known), None)
-
-    def _remember(self, shapes: tuple[Any, ...], known: "_Known") -> None:
-        axis = known.plan.batch_axis
-        _traces[self.model][(*self._asked, axis, _without(shapes, axis))] = known
+        return (*self._asked, axis, _without(shapes, axis))
 
     @property
     def _asked(self) -> tuple[Any, ...]:
@@ -224,14 +260,17 @@ class BoundModel(nn.Module):
         return self.perturb, self.frame_axis, self.output_is
 
     def _make_plan(self, named: dict[str, Any]) -> Plan:
-        """Trace with the batch on axis 0; if the logits then have no batch, on axis 1."""
+        """Trace with the batch on axis 0; if the logits then have no batch, on axis 1.
+
+        An axis on which all tensors are as long comes first.
+        """
         failures: list[Exception] = []
-        for axis in (0, 1):
+        for axis in sorted((0, 1), key=lambda axis: len(_lengths(named, axis))):
             try:
                 with torch.no_grad():
                     trace = record(self.model, named, axis)
                 if trace.output_step.batch_axis == 0:
-                    return plan(trace, self.model, axis, *self._asked)
+                    return self._fitted(plan(trace, self.model, axis, *self._asked), named)
             except UnsupportedModelError as error:
                 failures.append(error)
         if failures:
@@ -240,6 +279,16 @@ class BoundModel(nn.Module):
             f"{type(self.model).__name__} returns logits without a batch axis, expected (B, C). "
             "Return one row of logits a sample."
         )
+
+    def _fitted(self, found: Plan, named: dict[str, Any]) -> Plan:
+        """The plan of a recording with the numbers of the whole batch, if there is one."""
+        lifter = self._lifter(named, found, self._precision())
+        samples = telling_samples(found, lifter) if other_numbers(found, lifter) else None
+        if samples is None:
+            return found
+        with torch.no_grad():
+            trace = record(self.model, named, found.batch_axis, samples.tolist())
+        return plan(trace, self.model, found.batch_axis, *self._asked)
 
     def _output(self, named: dict[str, Any]) -> Any:
         """What the model itself returns."""
@@ -264,6 +313,11 @@ def _arguments(forward: Callable[..., Any]) -> list[str]:
 
 def _tensors(named: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def _lengths(named: dict[str, Any], axis: int) -> set[int]:
+    """How many samples the tensors hold if the batch is this axis of them."""
+    return {value.shape[min(axis, value.ndim - 1)] for value in _tensors(named).values()}
 
 
 def _usable(value: Any) -> Any:

@@ -34,30 +34,51 @@ def check_logits(
     Raises:
         UnsupportedModelError: they differ, or a sample is treated otherwise when it is alone.
     """
-    last = torch.tensor([len(instance.center) - 1], device=instance.center.device)
-    try:
-        with torch.no_grad():
-            ours = instance.logits(instance.center, whole=True)
-            alone = instance.pick(last)
-            its_own = alone.logits(alone.center, whole=True)
-    except MixedSamplesError:
-        raise
-    except UnsupportedModelError:  # shapes that fit another batch only
-        _refuse(instance)
+    ours = _traced(instance)
     theirs = as_rows(output, ours)
     if theirs is None:
         _refuse(instance)
     dtype = dtype or instance.value.dtype
     near = rounding_of(ours, torch.zeros_like(ours[:1]), dtype)
-    if not (agree(theirs, ours, near).all() and agree(its_own, ours[last], near).all()):
-        with torch.no_grad():
-            precise = exact().logits(instance.center.double(), whole=True)
-            near = rounding_of(precise, noise_of(instance, precise, instance.center, dtype), dtype)
+    if not agree(theirs, ours, near).all():
+        precise, near = measured(instance, exact(), dtype)
         if not agree(theirs, precise, near).all():
             _refuse(instance)
-        if not agree(its_own, ours[last], near).all():
-            raise mixing(instance)
-    check_samples_alone(instance)
+    check_samples_alone(instance)  # first of all, since it names the line
+    last = torch.tensor([len(instance.center) - 1], device=instance.center.device)
+    its_own = _traced(instance.pick(last))
+    if agree(its_own, ours[last], near).all():
+        return
+    if not agree(its_own, ours[last], measured(instance, exact(), dtype)[1]).all():
+        raise mixing(instance)
+
+
+@torch.no_grad()
+def _traced(instance: Instance) -> Tensor:
+    """What the recorded operations return."""
+    try:
+        return instance.logits(instance.center, whole=True)
+    except MixedSamplesError:
+        raise
+    except UnsupportedModelError:  # shapes that fit another batch only
+        _refuse(instance)
+
+
+@torch.no_grad()
+def measured(instance: Instance, exact: Instance, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the recorded operations return in float64, and how far rounding may move it.
+
+    Args:
+        instance: of the inputs.
+        exact: the same in float64.
+        dtype: precision of the model.
+
+    Returns:
+        ``(B, C)``, and ``(1, C)``.
+    """
+    precise = exact.logits(instance.center.double(), whole=True)
+    noise = noise_of(instance, precise, instance.center, dtype)
+    return precise, rounding_of(precise, noise, dtype)
 
 
 def noise_of(instance: Instance, precise: Tensor, moved: Tensor, dtype: torch.dtype) -> Tensor:

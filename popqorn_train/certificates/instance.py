@@ -3,6 +3,7 @@
 B: batch, T: frames, N: features of a frame, C: classes.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -109,7 +110,8 @@ class Instance(NamedTuple):
         region = self.placed(ball)
         plain = self.order is None and self._shape == region.value.shape[1:]
         root = Root(region, self._axis if plain else 0)
-        node = self._lifted(root if plain else self._as_users(root))
+        fork = self._fork(root if plain else self._as_users(root), self.sample_order)
+        node = self._lifted(fork)
         if not isinstance(node, Node):
             raise UnsupportedModelError(
                 f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
@@ -117,7 +119,12 @@ class Instance(NamedTuple):
             )
         node = self._two_classes(node) if self.plan.meaning.single else node
         batch = len(self.value)
-        return Logits(node, lambda chosen: self.pick(chosen).graph(ball.pick(chosen, batch)))
+
+        def pick(instance: Instance, chosen: Tensor) -> Logits:
+            return instance.pick(chosen).graph(ball.pick(chosen, batch))
+
+        same = self._replace(lifter=fork)  # which repeats the choices that made this graph
+        return Logits(node, partial(pick, same), partial(pick, self))
 
     def met(self, ball: Perturbation) -> list[Met]:
         """Whatever does not move and is read beside what does, in the graph over a ball."""
@@ -189,8 +196,7 @@ class Instance(NamedTuple):
             whole: go on to what the model returns, a softmax included.
         """
         value = self._in_users_layout(rows_of(self._read(moved), self.sample_order))
-        fork = self.lifter.fork()
-        fork.values[self.plan.root.name] = value
+        fork = self._fork(value)
         if whole:
             returned: Tensor = fork.value(self.plan.trace.output)
             return returned
@@ -228,12 +234,16 @@ class Instance(NamedTuple):
             x = x[:, self.order.flatten().argsort()]
         return x.reshape(len(x), *self._shape).movedim(0, self._axis)
 
-    def _lifted(self, root: Node) -> Any:
-        """The logits in what the code makes of a root, in the order of the samples."""
-        fork, order = self.lifter.fork(), self.sample_order
+    def _fork(self, root: Any, order: Order = None) -> Lifter:
+        """What runs the trace on a value of the root, or on a node that stands for it."""
+        fork = self.lifter.fork()
         fork.values[self.plan.root.name] = root
         if order is not None:
             fork.orders[self.plan.root.name] = order
+        return fork
+
+    def _lifted(self, fork: Lifter) -> Any:
+        """The logits in what the code makes of a root, in the order of the samples."""
         output = fork.value(self.plan.output)
         order = fork.orders.get(self.plan.output)
         check_restored(order_after(fork, *self._end, order))

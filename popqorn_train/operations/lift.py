@@ -8,8 +8,8 @@ import copy
 import functools
 import inspect
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
 from popqorn_train.tracing.tracer import called_name
 
+T = TypeVar("T")
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
 MODULES: dict[type[nn.Module], Handler] = {}
@@ -63,6 +64,8 @@ class Lifter:
             samples, see sample_order.py.
         orders: which sample each row holds for the code, of nodes that it has in another order.
         met: takes note of what does not move and is read beside what does; None notes nothing.
+        choices: what the values of the batch decided about nodes, see ``choose``.
+        whole: results that stay those of the whole batch, see ``hold``.
 
     Args:
         trace: what to run.
@@ -87,6 +90,8 @@ class Lifter:
         self.values: dict[str, Any] = {}
         self.orders: dict[str, Tensor] = {}
         self.met: list[Met] | None = None
+        self.choices: dict[tuple[str, str], Any] = {}
+        self.whole: dict[str, Any] = {}
 
     def value(self, name: str) -> Any:
         """Result of a step: a tensor, a node, or a tuple of these."""
@@ -105,12 +110,45 @@ class Lifter:
         """A copy that shares what is known and can be told other values."""
         fork = copy.copy(self)
         fork.values, fork.orders = {**self.values}, {**self.orders}
+        fork.choices = {**self.choices}
         return fork
 
-    def pick(self, chosen: Tensor, batch_axis: int) -> "Lifter":
-        """The same for some samples."""
+    def choose(self, step: Step, what: str, choice: Callable[[], T]) -> T:
+        """What the values of the batch decide about the nodes of a step.
+
+        Whoever picks samples from a graph builds it from the same choices, so that it has the
+        same nodes. So what is chosen for a batch has to be right for every part of it.
+
+        Args:
+            step: whose nodes.
+            what: names the choice among those of the step.
+            choice: looks at the values; called for the whole batch only.
+        """
+        key = step.name, what
+        if key not in self.choices:
+            self.choices[key] = choice()
+        return cast(T, self.choices[key])
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Work steps out, whose results stay when samples are picked."""
+        exact = self.to(torch.float64)
+        self.whole = {name: exact.value(name) for name in names}
+        self.values.update(self._held())
+
+    def _held(self) -> dict[str, Any]:
+        return {name: map_nested(value, Tensor, self.cast) for name, value in self.whole.items()}
+
+    def pick(self, chosen: Tensor, batch_axis: int, *, anew: bool = False) -> "Lifter":
+        """The same for some samples, with the choices made so far.
+
+        Args:
+            chosen: ``(b,)`` indices.
+            batch_axis: of the inputs.
+            anew: work out what belongs to the whole batch as if these samples were all.
+        """
         pick = copy.copy(self)
-        pick.values, pick.orders, pick.batch = {}, {}, len(chosen)
+        pick.whole = {} if anew else self.whole
+        pick.values, pick.orders, pick.batch = pick._held(), {}, len(chosen)
         pick.inputs = {
             name: pick_samples(value, chosen, batch_axis) for name, value in self.inputs.items()
         }
@@ -119,7 +157,8 @@ class Lifter:
     def to(self, dtype: torch.dtype) -> "Lifter":
         """The same in another precision."""
         other = copy.copy(self)
-        other.values, other.orders, other.dtype = {}, {}, dtype
+        other.orders, other.dtype = {}, dtype
+        other.values = other._held()
         return other
 
     def cast(self, value: Any) -> Any:
@@ -129,7 +168,8 @@ class Lifter:
 
     def weight(self, path: str, name: str) -> Tensor | None:
         """A weight of a sub-module, with its gradient; None where there is none."""
-        return self.cast(getattr(self.model.get_submodule(path), name, None))
+        shadow = _shadow(self.model.get_submodule(path), self.cast)  # as a module that runs has it
+        return self.cast(getattr(shadow, name, None))
 
     def resolved(self, recorded: Any, order: Order = None) -> Any:
         """Recorded arguments with their values.

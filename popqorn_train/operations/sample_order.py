@@ -156,7 +156,11 @@ def _lift_deal(lifter: "Lifter", step: Step, moving: list[str], order: Order) ->
         lifter.met.append(Met(step, None, places, 0, order, (x.shape, x.batch_axis)))
     if new is not None:
         lifter.orders[step.name] = new
-    return _gathered(x, places, _sample_shape(step), step.batch_axis or 0)
+    shape, axis = _sample_shape(step), step.batch_axis or 0
+    stays = (shape, axis) == (x.shape, x.batch_axis) and lifter.choose(
+        step, "stays", lambda: _stays(places)
+    )
+    return x if stays else _gathered(x, places, shape, axis)
 
 
 def dealt(
@@ -193,11 +197,13 @@ def dealt(
     return Dealt(found, samples_of(result % size, found))
 
 
+def _stays(places: Tensor) -> bool:
+    """Whether every entry is where it was in its sample."""
+    return bool((places == torch.arange(places.shape[1], device=places.device)).all())
+
+
 def _gathered(x: Node, places: Tensor, shape: tuple[int, ...], axis: int) -> Node:
-    """The entries of a node at these places, sample by sample; itself if none moves."""
-    stays = torch.arange(places.shape[1], device=places.device)
-    if (shape, axis) == (x.shape, x.batch_axis) and bool((places == stays).all()):
-        return x
+    """The entries of a node at these places, sample by sample."""
 
     def gather(value: Tensor) -> Tensor:
         flat = value.movedim(x.batch_axis, 0).flatten(1).expand(len(places), -1)

@@ -29,6 +29,7 @@ class Plan(NamedTuple):
         chain: steps after it that are folded into the ball; the last one is the root.
         meaning: how the output is read.
         frames: where frames lie.
+        whole: steps that make one value of all samples, of what does not move.
     """
 
     trace: Trace
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     chain: tuple[Step, ...]
     meaning: Meaning
     frames: Frames
+    whole: tuple[Step, ...]
 
     @property
     def root(self) -> Step:
@@ -81,7 +83,8 @@ def plan(
     for step in trace.steps:
         for name in set(step.refs):
             readers[name].append(step)
-    if read.output not in reached(source.name, readers):
+    moving = reached(source.name, readers)
+    if read.output not in moving:
         raise UnsupportedModelError(
             f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
             "bound(model, perturb=...)."
@@ -89,7 +92,19 @@ def plan(
     check_called_once(trace, model, source, perturb, read.output)
     roads = Roads(trace, model, source, readers)
     chain, frames = find_frames(roads, source, frame_axis)
-    return Plan(trace, batch_axis, source, chain, read, frames)
+    return Plan(trace, batch_axis, source, chain, read, frames, _whole(trace, moving))
+
+
+def _whole(trace: Trace, moving: set[str]) -> tuple[Step, ...]:
+    """Steps that the output needs and that make one value of all samples."""
+    needed, grows = {trace.output}, {step.name for step in trace.steps if step.grows}
+    for step in reversed(trace.steps):
+        needed.update(step.refs if step.name in needed else ())
+    return tuple(
+        step
+        for step in trace.steps
+        if step.name in needed - moving - grows and not grows.isdisjoint(step.refs)
+    )
 
 
 def _named(trace: Trace, perturb: str) -> Step:

@@ -47,7 +47,9 @@ class ValueProxy(fx.Proxy):
         raise self._refused("its control flow depends on the data")
 
     def __int__(self) -> int:
-        raise self._refused("it turns data into a Python number")
+        raise self._refused(
+            "it turns data into a Python number (a size may stay a tensor: x[:, :lengths.max()])"
+        )
 
     __float__ = __index__ = __complex__ = __int__
 

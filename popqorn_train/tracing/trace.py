@@ -5,6 +5,8 @@ is a multiple of it, an axis that grew is the batch axis. One recording then ser
 size.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,13 +29,19 @@ from popqorn_train.tracing.tracer import called_name, run_tracer
 _BATCHES = (2, 3)
 
 
-def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Trace:
+def record(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    batch_axis: int = 0,
+    samples: Sequence[int] = (0, 1),
+) -> Trace:
     """Trace a model in eval mode.
 
     Args:
         model: any module whose forward takes ``inputs`` in this order.
         inputs: example arguments by name; tensors have the batch on ``batch_axis``.
         batch_axis: axis of the batch in every input.
+        samples: the two that the recorded batches consist of, in order.
 
     Raises:
         UnsupportedModelError: control flow that depends on data, sizes that are not multiples of
@@ -41,7 +49,9 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
     """
     recordings = []
     for batch in _BATCHES:
-        example = {name: _resized(value, batch, batch_axis) for name, value in inputs.items()}
+        example = {
+            name: _resized(value, batch, batch_axis, samples) for name, value in inputs.items()
+        }
         recordings.append(run_tracer(model, example))
     (first, one), (second, two) = recordings
     pairs = list(zip(first.nodes, second.nodes, strict=False))
@@ -63,12 +73,14 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
     return Trace(tuple(steps), output.name, frozenset(one.visited))
 
 
-def _resized(value: Any, batch: int, axis: int) -> Any:
+def _resized(value: Any, batch: int, axis: int, samples: Sequence[int]) -> Any:
+    """The same samples in every batch, so that a maximum over them is the same."""
     if not isinstance(value, Tensor):
         return value
-    size = value.shape[min(axis, value.ndim - 1)]
-    chosen = (torch.arange(batch) % size).sort().values  # lengths may have to fall
-    return pick_samples(value.detach(), chosen, axis)
+    size = value.shape[min(axis, value.ndim - 1)] if value.ndim else 1
+    first, last = samples
+    chosen = torch.tensor([first, *[last] * (batch - 1)]) % size  # lengths may have to fall
+    return pick_samples(value.detach(), chosen.sort().values, axis)
 
 
 def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
@@ -110,7 +122,22 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
     if kind != "module":  # torch's names for its first arguments, which follow what has no name
         names = ("condition", "input", "other")
         args = (*args, *[kwargs.pop(name) for name in names if name in kwargs])
-    return Step(a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source)
+    found = a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source
+    return Step(*found, _grows(one, two), _discrete(one, two))
+
+
+def _grows(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one.shape != two.shape
+    return not isinstance(one, int | float)
+
+
+def _discrete(one: Any, two: Any) -> Any:
+    """What both recordings gave, see ``Step``; NaN equals nothing."""
+    if isinstance(one, Tensor):
+        whole = not (one.is_floating_point() or one.is_complex() or _grows(one, two))
+        return (one if torch.equal(one, two) else math.nan) if whole else None
+    return (one if one == two else math.nan) if isinstance(one, int) else None
 
 
 def _of_size_one(one: Any, two: Any) -> tuple[int, ...]:
