@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.margins import Witness, proved
 from popqorn_train.certificates.query import Query, largest_tried
 
