@@ -29,6 +29,7 @@ from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
 from popqorn_train.tracing.process_settings import without_cudnn
+from popqorn_train.tracing.tracer import called_name
 
 PROBES = 8  # points at which a certificate is probed, if nobody asks for more or fewer
 _INSIDE = 2  # of these, points at which every node is looked at
@@ -85,7 +86,7 @@ class Probes:
                 if where is not None:
                     self._refuse(f"contradicts its bounds inside the set ({where})")
                 traced = part.logits(part.unread(value.to(part.value)))
-                if not _equal(values[output], traced):
+                if not _equal(values[output], traced, _coarsest(part)):
                     self._refuse("has a graph that differs from its trace inside the set")
 
     def _roots(self, region: Region | Choices, chosen: Tensor) -> list[Tensor]:
@@ -149,11 +150,24 @@ class Probes:
         )
 
 
-def _equal(ours: Tensor, traced: Tensor) -> bool:
-    """Whether logits agree but for the rounding of the coarser of two precisions."""
+def _equal(ours: Tensor, traced: Tensor, cast: float) -> bool:
+    """Whether logits agree but for the rounding of the coarser of two precisions.
+
+    Args:
+        ours: ``(b, C)`` of the graph.
+        traced: of the recorded operations.
+        cast: unit of rounding of the coarsest precision that forward casts to.
+    """
     eps = max(torch.finfo(ours.dtype).eps, torch.finfo(traced.dtype).eps)
-    scale = scale_of(traced)
-    near = 1e4 * eps * scale
+    near = (1e4 * eps + 100 * cast) * scale_of(traced)
     # Where a class is masked by a huge number, the graph holds another huge one.
     known = traced.isfinite() & (traced.abs() < 1e30) & ~ours.isnan()  # NaN certifies nothing
     return bool((agree(ours, traced.to(ours.dtype), near.to(ours.dtype)) | ~known).all())
+
+
+def _coarsest(instance: Instance) -> float:
+    """The unit of rounding of casts in forward, which the graph leaves out; 0 without any."""
+    names = {called_name(step.target) for step in instance.plan.trace.steps}
+    if names & {"half", "bfloat16"}:
+        return torch.finfo(torch.bfloat16).eps
+    return torch.finfo(torch.float32).eps if names & {"float", "to", "type", "type_as"} else 0.0
