@@ -17,6 +17,7 @@ from popqorn_train.callbacks.cadence import Cadence, is_last_validation
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.set_certifier import Options, SetCertifier
 from popqorn_train.certificates.certificate import Confirm
+from popqorn_train.certificates.probes import PROBES, check_probes
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import Unpack, unpack_pair
 from popqorn_train.evaluation.certification import Certification
@@ -45,7 +46,8 @@ class CertifiedRadiusMonitor(Callback):
         max_overhead: pass over epochs where certifying would take more than this share of the
             time of the rest of training; None certifies whenever ``every_n_epochs`` says so. The
             last validation is known beforehand unless training is stopped early.
-        epsilons: where certified accuracy is logged, increasing, in the units of the input.
+        epsilons: where certified accuracy is logged, increasing, in the units of the input; the
+            radii count there what ``certify`` proves, see ``certified_radius``.
         method: bounding method.
         frames: ``(T,)`` mask of the frames that move; see ``LpBall``, as for the next three.
         scope: one ball a frame, or one for the sequence.
@@ -56,6 +58,8 @@ class CertifiedRadiusMonitor(Callback):
         confirm: ``"float64"`` proves every radius again in float64.
         attack: also log ``empirical_radius/median``, ``/mean``, ``/gap`` and
             ``/unbroken_fraction``: how small a distortion breaks what is not proved.
+        probes: points at which the model is compared with what was proved of every sample, see
+            ``certify``; a contradiction gives the samples the status error.
         model: name of the sub-module that gives logits; None takes the LightningModule.
         dataloader: which validation or test loader, where there are several.
         unpack: from a validation batch to ``(inputs, target)``.
@@ -93,6 +97,7 @@ class CertifiedRadiusMonitor(Callback):
         rtol: float = 1e-2,
         confirm: Confirm = "float64",
         attack: bool = False,
+        probes: int = PROBES,
         model: str | None = None,
         dataloader: int = 0,
         unpack: Unpack = unpack_pair,
@@ -114,10 +119,13 @@ class CertifiedRadiusMonitor(Callback):
         if not callable(unpack):
             raise TypeError(f"`unpack` must be a function, got {type(unpack).__name__}.")
         check_search(rtol, max_radius, confirm)
+        check_probes(probes)
         check_on_error(on_error)
         ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
-        question = Examination(ball, method_named(method), max_radius, rtol, confirm, attack)
         points = CertifiedAccuracyCurve(epsilons).epsilons
+        question = Examination(
+            ball, method_named(method), max_radius, rtol, confirm, attack, points, probes
+        )
         options = Options(
             int(samples), int(seed), int(dataloader), model, unpack, on_error, points, name
         )

@@ -12,7 +12,7 @@ from torch import nn
 
 from popqorn_train.callbacks.subset import Order, isolated_random
 from popqorn_train.certificates.bound_model import BoundModel, bound
-from popqorn_train.certificates.radius import Start
+from popqorn_train.certificates.search import Start
 from popqorn_train.evaluation.batches import Picked, Unpack, grouped, unpacked
 from popqorn_train.evaluation.progress import Progress
 from popqorn_train.evaluation.provenance import fingerprint

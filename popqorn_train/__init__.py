@@ -8,7 +8,8 @@ from popqorn_train.certificates.budget import certified_budget
 from popqorn_train.certificates.certificate import Certificate, certify, logit_bounds
 from popqorn_train.certificates.empirical import empirical_radius
 from popqorn_train.certificates.frames import frame_radii
-from popqorn_train.certificates.radius import RadiusSearch, Start, certified_radius, search_radius
+from popqorn_train.certificates.radius import certified_radius, search_radius
+from popqorn_train.certificates.search import RadiusSearch, Start
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.loader import certify_loader
 from popqorn_train.evaluation.sample_rows import SampleRow, Status

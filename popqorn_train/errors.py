@@ -7,6 +7,14 @@ class UnsupportedModelError(ValueError):
     """The model does something that cannot be bounded; the message says where and what to do."""
 
 
+class ContradictionError(UnsupportedModelError):
+    """A model was seen to do otherwise than what was proved of its graph; nothing is certified."""
+
+
+class MixedSamplesError(UnsupportedModelError):
+    """The model lets samples of a batch mix, so that bounds for one of them alone prove nothing."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

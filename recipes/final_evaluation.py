@@ -105,6 +105,7 @@ def _certified(
         method=method,
         max_radius=max_radius,
         rtol=_RTOL,
+        epsilons=settings.epsilons,
         on_error="raise",
     )
     found = dict(zip(ordered, rows, strict=True))

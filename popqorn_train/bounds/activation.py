@@ -196,6 +196,8 @@ class Blend(Nonlinear):
     Its linear bounds are those of the two products, with 1 - sigmoid(a) = sigmoid(-a).
     """
 
+    kept = True
+
     def __init__(self, a: Node, b: Node, h: Node) -> None:
         super().__init__([a, b, h], b.shape)
 

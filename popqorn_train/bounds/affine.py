@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from popqorn_train.bounds.node import Node, Root
+from popqorn_train.bounds.single import reads_single
 from popqorn_train.bounds.slices import Frame
 from popqorn_train.bounds.tape import Tape, pad_frames
 from popqorn_train.perturbations.region import Bounds, around, dot
@@ -170,18 +171,22 @@ class Negative(Node):
 
 
 class Affine(Node):
-    """Any affine operation in which the coefficients of one output share a sign.
+    """Any affine operation of which every output reads a single coordinate.
 
-    That covers moving, selecting, joining, adding, averaging and scaling, for which the ends of
-    the range are the images of the ends.
+    That covers moving, selecting, joining and scaling. The ends of the range are then the images
+    of the ends, whatever the sign of the coefficient is. It is not taken on trust (single.py).
 
     Args:
         function: maps the values of ``inputs``, in the user's layout, to the result.
         inputs: the nodes it reads.
         shape: of the result, without the batch.
         batch_axis: of the result.
-        exact: whether every output reads one coordinate only.
+
+    Raises:
+        RuntimeError: an output reads several coordinates.
     """
+
+    exact = True
 
     def __init__(
         self,
@@ -189,11 +194,12 @@ class Affine(Node):
         inputs: Sequence[Node],
         shape: Sequence[int],
         batch_axis: int,
-        *,
-        exact: bool,
     ) -> None:
         super().__init__(inputs, shape, batch_axis)
-        self.function, self.exact = function, exact
+        self.function = function
+        shapes = [node.shape for node in self.inputs]
+        if self.region is not None and not reads_single(self._run, shapes, self.region.value):
+            raise RuntimeError("an entry of its result adds up several entries of what moves")
 
     def _run(self, *values: Tensor) -> Tensor:
         """The function on values with the batch first."""
@@ -208,7 +214,7 @@ class Affine(Node):
         return Bounds(torch.minimum(one, two), torch.maximum(one, two))
 
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
-        """Image without the constant, and the constant: coefficients share a sign."""
+        """Image without the constant, and the constant."""
         constant = self._run(*[torch.zeros_like(x) for x in inputs])
         return (self._run(*inputs) - constant).abs() + constant.abs()
 

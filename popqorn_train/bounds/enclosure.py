@@ -48,6 +48,8 @@ def enclose(
     wanted = {
         whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
     }
+    # The last state too: in a batch, it may not be the last one of every sample.
+    wanted.update(node for node in nodes if isinstance(node, Nonlinear) and node.kept)
     found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
     for node in nodes if backward else _read(nodes):

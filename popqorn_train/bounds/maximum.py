@@ -66,6 +66,11 @@ class Maximum(Nonlinear):
         terms = (above * largest(lower, upper)).sum(1) * lower.shape[1]
         return Sides(below, above, top - base + slack(terms, top))
 
+    def at(self, relaxation: Sides, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Nonlinear``."""
+        lower, upper = ((slope * inputs[0]).sum(1) for slope in relaxation[:2])
+        return lower, upper + relaxation.intercept
+
     def size(self, relaxation: Sides, *inputs: Tensor) -> Tensor:
         """Terms of the larger side."""
         below, above = ((slope * inputs[0]).sum(1) for slope in relaxation[:2])

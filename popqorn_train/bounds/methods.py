@@ -26,6 +26,7 @@ from popqorn_train.bounds.backward import Enclosure, minimum
 from popqorn_train.bounds.contradiction import refute
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.node import Logits, Node
+from popqorn_train.bounds.picking import alike
 from popqorn_train.bounds.rebound import BadRegion, Budget
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
@@ -39,9 +40,13 @@ class Method:
 
     Attributes:
         shares_rows: whether rows that are the same for all samples cost next to nothing.
+        monotone: whether no bound is larger on a larger ball.
+        graded: whether the size of every positive margin says how much larger the ball can be.
     """
 
     shares_rows: ClassVar[bool] = False
+    monotone: ClassVar[bool] = False
+    graded: ClassVar[bool] = True
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """Bound ``rows . output`` from below.
@@ -59,9 +64,9 @@ class Method:
         """Bound ``rows . output`` from below, ``(B, K)``; see ``bounded``."""
         return self.bounded(output, rows)[0]
 
-    def margins(self, output: Logits, rows: Tensor) -> Tensor:
-        """Bound margins ``(B, K)`` from below, of which all have to be positive; see ``lower``."""
-        return self.lower(output, rows)
+    def margins(self, output: Logits, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """Bound margins ``(B, K)``, of which all have to be positive; see ``bounded``."""
+        return self.bounded(output, rows)
 
     @property
     def cheaper(self) -> "Method | None":
@@ -74,6 +79,7 @@ class IBP(Method):
     """Intervals alone: the cheapest, linear in the number of frames."""
 
     shares_rows: ClassVar[bool] = True
+    monotone: ClassVar[bool] = True  # every range contains that of a smaller ball
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""
@@ -173,21 +179,23 @@ class TightPopqorn(Popqorn):
     """
 
     budgets: tuple[Budget, ...] = (_LAST_FRAME,)
+    graded: ClassVar[bool] = False
 
     @property
     def cheaper(self) -> Method:
         """See ``Method``."""
         return Popqorn(self.slopes, self.octagons)
 
-    def margins(self, output: Logits, rows: Tensor) -> Tensor:
-        """See ``Method``."""
+    def margins(self, output: Logits, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``; the ranges are those from before the class was assumed to flip."""
         with torch.no_grad():
-            lower = self.lower(output, rows)
+            lower, found = self.bounded(output, rows)
             undecided = (~(lower > 0) & (rows != 0).any(-1)).any(1).nonzero()[:, 0]
-            if len(undecided):
-                part, rows = output.pick(undecided), rows.expand(len(lower), -1, -1)[undecided]
-                lower[undecided] = self._retried(part, rows, lower[undecided])
-        return lower
+            # Among samples of other lengths, the last frame is not that of every sample.
+            for part in alike(output, undecided) if len(undecided) else []:
+                own_rows = rows.expand(len(lower), -1, -1)[part]
+                lower[part] = self._retried(output.anew(part), own_rows, lower[part])
+        return lower, found
 
     def _retried(self, output: Logits, rows: Tensor, lower: Tensor) -> Tensor:
         """Bounds of samples on which the cheaper method failed; every product on octagons."""

@@ -90,9 +90,11 @@ class Nonlinear(Node):
 
     Attributes:
         has_choice: whether ``closest`` gives rows lines of their own.
+        kept: whether the next step of its layer reads it in a product, if there is a next step.
     """
 
     has_choice = False
+    kept = False
 
     @property
     def kind(self) -> Hashable:
@@ -119,6 +121,14 @@ class Nonlinear(Node):
     def sides(self, relaxation: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """The linear functions below and above: slopes on every input, then the intercept."""
         lower, upper = relaxation
+        return lower, upper
+
+    def at(self, relaxation: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What the linear functions below and above are worth, ``(B, *shape)`` each."""
+        lower, upper = (
+            sum((slope * x for slope, x in zip(side[:-1], inputs, strict=True)), side[-1])
+            for side in self.sides(relaxation)
+        )
         return lower, upper
 
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
@@ -168,14 +178,21 @@ class Logits(Node):
 
     Args:
         node: the logits, of shape ``(C,)``.
-        pick: from ``(b,)`` indices of samples, which may repeat, to their logits.
+        pick: from ``(b,)`` indices of samples, which may repeat, to their logits, by the same
+            nodes in the same order.
+        anew: likewise, by the nodes that these samples need; None takes ``pick``.
     """
 
     exact = True
 
-    def __init__(self, node: Node, pick: Callable[[Tensor], "Logits"]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        pick: Callable[[Tensor], "Logits"],
+        anew: Callable[[Tensor], "Logits"] | None = None,
+    ) -> None:
         super().__init__([node], node.shape, node.batch_axis)
-        self.pick = pick
+        self.pick, self.anew = pick, anew or pick
 
     def range(self, *inputs: Bounds) -> Bounds:
         """The same."""

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.backward import Enclosure, ancestors, lower_bound, sizes_of, visits
+from popqorn_train.bounds.backward import Enclosure, lower_bound, sizes_of, visits
 from popqorn_train.bounds.node import Logits, Node, Nonlinear
+from popqorn_train.bounds.picking import twins
 from popqorn_train.bounds.relaxer import Relaxation, Relaxer, Rows
 from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.region import Bounds
@@ -65,7 +66,7 @@ class BadRegion:
     not given away: it answers only whether it is empty, and how small the margin can be in it.
 
     Args:
-        output: logits of the pairs.
+        output: logits of the pairs, which all take the same way through the graph (picking.py).
         row: ``(B, C)`` the margins.
         found: ranges and relaxations that hold on the whole ball; it is copied.
         bounds: of the margins on the whole ball, ``(B,)`` each.
@@ -93,13 +94,12 @@ class BadRegion:
     ) -> "BadRegion":
         """The regions of pairs: ``(B,)`` indices of samples, which may repeat, and their rows."""
         picked = output.pick(samples)
-        new = dict(zip(ancestors(output), ancestors(picked), strict=True))
-        return cls(picked, row, _picked(found, samples, new), bounds)
+        return cls(picked, row, _picked(found, samples, twins(output, picked)), bounds)
 
     def pick(self, chosen: Tensor) -> "BadRegion":
         """The regions of some pairs."""
         output = self._output.pick(chosen)
-        new = dict(zip(ancestors(self._output), ancestors(output), strict=True))
+        new = twins(self._output, output)
         bounds = Bounds(*(end[chosen] for end in self._bounds))
         picked = BadRegion(output, self._row[chosen], _picked(self._found, chosen, new), bounds)
         picked.empty = self.empty[chosen]

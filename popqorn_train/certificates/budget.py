@@ -1,6 +1,7 @@
 """The largest number of word substitutions that is certified."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import Confirm, certify
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.probes import PROBES
 from popqorn_train.perturbations.substitutions import Substitutions
 
 
@@ -19,6 +22,7 @@ def certified_budget(
     *,
     method: str | Method = "popqorn",
     confirm: Confirm = "float64",
+    probes: int = PROBES,
 ) -> Tensor:
     """How many tokens may be replaced at once, as far as is proved, without another class.
 
@@ -31,6 +35,7 @@ def certified_budget(
         candidates: see ``Substitutions``.
         method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
         confirm: as in ``certify``.
+        probes: replaced sentences that are looked at, as in ``certify``.
 
     Returns:
         ``(B,)`` whole numbers up to the number of frames; 0 where not even one substitution is
@@ -40,14 +45,16 @@ def certified_budget(
         ValueError, TypeError, UnsupportedModelError: as ``certify`` and ``Substitutions``.
     """
     layer = bound(model)
-    frames = layer.instance(inputs).center.shape[1]
-    proved = torch.zeros(len(target), dtype=torch.long, device=target.device)
-    refused = torch.full_like(proved, frames + 1)
-    asked = proved + 1  # most sentences fail at once or hold for long
-    while bool((refused - proved > 1).any()):
-        words = Substitutions(candidates, asked)
-        found = certify(layer, inputs, target, words, method=method, confirm=confirm).certified
-        proved = torch.where(found, torch.maximum(proved, asked), proved)
-        refused = torch.where(found, refused, torch.minimum(refused, asked))
-        asked = torch.where(refused - proved > 1, (proved + refused) // 2, proved)
+    with undisturbed(layer.model):
+        frames = layer.instance(inputs).center.shape[1]
+        proved = torch.zeros(len(target), dtype=torch.long, device=target.device)
+        refused = torch.full_like(proved, frames + 1)
+        asked = proved + 1  # most sentences fail at once or hold for long
+        options: dict[str, Any] = {"method": method, "confirm": confirm, "probes": probes}
+        while bool((refused - proved > 1).any()):
+            words = Substitutions(candidates, asked)
+            found = certify(layer, inputs, target, words, **options).certified
+            proved = torch.where(found, torch.maximum(proved, asked), proved)
+            refused = torch.where(found, refused, torch.minimum(refused, asked))
+            asked = torch.where(refused - proved > 1, (proved + refused) // 2, proved)
     return proved

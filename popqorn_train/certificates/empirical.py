@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import method_named
 from popqorn_train.certificates.bound_model import Inputs, bound
-from popqorn_train.certificates.instance import Instance, undisturbed
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.pgd import margin_of, search
 from popqorn_train.certificates.query import largest_tried, make_query
 from popqorn_train.certificates.radius import check_search

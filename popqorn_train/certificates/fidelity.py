@@ -1,138 +1,141 @@
 """Does the trace compute what the model computes? Where it does not, nothing is certified.
 
-A recording can miss what changes a model from outside (hooks), what is written in place, or what
-has changed since. So the model itself is run, and compared: with the graph when it is made, and
-with the recorded operations whenever something is certified.
+Two ways to compute the same logits differ by rounding. How much that is, is measured for every
+class: the recorded operations are run in the model's own precision and in float64. So a class that
+is masked by -1e9, or logits of 1e-5, hide nothing in the other classes.
+
+B: batch, C: what the model returns for a sample.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from popqorn_train.bounds.backward import minimum
-from popqorn_train.bounds.enclosure import enclose
-from popqorn_train.bounds.relaxer import Relaxation
+from popqorn_train.certificates.alone import check_samples_alone, mixing
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
-def check_hooks(model: nn.Module, run: Callable[[], Any]) -> None:
-    """Refuse hooks that change values; those that only look on are welcome.
-
-    Args:
-        model: what is traced.
-        run: calls it.
-
-    Raises:
-        UnsupportedModelError: a forward pre-hook, or a forward hook that returns something.
-    """
-    for path, module in model.named_modules():
-        if module._forward_pre_hooks:
-            raise UnsupportedModelError(
-                f"module {path!r} has a forward pre-hook, which can change weights or inputs "
-                "unseen. Remove it; for weight or spectral norm use "
-                "torch.nn.utils.parametrizations."
-            )
-    hooked = [(path, module) for path, module in model.named_modules() if module._forward_hooks]
-    if not hooked:
-        return
-    saved = [(module, dict(module._forward_hooks)) for _, module in hooked]
-    changed: list[str] = []
-    try:
-        for path, module in hooked:
-            for key, hook in list(module._forward_hooks.items()):
-                module._forward_hooks[key] = _watched(hook, path, changed)
-        run()
-    finally:
-        for module, hooks in saved:
-            module._forward_hooks.update(hooks)
-    if changed:
-        raise UnsupportedModelError(
-            f"module {changed[0]!r} has a forward hook that returns another value. Remove it, or "
-            "make it part of forward."
-        )
-
-
-def _watched(hook: Callable[..., Any], path: str, changed: list[str]) -> Callable[..., Any]:
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = hook(*args, **kwargs)
-        if result is not None:
-            changed.append(path)
-        return result
-
-    return watched
-
-
-def check_graph(instance: Instance, output: Any) -> None:
-    """Compare the graph without perturbation, and the recording, with the model's output.
-
-    Raises:
-        UnsupportedModelError: they differ.
-    """
-    node = instance.graph(LpBall(0.0))
-    check_logits(instance, output)
-    unit = torch.eye(
-        instance.plan.classes, dtype=instance.value.dtype, device=instance.value.device
-    )
-    found = enclose(node, relax=Relaxation())
-    rows = torch.cat([unit, -unit])[None]
-    logits = instance.logits(instance.center)
-    tolerance = _tolerance(logits)
-    for intervals in (True, False):
-        bounds = minimum(node, rows, found, intervals=intervals)
-        lower, negative = bounds.chunk(2, dim=1)
-        outside = (logits < lower - tolerance) | (logits > tolerance - negative)
-        _refuse_if(bool(outside.any()), instance)
-
-
-def check_logits(instance: Instance, output: Any) -> None:
+def check_logits(
+    instance: Instance, exact: Callable[[], Instance], output: Any, dtype: torch.dtype | None
+) -> None:
     """Compare what the recorded operations give with the model's output.
 
+    Args:
+        instance: of the inputs.
+        exact: makes the same in float64.
+        output: what the model returned for them.
+        dtype: precision of its weights, if it has any.
+
     Raises:
-        UnsupportedModelError: they differ.
+        UnsupportedModelError: they differ, or a sample is treated otherwise when it is alone.
     """
+    ours = _traced(instance)
+    theirs = as_rows(output, ours)
+    if theirs is None:
+        _refuse(instance)
+    dtype = dtype or instance.value.dtype
+    near = rounding_of(ours, torch.zeros_like(ours[:1]), dtype)
+    if not agree(theirs, ours, near).all():
+        precise, near = measured(instance, exact(), dtype)
+        if not agree(theirs, precise, near).all():
+            _refuse(instance)
+    check_samples_alone(instance)  # first of all, since it names the line
     last = torch.tensor([len(instance.center) - 1], device=instance.center.device)
+    its_own = _traced(instance.pick(last))
+    if agree(its_own, ours[last], near).all():
+        return
+    if not agree(its_own, ours[last], measured(instance, exact(), dtype)[1]).all():
+        raise mixing(instance)
+
+
+@torch.no_grad()
+def _traced(instance: Instance) -> Tensor:
+    """What the recorded operations return."""
     try:
-        with torch.no_grad():
-            ours = instance.logits(instance.center, whole=True)
-            alone = instance.pick(last)
-            its_own = alone.logits(alone.center, whole=True)
+        return instance.logits(instance.center, whole=True)
+    except MixedSamplesError:
+        raise
     except UnsupportedModelError:  # shapes that fit another batch only
-        _refuse_if(True, instance)
-    _refuse_if(not _alike(ours, output), instance)
-    if not _alike(its_own, ours[last]):
-        raise UnsupportedModelError(
-            f"{type(instance.lifter.model).__name__} treats a sample otherwise when it is alone: "
-            "something in forward mixes samples, a mean over the batch for one. Bounds are for "
-            "one sample at a time; write forward so that samples stay apart."
-        )
+        _refuse(instance)
 
 
-def _alike(ours: Tensor, output: Any) -> bool:
+@torch.no_grad()
+def measured(instance: Instance, exact: Instance, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the recorded operations return in float64, and how far rounding may move it.
+
+    Args:
+        instance: of the inputs.
+        exact: the same in float64.
+        dtype: precision of the model.
+
+    Returns:
+        ``(B, C)``, and ``(1, C)``.
+    """
+    precise = exact.logits(instance.center.double(), whole=True)
+    noise = noise_of(instance, precise, instance.center, dtype)
+    return precise, rounding_of(precise, noise, dtype)
+
+
+def noise_of(instance: Instance, precise: Tensor, moved: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far rounding moves the recorded operations, the worst of all samples, ``(1, C)``.
+
+    Args:
+        instance: of the samples, in any precision.
+        precise: ``(B, C)`` what they give in float64.
+        moved: ``(B, T, N)`` value of what moves.
+        dtype: precision of the model.
+    """
+    rough_in = torch.float32 if dtype == torch.float64 else dtype
+    rough = instance.to(rough_in).logits(moved.to(rough_in), whole=True).double()
+    noise = (rough - precise).abs().nan_to_num(0, 0, 0).amax(0, keepdim=True)
+    # More than that is no rounding, whatever it is.
+    noise = torch.minimum(noise, 1e4 * torch.finfo(rough_in).eps * scale_of(precise))
+    return noise * (torch.finfo(dtype).eps / torch.finfo(rough_in).eps)
+
+
+def scale_of(logits: Tensor) -> Tensor:
+    """Largest finite absolute value of every class, ``(1, C)``."""
+    return logits.abs().nan_to_num(0, 0, 0).amax(0, keepdim=True)
+
+
+def rounding_of(logits: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
+    """What two ways to compute these logits may differ by, ``(1, C)``.
+
+    Args:
+        logits: ``(B, C)``, or ``(B,)``.
+        noise: seen of every class, see ``noise_of``.
+        dtype: precision of the model.
+    """
+    eps = torch.finfo(dtype).eps
+    if dtype in _HALF:
+        return 5 * noise + 3 * eps * scale_of(logits)
+    return 30 * noise + 250 * eps * scale_of(logits) + 1e-30
+
+
+def agree(one: Tensor, two: Tensor, near: Tensor) -> Tensor:
+    """Where logits are equal but for rounding; NaN and infinity agree with themselves."""
+    one = one.to(two.dtype)
+    same = (one == two) | (one.isnan() & two.isnan())
+    return same | ((one - two).abs() <= near)
+
+
+def as_rows(output: Any, like: Tensor) -> Tensor | None:
+    """The model's output in the shape of ours; None where it is of another."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
-        return False
-    if len(ours) == 1 and output.numel() == ours.numel():
-        output = output.reshape(ours.shape)  # a batch of 1 may lose its axis to a squeeze
-    if output.shape != ours.shape:
-        return False
-    theirs = output.to(ours.dtype)
-    return torch.allclose(ours, theirs, rtol=0, atol=_tolerance(output), equal_nan=True)
+        return None
+    if len(like) == 1 and output.numel() == like.numel():
+        output = output.reshape(like.shape)  # a batch of 1 may lose its axis to a squeeze
+    return output.to(like.dtype) if output.shape == like.shape else None
 
 
-def _tolerance(logits: Tensor) -> float:
-    """Rounding in the model's own precision."""
-    finite = logits[logits.isfinite()]
-    size = finite.abs().max().item() if len(finite) else 0.0
-    return min(1e3 * torch.finfo(logits.dtype).eps, 0.05) * (1 + size)
-
-
-def _refuse_if(differs: bool, instance: Instance) -> None:
-    if differs:
-        raise UnsupportedModelError(
-            f"What was traced of {type(instance.lifter.model).__name__} does not reproduce its "
-            "output. Something in forward is in place, random, or differs from batch to batch; "
-            "write it without."
-        )
+def _refuse(instance: Instance) -> NoReturn:
+    raise UnsupportedModelError(
+        f"What was traced of {type(instance.lifter.model).__name__} does not reproduce its output. "
+        "Something in forward is in place, random, or differs from batch to batch; write it "
+        "without."
+    )

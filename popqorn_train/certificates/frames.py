@@ -4,6 +4,7 @@ B: batch, T: frames.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,12 @@ from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import Inputs, bound
 from popqorn_train.certificates.certificate import Confirm
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.module_probe import Claim
+from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.query import make_query
-from popqorn_train.certificates.radius import answer, check_search, in_float64
+from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.search import answer, in_float64, witnessed
 from popqorn_train.perturbations.lp_ball import LpBall
 
 _ROWS = 16  # samples times frames that are bounded together
@@ -33,6 +37,7 @@ def frame_radii(
     rtol: float = 1e-3,
     confirm: Confirm = "float64",
     max_bytes: int | None = None,
+    probes: int = PROBES,
 ) -> Tensor:
     """The certified radius of every frame when it alone moves.
 
@@ -53,20 +58,24 @@ def frame_radii(
         rtol: relative precision.
         confirm: proves every radius again in float64.
         max_bytes: memory aimed at.
+        probes: points at which the model is compared with what was proved.
 
     Returns:
-        ``(B, T)`` in the units of the input; 0 where the clean prediction is wrong.
+        ``(B, T)`` in the units of the input, frames as in ``LpBall``; 0 where the clean prediction
+        is wrong.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
     """
     check_search(rtol, max_radius, confirm)
+    check_probes(probes)
     layer, chunks = bound(model), Chunks(max_bytes)
     ball, method = LpBall(0.0, p, low=low, high=high), method_named(method)
     with torch.no_grad(), undisturbed(layer.model):
         query = make_query(
             layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
         )
+        query.instance.check_frames()
         twin = in_float64(query, layer, inputs) if confirm == "float64" else None
         batch, time, _ = query.instance.center.shape
         together, radii = -(-_ROWS // batch), []
@@ -74,6 +83,11 @@ def frame_radii(
             block = (first, min(first + together, time))
             alone = None if twin is None else twin.frames_alone(*block)
             one = query.frames_alone(*block)
+            last = one if alone is None else alone
+            probe = Probes(layer, last.instance, last.target, probes)
+            one, alone = witnessed(one, alone, probe.nodes)
             found = answer(one, alone, max_radius=max_radius, rtol=rtol)
+            size = replace(last.ball, epsilon=found.radius.double())
+            probe.certificate(size, Claim(found.radius > 0))
             radii.append(found.radius.view(batch, -1))
     return torch.cat(radii, 1)

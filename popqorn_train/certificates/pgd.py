@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.certificates.bound_model import Inputs, bound
-from popqorn_train.certificates.certificate import check_target
-from popqorn_train.certificates.instance import Instance, undisturbed
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.margins import check_target
 from popqorn_train.perturbations.box import Perturbation, check_ball
 from popqorn_train.perturbations.region import Region, dual_exponent
+from popqorn_train.tracing.process_settings import without_cudnn
 
 
 class Attack(NamedTuple):
@@ -41,11 +43,12 @@ def _blocks(x: Tensor, region: Region) -> Tensor:
     return x if region.scope == "frame" else x.flatten(1)[:, None]
 
 
-def _sizes(region: Region) -> Tensor:
+def sizes(region: Region) -> Tensor:
+    """Radius of every ball, ``(B, T)`` or ``(B, 1)``."""
     return region.epsilon if region.scope == "frame" else region.epsilon.amax(1, keepdim=True)
 
 
-def _steepest(gradient: Tensor, region: Region) -> Tensor:
+def steepest(gradient: Tensor, region: Region) -> Tensor:
     """The step of p-norm 1 along which a linear function with this gradient falls fastest."""
     g = _blocks(gradient * region.moved[..., None], region)
     top = g.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
@@ -58,11 +61,11 @@ def _steepest(gradient: Tensor, region: Region) -> Tensor:
     return -(step / size).view_as(gradient)
 
 
-def _inside(change: Tensor, region: Region) -> Tensor:
+def shrunk(change: Tensor, region: Region) -> Tensor:
     """Shrink a change into the ball, then cut it to the domain; cutting only shortens it."""
     flat = _blocks(change * region.moved[..., None], region)
     size = torch.linalg.vector_norm(flat, region.p, dim=-1, keepdim=True)
-    share = _sizes(region)[..., None] / torch.maximum(size, torch.full_like(size, 1e-30))
+    share = sizes(region)[..., None] / torch.maximum(size, torch.full_like(size, 1e-30))
     change = (flat * share.clamp(max=1)).view_as(change)
     return torch.minimum(torch.maximum(change, -region.down), region.up)
 
@@ -77,7 +80,7 @@ def _starts(region: Region, restarts: int, seed: int) -> list[Tensor]:
         noise = noise.expand_as(region.value)
         norm = torch.linalg.vector_norm(_blocks(noise, region), region.p, dim=-1, keepdim=True)
         unit = (_blocks(noise, region) / norm).view_as(noise)
-        size = _sizes(region)[..., None].expand_as(norm)
+        size = sizes(region)[..., None].expand_as(norm)
         starts.append((_blocks(unit, region) * size).view_as(noise))
     return starts
 
@@ -95,13 +98,13 @@ def search(
         restarts: number of starts, the centre first.
         seed: of the random starts.
     """
-    region = ball.around(instance.center)
-    size = _sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
+    region = instance.region(ball)
+    size = sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
     best = Attack(margin_of(instance.logits(instance.center), target), instance.center)
     for start in _starts(region, restarts, seed):
-        change = _inside(start, region)
+        change = shrunk(start, region)
         for step in range(steps + 1):
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            with torch.enable_grad(), without_cudnn():
                 change = change.detach().requires_grad_()
                 margin = margin_of(instance.logits(instance.center + change), target)
                 (gradient,) = torch.autograd.grad(margin.sum(), change)
@@ -111,7 +114,7 @@ def search(
             )
             best = Attack(torch.minimum(best.margin, margin.detach()), moved)
             pace = 2.5 / steps * (1 - 0.9 * step / steps)
-            change = _inside(change.detach() + pace * size * _steepest(gradient, region), region)
+            change = shrunk(change.detach() + pace * size * steepest(gradient, region), region)
     return Attack(best.margin.detach(), best.moved.detach())
 
 

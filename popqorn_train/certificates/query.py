@@ -11,11 +11,18 @@ from torch import Tensor
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.bound_model import BoundModel, Inputs
-from popqorn_train.certificates.certificate import check_target, chunked_margins, least, margins_of
 from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.margins import (
+    Witness,
+    check_target,
+    chunked_margins,
+    least,
+    margins_of,
+)
 from popqorn_train.certificates.pgd import margin_of
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, dual_norm
+from popqorn_train.tracing.process_settings import without_cudnn
 
 _UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
 
@@ -31,6 +38,7 @@ class Query:
         ball: what may move; its epsilon is asked for.
         method: how to bound.
         chunks: how many samples fit into memory.
+        witness: is shown every graph that is bounded.
     """
 
     instance: Instance
@@ -39,6 +47,7 @@ class Query:
     ball: LpBall
     method: Method
     chunks: Chunks
+    witness: Witness | None = None
 
     def margin(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
         """Certified margins ``(b,)`` of the chosen samples at their epsilons."""
@@ -46,7 +55,7 @@ class Query:
         every[chosen] = epsilon
         ball = replace(self.ball, epsilon=every)
         margins = chunked_margins(
-            self.instance, self.target, ball, self.method, self.chunks, chosen
+            self.instance, self.target, ball, self.method, self.chunks, chosen, self.witness
         )
         return self._decisive(margins, chosen).double()
 
@@ -60,6 +69,7 @@ class Query:
             instance=self.instance.pick(rows),
             target=self.target[rows],
             ball=replace(self.ball.pick(rows, batch), frames=alone),
+            witness=None,
         )
 
     def margin_with_gradient(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
@@ -76,7 +86,7 @@ class Query:
 
     def clean(self) -> tuple[Tensor, Tensor]:
         """Clean margins, and how fast they can fall at first: the dual norm of the gradient."""
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        with torch.enable_grad(), without_cudnn():
             x = self.instance.center.detach().requires_grad_()
             logits = self.instance.logits(x)
             if self.against is None:
@@ -110,7 +120,7 @@ def make_query(
     """
     instance = layer.instance(inputs)
     device = instance.center.device
-    ball.around(instance.center)
+    instance.placed(ball)
     check_target(target, len(instance.center), instance.plan.classes)
     if against is not None:
         check_target(against, len(instance.center), instance.plan.classes, "against")

@@ -17,6 +17,7 @@ from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import certify
 from popqorn_train.certificates.instance import Instance
+from popqorn_train.cli.options import add_moved, add_output_is
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.resolve import resolved_model
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -38,7 +39,8 @@ def add_doctor(commands: Any) -> None:
         help="sizes of an argument of forward, batch first: 1,7,112; with a kind and the number of "
         "tokens: 1,20:long:5000; again for further arguments",
     )
-    doctor.add_argument("--perturb", help="what moves, if not the first floating input")
+    add_moved(doctor)
+    add_output_is(doctor)
     doctor.add_argument("--epsilon", type=float, default=0.01, help="size of the ball (l_inf)")
     doctor.add_argument("--method", default="popqorn", help="bounding method")
 
@@ -48,7 +50,12 @@ def run_doctor(options: argparse.Namespace) -> int:
     try:
         model = resolved_model(options.model).eval()
         inputs = tuple(_example(text, model) for text in options.input)
-        layer = bound(model, perturb=options.perturb)
+        layer = bound(
+            model,
+            perturb=options.perturb,
+            frame_axis=options.frame_axis,
+            output_is=options.output_is,
+        )
         instance = layer.instance(inputs)
     except (UnsupportedModelError, ValueError, TypeError) as error:
         print(f"cannot be certified: {error}", file=sys.stderr)
@@ -110,11 +117,22 @@ def _operation(step: Step, instance: Instance) -> str:
 
 
 def _print_plan(instance: Instance) -> None:
-    frames, features = instance.center.shape[1:]
-    print(f"what moves: {instance.plan.source.name!r}, {frames} frames of {features} features each")
+    name = instance.plan.source.name
+    if instance.plan.frames.doubt:
+        print(f"what moves: {name!r}, {instance.center[0].numel()} numbers")
+        print(f"            no frames are known: {instance.plan.frames.doubt}; see --frame-axis")
+    else:
+        frames, features = instance.center.shape[1:]
+        print(f"what moves: {name!r}, {frames} frames of {features} features each")
+        axis = instance.plan.frames.axis
+        lie = "as the recurrent layer reads them" if axis is None else f"axis {axis} as passed"
+        print(f"            frames: {lie}")
     if instance.plan.scales:
         print("            in the units before the normalisation inside the model")
-    single = " (one logit, bounded as the classes 0 and 1)" if instance.plan.single else ""
+    meaning, single = instance.plan.meaning, ""
+    if meaning.single:
+        number = "logit" if meaning.threshold == 0 else "probability"
+        single = f" (one {number}, class 1 above {meaning.threshold:g})"
     print(f"logits:     {instance.plan.output!r}, {instance.plan.classes} classes{single}")
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.methods import METHODS
+from popqorn_train.certificates.probes import PROBES
+from popqorn_train.tracing.output_meaning import KINDS
 
 
 def add_certify_options(command: argparse.ArgumentParser) -> None:
@@ -39,9 +41,19 @@ def _add_subject(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument("--target", default="y", help="array of the .npz that holds the labels")
     group.add_argument("--divide", type=_positive, help="divide the inputs of the .npz: 255")
+    add_output_is(group)
     group.add_argument("--samples", type=_count, help="how many, from the first on; default all")
     group.add_argument("--batch-size", type=_count, default=32, help="certified at once")
     group.add_argument("--device", help="default: cuda where there is one, else cpu")
+
+
+def add_output_is(command: "argparse._ActionsContainer") -> None:
+    """Add the option that says what one number a sample is."""
+    command.add_argument(
+        "--output-is",
+        choices=KINDS,
+        help="what a model returns that gives one number a sample, where its code leaves a doubt",
+    )
 
 
 def _add_ball(group: "argparse._ArgumentGroup") -> None:
@@ -55,13 +67,22 @@ def _add_ball(group: "argparse._ArgumentGroup") -> None:
         default="frame",
         help="a ball for every frame (default), or one for the whole sequence",
     )
+    add_moved(group)
+
+
+def add_moved(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """Add what tells ``bound`` which tensor moves, and where its frames are."""
     group.add_argument("--perturb", help="which tensor moves, if not the first floating input")
+    group.add_argument("--frame-axis", type=int, help="axis of it that holds the frames")
 
 
 def _add_search(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--method", default="popqorn", help=", ".join(METHODS))
     group.add_argument("--max-radius", type=_positive, help="largest radius tried")
     group.add_argument("--rtol", type=float, default=1e-2, help="relative precision of a radius")
+    group.add_argument(
+        "--probes", type=_whole, default=PROBES, help="points at which every proof is probed"
+    )
     group.add_argument("--no-confirm", action="store_true", help="leave out the float64 proof")
     group.add_argument("--attack", action="store_true", help="also attack every sample")
     group.add_argument(

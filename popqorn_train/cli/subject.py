@@ -30,7 +30,12 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
     if options.checkpoint is not None:
         load_weights(model, options.checkpoint, options.prefix)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return bound(model.to(device).eval(), perturb=options.perturb)
+    return bound(
+        model.to(device).eval(),
+        perturb=options.perturb,
+        frame_axis=options.frame_axis,
+        output_is=options.output_is,
+    )
 
 
 def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Examination:
@@ -52,9 +57,12 @@ def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Exa
         high=options.high,
     )
     confirm: Confirm = None if options.no_confirm else "float64"
-    check_search(options.rtol, options.max_radius, confirm)
-    method = method_named(options.method)
-    return Examination(ball, method, options.max_radius, options.rtol, confirm, options.attack)
+    epsilons = tuple(epsilon for epsilon in options.epsilons or () if epsilon > 0)
+    check_search(options.rtol, options.max_radius, confirm, epsilons)
+    method, most = method_named(options.method), options.max_radius
+    return Examination(
+        ball, method, most, options.rtol, confirm, options.attack, epsilons, options.probes
+    )
 
 
 def opened_data(options: argparse.Namespace, model: BoundModel) -> Iterable[Any]:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.frames import frame_radii
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.evaluation.batches import Picked, on_device, unpack_pair, unpacked
 from popqorn_train.evaluation.resolve import resolved
 from popqorn_train.evaluation.sample_rows import Examination, SampleRow
+from popqorn_train.tracing.process_settings import without_cudnn
 
 Vocabulary = Callable[[list[int]], Sequence[str]]
 
@@ -116,7 +117,7 @@ def _read_frames(model: BoundModel, picked: Picked) -> tuple[Tensor, int]:
 
     Padding behind a sequence has no influence on the logits: their gradient is exactly 0 there.
     """
-    with undisturbed(model.model), torch.backends.cudnn.flags(enabled=False):
+    with undisturbed(model.model), without_cudnn():
         instance = model.instance(picked.inputs, check=False)
         with torch.enable_grad():
             x = instance.center.detach().requires_grad_()

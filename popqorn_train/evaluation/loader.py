@@ -14,6 +14,7 @@ from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomS
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
+from popqorn_train.certificates.probes import PROBES, check_probes
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import (
     Picked,
@@ -129,6 +130,8 @@ def certify_loader(
     rtol: float = 1e-2,
     confirm: Confirm = "float64",
     attack: bool = False,
+    epsilons: Sequence[float] = (),
+    probes: int = PROBES,
     unpack: Unpack = unpack_pair,
     samples: int | None = None,
     seconds: float | None = None,
@@ -156,6 +159,8 @@ def certify_loader(
         rtol: relative precision of the radii.
         confirm: prove again in float64.
         attack: also look for the smallest distortion that breaks the prediction.
+        epsilons: where certified samples will be counted; see ``certified_radius``.
+        probes: points at which the model is compared with what was proved, see ``certify``.
         unpack: from a batch to ``(inputs, target)``.
         samples: how many to certify, from the first on; None takes all.
         seconds: after which no further sample is attempted.
@@ -175,15 +180,25 @@ def certify_loader(
             loader that shuffles; a ``ball`` together with what describes another one.
     """
     check_on_error(on_error)
-    check_search(rtol, max_radius, confirm)
+    check_search(rtol, max_radius, confirm, epsilons)
+    check_probes(probes)
     _check_loader(loader, samples, seconds)
     described = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
     question: Examination | AtBall
     if ball is None:
-        question = Examination(described, method_named(method), max_radius, rtol, confirm, attack)
+        question = Examination(
+            described,
+            method_named(method),
+            max_radius,
+            rtol,
+            confirm,
+            attack,
+            tuple(epsilons),
+            probes,
+        )
     else:
         _check_ball(ball, described, attack=attack)
-        question = AtBall(ball, method_named(method), confirm)
+        question = AtBall(ball, method_named(method), confirm, probes)
     most = math.inf if samples is None else samples
     until = math.inf if seconds is None else time.monotonic() + seconds
     known = {} if known is None else known

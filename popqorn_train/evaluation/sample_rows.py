@@ -16,8 +16,11 @@ from popqorn_train.bounds.methods import Method, name_of
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.certificate import Confirm, certify
 from popqorn_train.certificates.empirical import search_empirical
-from popqorn_train.certificates.instance import undisturbed
-from popqorn_train.certificates.radius import Start, search_radius
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.probes import PROBES
+from popqorn_train.certificates.radius import search_radius
+from popqorn_train.certificates.search import Start
+from popqorn_train.errors import ContradictionError, MixedSamplesError
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.perturbations.lp_ball import LpBall
 
@@ -80,6 +83,8 @@ class Examination:
         rtol: relative precision.
         confirm: prove every radius again in float64.
         attack: also look for the smallest distortion that breaks the prediction.
+        epsilons: where certified samples will be counted; see ``certified_radius``.
+        probes: points at which the model is compared with what was proved, see ``certify``.
     """
 
     ball: LpBall
@@ -88,6 +93,8 @@ class Examination:
     rtol: float
     confirm: Confirm
     attack: bool
+    epsilons: tuple[float, ...] = ()
+    probes: int = PROBES
 
     def rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
         """Examine samples at once.
@@ -100,6 +107,10 @@ class Examination:
         Raises:
             ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
         """
+        with undisturbed(model.model):  # one trace for all that is asked
+            return self._rows(model, picked, start)
+
+    def _rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
         inputs, labels = picked.inputs, picked.labels
         found = search_radius(
             model,
@@ -111,6 +122,8 @@ class Examination:
             rtol=self.rtol,
             confirm=self.confirm,
             start=start,
+            epsilons=self.epsilons,
+            probes=self.probes,
         )
         columns = [found.radius, found.capped, found.evaluations, found.rate]
         columns.append(_predictions(model, inputs))
@@ -140,6 +153,7 @@ class Examination:
             "rtol": _plain(self.rtol),
             "confirm": self.confirm,
             "attack": self.attack,
+            "probes": self.probes,
         }
 
 
@@ -151,21 +165,26 @@ class AtBall:
         ball: of one epsilon.
         method: how to bound.
         confirm: prove again in float64.
+        probes: see ``certify``.
     """
 
     ball: LpBall
     method: Method
     confirm: Confirm
+    probes: int = PROBES
 
     def rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
         """Certify samples at once; see ``Examination.rows``."""
         inputs, labels = picked.inputs, picked.labels
-        found = certify(model, inputs, labels, self.ball, method=self.method, confirm=self.confirm)
+        options: dict[str, Any] = {"method": self.method, "confirm": self.confirm}
+        with undisturbed(model.model):  # one trace for both
+            found = certify(model, inputs, labels, self.ball, probes=self.probes, **options)
+            predictions = _predictions(model, inputs)
         columns = (
             picked.positions,
             labels,
             found.certified,
-            _predictions(model, inputs),
+            predictions,
             found.margin,
         )
         return [
@@ -242,6 +261,9 @@ class Examiner:
         """
         try:
             return self.question.rows(self.model, picked, start)
+        except (MixedSamplesError, ContradictionError) as error:  # a part of them would hide it
+            self.failure = error
+            return _failed(picked, error)
         except Exception as error:
             self.failure = error
         if len(picked.labels) == 1 or self._splits == _SPLITS:

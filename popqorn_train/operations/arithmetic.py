@@ -10,7 +10,7 @@ from popqorn_train.bounds.affine import Linear, Negative, Sum
 from popqorn_train.bounds.bilinear import Bilinear
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
-from popqorn_train.operations.shapes import function_of, lifted
+from popqorn_train.operations.shapes import affine_of, broadcast, function_of, lifted
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.tracing.steps import IDENTITIES, Step
@@ -20,22 +20,32 @@ from popqorn_train.tracing.tracer import called_name
 @operation("add")
 def _add(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     if isinstance(x, Node) and isinstance(y, Node):
-        if kwargs:
-            raise unsupported(step, f"an addition with {sorted(kwargs)}")
-        if (x.shape, x.batch_axis) == (y.shape, y.batch_axis):
-            return Sum([x, y])
-        return lifted(lifter, step, torch.add, (x, y), {}, exact=False)
-    return lifted(lifter, step, function_of(step), (x, y), kwargs, exact=True)
+        return _sum(lifter, step, x, y, **kwargs)
+    return lifted(lifter, step, function_of(step), (x, y), kwargs)
+
+
+def _sum(lifter: Lifter, step: Step, x: Node, y: Node, *, sign: int = 1, alpha: Any = 1) -> Node:
+    """``x + sign alpha y``: every term is a node of its own, so that its sign is its own."""
+    if alpha != 1:
+        y = affine_of(torch.mul, (y, alpha), {}, shape=y.shape, axis=y.batch_axis)
+    x, y = (broadcast(lifter, step, term) for term in (x, y))
+    return Sum([x, y if sign > 0 else Negative(y)])
 
 
 @operation("sub", "subtract")
 def _subtract(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     if isinstance(x, Node) and isinstance(y, Node):
-        return _add(lifter, step, x, Negative(y), **kwargs)
-    return lifted(lifter, step, torch.sub, (x, y), kwargs, exact=True)
+        return _sum(lifter, step, x, y, sign=-1, **kwargs)
+    return lifted(lifter, step, torch.sub, (x, y), kwargs)
 
 
-@operation("mul", "multiply", "div", "divide", "true_divide", "truediv", "rsub")
+@operation("rsub")
+def _subtract_from(lifter: Lifter, step: Step, x: Any, y: Any, alpha: Any = 1) -> Node:
+    """``y - alpha x``."""
+    return _subtract(lifter, step, y, x, alpha=alpha)
+
+
+@operation("mul", "multiply", "div", "divide", "true_divide", "truediv")
 def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     if isinstance(y, Node) and "div" in called_name(step.target):
         raise unsupported(step, "a quotient by something that moves")
@@ -43,7 +53,7 @@ def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
         return _product(step, x, y)
     if kwargs:
         raise unsupported(step, f"a scaling with {sorted(kwargs)}")
-    return lifted(lifter, step, function_of(step), (x, y), kwargs, exact=True)
+    return lifted(lifter, step, function_of(step), (x, y), kwargs)
 
 
 def _product(step: Step, x: Node, y: Node) -> Node:

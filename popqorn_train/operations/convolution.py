@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from popqorn_train.bounds.affine import full
+from popqorn_train.bounds.affine import Linear, full
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.operations.lift import Lifter, module, operation, unsupported
 from popqorn_train.operations.reductions import largest_over
-from popqorn_train.operations.shapes import affine_of, lifted
+from popqorn_train.operations.shapes import affine_of
 from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.tracing.steps import Step
 
@@ -114,7 +114,7 @@ def _max_pool(
         return torch.stack([x[..., at : at + stop : pace] for at in range(size)], -1)
 
     shape = (*x.shape[:-1], windows, size)
-    unfolded = affine_of(unfold, (x,), {}, shape=shape, axis=0, exact=True)
+    unfolded = affine_of(unfold, (x,), {}, shape=shape, axis=0)
     return largest_over(step, unfolded, last + 1, keepdim=False)
 
 
@@ -142,10 +142,18 @@ def _adaptive_max_pool_module(
 
 
 @operation("avg_pool1d", "adaptive_avg_pool1d")
-def _average(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
-    return lifted(lifter, step, step.target, args, kwargs, exact=False)
+def _average(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+    return _averaged(lifter, step, x, lambda x: step.target(x, *args, **kwargs))
+
+
+def _averaged(lifter: Lifter, step: Step, x: Node, pool: Callable[[Tensor], Tensor]) -> Node:
+    """A linear map of the last axis, whose weight is what the pool makes of unit vectors."""
+    if x.batch_axis > len(x.shape) - 1:
+        raise unsupported(step, "a pool over the batch")
+    unit = torch.eye(x.shape[-1], dtype=lifter.dtype, device=lifter.device)
+    return Linear(x, pool(unit[None])[0].T)
 
 
 @module(nn.AvgPool1d, nn.AdaptiveAvgPool1d)
 def _average_module(lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
-    return lifted(lifter, step, layer.forward, (x,), {}, exact=False)
+    return _averaged(lifter, step, x, layer.forward)

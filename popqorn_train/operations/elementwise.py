@@ -25,7 +25,7 @@ _SETTINGS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.Hardswish: ("hardswish", ()),
     nn.Hardsigmoid: ("hardsigmoid", ()),
     nn.Softsign: ("softsign", ()),
-    nn.LogSigmoid: ("logsigmoid", ()),
+    nn.LogSigmoid: ("log_sigmoid", ()),
     nn.Tanhshrink: ("tanhshrink", ()),
 }  # which curve, and the settings it takes
 

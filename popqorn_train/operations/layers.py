@@ -12,8 +12,10 @@ from popqorn_train.bounds.concatenation import Concat, Stack, frame, frames
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.recurrent import State, Weights, project, step_of, unroll
 from popqorn_train.operations.lift import Lifter, has_node, module, unsupported
+from popqorn_train.operations.packing import extent
 from popqorn_train.perturbations.region import Region
 from popqorn_train.tracing.packed import Packed
+from popqorn_train.tracing.process_settings import without_cudnn
 from popqorn_train.tracing.steps import Step
 
 _SEQUENCE = "Put the batch on axis 0 with batch_first=True, or on axis 1 without it."
@@ -38,7 +40,7 @@ def _recurrent_module(
     before: list[Node] = []
     if not layer.bidirectional and not isinstance(x, Packed):
         before, hx = _still(lifter, step, sequence, hx)
-    valid = _valid(lifter, x, sequence.shape[0])[len(before) :]
+    valid = _valid(lifter, step, x, sequence.shape[0])[len(before) :]
     last: list[State] = []
     for index in range(layer.num_layers):
         sides = []
@@ -88,12 +90,12 @@ def _kind(layer: nn.RNNBase | nn.RNNCellBase) -> str:
     return "lstm" if isinstance(layer, nn.LSTM | nn.LSTMCell) else "gru"
 
 
-def _valid(lifter: Lifter, x: Any, time: int) -> list[Tensor | None]:
+def _valid(lifter: Lifter, step: Step, x: Any, time: int) -> list[Tensor | None]:
     """Which samples have each frame, up to the longest sample; None where all have it."""
     if not isinstance(x, Packed):
         return [None] * time
-    shortest, longest = int(x.lengths.min()), int(x.lengths.max())
     lengths = x.lengths.to(lifter.device)
+    shortest, longest = extent(lifter, step, lengths)
     return [None if t < shortest else lengths > t for t in range(longest)]
 
 
@@ -124,11 +126,11 @@ def _still(lifter: Lifter, step: Step, x: Node, state: Any) -> tuple[list[Node],
         return [], state
     moved = x.region.moved.any(0)
     # One frame is left, so that there is something to unroll where nothing moves.
-    count = int((moved.cumsum(0)[:-1] == 0).sum())
+    count = lifter.choose(step, "still", lambda: int((moved.cumsum(0)[:-1] == 0).sum()))
     if count == 0:
         return [], state
     value = x.region.value[:, :count].movedim(0, x.batch_axis)
-    with torch.backends.cudnn.flags(enabled=False):  # its kernels may round to TF32
+    with without_cudnn():  # its kernels may round to TF32
         out, state = lifter.call_module(step.target, (value, state), {})
     return [Constant(frame) for frame in out.movedim(x.batch_axis, 0).unbind(1)], state
 
@@ -166,24 +168,25 @@ def _start(lifter: Lifter, step: Step, layer: nn.RNNBase, state: Any, *, place: 
     """State of one layer and direction before its first frame; None stands for zeros."""
     lstm = isinstance(layer, nn.LSTM)
     h, c = state if lstm and state is not None else (state, None)
-    start = State(_initial(lifter, step, h, place), _initial(lifter, step, c, place))
+    parts = zip(State._fields, (h, c), strict=True)
+    start = State(*[_initial(lifter, step, part, place, name) for name, part in parts])
     return _without_none(lifter, layer, start) if isinstance(layer, nn.GRU) else start
 
 
-def _initial(lifter: Lifter, step: Step, state: Any, place: int) -> Node | None:
+def _initial(lifter: Lifter, step: Step, state: Any, place: int, name: str) -> Node | None:
     if state is None:
         return None
     if isinstance(state, Node):
         if state.batch_axis != 1:
             raise unsupported(step, "a recurrent layer whose state has its batch elsewhere than 1")
         return frame(state, place)
-    return _constant_state(lifter, state[place])
+    return _constant_state(lifter, step, state[place], f"{name}{place}")
 
 
-def _constant_state(lifter: Lifter, value: Tensor) -> Node | None:
+def _constant_state(lifter: Lifter, step: Step, value: Tensor, name: str) -> Node | None:
     """A state that does not move; zeros are left out."""
     value = value.expand(lifter.batch, -1)
-    zero = not value.requires_grad and not bool(value.any())
+    zero = lifter.choose(step, name, lambda: not value.requires_grad and not bool(value.any()))
     return None if zero else Constant(value)
 
 
@@ -206,8 +209,10 @@ def _cell_module(
     """One step: ``h``, or ``(h, c)`` of an LSTM."""
     lstm = isinstance(layer, nn.LSTMCell)
     parts = [
-        part if isinstance(part, Node) or part is None else _constant_state(lifter, part)
-        for part in (hx if lstm and hx is not None else (hx,))
+        part
+        if isinstance(part, Node) or part is None
+        else _constant_state(lifter, step, part, name)
+        for name, part in zip("hc", hx if lstm and hx is not None else (hx,), strict=False)
     ]
     x = input if isinstance(input, Node) else Constant(input.expand(lifter.batch, -1))
     for node in (x, *parts):

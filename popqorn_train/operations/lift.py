@@ -8,9 +8,8 @@ import copy
 import functools
 import inspect
 import operator
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,12 @@ from torch.nn.functional import dropout
 from popqorn_train.bounds.node import Node
 from popqorn_train.errors import UnsupportedModelError, is_out_of_memory
 from popqorn_train.nested import map_nested
+from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
 from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
 from popqorn_train.tracing.tracer import called_name
 
+T = TypeVar("T")
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
 MODULES: dict[type[nn.Module], Handler] = {}
@@ -58,6 +59,14 @@ def has_node(value: Any) -> bool:
 class Lifter:
     """Executes a trace step by step, each when it is first needed.
 
+    Attributes:
+        values: results by step. Tensors are as the user's code has them, nodes in the order of the
+            samples, see sample_order.py.
+        orders: which sample each row holds for the code, of nodes that it has in another order.
+        met: takes note of what does not move and is read beside what does; None notes nothing.
+        choices: what the values of the batch decided about nodes, see ``choose``.
+        whole: results that stay those of the whole batch, see ``hold``.
+
     Args:
         trace: what to run.
         model: where weights and modules are.
@@ -79,6 +88,10 @@ class Lifter:
         self.steps = {step.name: step for step in trace.steps}
         self.inputs = inputs
         self.values: dict[str, Any] = {}
+        self.orders: dict[str, Tensor] = {}
+        self.met: list[Met] | None = None
+        self.choices: dict[tuple[str, str], Any] = {}
+        self.whole: dict[str, Any] = {}
 
     def value(self, name: str) -> Any:
         """Result of a step: a tensor, a node, or a tuple of these."""
@@ -96,17 +109,57 @@ class Lifter:
     def fork(self) -> "Lifter":
         """A copy that shares what is known and can be told other values."""
         fork = copy.copy(self)
-        fork.values = {**self.values}
+        fork.values, fork.orders = {**self.values}, {**self.orders}
+        fork.choices = {**self.choices}
         return fork
 
-    def pick(self, chosen: Tensor, batch_axis: int) -> "Lifter":
-        """The same for some samples."""
+    def choose(self, step: Step, what: str, choice: Callable[[], T]) -> T:
+        """What the values of the batch decide about the nodes of a step.
+
+        Whoever picks samples from a graph builds it from the same choices, so that it has the
+        same nodes. So what is chosen for a batch has to be right for every part of it.
+
+        Args:
+            step: whose nodes.
+            what: names the choice among those of the step.
+            choice: looks at the values; called for the whole batch only.
+        """
+        key = step.name, what
+        if key not in self.choices:
+            self.choices[key] = choice()
+        return cast(T, self.choices[key])
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Work steps out, whose results stay when samples are picked."""
+        exact = self.to(torch.float64)
+        self.whole = {name: exact.value(name) for name in names}
+        self.values.update(self._held())
+
+    def _held(self) -> dict[str, Any]:
+        return {name: map_nested(value, Tensor, self.cast) for name, value in self.whole.items()}
+
+    def pick(self, chosen: Tensor, batch_axis: int, *, anew: bool = False) -> "Lifter":
+        """The same for some samples, with the choices made so far.
+
+        Args:
+            chosen: ``(b,)`` indices.
+            batch_axis: of the inputs.
+            anew: work out what belongs to the whole batch as if these samples were all.
+        """
         pick = copy.copy(self)
-        pick.values, pick.batch = {}, len(chosen)
+        pick.whole = {} if anew else self.whole
+        pick.values, pick.orders, pick.batch = pick._held(), {}, len(chosen)
         pick.inputs = {
             name: pick_samples(value, chosen, batch_axis) for name, value in self.inputs.items()
         }
         return pick
+
+    def to(self, dtype: torch.dtype) -> "Lifter":
+        """The same in another precision."""
+        other = copy.copy(self)
+        other.orders, other.dtype = {}, dtype
+        other.values = other._held()
+        return other
 
     def cast(self, value: Any) -> Any:
         """Bring a floating tensor to the precision of the bounds."""
@@ -115,14 +168,26 @@ class Lifter:
 
     def weight(self, path: str, name: str) -> Tensor | None:
         """A weight of a sub-module, with its gradient; None where there is none."""
-        return self.cast(getattr(self.model.get_submodule(path), name, None))
+        shadow = _shadow(self.model.get_submodule(path), self.cast)  # as a module that runs has it
+        return self.cast(getattr(shadow, name, None))
 
-    def _resolve(self, value: Any) -> Any:
-        if isinstance(value, Ref):
-            return self.values[value.name]
-        if isinstance(value, Repeated):
-            return [value.item] * self.batch
-        return value.per_sample * self.batch + value.rest
+    def resolved(self, recorded: Any, order: Order = None) -> Any:
+        """Recorded arguments with their values.
+
+        Args:
+            recorded: nested.
+            order: that the code has the batch in; what does not move is brought back from it.
+        """
+
+        def resolve(value: Any) -> Any:
+            if isinstance(value, Ref):
+                axis = self.steps[value.name].batch_axis
+                return of_samples(self.values[value.name], axis, order)
+            if isinstance(value, Repeated):
+                return [value.item] * self.batch
+            return value.per_sample * self.batch + value.rest
+
+        return map_nested(recorded, (Ref, Multiple, Repeated), resolve)
 
     def _run_or_say_where(self, step: Step) -> Any:
         try:
@@ -140,14 +205,15 @@ class Lifter:
             return self.cast(operator.attrgetter(step.target)(self.model))
         if step.kind == "baked":
             return self.cast(self._expanded(step.target))
-        args = map_nested(step.args, (Ref, Multiple, Repeated), self._resolve)
-        kwargs = map_nested(step.kwargs, (Ref, Multiple, Repeated), self._resolve)
-        if has_node((args, kwargs)):
-            return self._lift(step, args, kwargs)
+        moving = [name for name in step.refs if has_node(self.values[name])]
+        if moving:
+            return lift_in_order(self, step, moving)
+        args, kwargs = self.resolved((step.args, step.kwargs))
         # A cast in forward must not undo the precision of the bounds.
-        return map_nested(self._call(step, args, kwargs), Tensor, self.cast)
+        return map_nested(self.call(step, args, kwargs), Tensor, self.cast)
 
-    def _call(self, step: Step, args: Any, kwargs: Any) -> Any:
+    def call(self, step: Step, args: Any, kwargs: Any) -> Any:
+        """Call what a step calls, on tensors."""
         if step.kind == "module":
             return self.call_module(step.target, args, kwargs)
         if step.kind == "method":
@@ -168,13 +234,10 @@ class Lifter:
     def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         """Run a sub-module on tensors, in the precision of the bounds."""
         called = self.model.get_submodule(path)
-        tensors = {**dict(called.named_parameters()), **dict(called.named_buffers())}
-        cast = {name: self.cast(tensor) for name, tensor in tensors.items()}
-        if all(cast[name] is tensor for name, tensor in tensors.items()):
-            return call(called.forward, args, kwargs)
-        return call(partial(_with_weights, called, cast), args, kwargs)
+        return call(_shadow(called, self.cast).forward, args, kwargs)
 
-    def _lift(self, step: Step, args: Any, kwargs: Any) -> Any:
+    def lift(self, step: Step, args: Any, kwargs: Any) -> Any:
+        """The node for a step, from its handler."""
         if step.kind == "module":
             called = self.model.get_submodule(step.target)
             handler = next(
@@ -195,8 +258,23 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
 
 
-def _with_weights(called: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    return torch.func.functional_call(called, weights, args, kwargs)
+def _shadow(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:
+    """A copy of a module with other tensors, so that nobody who runs it sees them."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(cast(tensor) is tensor for tensor in tensors):
+        return module
+    shadow: nn.Module = object.__new__(type(module))  # a parametrised one cannot be copied
+    own: dict[str, Any] = {**vars(module)}
+    for kind in ("_parameters", "_buffers"):
+        own[kind] = {name: cast(tensor) for name, tensor in own[kind].items()}
+    own["_modules"] = {
+        name: None if child is None else _shadow(child, cast)
+        for name, child in module._modules.items()
+    }
+    shadow.__dict__ = own
+    if isinstance(module, nn.RNNBase):
+        own["_flat_weights"] = [getattr(shadow, name) for name in module._flat_weights_names]
+    return shadow
 
 
 def _is_plainly(called: nn.Module, kind: type) -> bool:

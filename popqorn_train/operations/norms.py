@@ -33,7 +33,7 @@ def _scaled(
     def scale(x: Tensor) -> Tensor:
         return x * weight if bias is None else x * weight + bias
 
-    return lifted(lifter, step, scale, (x,), {}, exact=True)
+    return lifted(lifter, step, scale, (x,), {})
 
 
 class _Quotient:

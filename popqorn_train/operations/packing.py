@@ -3,13 +3,19 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.concatenation import Select, Stack, frames
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, operation, unsupported
-from popqorn_train.tracing.packed import Packed
+from popqorn_train.tracing.packed import Packed, Padded, frames_left
 from popqorn_train.tracing.steps import Step
+
+
+def extent(lifter: Lifter, step: Step, lengths: Tensor) -> tuple[int, int]:
+    """How many frames every sample has, and how many none exceeds."""
+    return lifter.choose(step, "extent", lambda: (int(lengths.min()), int(lengths.max())))
 
 
 @operation("pack_lengths")
@@ -39,7 +45,7 @@ def _pad(
     batch_first: bool = False,
     padding_value: float = 0.0,
     total_length: int | None = None,
-) -> Any:
+) -> Padded:
     """Frames that a sample does not have hold the padding, and do not move."""
     padded, lengths = sequence.padded, sequence.lengths.to(lifter.device)
     blank = Constant(
@@ -50,9 +56,10 @@ def _pad(
             device=lifter.device,
         )
     )
-    shortest, longest = int(lengths.min()), int(lengths.max())
+    shortest, longest = extent(lifter, step, lengths)
+    total = frames_left(sequence, padded.shape[0], total_length)
     shown: list[Node] = [
         node if t < shortest else Select(lengths > t, node, blank) if t < longest else blank
-        for t, node in enumerate(frames(padded))
+        for t, node in enumerate(frames(padded)[:total])
     ]
-    return Stack(shown, 0 if batch_first else 1), sequence.lengths
+    return Padded(Stack(shown, 0 if batch_first else 1), sequence.lengths)

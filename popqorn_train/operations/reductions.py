@@ -8,22 +8,49 @@ from torch import Tensor
 
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.total import Total
 from popqorn_train.operations.lift import Lifter, operation, unsupported
-from popqorn_train.operations.shapes import affine_of, function_of, lifted, ndim
+from popqorn_train.operations.shapes import affine_of, lifted, ndim
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import called_name
 
 
 @operation("sum", "mean")
-def _reduce(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
-    return lifted(lifter, step, function_of(step), args, kwargs, exact=False)
+def _reduce(
+    lifter: Lifter,
+    step: Step,
+    x: Node,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    axis: Any = None,
+    dtype: torch.dtype | None = None,
+) -> Node:
+    """Sums keep the precision of the bounds, whatever the dtype that forward asks for."""
+    if not step.floating:
+        raise unsupported(step, "a sum in whole numbers")
+    given = dim if axis is None else axis
+    dims = [given] if isinstance(given, int) else [*(given or range(ndim(x)))]
+    dims = [dim % ndim(x) for dim in dims]
+    if x.batch_axis in dims:
+        raise unsupported(
+            step,
+            f"a {called_name(step.target)} over the batch, which mixes samples",
+            "Name other axes.",
+        )
+    own = [dim - (dim > x.batch_axis) for dim in dims]
+    count = math.prod(x.shape[axis] for axis in own)
+    factor = 1 / count if called_name(step.target) == "mean" else 1.0
+    return Total(x, own, factor, keepdim=keepdim)
 
 
 @operation("where")
 def _where(lifter: Lifter, step: Step, condition: Any, one: Any, other: Any) -> Node:
+    if step.kind == "method":  # ``one.where(condition, other)``
+        condition, one = one, condition
     if isinstance(condition, Node):
         raise unsupported(step, "a choice that depends on what moves")
-    return lifted(lifter, step, torch.where, (condition, one, other), {}, exact=True)
+    return lifted(lifter, step, torch.where, (condition, one, other), {})
 
 
 @operation("masked_fill")
@@ -33,7 +60,7 @@ def _masked_fill(lifter: Lifter, step: Step, x: Node, mask: Any, value: Any) -> 
         value = value.item()
     if value == -math.inf:
         value = torch.finfo(lifter.dtype).min / 4
-    return lifted(lifter, step, torch.masked_fill, (x, mask, value), {}, exact=True)
+    return lifted(lifter, step, torch.masked_fill, (x, mask, value), {})
 
 
 @operation("max", "amax")
@@ -81,7 +108,7 @@ def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
     def back(value: Tensor) -> Tensor:
         return value.reshape(len(value), *shape).movedim(0, axis)
 
-    return affine_of(back, (best,), {}, shape=shape, axis=axis, exact=True)
+    return affine_of(back, (best,), {}, shape=shape, axis=axis)
 
 
 def _rows(x: Node, dim: int, own: int) -> Node:
@@ -94,4 +121,4 @@ def _rows(x: Node, dim: int, own: int) -> Node:
     def rows(value: Tensor) -> Tensor:
         return value.movedim(ends, (0, 1)).flatten(2)
 
-    return affine_of(rows, (x,), {}, shape=(x.shape[own], size), axis=0, exact=True)
+    return affine_of(rows, (x,), {}, shape=(x.shape[own], size), axis=0)

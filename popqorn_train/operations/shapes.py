@@ -1,7 +1,4 @@
-"""How operations that move, pick, split or join entries act on nodes.
-
-They are told apart by whether every output reads a single coordinate ("exact").
-"""
+"""How operations that move, pick, split or join entries act on nodes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +21,11 @@ def lifted(
     function: Callable[..., Tensor],
     args: Any,
     kwargs: Any,
-    *,
-    exact: bool,
 ) -> Node:
-    """An affine node that applies ``function`` with the nodes among its arguments replaced."""
+    """An affine node that applies ``function`` with the nodes among its arguments replaced.
+
+    Every entry of the result may read a single entry of these nodes; else the node is refused.
+    """
     if step.shape is None or step.batch_axis is None:
         raise unsupported(
             step,
@@ -35,7 +33,7 @@ def lifted(
             "Keep the batch as an axis of its own.",
         )
     shape = (*step.shape[: step.batch_axis], *step.shape[step.batch_axis + 1 :])
-    return affine_of(function, args, kwargs, shape=shape, axis=step.batch_axis, exact=exact)
+    return affine_of(function, args, kwargs, shape=shape, axis=step.batch_axis)
 
 
 def affine_of(
@@ -45,7 +43,6 @@ def affine_of(
     *,
     shape: tuple[int, ...],
     axis: int,
-    exact: bool,
 ) -> Node:
     """The same for a result of the given shape without the batch, which lies on ``axis``."""
     nodes: list[Node] = []
@@ -56,7 +53,7 @@ def affine_of(
         args_now, kwargs_now = map_nested((args, kwargs), Node, lambda _: next(queue))
         return function(*args_now, **kwargs_now)
 
-    return Affine(run, nodes, shape, axis, exact=exact)
+    return Affine(run, nodes, shape, axis)
 
 
 def function_of(step: Step) -> Callable[..., Tensor]:
@@ -67,12 +64,25 @@ def function_of(step: Step) -> Callable[..., Tensor]:
 
 
 @operation(*MOVES, *REPEATS)
-def _move(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Any:
+def _move(lifter: Lifter, step: Step, /, *args: Any, **kwargs: Any) -> Any:
     """Move coordinates; picking a known frame of a sequence picks the node."""
     picked = _pick(step, args)
     if picked is not None:
         return picked
-    return lifted(lifter, step, function_of(step), args, kwargs, exact=True)
+    return lifted(lifter, step, function_of(step), args, kwargs)
+
+
+@operation("unfold")
+def _unfold(lifter: Lifter, at: Step, /, x: Node, dimension: int, size: int, step: int) -> Node:
+    """Windows, by index: the backward rule of torch's own function knows no batches."""
+    dim = dimension % ndim(x)
+    count = (x.shape[dim - (dim > x.batch_axis)] - size) // step + 1 if dim != x.batch_axis else 0
+    places = torch.arange(count)[:, None] * step + torch.arange(size)
+
+    def windows(x: Tensor) -> Tensor:
+        return x.movedim(dim, -1)[..., places].movedim(-2, dim)
+
+    return lifted(lifter, at, windows, (x,), {})
 
 
 def _pick(step: Step, args: Any) -> Any:
@@ -119,7 +129,6 @@ def _pieces(x: Node, pieces: list[tuple[int, int]], dim: int) -> tuple[Node, ...
             {},
             shape=(*x.shape[:own], size, *x.shape[own + 1 :]),
             axis=x.batch_axis,
-            exact=True,
         )
         for start, size in pieces
     )
@@ -135,7 +144,7 @@ def _unbind(lifter: Lifter, step: Step, x: Node, dim: int = 0) -> Any:
     axis, own = x.batch_axis - (dim < x.batch_axis), dim - (dim > x.batch_axis)
     shape = (*x.shape[:own], *x.shape[own + 1 :])
     return tuple(
-        affine_of(torch.select, (x, dim, index), {}, shape=shape, axis=axis, exact=True)
+        affine_of(torch.select, (x, dim, index), {}, shape=shape, axis=axis)
         for index in range(x.shape[own])
     )
 
@@ -167,7 +176,7 @@ def _join(
         last, axes = ndim(first) - 1, {part.batch_axis for part in tensors}
         if dim % (last + 1) == last and len(axes) == 1 and last not in axes:
             return Concat(tensors)
-    return lifted(lifter, step, torch.cat, (tensors, dim), {}, exact=True)
+    return lifted(lifter, step, torch.cat, (tensors, dim), {})
 
 
 @operation("hstack", "column_stack")
@@ -179,7 +188,18 @@ def _hstack(lifter: Lifter, step: Step, tensors: Any) -> Node:
 
 @operation("stack")
 def _stack(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
-    return lifted(lifter, step, torch.stack, args, kwargs, exact=True)
+    return lifted(lifter, step, torch.stack, args, kwargs)
+
+
+def broadcast(lifter: Lifter, step: Step, x: Node) -> Node:
+    """A node in the shape of the result of a step that broadcasts it."""
+    shape = list(step.shape or ())
+    if step.batch_axis is not None:
+        shape[step.batch_axis] = lifter.batch
+        own = (*shape[: step.batch_axis], *shape[step.batch_axis + 1 :])
+        if (x.shape, x.batch_axis) == (own, step.batch_axis):
+            return x
+    return lifted(lifter, step, torch.broadcast_to, (x, shape), {})
 
 
 @operation("expand_as")
@@ -189,7 +209,7 @@ def _expand_as(lifter: Lifter, step: Step, x: Any, like: Any) -> Any:
     shape[axis] = lifter.batch
     if not isinstance(x, Node):
         return x.expand(shape)
-    return lifted(lifter, step, torch.Tensor.expand, (x, *shape), {}, exact=True)
+    return lifted(lifter, step, torch.Tensor.expand, (x, *shape), {})
 
 
 @operation("new_zeros", "new_ones", "zeros_like", "ones_like")
@@ -206,10 +226,10 @@ def _constant(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) ->
 @module(nn.Flatten)
 def _flatten_module(lifter: Lifter, step: Step, layer: nn.Flatten, x: Node) -> Node:
     ends = (x, layer.start_dim, layer.end_dim)
-    return lifted(lifter, step, torch.flatten, ends, {}, exact=True)
+    return lifted(lifter, step, torch.flatten, ends, {})
 
 
 @module(nn.Unflatten)
 def _unflatten_module(lifter: Lifter, step: Step, layer: nn.Unflatten, x: Node) -> Node:
     sizes = (x, layer.dim, layer.unflattened_size)
-    return lifted(lifter, step, torch.unflatten, sizes, {}, exact=True)
+    return lifted(lifter, step, torch.unflatten, sizes, {})

@@ -1,12 +1,12 @@
-"""What moves in its own units, and which of its entries make a frame."""
+"""What moves in its own units."""
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.tracing.input_path import SCALES, Plan
-from popqorn_train.tracing.steps import MOVES
+from popqorn_train.tracing.input_path import Plan
+from popqorn_train.tracing.roads import SCALES, arranges
 from popqorn_train.tracing.tracer import called_name
 
 
@@ -28,12 +28,11 @@ def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None
     return center, torch.func.jvp(chain, (raw,), (torch.ones_like(raw),))[1]
 
 
-def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
-    """What the root holds for other tokens, in the user's layout.
+def embedding_of(found: Plan, lifter: Lifter) -> nn.Embedding:
+    """The embedding whose output moves.
 
     Raises:
-        UnsupportedModelError: it is no embedding that moves.
-        ValueError: tokens that it does not know.
+        UnsupportedModelError: something else moves.
     """
     layer = (
         lifter.model.get_submodule(found.source.target) if found.source.kind == "module" else None
@@ -43,6 +42,17 @@ def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
             f"Substitutions replace tokens, but {found.source.name!r} moves, which is no "
             "nn.Embedding. Use an LpBall, or name the embedding with bound(model, perturb=...)."
         )
+    return layer
+
+
+def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
+    """What the root holds for other tokens, in the user's layout.
+
+    Raises:
+        UnsupportedModelError: it is no embedding that moves.
+        ValueError: tokens that it does not know.
+    """
+    layer = embedding_of(found, lifter)
     if int(tokens.max()) >= layer.num_embeddings:
         raise ValueError(
             f"`candidates` must be tokens in 0..{layer.num_embeddings - 1}, got "
@@ -58,31 +68,23 @@ def _through(found: Plan, lifter: Lifter, x: Tensor, *, scaled: bool) -> Tensor:
     before = found.source.name
     fork.values[before] = x
     for step in found.chain:
-        moves = called_name(step.target) in MOVES
+        moves = arranges(step, lifter.model)
         scales = scaled and called_name(step.target) in SCALES
         fork.values[step.name] = fork.run(step) if moves or scales else fork.values[before]
         before = step.name
     return fork.values[before]
 
 
-def frame_order(found: Plan, lifter: Lifter) -> Tensor | None:
-    """Which entries of a sample of the root make each frame.
+def source_positions(found: Plan, lifter: Lifter) -> Tensor:
+    """Where the entries of what moves lie in a flat sample of the source, in the root's layout.
 
     Returns:
-        ``(T, N)`` positions in a flat sample; None where frames are axis 1 as they lie.
+        Positions in the shape of the root's value; all samples alike.
     """
-    if not found.layout:
-        return None
-    value, axis = lifter.value(found.root.name), found.root.batch_axis or 0
-    sample = value.movedim(axis, 0)[0]
-    positions = torch.arange(sample.numel(), device=value.device)
-    fork, before = lifter.fork(), found.root
-    fork.values[before.name] = positions.view(sample.shape).unsqueeze(axis).expand(value.shape)
-    for step in found.layout:
-        moves = called_name(step.target) in MOVES
-        fork.values[step.name] = fork.run(step) if moves else fork.values[before.name]
-        before = step
-    order: Tensor = fork.values[before.name].movedim(before.batch_axis or 0, 0)[0]
-    order = order[:, None] if order.ndim == 1 else order.flatten(1)
-    lies = order.shape[0] == sample.shape[0] and torch.equal(order.flatten(), positions)
-    return None if lies or order.numel() != sample.numel() else order
+    raw, axis = lifter.value(found.source.name), found.source.batch_axis or 0
+    sample = raw.movedim(axis, 0)[0]
+    numbers = torch.arange(sample.numel(), device=raw.device, dtype=torch.float64)
+    fork = lifter.to(torch.float64)
+    fork.values = dict(lifter.values)
+    places = numbers.view(sample.shape).unsqueeze(axis).expand(raw.shape)
+    return _through(found, fork, places, scaled=False).long()

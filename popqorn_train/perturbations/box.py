@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popqorn_train.perturbations.lp_ball import LpBall, check_order, cut, numbers, room, shown
+from popqorn_train.perturbations.lp_ball import (
+    LpBall,
+    check_order,
+    cut,
+    edge_of_frames,
+    numbers,
+    room,
+    shown,
+)
 from popqorn_train.perturbations.region import Region
 
 
@@ -37,6 +45,11 @@ class Box:
             if not edge.isfinite().all():
                 raise ValueError(f"`{name}` must be finite, got {shown(edge)}.")
         check_order(edges)
+
+    @property
+    def speaks_of_frames(self) -> bool:
+        """As of ``LpBall``."""
+        return edge_of_frames(self.lower) or edge_of_frames(self.upper)
 
     def around(
         self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None

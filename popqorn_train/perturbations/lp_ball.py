@@ -17,8 +17,10 @@ from popqorn_train.perturbations.region import Region, Scope
 class LpBall:
     """What may move, and how far: every frame in its own l_p ball, or the sequence in one.
 
-    Frames are axis 1 of the moved tensor as it enters the first recurrent layer (axis 0 is the
-    batch, the rest are features). Everything is in the units of the input that moves.
+    Frames are those that the first recurrent layer reads where layout changes and per-feature
+    scalings alone lead to it. Else they lie on axis 1 of the tensor that moves, as passed (axis 0
+    where time comes first), or on the ``frame_axis`` given to ``bound``; every other axis but the
+    batch is features. Everything is in the units of the input that moves.
 
     Attributes:
         epsilon: size of the ball; a float, ``(B,)``, or ``(B, T)`` with ``scope="frame"``.
@@ -93,6 +95,14 @@ class LpBall:
         if len(edges) == 2:
             check_order(edges)
 
+    @property
+    def speaks_of_frames(self) -> bool:
+        """Whether other inputs are meant where frames lie on another axis."""
+        apart = self.scope == "frame" and self.p < math.inf
+        per_frame = isinstance(self.epsilon, Tensor) and self.epsilon.ndim == 2
+        edges = edge_of_frames(self.low) or edge_of_frames(self.high)
+        return apart or per_frame or edges or self.frames is not None
+
     def around(
         self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
     ) -> "Region":
@@ -152,6 +162,11 @@ def cut(value: Any, chosen: Tensor, batch: int, samples_at: int) -> Any:
     """The part of some samples; ``samples_at`` axes mean that the first one is the batch."""
     whole = isinstance(value, Tensor) and value.ndim >= samples_at and len(value) == batch
     return value[chosen.to(value.device)] if whole else value
+
+
+def edge_of_frames(edge: float | Tensor | None) -> bool:
+    """Whether an end of the domain differs from frame to frame, or between features."""
+    return isinstance(edge, Tensor) and any(size > 1 for size in edge.shape[-2:])
 
 
 def check_order(edges: dict[str, Tensor]) -> None:

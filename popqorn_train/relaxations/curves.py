@@ -192,7 +192,7 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "hardswish": lambda: Curve(functional.hardswish, 1 / 3, (-3.0, 3.0), rises=False),
     "softplus": softplus,
     "softsign": lambda: Curve(functional.softsign, 2.0, (0.0,)),
-    "logsigmoid": lambda: Curve(functional.logsigmoid, 0.25),
+    "log_sigmoid": lambda: Curve(functional.logsigmoid, 0.25),
     "tanhshrink": lambda: Curve(functional.tanhshrink, 0.77),
     "square": lambda: Curve(torch.square, 2.0, rises=False),
 }

@@ -62,13 +62,30 @@ def pad_lengths(
 ) -> Padded:
     """Stands for ``pad_packed_sequence``; as long as the sequence was before it was packed."""
     padded, lengths, axis = sequence
-    time = padded.shape[1 - axis]
-    if total_length not in (None, time):
-        raise ValueError(f"total_length must be the {time} frames there were, got {total_length}")
+    time = frames_left(sequence, padded.shape[1 - axis], total_length)
+    padded = padded.narrow(1 - axis, 0, time)
     mask = torch.arange(time, device=padded.device)[None] < lengths.to(padded.device)[:, None]
     mask = mask.view(*mask.shape, *[1] * (padded.ndim - 2)).transpose(0, axis)
     padded = torch.where(mask, padded, torch.full_like(padded, padding_value))
     return Padded(padded.transpose(0, axis).transpose(0, 0 if batch_first else 1), lengths)
+
+
+def frames_left(sequence: Packed, time: int, total_length: Any) -> int:
+    """How many of its frames an unpacked sequence has.
+
+    Raises:
+        ValueError: more than there were, or fewer than a sample has.
+    """
+    total, longest = (
+        time if total_length is None else int(total_length),
+        int(sequence.lengths.max()),
+    )
+    if not longest <= total <= time:
+        raise ValueError(
+            f"total_length must lie between the {longest} frames of the longest sample and the "
+            f"{time} frames there were, got {total}"
+        )
+    return total
 
 
 REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -90,6 +107,11 @@ def call(layer: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     return sequence._replace(padded=padded), state
 
 
+def longest_first(lengths: Tensor) -> Tensor:
+    """The order in which samples are packed by a model that insists on one."""
+    return lengths.argsort(descending=True, stable=True)
+
+
 def call_sorted(model: Callable[..., Any], values: Sequence[Any]) -> Any:
     """Call a model, the longest sample first if it insists on that (``enforce_sorted``)."""
     try:
@@ -98,7 +120,7 @@ def call_sorted(model: Callable[..., Any], values: Sequence[Any]) -> Any:
         lengths = next((v for v in values if isinstance(v, Tensor) and v.ndim == 1), None)
         if lengths is None or "enforce_sorted" not in str(error):
             raise
-    order = lengths.argsort(descending=True, stable=True)
+    order = longest_first(lengths)
     tensors = [value for value in values if isinstance(value, Tensor)]
     axis = 0 if all(len(value) == len(order) for value in tensors) else 1
     output = model(*[pick_samples(value, order, axis) for value in values])

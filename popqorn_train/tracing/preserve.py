@@ -14,15 +14,14 @@ _SMALL = 1_000_000  # entries of a buffer that is copied, so that writes to it c
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Run a model's own forward without a trace of it: attributes, buffers, random state."""
+    """Run a model's own forward without a trace of it: attributes and buffers stay as they were."""
     modules = list(model.modules())
     places = [vars(m) for m in modules] + [m._buffers for m in modules]
     places += [value for m in modules for value in vars(m).values() if type(value) in (list, dict)]
     saved = [copy.copy(place) for place in places]
     buffers = [(b, b.clone()) for b in model.buffers() if b.numel() <= _SMALL]
-    gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(gpus)), uncompiled():
+        with uncompiled():
             yield
     finally:
         for place, before in zip(places, saved, strict=True):

@@ -1,7 +1,7 @@
 """What a recording consists of."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -72,6 +72,9 @@ class Step:
         floating: whether the result is a floating tensor.
         batch_axis: of the result; None if it has none.
         source: file, line and text of the user's code.
+        grows: whether the size of the result depends on the number of samples.
+        discrete: the whole numbers, or truth values, that it gave for every recorded batch; NaN
+            where these differ, None for other results. Sizes may follow from them.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Step:
     floating: bool
     batch_axis: int | None
     source: str
+    grows: bool
+    discrete: Any = field(compare=False)
 
     @functools.cached_property
     def refs(self) -> list[str]:
@@ -109,6 +114,22 @@ class Trace(NamedTuple):
     def output_step(self) -> Step:
         """The step that is returned."""
         return next(step for step in self.steps if step.name == self.output)
+
+    def leading_to(self, name: str) -> set[str]:
+        """Names of the steps that a step is made from, its own among them."""
+        found = {name}
+        for step in reversed(self.steps):
+            if step.name in found:
+                found.update(step.refs)
+        return found
+
+    def made_from(self, name: str) -> set[str]:
+        """Names of the steps that are made from a step, its own among them."""
+        found = {name}
+        for step in self.steps:
+            if not found.isdisjoint(step.refs):
+                found.add(step.name)
+        return found
 
 
 def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:

@@ -5,17 +5,17 @@ is a multiple of it, an axis that grew is the batch axis. One recording then ser
 size.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.relaxations.curves import CURVES
+from popqorn_train.tracing.sample_axis import check_samples_apart
 from popqorn_train.tracing.steps import (
-    MOVES,
-    REPEATS,
     Baked,
     Multiple,
     Ref,
@@ -29,13 +29,19 @@ from popqorn_train.tracing.tracer import called_name, run_tracer
 _BATCHES = (2, 3)
 
 
-def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Trace:
+def record(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    batch_axis: int = 0,
+    samples: Sequence[int] = (0, 1),
+) -> Trace:
     """Trace a model in eval mode.
 
     Args:
         model: any module whose forward takes ``inputs`` in this order.
         inputs: example arguments by name; tensors have the batch on ``batch_axis``.
         batch_axis: axis of the batch in every input.
+        samples: the two that the recorded batches consist of, in order.
 
     Raises:
         UnsupportedModelError: control flow that depends on data, sizes that are not multiples of
@@ -43,7 +49,9 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
     """
     recordings = []
     for batch in _BATCHES:
-        example = {name: _resized(value, batch, batch_axis) for name, value in inputs.items()}
+        example = {
+            name: _resized(value, batch, batch_axis, samples) for name, value in inputs.items()
+        }
         recordings.append(run_tracer(model, example))
     (first, one), (second, two) = recordings
     pairs = list(zip(first.nodes, second.nodes, strict=False))
@@ -55,7 +63,7 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
     steps = [_step(a, b, one.baked, two.baked) for a, b in pairs if a.op != "output"]
     _check_inplace(model, steps)
     for node, step in zip(first.nodes, steps, strict=False):
-        _check_samples_apart(node, step)
+        check_samples_apart(node, step, _BATCHES[0])
     output = pairs[-1][0].args[0]
     if not isinstance(output, fx.Node):
         raise UnsupportedModelError(
@@ -65,12 +73,14 @@ def record(model: nn.Module, inputs: dict[str, Any], batch_axis: int = 0) -> Tra
     return Trace(tuple(steps), output.name, frozenset(one.visited))
 
 
-def _resized(value: Any, batch: int, axis: int) -> Any:
+def _resized(value: Any, batch: int, axis: int, samples: Sequence[int]) -> Any:
+    """The same samples in every batch, so that a maximum over them is the same."""
     if not isinstance(value, Tensor):
         return value
-    size = value.shape[min(axis, value.ndim - 1)]
-    chosen = (torch.arange(batch) % size).sort().values  # lengths may have to fall
-    return pick_samples(value.detach(), chosen, axis)
+    size = value.shape[min(axis, value.ndim - 1)] if value.ndim else 1
+    first, last = samples
+    chosen = torch.tensor([first, *[last] * (batch - 1)]) % size  # lengths may have to fall
+    return pick_samples(value.detach(), chosen.sort().values, axis)
 
 
 def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
@@ -94,41 +104,6 @@ def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
             )
 
 
-def _check_samples_apart(node: fx.Node, step: Step) -> None:
-    """Send the number of each sample through an operation that moves entries.
-
-    ``h_n.reshape(B, -1)`` of a ``(layers, B, H)`` tensor, for one, would deal samples anew.
-    """
-    source = next((arg for arg in node.all_input_nodes), None)
-    moved = called_name(node.target) in MOVES | REPEATS and node.op in (
-        "call_function",
-        "call_method",
-    )
-    if not moved or source is None or step.batch_axis is None:
-        return
-    value, axis = source.meta["value"], source.meta["batch_axis"]
-    if axis is None:
-        return
-    numbers = torch.arange(_BATCHES[0], device=value.device).view(_along(axis, value.ndim))
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-    rest = tuple(args[1:]) if args else ()
-    kwargs = {name: value for name, value in kwargs.items() if name != "input"}
-    args = (numbers.expand(value.shape).clone(), *rest)
-    method = isinstance(node.target, str)
-    run = getattr(args[0], str(node.target)) if method else node.target
-    result = run(*args[1:], **kwargs) if method else run(*args, **kwargs)  # type: ignore[operator]
-    expected = torch.arange(_BATCHES[0], device=value.device)
-    if (result != expected.view(_along(step.batch_axis, result.ndim))).any():
-        raise UnsupportedModelError(
-            f"{step.name!r} deals the entries of different samples into one ({step.source}). "
-            "Permute the axes before reshaping, so that the batch stays an axis of its own."
-        )
-
-
-def _along(axis: int, ndim: int) -> list[int]:
-    return [-1 if other == axis else 1 for other in range(ndim)]
-
-
 def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str, Tensor]) -> Step:
     kinds = {"placeholder": "input", "get_attr": "weight"}
     kind = kinds.get(a.op, a.op.removeprefix("call_"))
@@ -144,9 +119,25 @@ def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str,
     args, kwargs = _merge(a.args, b.args), _merge(a.kwargs, b.kwargs)
     if called_name(target) == "squeeze" and len(args) + len(kwargs) == 1:
         args = (*args, _of_size_one(a.args[0], b.args[0]))  # else a batch of 1 is squeezed too
-    if kind != "module":  # torch's names for its first two arguments
-        args = (*[kwargs.pop(name) for name in ("input", "other") if name in kwargs], *args)
-    return Step(a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source)
+    if kind != "module":  # torch's names for its first arguments, which follow what has no name
+        names = ("condition", "input", "other")
+        args = (*args, *[kwargs.pop(name) for name in names if name in kwargs])
+    found = a.name, kind, target, tuple(args), kwargs, shape, floating, axis, source
+    return Step(*found, _grows(one, two), _discrete(one, two))
+
+
+def _grows(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one.shape != two.shape
+    return not isinstance(one, int | float)
+
+
+def _discrete(one: Any, two: Any) -> Any:
+    """What both recordings gave, see ``Step``; NaN equals nothing."""
+    if isinstance(one, Tensor):
+        whole = not (one.is_floating_point() or one.is_complex() or _grows(one, two))
+        return (one if torch.equal(one, two) else math.nan) if whole else None
+    return (one if one == two else math.nan) if isinstance(one, int) else None
 
 
 def _of_size_one(one: Any, two: Any) -> tuple[int, ...]:

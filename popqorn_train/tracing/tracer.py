@@ -1,24 +1,31 @@
 """Run a model's forward on proxies that carry the values of a small example.
 
-``torch.fx`` records every operation; because each proxy knows its value, sizes, ``len``, iteration
-over frames, ``x.dim()`` tests and shape asserts in the user's code are concrete.
+Every operation is recorded as a node of ``torch.fx``; because each proxy knows its value, sizes,
+``len``, iteration over frames, ``x.dim()`` tests and shape asserts in the user's code are concrete.
+Hooks are recorded as what they are, a part of what the module computes.
 """
 
+import inspect
+import linecache
 import operator
 import sys
 import traceback
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.fx.proxy import Attribute, TraceError
+from torch.fx.proxy import TraceError
 
 from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.tracing.calls import check_own_code, with_hooks
 from popqorn_train.tracing.packed import REPLACED, call
+from popqorn_train.tracing.patches import RECORDING, patched
 from popqorn_train.tracing.preserve import preserved
+from popqorn_train.tracing.proxy import ValueProxy
 from popqorn_train.tracing.wrappers import inside
 
-_PACKING = {function.__name__: function for function in REPLACED}
+_SPELLED = ("and_", "or_", "not_")  # operators that write nothing
 _WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
@@ -27,71 +34,62 @@ def called_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
-class _Proxy(fx.Proxy):
-    """A proxy whose shape is known, because it carries the example's value."""
-
-    @property
-    def value(self) -> Any:
-        return self.node.meta["value"]
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.value, name)  # raises the usual AttributeError
-        if isinstance(found, Tensor):
-            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        return Attribute(self, name) if callable(found) else found
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.value.size() if dim is None else self.value.size(dim)
-
-    def dim(self) -> int:
-        return int(self.value.dim())
-
-    def numel(self) -> int:
-        return int(self.value.numel())
-
-    def is_floating_point(self) -> bool:
-        return bool(self.value.is_floating_point())
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __iter__(self) -> Any:
-        return iter([operator.getitem(self, index) for index in range(len(self))])
-
-    def __bool__(self) -> bool:
-        raise TraceError("its control flow depends on the data")
-
-    def __int__(self) -> int:
-        raise TraceError("it turns data into a Python number")
-
-    __float__ = __index__ = __int__
-
-
 class Tracer(fx.Tracer):
     """Records operations and runs each one on the example as it goes."""
 
     proxy_buffer_attributes = True
 
     def __init__(self, inputs: dict[str, Any]) -> None:
-        super().__init__(autowrap_functions=tuple(REPLACED))
-        # Wherever a name of torch's packing was imported to, it is recorded.
-        self._autowrap_search += [place for place in [*sys.modules.values()] if _packs(place)]
+        super().__init__()
         self.inputs = inputs
         self.baked: dict[str, Tensor] = {}
         self.visited = {""}
         self._running = False
+        self._refused: Exception | None = None
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Make the given tensors inputs; every other argument keeps its value or default."""
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
+        """Record a call of a module, in this thread alone."""
+        self.root, self.graph = root, fx.Graph(tracer_cls=type(self))
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self.tensor_attrs = {
+            value: f"{path}.{name}".removeprefix(".")
+            for path, module in root.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
         args = [
             self.create_proxy("placeholder", name, (), {}) if isinstance(value, Tensor) else value
             for name, value in self.inputs.items()
         ]
-        return root_fn, [self.root, *args]
+        parameters: dict[str, fx.Proxy] = {}
+        original_call, original_read = nn.Module.__call__, nn.Module.__getattr__
+
+        def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return original_call(module, *args, **kwargs)
+
+            return self.call_module(module, forward, args, kwargs)
+
+        def read(module: nn.Module, name: str) -> Any:
+            return self.getattr(name, original_read(module, name), parameters)
+
+        with RECORDING, patched(call_module, read, _globals_of(root)):
+            output = root(*args)
+            if self._refused is not None:  # and user code went on without it
+                raise self._refused
+            self.create_node("output", "output", (self.create_arg(output),), {})
+        return self.graph
+
+    def refused(self, why: str) -> Exception:
+        """The error for what cannot be recorded; it holds even where user code catches it."""
+        if self._refused is None:
+            self._refused = TraceError(why)
+            self._refused.add_note(_user_line(sys._getframe()))
+        return self._refused
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Proxies that know their value."""
-        return _Proxy(node, self)
+        return ValueProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """Keep tensors made by the user's code here, not as attributes of the model."""
@@ -101,7 +99,7 @@ class Tracer(fx.Tracer):
             if path is None:
                 a = self.baked[name] = a.detach().clone()  # it may be written to afterwards
             node = self.create_node("get_attr", name, (), {})
-            node.meta.update(value=a, source=_user_line(traceback.extract_stack()))
+            node.meta.update(value=a, source=_user_line(sys._getframe()))
             return node
         return super().create_arg(a)
 
@@ -112,12 +110,13 @@ class Tracer(fx.Tracer):
         if kind == "call_function":
             target = REPLACED.get(target, target)
         name = called_name(target) if kind in ("call_function", "call_method") else ""
-        if name.strip("_") in _WRITES or (name.endswith("_") and not name.endswith("__")):
-            raise TraceError(f"it writes into a tensor in place ({name})")
+        in_place = name.endswith("_") and not name.endswith("__") and name not in _SPELLED
+        if name.strip("_") in _WRITES or in_place:
+            raise self.refused(f"it writes into a tensor in place ({name})")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if "value" not in proxy.node.meta:
             proxy.node.meta["value"] = self._run(proxy.node)
-            proxy.node.meta["source"] = _user_line(traceback.extract_stack())
+            proxy.node.meta["source"] = _user_line(sys._getframe())
         if type(proxy.node.meta["value"]) is tuple:  # as a tuple, so that isinstance sees one
             return tuple(iter(proxy))
         return proxy
@@ -152,30 +151,51 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Record a leaf module, go through any other; hooks are left to fidelity.py."""
+        """Record a leaf module, go through any other, with its hooks."""
         if self._running:
             return forward(*args, **kwargs)
         if (name := inside(m)) is not None:
-            return m.get_submodule(name)(*args, **kwargs)
-        path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
-            return self.create_proxy("call_module", path, args, kwargs)
+            return with_hooks(m, name, m.get_submodule(name), args, kwargs)
+        path = self.path_of_module(m) if m is not self.root else ""
+        leaf = m is not self.root and self.is_leaf_module(m, path)
+        check_own_code(m, path, whole=leaf)
+        if leaf:
+
+            def step(*args: Any, **kwargs: Any) -> Any:
+                return self.create_proxy("call_module", path, args, kwargs)
+
+            return with_hooks(m, path, step, args, kwargs)
         self.visited.add(path)
-        return m.forward(*args, **kwargs)
+        return with_hooks(m, path, m.forward, args, kwargs)
 
 
-def _packs(module: Any) -> bool:
-    names = getattr(module, "__dict__", {})
-    return any(names.get(name) is function for name, function in _PACKING.items())
+def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
+    """Names that the user's forwards see."""
+    found = {}
+    for kind in {type(module) for module in model.modules()}:
+        names = getattr(inspect.unwrap(kind.forward), "__globals__", {})
+        if not str(names.get("__name__", "torch")).startswith("torch."):
+            found[id(names)] = names
+    return list(found.values())
 
 
-def _user_line(stack: traceback.StackSummary) -> str:
+def _user_line(frame: FrameType | None) -> str:
     """The innermost line of code that is neither torch's nor ours."""
-    for frame in reversed(stack):
-        name = frame.filename.replace("\\", "/")
-        if "/torch/" not in name and "/popqorn_train/" not in name and frame.line:
-            return f"{name.rsplit('/', 1)[-1]}, line {frame.lineno}: {frame.line}"
+    while frame is not None:
+        if _is_users(frame.f_code):
+            return _said(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
     return "unknown line"
+
+
+def _is_users(code: CodeType) -> bool:
+    name = code.co_filename.replace("\\", "/")
+    return "/torch/" not in name and "/popqorn_train/" not in name and not name.startswith("<")
+
+
+def _said(file: str, line: int) -> str:
+    text = linecache.getline(file, line).strip()
+    return f"{file.replace(chr(92), '/').rsplit('/', 1)[-1]}, line {line}: {text}"
 
 
 def run_tracer(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, Tracer]:
@@ -188,9 +208,18 @@ def run_tracer(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, Trac
     try:
         with preserved(model):
             return tracer.trace(model), tracer
+    except UnsupportedModelError:
+        raise
     except Exception as error:
-        line = _user_line(traceback.extract_tb(error.__traceback__))
+        line = next(iter(getattr(error, "__notes__", [])), None) or _innermost(error)
         raise UnsupportedModelError(
             f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). Move what "
             "depends on data out of forward, or certify the part of the model after it."
         ) from error
+
+
+def _innermost(error: Exception) -> str:
+    """The innermost user's line that an error passed."""
+    places = [(f.f_code, line) for f, line in traceback.walk_tb(error.__traceback__)]
+    users = [(code.co_filename, line) for code, line in places if _is_users(code)]
+    return _said(*users[-1]) if users else "unknown line"

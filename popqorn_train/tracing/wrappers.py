@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from popqorn_train.tracing.process_settings import eager
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,10 +48,7 @@ def uncompiled() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:
         yield
         return
-    with (
-        torch.compiler.set_stance("force_eager"),
-        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
-    ):
+    with eager():
         yield
 
 

@@ -18,8 +18,16 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.methods import TRAINING, CrownIBP, Method, method_named
-from popqorn_train.certificates.certificate import bounded_margins, other_classes, proved, with_own
-from popqorn_train.certificates.instance import Instance, full_precision, undisturbed
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.isolation import full_precision, undisturbed
+from popqorn_train.certificates.margins import (
+    bounded_margins,
+    least,
+    other_classes,
+    proved,
+    with_own,
+)
+from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.pgd import search
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
@@ -158,7 +166,9 @@ class CertifiedLoss(Objective):
         with undisturbed(batch.model):
             graph, method = instance.graph(ball), self._bounding()
             margins, found = bounded_margins(graph, batch.target, method, instance.value)
-        others = other_classes(batch.target, instance.plan.classes)
+            others = other_classes(batch.target, instance.plan.classes)
+            whole = with_own(margins.detach(), others, math.inf)
+            batch.probe(instance, ball, Claim(proved(least(whole)), whole), graph, found)
         loss = cross_entropy(-with_own(margins, others, 0), batch.target)
         certified = proved(margins.detach().amin(1)).float().mean()
         return Worst(loss, certified, found)
@@ -249,6 +259,8 @@ class CrownIBPLoss(CertifiedLoss):
             return super()._worst(batch)
         instance, ball = self._region(batch)
         with undisturbed(batch.model):
-            bounds = fused_cross_entropy(instance.graph(ball), batch.target, instance.value)
+            graph = instance.graph(ball)
+            bounds = fused_cross_entropy(graph, batch.target, instance.value)
+            batch.probe(instance, ball, Claim(bounds.certified), graph, bounds.found)
         loss = torch.lerp(bounds.interval, bounds.linear, self.beta).mean()
         return Worst(loss, bounds.certified.float().mean(), bounds.found)

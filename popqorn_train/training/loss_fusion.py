@@ -25,7 +25,7 @@ from popqorn_train.bounds.backward import Enclosure, minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.relaxer import Relaxation
-from popqorn_train.certificates.certificate import margin_rows, other_classes, proved
+from popqorn_train.certificates.margins import margin_rows, other_classes, proved
 from popqorn_train.perturbations.region import Bounds
 
 _NEAR = 1e-2  # width below which a series is more exact than the quotient

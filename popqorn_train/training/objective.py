@@ -12,12 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.backward import Enclosure
+from popqorn_train.bounds.node import Node
 from popqorn_train.certificates.bound_model import BoundModel, Inputs, as_tuple, bound
-from popqorn_train.certificates.certificate import check_target
-from popqorn_train.certificates.instance import Instance, undisturbed
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.margins import check_target
+from popqorn_train.certificates.module_probe import Claim
+from popqorn_train.certificates.probes import PROBES, Probes
+from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.tracing.wrappers import as_written
 
-CHECK_EVERY = 20  # calls between two comparisons of the trace with the model
+CHECK_EVERY = 100  # calls between two traces, each compared with the model and probed
 
 
 class LossParts(NamedTuple):
@@ -47,15 +52,18 @@ class Prepared:
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
-        check: compare the trace with the model, see ``BoundModel.instance``.
+        check: trace the model anew and compare, see ``BoundModel.instance``.
+        probes: points at which its bounds are probed then.
 
     Attributes:
         inputs: as given.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, target: Tensor, *, check: bool) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, target: Tensor, *, check: bool, probes: int = PROBES
+    ) -> None:
         self._given, self.inputs = model, inputs
-        self._target, self._check = target, check
+        self._target, self._check, self._probes = target, check, probes
 
     @functools.cached_property
     def _layer(self) -> BoundModel:
@@ -96,6 +104,32 @@ class Prepared:
         """``(B,)`` labels."""
         return self._target.long()
 
+    def probe(
+        self,
+        instance: Instance,
+        ball: Perturbation,
+        claim: Claim,
+        graph: Node | None = None,
+        found: Enclosure | None = None,
+    ) -> None:
+        """Look at a bound where it is this batch's turn; call it inside ``undisturbed``.
+
+        Args:
+            instance: what was bounded: the batch, or points near it.
+            ball: around it.
+            claim: what was proved.
+            graph: of its logits.
+            found: ranges and relaxations of the graph.
+
+        Raises:
+            ContradictionError: see ``Probes``.
+        """
+        if self._check:
+            probes = Probes(self._layer, instance, self.target, self._probes)
+            if graph is not None and found is not None:
+                probes.nodes(torch.arange(len(instance.center)), graph, found)
+            probes.certificate(ball, claim)
+
     def zero(self) -> Tensor:
         """A scalar for a term that is not computed."""
         return torch.zeros((), device=self._target.device)
@@ -112,10 +146,13 @@ class Objective(nn.Module):
             ``EpsilonSchedule``; they are not in the state dict.
         observer: called with every batch, the parts of its loss, and the ranges that the bound
             comes from, if any.
+        probes: points at which the bound is probed, see ``certify``, at every ``CHECK_EVERY``-th
+            call.
     """
 
     ramped: ClassVar[tuple[str, ...]] = ()
     observer: Observer | None = None
+    probes: int = PROBES
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +178,8 @@ class Objective(nn.Module):
         Clean and attack terms run in the model's mode, the attack is searched and the bounds are
         computed in eval mode.
         """
-        batch = Prepared(model, inputs, target, check=self._calls % CHECK_EVERY == 0)
+        check = self._calls % CHECK_EVERY == 0
+        batch = Prepared(model, inputs, target, check=check, probes=self.probes)
         if self._calls == 0:
             _ = batch.instance  # what cannot be bounded is refused before a ramp comes to it
         self._calls += 1

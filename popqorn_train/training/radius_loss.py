@@ -12,6 +12,7 @@ B: batch.
 """
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -20,9 +21,11 @@ from torch.nn.functional import cross_entropy
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.query import Query
-from popqorn_train.certificates.radius import answer, check_search, with_gradient
+from popqorn_train.certificates.radius import check_search, with_gradient
+from popqorn_train.certificates.search import answer
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
 from popqorn_train.training.objective import Prepared
@@ -96,8 +99,11 @@ class RadiusLoss(CertifiedLoss):
     def _radius(self, batch: Prepared) -> Tensor:
         """Certified radii ``(B,)`` up to epsilon, with gradients where they are wanted."""
         target = batch.target.to(batch.instance.center.device)
-        question = Query(batch.instance, target, None, self.ball(0.0), self.method, self._chunks)
+        ball = self.ball(0.0)
+        question = Query(batch.instance, target, None, ball, self.method, self._chunks)
         with undisturbed(batch.model):
             with torch.no_grad():
                 found = answer(question, None, max_radius=self.epsilon, rtol=self.rtol)
+                reached = replace(ball, epsilon=found.radius)
+                batch.probe(batch.instance, reached, Claim(found.radius > 0))
             return with_gradient(question, found) if torch.is_grad_enabled() else found.radius

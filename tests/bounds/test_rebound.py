@@ -13,7 +13,7 @@ from popqorn_train.bounds.methods import METHODS, Popqorn, TightPopqorn
 from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.bounds.rebound import BadRegion, Budget
 from popqorn_train.bounds.relaxer import Relaxation
-from popqorn_train.certificates.certificate import margin_rows
+from popqorn_train.certificates.margins import margin_rows
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.perturbations.region import Bounds, dual_norm
 from popqorn_train.relaxations.products import PRODUCTS

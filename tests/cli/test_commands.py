@@ -12,6 +12,7 @@ from torch import nn
 from popqorn_train.cli import main
 from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.operations.tables import supported, supported_table
+from tests.zoo import BinarySigmoid
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +23,7 @@ def test_the_doctor_shows_the_graph_what_moves_and_the_cost(capsys):
     assert "Conv1d" in out
     assert "zoo.py, line" in out
     assert "'x', 5 frames of 3 features" in out
+    assert "frames: axis 1 as passed" in out
     assert "3 classes" in out
     assert "by popqorn" in out
 
@@ -33,6 +35,21 @@ def test_the_doctor_takes_tokens_and_lengths_and_knows_a_single_logit(capsys):
     assert "one logit" in out
     assert "'embedding', 6 frames of 6 features" in out
     assert "by ibp" in out
+
+
+def test_the_doctor_says_where_frames_are_not_known_and_takes_their_axis(capsys):
+    asked = ["doctor", "tests.certificates.test_frame_axis:normed_image", "--input", "2,1,4,3"]
+    asked += ["--method", "ibp"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "'x', 12 numbers" in out
+    assert "4 axes" in out
+    assert main([*asked, "--frame-axis", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "'x', 4 frames of 3 features" in out
+    assert "frames: axis 2 as passed" in out
+    assert main([*asked, "--frame-axis", "0"]) == 1
+    assert "`frame_axis`" in capsys.readouterr().err
 
 
 BLOCKED = {
@@ -84,3 +101,18 @@ def test_the_table_holds_all_that_is_registered_and_nothing_else():
     for name in operations:
         spelled = {name, f"__{name}__"}
         assert any(hasattr(at, word) for at in places for word in spelled) or name in known, name
+
+
+class Squared(BinarySigmoid):
+    """A number that need not be a probability."""
+
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+def test_the_doctor_is_told_what_one_number_is(capsys):
+    asked = ["doctor", "tests.cli.test_commands:Squared", "--input", "2,3,3", "--method", "ibp"]
+    assert main(asked) == 1
+    assert "output_is" in capsys.readouterr().err
+    assert main([*asked, "--output-is", "probability"]) == 0
+    assert "one probability, class 1 above 0.5" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import torch
 
 from popqorn_train import bound
-from popqorn_train.certificates.instance import undisturbed
+from popqorn_train.certificates.isolation import undisturbed
 from tests.problems import Base, sequences
 
 

@@ -11,7 +11,7 @@ from popqorn_train import LpBall, bound, certify, objectives
 from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.relaxer import Relaxation
-from popqorn_train.certificates.certificate import margin_rows, other_classes
+from popqorn_train.certificates.margins import margin_rows, other_classes
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.training.loss_fusion import fused_cross_entropy
 from tests.problems import (

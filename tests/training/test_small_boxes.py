@@ -58,7 +58,7 @@ def test_its_middle_is_where_the_attack_of_the_remaining_size_ends(p):
     distance = torch.linalg.vector_norm(case.center - x, p, dim=-1)
     assert ball.epsilon == pytest.approx(0.4 * EPSILON)
     assert distance.max() == pytest.approx(0.6 * EPSILON)  # the attack goes to the rim
-    clean = Prepared(model, x, y, check=True).case
+    clean = Prepared(model, x, y, check=True).instance
     torch.testing.assert_close(case.logits(case.center), clean.logits(case.center))
 
 
@@ -93,9 +93,9 @@ def test_what_moves_may_have_units_and_a_layout_of_its_own(name):
     batch = Prepared(model, x, y, check=True)
     case, ball = loss._region(batch)
     moved = case.center + 0.5 * ball.around(case.center).up  # some point of the small ball
-    distance = torch.linalg.vector_norm(moved - batch.case.center, 2, dim=-1)
+    distance = torch.linalg.vector_norm(moved - batch.instance.center, 2, dim=-1)
     assert distance.max() > 0
-    torch.testing.assert_close(case.logits(moved), batch.case.logits(moved))
+    torch.testing.assert_close(case.logits(moved), batch.instance.logits(moved))
     assert loss(model, x, y) <= objectives.ibp(0.05, 2)(model, x, y)
 
 

@@ -1,0 +1,70 @@
+"""Does a graph stay inside what was said of it? What every node is worth at points tells.
+
+At a point of the perturbation set, each node has one value. It must lie inside the range that the
+method used for it, and between the two linear functions that enclose it. A range or a relaxation
+that is wrong shows at a point where it is exceeded; points do not prove that none is.
+
+B: batch.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from popqorn_train.bounds.backward import Enclosure, ancestors
+from popqorn_train.bounds.node import Node, Nonlinear, Root
+from popqorn_train.perturbations.region import Bounds
+
+_ROUNDING = 1e4  # units of rounding of a node's scale that are no contradiction
+
+
+def values_at(output: Node, root: Tensor) -> dict[Node, Tensor]:
+    """What every node is worth where the root has this value.
+
+    Args:
+        output: last node of the graph.
+        root: ``(B, T, N)``.
+
+    Returns:
+        ``(B or 1, *node.shape)`` for every node.
+    """
+    values: dict[Node, Tensor] = {}
+    for node in ancestors(output):
+        if isinstance(node, Root):
+            values[node] = root
+        else:
+            ends = [Bounds(values[parent], values[parent]) for parent in node.inputs]
+            values[node] = node.range(*ends).lower
+    return values
+
+
+def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None:
+    """Where values leave what was found, in words; None if they stay inside.
+
+    Args:
+        found: ranges and relaxations, of the same graph.
+        values: of every node at a point of the set, see ``values_at``.
+    """
+    for node, bounds in found.ranges.items():
+        by = _beyond(values[node], *bounds)
+        if by is not None:
+            return f"a {type(node).__name__} node leaves its range by {by:.3g}"
+    for node, relaxation in found.relaxations.items():
+        assert isinstance(node, Nonlinear)
+        by = _beyond(values[node], *node.at(relaxation, *[values[x] for x in node.inputs]))
+        if by is not None:
+            return f"a {type(node).__name__} node leaves its relaxation by {by:.3g}"
+    return None
+
+
+def _beyond(value: Tensor, lower: Tensor, upper: Tensor) -> float | None:
+    """By how much a value is outside, if by more than rounding; NaN bounds nothing."""
+    gap = torch.maximum(lower - value, value - upper)
+    worst = gap.nan_to_num(-1).max().item()
+    if worst <= 0:
+        return None
+    # What is added up is seldom larger than the largest of these.
+    size = max(part.abs().nan_to_num(0, 0, 0).max().item() for part in (value, lower, upper))
+    slack = _ROUNDING * torch.finfo(value.dtype).eps * size
+    return worst if worst > slack else None

@@ -1,0 +1,187 @@
+"""The user's module beside its trace and beside what was proved, at points of a perturbation set.
+
+B: batch, T: frames, N: features, C: classes, P: points.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.certificates.fidelity import agree, as_rows, noise_of, rounding_of
+from popqorn_train.certificates.instance import Instance
+from popqorn_train.certificates.pgd import margin_of, shrunk, sizes, steepest
+from popqorn_train.certificates.probe_points import changed, changes_in, choices_in
+from popqorn_train.certificates.stand_in import StandIn
+from popqorn_train.perturbations.region import Region
+from popqorn_train.perturbations.substitutions import Substitutions
+
+_ROWS = 4096  # samples that the module is run on at once
+_STEPS = 2  # of descent on the module itself, from the corner that the gradient points to
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of every sample over the whole perturbation set.
+
+    Attributes:
+        certified: ``(B,)`` samples whose class does not change.
+        margins: ``(B, C)`` lower bounds of the label's logit minus each other one, if any.
+        against: ``(B,)`` the one other class that is meant; None for all.
+        lower: ``(B, C)`` bounds of the logits, if any.
+        upper: likewise.
+    """
+
+    certified: Tensor | None = None
+    margins: Tensor | None = None
+    against: Tensor | None = None
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+
+
+class ModuleProbe:
+    """Compares a module with its trace, and with a claim.
+
+    Args:
+        instance: the batch, in any precision.
+        stand_in: runs the module.
+        claim: what was proved.
+        target: ``(B,)`` labels, if any.
+        count: points.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        stand_in: StandIn,
+        claim: Claim,
+        target: Tensor | None,
+        count: int,
+    ) -> None:
+        self._instance, self._exact = instance, instance.to(torch.float64)
+        self._stand_in, self._claim, self._count = stand_in, claim, count
+        self._target = None if target is None else target.long().to(instance.center.device)
+
+    def at_points(self, region: Region, gradient: Tensor) -> str | None:
+        """Look at points of a ball or a box.
+
+        Args:
+            region: around the inputs.
+            gradient: ``(B, T, N)`` of the margin in what moves.
+
+        Returns:
+            What is wrong, in words; None if nothing is.
+        """
+        changes = changes_in(region, gradient.to(region.value), self._count)
+        near = None
+        for some in self._groups(changes):
+            moved = self._instance.center + some
+            # What the module reads is rounded to its precision: so is what the trace reads.
+            moved = moved.to(self._stand_in.dtype).double().flatten(0, 1)
+            samples = self._samples(len(some))
+            real = self._stand_in.outputs(moved, samples)
+            wrong, near = self._compared(real, moved, samples)
+            if wrong is not None:
+                return wrong
+        return self._descend(region, changes[min(1, len(changes) - 1)], near)
+
+    def at_words(self, words: Substitutions) -> str | None:
+        """Look at sentences with words replaced; see ``at_points``."""
+        plan, lifter = self._exact.plan, self._exact.lifter
+        reads = lifter.steps[plan.source.refs[0]]
+        axis = plan.source.batch_axis or 0
+        tokens = lifter.value(reads.name).movedim(axis, 0)
+        choices, candidates = self._exact.choices(words), words.of(tokens)
+        picks = choices_in(choices, self._count)
+        for some in self._groups(picks):
+            samples = self._samples(len(some))
+            moved = torch.cat([self._exact.unread(changed(choices, row)) for row in some])
+            if reads.kind != "input":
+                continue  # worked out from tokens by the model itself: they cannot be replaced
+            there = torch.cat([torch.where(row < 0, tokens, _of(candidates, row)) for row in some])
+            real = self._stand_in.tokens(there.movedim(0, axis), reads.target, samples)
+            wrong, _ = self._compared(real, moved, samples)
+            if wrong is not None:
+                return wrong
+        return None
+
+    def _groups(self, points: Tensor) -> Iterator[Tensor]:
+        yield from torch.split(points, max(1, _ROWS // points.shape[1]))
+
+    def _samples(self, points: int) -> Tensor:
+        batch = len(self._instance.center)
+        return torch.arange(batch, device=self._instance.center.device).repeat(points)
+
+    def _compared(self, real: Any, moved: Tensor, samples: Tensor) -> tuple[str | None, Tensor]:
+        """Module against trace and claim; what is wrong, and what rounding may change."""
+        ours = self._exact.pick(samples).logits(moved, whole=True)
+        own = self._stand_in.dtype
+        noise = noise_of(self._instance.pick(samples), ours, moved, own)
+        near = rounding_of(ours, noise, own)
+        theirs = as_rows(real, ours)
+        if theirs is None:
+            return "returns something of another shape inside the set", near
+        if not (agree(theirs, ours, near) | ~ours.isfinite()).all():
+            return "does not do what was traced of it everywhere in the set", near
+        return self._claimed(theirs, samples, near), near
+
+    def _claimed(self, real: Tensor, samples: Tensor, near: Tensor) -> str | None:
+        """Whether the module stays where it was proved to stay."""
+        plan, claim = self._instance.plan, self._claim
+        logits = self._exact.as_logits(real)
+        near = torch.full_like(near, 1e-5) if plan.meaning.squashed else near
+        near = near.reshape(1, -1)
+        near = near.expand(-1, logits.shape[1]) if plan.meaning.single else near
+        if claim.lower is not None and claim.upper is not None and self._undone():
+            below, above = claim.lower[samples] - near, claim.upper[samples] + near
+            if ((logits < below) | (logits > above)).any():
+                return "leaves the bounds of its logits inside the set"
+        if self._target is None:
+            return None
+        own = self._target[samples][:, None]
+        gap = logits.gather(1, own) - logits
+        slack = near + near.expand(len(own), -1).gather(1, own)
+        others = torch.ones_like(gap, dtype=torch.bool).scatter(1, own, False)
+        if claim.against is not None:
+            others = torch.zeros_like(others).scatter(1, claim.against[samples][:, None], True)
+        if claim.certified is not None:
+            lost = claim.certified[samples][:, None] & others & ~(gap >= -slack)
+            if lost.any():
+                return "leaves the class that was certified inside the set"
+        if claim.margins is not None and self._undone():
+            least = claim.margins.to(gap)[samples]
+            if (others & (gap < least - slack)).any():
+                return "has margins below what was proved inside the set"
+        return None
+
+    def _undone(self) -> bool:
+        """Whether the module returns the very logits that are bounded."""
+        plan = self._instance.plan
+        return plan.output == plan.trace.output
+
+    def _descend(self, region: Region, change: Tensor, near: Tensor | None) -> str | None:
+        """A few steps of projected gradient descent on the margin of the module itself."""
+        if self._target is None or near is None or self._count < 2:
+            return None
+        samples, center = self._samples(1), self._instance.center
+        size = sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
+        for step in range(_STEPS):
+            with torch.enable_grad():
+                x = (center + change).to(self._stand_in.dtype).requires_grad_()
+                real = self._stand_in.outputs(x, samples)
+                logits = self._exact.as_logits(real.reshape(len(x), -1))
+                margin = margin_of(logits, self._target).sum()
+            if not margin.requires_grad:
+                return None
+            (gradient,) = torch.autograd.grad(margin, x)
+            downhill = steepest(gradient.to(center).nan_to_num(0, 0, 0), region)
+            change = shrunk(change + 0.5**step * size * downhill, region)
+        moved = (center + change).to(self._stand_in.dtype).double()
+        return self._compared(self._stand_in.outputs(moved, samples), moved, samples)[0]
+
+
+def _of(candidates: Tensor, row: Tensor) -> Tensor:
+    """The candidates that a row ``(B, T)`` picks."""
+    return candidates.gather(2, row.clamp(min=0)[..., None])[..., 0]

@@ -1,0 +1,177 @@
+"""How radii are found: the search on a prepared question, and its proof in float64.
+
+All unfinished samples are evaluated in one batch, each at the epsilon its bracket asks for
+(brackets.py). What is found is proved once more in float64. Proofs by contradiction end in a jump
+of the margin, which can lie elsewhere there: then the upper end is looked at too. Samples of which
+float64 says otherwise are searched again there.
+
+B: batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
+from popqorn_train.certificates.margins import Witness, proved
+from popqorn_train.certificates.query import Query, largest_tried
+
+
+class Start(NamedTuple):
+    """Where the search for radii begins that were found before, for other weights.
+
+    While a network trains, clean margins change a lot from epoch to epoch, and how fast they fall
+    near the input too, but much less by which rate they fall faster farther away (brackets.py).
+
+    Attributes:
+        radius: ``(B,)`` found before; 0 where nothing is known.
+        rate: ``(B,)`` of the search that found it; NaN where nothing is known.
+    """
+
+    radius: Tensor
+    rate: Tensor
+
+
+class RadiusSearch(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        radius: ``(B,)`` largest epsilon proved; 0 where the clean prediction is wrong.
+        capped: ``(B,)`` whether it ended at the largest radius tried.
+        correct: ``(B,)`` whether the clean prediction is right.
+        evaluations: ``(B,)`` margins computed for each sample, confirmation not counted.
+        rate: ``(B,)`` per unit of epsilon, by which margins fall faster and faster; for ``Start``.
+    """
+
+    radius: Tensor
+    capped: Tensor
+    correct: Tensor
+    evaluations: Tensor
+    rate: Tensor
+
+    @property
+    def start(self) -> Start:
+        """Where the next search begins, when the weights have changed."""
+        return Start(self.radius, self.rate)
+
+
+def in_float64(query: Query, layer: BoundModel, inputs: Inputs) -> Query | None:
+    """The same question in float64; None where it is already."""
+    if query.instance.value.dtype == torch.float64:
+        return None
+    return replace(query, instance=layer.instance(inputs, torch.float64))
+
+
+def witnessed(query: Query, twin: Query | None, witness: Witness) -> tuple[Query, Query | None]:
+    """Show a witness the graphs of the last question asked: the float64 one, if there is one."""
+    if twin is None:
+        return replace(query, witness=witness), None
+    return query, replace(twin, witness=witness)
+
+
+def answer(
+    query: Query,
+    twin: Query | None,
+    *,
+    max_radius: float | None,
+    rtol: float,
+    start: Tensor | Start | None = None,
+    lower: Tensor | None = None,
+    epsilons: Sequence[float] = (),
+) -> RadiusSearch:
+    """Find the radii, and confirm them with the twin where there is one.
+
+    Args:
+        query: what is asked.
+        twin: the same in float64.
+        max_radius: see ``certified_radius``, as for ``rtol`` and ``epsilons``.
+        rtol: relative precision.
+        start: where to begin.
+        lower: ``(B,)`` radii known to be proved.
+        epsilons: where certified samples are counted.
+    """
+    # Rounded up in the precision of the radii, so that a radius reaches what it proves.
+    rungs = [_rounded_up(epsilon, query.instance.value.dtype) for epsilon in epsilons]
+    if max_radius is not None:
+        reached = [r for r, one in zip(rungs, epsilons, strict=True) if one <= max_radius]
+        max_radius = max(max_radius, *reached, 0.0)
+    clean, fall = query.clean()
+    cap = largest_tried(query.instance, query.ball, max_radius)
+    cold = 0.3 * clean / fall.clamp(min=1e-12)
+    guess = cold if start is None else _warm(start, cold, rtol, clean, fall)
+
+    def searched(
+        query: Query, clean: Tensor, guess: Tensor, lower: Tensor | None, climb: bool = True
+    ) -> Brackets:
+        state = Brackets(
+            clean,
+            fall,
+            cap,
+            guess,
+            rtol,
+            lower=lower,
+            epsilons=rungs,
+            graded=query.method.graded,
+            monotone=query.method.monotone or not climb,
+        )
+        while len(chosen := state.open()):
+            state.tell(chosen, query.margin(chosen, state.next[chosen]))
+        return state
+
+    state = searched(query, clean, guess, lower)
+    radius = state.lower
+    if twin is not None:
+        found = radius > 0
+        refused = found & ~_proved_at(twin, radius, found)
+        # Where margins fall without jumps, rounding moves the root by less than is left over.
+        close = found & ~refused & state.upper.isfinite() & (not query.method.graded)
+        raised = _proved_at(twin, state.upper, close)
+        if (unsure := refused | raised).any():
+            begin = torch.where(raised, state.upper, 0.0)
+            guess = torch.where(raised, begin * (1 + 2 * rtol), radius * (1 - rtol))
+            exact = searched(twin, torch.where(unsure, clean, 0.0), guess, begin, climb=False).lower
+            radius = torch.where(unsure, exact, radius)
+    rounded = _rounded_down(radius, query.instance.value.dtype)
+    rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
+    return RadiusSearch(rounded, radius >= cap, ~state.wrong, state.evaluations, rate)
+
+
+def _proved_at(query: Query, epsilon: Tensor, asked: Tensor) -> Tensor:
+    """Whether samples are asked about and proved, each at its epsilon, ``(B,)``."""
+    chosen, answers = asked.nonzero()[:, 0], torch.zeros_like(asked)
+    if len(chosen):
+        answers[chosen] = proved(query.margin(chosen, epsilon[chosen]))
+    return answers
+
+
+def _warm(start: Tensor | Start, cold: Tensor, rtol: float, clean: Tensor, fall: Tensor) -> Tensor:
+    """First epsilons: where margins reach 0 at the rate of the last search, or its radii."""
+    start = start if isinstance(start, Start) else Start(start, torch.full_like(cold, math.nan))
+    for value in start:
+        if not isinstance(value, Tensor) or value.shape != cold.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"`start` must hold radii of shape {tuple(cold.shape)}, got {found}.")
+    radius, rate = (value.to(cold) for value in start)
+    root = root_of(clean, fall.clamp(min=1e-12), rate)
+    guess = torch.where(root.isfinite() & (root > 0), root, radius)
+    return torch.where((radius > 0) & radius.isfinite(), guess * (1 - 0.4 * rtol), cold)
+
+
+def _rounded_down(radius: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the precision of the inputs, never above what was proved."""
+    rounded = radius.to(dtype)
+    below = torch.nextafter(rounded, torch.zeros_like(rounded))
+    return torch.where(rounded.double() > radius, below, rounded)
+
+
+def _rounded_up(epsilon: float, dtype: torch.dtype) -> float:
+    """The least number of a precision that is not below an epsilon."""
+    rounded = torch.tensor(epsilon, dtype=torch.float64).to(dtype)
+    below = rounded.double() < epsilon
+    above = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
+    return torch.where(below, above, rounded).item()

@@ -1,0 +1,135 @@
+"""Calls of modules and of torch's packing, taken over in one thread while a model is recorded.
+
+Torch keeps them as attributes of classes and modules, which all threads share. What stands there
+meanwhile asks which thread calls: only the one that records is answered otherwise.
+"""
+
+import contextlib
+import functools
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from popqorn_train.tracing.packed import REPLACED
+
+RECORDING = threading.RLock()  # one model is recorded at a time
+_PACKING = {function.__name__: function for function in REPLACED}
+_MATH = {name: function for name, function in vars(math).items() if callable(function)}
+
+
+class Patches:
+    """Stand-ins for functions, for the thread that made this, until it is closed."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._open = True
+        self._undo: list[Callable[[], None]] = []
+
+    def here(self) -> bool:
+        """Whether the calling thread is the one that records."""
+        return self._open and threading.get_ident() == self._thread
+
+    def stand_in(self, original: Callable[..., Any], own: Callable[..., Any]) -> Any:
+        """A function that calls ``own`` here, and the original everywhere else."""
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (own if self.here() else original)(*args, **kwargs)
+
+        return call
+
+    def method(self, kind: type, name: str, own: Callable[..., Any]) -> None:
+        """Replace a method of a class."""
+        original = getattr(kind, name)
+        setattr(kind, name, self.stand_in(original, own))
+        self._undo.append(lambda: setattr(kind, name, original))
+
+    def item(self, names: dict[str, Any], name: str, own: Callable[..., Any]) -> None:
+        """Replace a function among the names of a module."""
+        original = names[name]
+        names[name] = self.stand_in(original, own)
+        self._undo.append(lambda: names.__setitem__(name, original))
+
+    def close(self) -> None:
+        """Put everything back; a stand-in that was taken elsewhere calls the original."""
+        self._open = False
+        while self._undo:
+            self._undo.pop()()
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that becomes one step where a proxy is among its arguments."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        found: list[fx.Proxy] = []
+
+        def look(value: Any) -> None:
+            if isinstance(value, fx.Proxy):
+                found.append(value)
+            elif isinstance(value, tuple | list):
+                for item in value:
+                    look(item)
+
+        look((*args, *kwargs.values()))
+        if not found:
+            return function(*args, **kwargs)
+        return found[0].tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def patched(
+    call: Callable[..., Any], read: Callable[..., Any], globals_: list[dict[str, Any]]
+) -> Iterator[None]:
+    """Record what this thread calls.
+
+    Args:
+        call: stands for ``nn.Module.__call__``.
+        read: stands for ``nn.Module.__getattr__``.
+        globals_: names of the user's code; functions to be recorded are found there under any
+            name, and wherever else their own names were imported to.
+    """
+    patches = Patches()
+    try:
+        patches.method(nn.Module, "__call__", call)
+        patches.method(nn.Module, "__getattr__", read)
+        for names, name, function in _places(globals_):
+            patches.item(names, name, _recorded(function))
+        yield
+    finally:
+        patches.close()
+
+
+def _places(
+    globals_: list[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Where functions stand that are recorded as one step."""
+    seen: set[tuple[int, str]] = set()
+    ours = {id(function): function for function in (*REPLACED, *_MATH.values())}
+    everywhere = [names for place in [*sys.modules.values()] if (names := _names(place))]
+    found: list[tuple[dict[str, Any], str, Callable[..., Any] | None]] = [
+        *((names, name, f) for names in everywhere for name, f in _PACKING.items()),
+        *((vars(math), name, f) for name, f in _MATH.items()),
+        *((names, name, ours.get(id(f))) for names in globals_ for name, f in [*names.items()]),
+        *((names, key[1], names.get(key[1])) for key, names in _wrapped().items()),
+    ]
+    for names, name, function in found:
+        if function is not None and names.get(name) is function and (id(names), name) not in seen:
+            seen.add((id(names), name))
+            yield names, name, function
+
+
+def _names(module: Any) -> dict[str, Any]:
+    names = getattr(module, "__dict__", {})
+    return names if any(name in names for name in _PACKING) else {}
+
+
+def _wrapped() -> dict[tuple[int, str], dict[str, Any]]:
+    """Functions that the user registered with ``torch.fx.wrap``."""
+    found: dict[tuple[int, str], dict[str, Any]] = fx._symbolic_trace._wrapped_fns_to_patch
+    return dict(found)

@@ -1,0 +1,62 @@
+"""A stand-in for a tensor while a model is recorded: it knows the example's value."""
+
+import operator
+from typing import Any
+
+from torch import Tensor, fx
+from torch.fx.proxy import Attribute
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy whose shape is known, because it carries the example's value."""
+
+    @property
+    def value(self) -> Any:
+        """The example's value."""
+        return self.node.meta["value"]
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.value, name)  # raises the usual AttributeError
+        if isinstance(found, Tensor):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return Attribute(self, name) if callable(found) else found
+
+    def size(self, dim: int | None = None) -> Any:
+        """As a tensor's."""
+        return self.value.size() if dim is None else self.value.size(dim)
+
+    def dim(self) -> int:
+        """As a tensor's."""
+        return int(self.value.dim())
+
+    def numel(self) -> int:
+        """As a tensor's."""
+        return int(self.value.numel())
+
+    def is_floating_point(self) -> bool:
+        """As a tensor's."""
+        return bool(self.value.is_floating_point())
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Any:
+        return iter([operator.getitem(self, index) for index in range(len(self))])
+
+    def __bool__(self) -> bool:
+        raise self._refused("its control flow depends on the data")
+
+    def __int__(self) -> int:
+        raise self._refused(
+            "it turns data into a Python number (a size may stay a tensor: x[:, :lengths.max()])"
+        )
+
+    __float__ = __index__ = __complex__ = __int__
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise self._refused("it turns data into an array of NumPy")
+
+    def _refused(self, why: str) -> Exception:
+        tracer: Any = self.tracer
+        error: Exception = tracer.refused(why)
+        return error

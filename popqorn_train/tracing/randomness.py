@@ -1,0 +1,55 @@
+"""Random numbers that a forward draws in eval mode.
+
+They are seen as the operations that draw them, whichever generator they use, also inside layers. To
+compare two runs would not do: both start from the same state, and other threads draw too.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from popqorn_train.errors import UnsupportedModelError
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the random operations of this thread."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        # Attention is tagged for its dropout, which is 0 in eval mode.
+        if torch.Tag.nondeterministic_seeded in func.tags and "scaled_dot_product" not in name:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def nothing_random(model: nn.Module) -> Iterator[None]:
+    """Refuse random numbers drawn inside, and put the generators back where they were.
+
+    Raises:
+        UnsupportedModelError: naming the operation.
+    """
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    state = torch.get_rng_state()
+    states = {device: torch.cuda.get_rng_state(device) for device in devices}
+    draws = _Draws()
+    with draws:
+        yield
+    if not draws.found:
+        return
+    torch.set_rng_state(state)
+    for device, saved in states.items():
+        torch.cuda.set_rng_state(saved, device)
+    raise UnsupportedModelError(
+        f"The forward of {type(model).__name__} draws random numbers in eval mode "
+        f"({draws.found[0]}), so what it computes is not one function. Draw them outside and pass "
+        "them in, or leave them out in eval mode."
+    )

@@ -1,0 +1,120 @@
+"""One row for every registered layer: layers, and how they are called; see rows.py."""
+
+from torch import nn
+
+from tests.operations.rows import F, T
+
+H = 2
+
+
+def frames(layer, a, b):
+    """A layer on features."""
+    return layer(a - b)
+
+
+def channels(layer, a, b):
+    """A layer on ``(B, F, T)``."""
+    return layer((a - b).transpose(1, 2))
+
+
+def curved(layer, a, b):
+    """An activation where it bends on either side."""
+    return layer(3 * a), layer(2 * a - 4 * b)
+
+
+def outputs(layer, a, b):
+    """A recurrent layer, of which the state is read too."""
+    out, state = layer(a[:, 1:])
+    states = state if isinstance(state, tuple) else (state,)
+    return out[:, 0], out[:, -1], *[part.transpose(0, 1) for part in states]
+
+
+def started(layer, a, b):
+    """The state of one call starts another one, over time as axis 0."""
+    _, state = layer(a.transpose(0, 1))
+    return (layer(b.transpose(0, 1)[:2], state)[0][-1],)
+
+
+def steps(layer, a, b):
+    """A cell, frame by frame."""
+    state = None
+    for t in range(3):
+        state = layer(a[:, t], state)
+    return state
+
+
+def recurrent(kind, *more):
+    return [
+        (outputs, kind(F, H, batch_first=True)),
+        (outputs, kind(F, H, bidirectional=True, batch_first=True)),
+        (started, kind(F, H, bias=False)),
+        *[(outputs, kind(F, H, batch_first=True, **options)) for options in more],
+    ]
+
+
+def curves(kind, *settings):
+    return [(curved, kind(**options)) for options in ({}, *settings)]
+
+
+def layer_rows():
+    """Layer to ``(how it is called, an instance)``, weights of both signs everywhere."""
+    rows = {
+        nn.RNN: recurrent(nn.RNN, {"nonlinearity": "relu"}),
+        nn.LSTM: recurrent(nn.LSTM, {"proj_size": 1}),
+        nn.GRU: recurrent(nn.GRU),
+        nn.RNNCell: [(steps, nn.RNNCell(F, H)), (steps, nn.RNNCell(F, H, False, "relu"))],
+        nn.LSTMCell: [(steps, nn.LSTMCell(F, H)), (steps, nn.LSTMCell(F, H, bias=False))],
+        nn.GRUCell: [(steps, nn.GRUCell(F, H)), (steps, nn.GRUCell(F, H, bias=False))],
+        nn.Linear: [(frames, nn.Linear(F, 3)), (channels, nn.Linear(T, 2, bias=False))],
+        nn.Dropout: [(frames, nn.Dropout(0.5))],
+        nn.Identity: [(frames, nn.Identity())],
+        nn.Flatten: [(frames, nn.Flatten()), (frames, nn.Flatten(-2, -1))],
+        nn.Unflatten: [(frames, nn.Unflatten(1, (2, 2))), (channels, nn.Unflatten(-1, (2, -1)))],
+        nn.Conv1d: [
+            (channels, nn.Conv1d(F, 3, 2)),
+            (channels, nn.Conv1d(F, 4, 3, stride=2, padding=2, dilation=2, groups=2)),
+            (channels, nn.Conv1d(F, 2, 3, padding="same", bias=False)),
+        ],
+        nn.MaxPool1d: [(channels, nn.MaxPool1d(2)), (channels, nn.MaxPool1d(3, stride=1))],
+        nn.AdaptiveMaxPool1d: [(channels, nn.AdaptiveMaxPool1d(1))],
+        nn.AvgPool1d: [
+            (channels, nn.AvgPool1d(3, 1)),
+            (channels, nn.AvgPool1d(3, 2, padding=1, ceil_mode=True, count_include_pad=False)),
+        ],
+        nn.AdaptiveAvgPool1d: [
+            (channels, nn.AdaptiveAvgPool1d(1)),
+            (channels, nn.AdaptiveAvgPool1d(3)),
+        ],
+        nn.BatchNorm1d: [
+            (channels, nn.BatchNorm1d(F)),
+            (channels, nn.BatchNorm1d(F, affine=False)),
+        ],
+        nn.LayerNorm: [
+            (channels, nn.LayerNorm(T)),
+            (channels, nn.LayerNorm(T, elementwise_affine=False)),
+            (channels, nn.LayerNorm(T, bias=False)),
+        ],
+        nn.RMSNorm: [(channels, nn.RMSNorm(T)), (channels, nn.RMSNorm(T, eps=0.1))],
+        nn.PReLU: [(curved, nn.PReLU(init=0.3)), (curved, nn.PReLU(init=-0.5))],
+        nn.LeakyReLU: curves(nn.LeakyReLU, {"negative_slope": -0.5}),
+        nn.Hardtanh: curves(nn.Hardtanh, {"min_val": -0.3, "max_val": 0.2}),
+        nn.ELU: curves(nn.ELU, {"alpha": -0.5}),
+        nn.CELU: curves(nn.CELU, {"alpha": 2.0}),
+        nn.GELU: curves(nn.GELU, {"approximate": "tanh"}),
+        nn.Softplus: curves(nn.Softplus, {"beta": 2.0, "threshold": 40.0}),
+    }
+    plain = (
+        nn.Tanh, nn.Sigmoid, nn.ReLU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
+        nn.Softsign, nn.LogSigmoid, nn.Tanhshrink,
+    )  # fmt: skip
+    return rows | {kind: curves(kind) for kind in plain}
+
+
+def spread(layer):
+    """Give a normalisation statistics and weights of both signs."""
+    if isinstance(layer, nn.BatchNorm1d):
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.2, 2)
+    if isinstance(layer, nn.BatchNorm1d | nn.LayerNorm | nn.RMSNorm):
+        for weight in layer.parameters():
+            nn.init.normal_(weight)
