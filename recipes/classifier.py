@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from popqorn_train.certificates.bound_model import Inputs, as_tuple
+from popqorn_train.certificates.inputs import Inputs, as_tuple
 from popqorn_train.recipes.networks import RecurrentNet
 from popqorn_train.training.objective import Objective
 

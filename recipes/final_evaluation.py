@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from popqorn_train import LpBall, certify_loader
-from popqorn_train.certificates.bound_model import as_tuple
+from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.evaluation.progress import shown
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from popqorn_train import CertifiedLoss, LpBall, bound, certify, logit_bounds
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.certificates import bound_model
-from popqorn_train.certificates.bound_model import as_tuple
+from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.tracing.steps import pick_samples
 from tests.fitting import QUIET

@@ -35,7 +35,8 @@ def values_at(output: Node, root: Tensor) -> dict[Node, Tensor]:
             values[node] = root
         else:
             ends = [Bounds(values[parent], values[parent]) for parent in node.inputs]
-            values[node] = node.range(*ends).lower
+            lower, upper = node.range(*ends)
+            values[node] = lower if lower is upper else lower + (upper - lower) / 2  # less slack
     return values
 
 

@@ -4,22 +4,28 @@ B: batch, T: frames, N: features of a frame, C: classes.
 """
 
 import functools
-import inspect
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train.certificates.fidelity import check_logits
+from popqorn_train.certificates.inputs import (
+    Inputs,
+    as_tuple,
+    dtype_of,
+    lengths_along,
+    named_inputs,
+    tensors_of,
+)
 from popqorn_train.certificates.instance import Instance, prepared
 from popqorn_train.certificates.isolation import hold_of, undisturbed
+from popqorn_train.certificates.traces import Known, remember, remembered
 from popqorn_train.certificates.whole_batch import (
     check_apart,
     check_numbers,
     check_shape,
-    numbers_of,
     other_numbers,
     telling_samples,
 )
@@ -35,36 +41,6 @@ from popqorn_train.tracing.randomness import nothing_random
 from popqorn_train.tracing.steps import pick_samples
 from popqorn_train.tracing.trace import record
 from popqorn_train.tracing.wrappers import unwrapped
-
-Inputs = Tensor | tuple[Any, ...]
-
-_KEPT = 32  # traces for batches of equal shapes, but of other numbers of the whole batch
-
-
-class _Known(NamedTuple):
-    """A trace, and what it was made for.
-
-    Attributes:
-        plan: what moves in it.
-        hold: the question it was made for, see ``hold_of``.
-        seen: the inputs that it was compared on.
-        structure: of the model then.
-    """
-
-    plan: Plan
-    hold: int
-    seen: tuple[int, ...]
-    structure: Any
-
-
-_traces: "weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[Any, _Known]]]" = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
-    """The arguments of forward."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 class BoundModel(nn.Module):
@@ -115,7 +91,7 @@ class BoundModel(nn.Module):
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
         with undisturbed(self.model):
-            return self._known(self.named(inputs)).batch_axis
+            return self._known(named_inputs(self.model, inputs)).batch_axis
 
     def instance(
         self, inputs: Inputs, dtype: torch.dtype | None = None, *, check: bool = True
@@ -136,7 +112,7 @@ class BoundModel(nn.Module):
             UnsupportedModelError: see the class.
         """
         with undisturbed(self.model):
-            named = self.named(inputs)
+            named = named_inputs(self.model, inputs)
             found = self._checked(inputs, named) if check else self._known(named)
             return self._instance(named, found, dtype or self._precision())
 
@@ -152,7 +128,7 @@ class BoundModel(nn.Module):
         return prepared(lifter, found)
 
     def _lifter(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Lifter:
-        source = next(iter(_tensors(named).values()))
+        source = next(iter(tensors_of(named).values()))
         batch = source.shape[min(found.batch_axis, source.ndim - 1)]
         lifter = Lifter(found.trace, self.model, named, batch, dtype)
         lifter.hold(step.name for step in found.whole)
@@ -161,48 +137,16 @@ class BoundModel(nn.Module):
     @property
     def weights_dtype(self) -> torch.dtype | None:
         """Precision of the weights; None without any."""
-        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+        return dtype_of(self.model)
 
     def _precision(self) -> torch.dtype:
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         return torch.float64 if torch.float64 in kinds else torch.float32
 
-    def named(self, inputs: Inputs) -> dict[str, Any]:
-        """The arguments of forward by name.
-
-        Raises:
-            ValueError, TypeError: what no model of this kind can read.
-        """
-        values = as_tuple(inputs)
-        names = _arguments(type(self.model).forward)
-        names = names + [f"argument_{index}" for index in range(len(names), len(values))]
-        named = dict(zip(names, values, strict=False))
-        tensors = _tensors(named)
-        if not tensors:
-            raise TypeError(
-                f"`inputs` must be a tensor or a tuple with one, got {type(inputs).__name__}."
-            )
-        for name, tensor in tensors.items():
-            if 0 in tensor.shape or tensor.ndim == 0:
-                raise ValueError(
-                    f"`inputs` must hold at least one sample and one frame, got {name} of shape "
-                    f"{tuple(tensor.shape)}."
-                )
-            self._check_dtype(name, tensor)
-        return {name: _usable(value) for name, value in named.items()}
-
-    def _check_dtype(self, name: str, tensor: Tensor) -> None:
-        own = self.weights_dtype
-        if tensor.is_floating_point() and own is not None and tensor.dtype != own:
-            raise TypeError(
-                f"`inputs` ({name}) must be {own} as the model's weights are, got {tensor.dtype}. "
-                f"Convert it with .to({own}), or the model."
-            )
-
     def _checked(self, inputs: Inputs, named: dict[str, Any]) -> Plan:
         """The plan for these inputs, on which the trace was compared with the model."""
         hold = hold_of(self.model)
-        last = self._lookup(named, lambda known: known.hold == hold)
+        last = self._last(named, lambda known: known.hold == hold)
         seen = (hold, *map(id, as_tuple(inputs)))
         if last is not None and last.seen == seen:
             return last.plan
@@ -217,42 +161,27 @@ class BoundModel(nn.Module):
             return self._output({n: pick_samples(v, chosen, axis) for n, v in named.items()})
 
         check_apart(own, exact, output, self.weights_dtype, run)
-        self._remember(named, _Known(plan, hold, seen, structure(self.model, plan.trace.visited)))
+        known = Known(plan, hold, seen, structure(self.model, plan.trace.visited))
+        remember(self.model, self._asked, named, known)
         return plan
 
     def _known(self, named: dict[str, Any]) -> Plan:
         """A plan for inputs of this shape, as long as the model's structure is the same."""
 
-        def holds(known: _Known) -> bool:
+        def holds(known: Known) -> bool:
             return known.structure == structure(self.model, known.plan.trace.visited)
 
-        last = self._lookup(named, holds)
+        last = self._last(named, holds)
         return self._checked(tuple(named.values()), named) if last is None else last.plan
 
-    def _lookup(self, named: dict[str, Any], holds: Callable[["_Known"], bool]) -> "_Known | None":
+    def _last(self, named: dict[str, Any], holds: Callable[[Known], bool]) -> Known | None:
         """A trace of such inputs, and of the numbers that the whole batch has in these."""
-        known = _traces.setdefault(self.model, {})
-        kept = [last for axis in (0, 1) for last in known.get(self._key(named, axis), {}).values()]
-        for last in kept:
+        for last in remembered(self.model, self._asked, named):
             if holds(last):
                 lifter = self._lifter(named, last.plan, self._precision())
                 if not other_numbers(last.plan, lifter):
                     return last
         return None
-
-    def _remember(self, named: dict[str, Any], known: "_Known") -> None:
-        key = self._key(named, known.plan.batch_axis)
-        kept = _traces[self.model].setdefault(key, {})
-        kept[numbers_of(known.plan)] = known
-        while len(kept) > _KEPT:
-            del kept[next(iter(kept))]
-
-    def _key(self, named: dict[str, Any], axis: int) -> tuple[Any, ...]:
-        shapes = tuple(
-            (value.shape, value.dtype) if isinstance(value, Tensor) else repr(value)
-            for value in named.values()
-        )
-        return (*self._asked, axis, _without(shapes, axis))
 
     @property
     def _asked(self) -> tuple[Any, ...]:
@@ -265,7 +194,7 @@ class BoundModel(nn.Module):
         An axis on which all tensors are as long comes first.
         """
         failures: list[Exception] = []
-        for axis in sorted((0, 1), key=lambda axis: len(_lengths(named, axis))):
+        for axis in sorted((0, 1), key=lambda axis: len(lengths_along(named, axis))):
             try:
                 with torch.no_grad():
                     trace = record(self.model, named, axis)
@@ -298,43 +227,11 @@ class BoundModel(nn.Module):
         except UnsupportedModelError:
             raise
         except Exception as error:
-            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in _tensors(named).items())
+            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in tensors_of(named).items())
             raise ValueError(
                 f"`inputs` must be what {type(self.model).__name__}.forward takes, got {shapes}, "
                 f"which it refuses: {error}"
             ) from error
-
-
-@functools.cache
-def _arguments(forward: Callable[..., Any]) -> list[str]:
-    """Names of what a forward takes."""
-    return list(inspect.signature(forward).parameters)[1:]
-
-
-def _tensors(named: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
-
-
-def _lengths(named: dict[str, Any], axis: int) -> set[int]:
-    """How many samples the tensors hold if the batch is this axis of them."""
-    return {value.shape[min(axis, value.ndim - 1)] for value in _tensors(named).values()}
-
-
-def _usable(value: Any) -> Any:
-    """Autograd cannot save an inference tensor: take a normal copy."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _without(shapes: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
-    """Shapes with the size of the batch left out."""
-
-    def cut(entry: Any) -> Any:
-        if not (isinstance(entry, tuple) and entry and isinstance(entry[0], torch.Size)):
-            return entry
-        at = min(axis, len(entry[0]) - 1)
-        return (*entry[0][:at], None, *entry[0][at + 1 :], entry[1])
-
-    return tuple(cut(entry) for entry in shapes)
 
 
 def bound(

@@ -8,8 +8,8 @@ Every sample keeps a bracket ``lower < upper`` (proved, not proved), the rate th
 margin asks for, and an estimate of the root: the line through its two newest margins, drawn over
 exp(rate r). A proof at one epsilon holds for all smaller ones, but the bound jumps where planes are
 chosen anew, and can be positive again above ``upper``. So a narrow bracket is not the end: its
-sample climbs the rungs of a ladder (ladder.py) until the margin lies half as far below 0 as the
-clean one lies above. A rung that is proved is the new ``lower``, from which it goes on.
+sample climbs the rungs of a ladder (ladder.py) until the margin lies a quarter as far below 0 as
+the clean one lies above. A rung that is proved is the new ``lower``, from which it goes on.
 
 B: batch.
 """
@@ -28,7 +28,7 @@ _TRIES = 60  # evaluations after which a sample keeps what it has
 _FAILED = -1e30  # stands for a margin that is no number
 _SHY = 0.4  # how far below the estimated root to look, in relative tolerances
 _NARROW = 0.9  # width of a finished bracket, in relative tolerances: the rest is for rounding
-_DEEP = 0.5  # a rung at which the margin is that far below 0, in clean margins, is the last one
+_DEEP = 0.25  # a rung at which the margin is that far below 0, in clean margins, is the last one
 _MUTE = 1e-4  # a proof by contradiction shows as a margin below this share of the clean one
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.methods import Method
-from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.bound_model import bound
 from popqorn_train.certificates.certificate import Confirm, certify
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.probes import PROBES
 from popqorn_train.perturbations.substitutions import Substitutions

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
-from popqorn_train.certificates.bound_model import BoundModel, Inputs, bound
+from popqorn_train.certificates.bound_model import BoundModel, bound
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.margins import check_target, chunked_margins, least, proved
 from popqorn_train.certificates.module_probe import Claim

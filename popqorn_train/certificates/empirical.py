@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import method_named
-from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.bound_model import bound
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.pgd import margin_of, search

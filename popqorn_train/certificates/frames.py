@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
-from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.bound_model import bound
 from popqorn_train.certificates.certificate import Confirm
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 RATIO = 1.1  # from one rung to the next
-REACH = 1.8  # how far above what is proved rungs are tried, at most
+REACH = 1.5  # how far above what is proved rungs are tried, at most
 
 
 class Ladder:

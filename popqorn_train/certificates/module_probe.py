@@ -18,7 +18,7 @@ from popqorn_train.certificates.stand_in import StandIn
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Substitutions
 
-_ROWS = 4096  # samples that the module is run on at once
+_ROWS, _ENTRIES = 4096, 2**23  # samples, and their entries, that the module is run on at once
 _STEPS = 2  # of descent on the module itself, from the corner that the gradient points to
 
 
@@ -108,7 +108,8 @@ class ModuleProbe:
         return None
 
     def _groups(self, points: Tensor) -> Iterator[Tensor]:
-        yield from torch.split(points, max(1, _ROWS // points.shape[1]))
+        entries = self._instance.center.numel()
+        yield from torch.split(points, max(1, min(_ROWS // points.shape[1], _ENTRIES // entries)))
 
     def _samples(self, points: int) -> Tensor:
         batch = len(self._instance.center)
@@ -117,9 +118,9 @@ class ModuleProbe:
     def _compared(self, real: Any, moved: Tensor, samples: Tensor) -> tuple[str | None, Tensor]:
         """Module against trace and claim; what is wrong, and what rounding may change."""
         ours = self._exact.pick(samples).logits(moved, whole=True)
-        own = self._stand_in.dtype
-        noise = noise_of(self._instance.pick(samples), ours, moved, own)
-        near = rounding_of(ours, noise, own)
+        own, few = self._stand_in.dtype, 2 * len(self._instance.center)
+        part = self._instance.pick(samples[:few])
+        near = rounding_of(ours, noise_of(part, ours[:few], moved[:few], own), own)
         theirs = as_rows(real, ours)
         if theirs is None:
             return "returns something of another shape inside the set", near
@@ -167,19 +168,18 @@ class ModuleProbe:
             return None
         samples, center = self._samples(1), self._instance.center
         size = sizes(region)[..., None] if region.scope == "frame" else region.epsilon[..., None]
-        for step in range(_STEPS):
-            with torch.enable_grad():
-                x = (center + change).to(self._stand_in.dtype).requires_grad_()
-                real = self._stand_in.outputs(x, samples)
-                logits = self._exact.as_logits(real.reshape(len(x), -1))
-                margin = margin_of(logits, self._target).sum()
-            if not margin.requires_grad:
-                return None
+        for step in range(_STEPS + 1):
+            with torch.set_grad_enabled(step < _STEPS):
+                x = (center + change).to(self._stand_in.dtype).requires_grad_(step < _STEPS)
+                real = self._stand_in.outputs(x, samples).reshape(len(x), -1)
+                margin = margin_of(self._exact.as_logits(real), self._target).sum()
+            wrong = self._claimed(real.detach().double(), samples, near)
+            if wrong is not None or not margin.requires_grad:
+                return wrong
             (gradient,) = torch.autograd.grad(margin, x)
             downhill = steepest(gradient.to(center).nan_to_num(0, 0, 0), region)
             change = shrunk(change + 0.5**step * size * downhill, region)
-        moved = (center + change).to(self._stand_in.dtype).double()
-        return self._compared(self._stand_in.outputs(moved, samples), moved, samples)[0]
+        return None
 
 
 def _of(candidates: Tensor, row: Tensor) -> Tensor:

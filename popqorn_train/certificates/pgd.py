@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.bound_model import bound
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.margins import check_target

@@ -106,8 +106,10 @@ class Probes:
                 x = self._instance.center.detach().requires_grad_()
                 logits = self._instance.logits(x)
                 target = logits.argmax(1) if self._target is None else self._target.long()
-                (found,) = torch.autograd.grad(margin_of(logits, target).sum(), x)
-            self._gradient = found.nan_to_num(0, 0, 0)
+                margin = margin_of(logits, target).sum()
+            known = margin.requires_grad  # not behind a detach
+            found = torch.autograd.grad(margin, x)[0] if known else torch.ones_like(x)
+            self._gradient = found.detach().nan_to_num(0, 0, 0)
         return self._gradient
 
     def certificate(self, ball: Perturbation | Substitutions, claim: Claim) -> None:

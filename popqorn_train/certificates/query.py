@@ -10,7 +10,8 @@ from torch import Tensor
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method
-from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.bound_model import BoundModel
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.margins import (
     Witness,

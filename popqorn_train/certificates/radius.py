@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import METHODS, TRAINING, Method, method_named
-from popqorn_train.certificates.bound_model import Inputs, bound
+from popqorn_train.certificates.bound_model import bound
 from popqorn_train.certificates.certificate import Confirm, check_confirm
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
@@ -70,7 +71,7 @@ def search_radius(
                 method=method.cheaper,
                 max_radius=max_radius,
                 rtol=rtol,
-                confirm=None,
+                confirm=confirm,  # what is proved by it is taken over without another look
                 against=against,
                 max_bytes=max_bytes,
                 probes=0,
@@ -144,8 +145,8 @@ def certified_radius(
     agree with ``certify`` by the same method: where that succeeds at a power of 1.1, the radius is
     at least (1 - rtol) times as large, and where it succeeds at one of ``epsilons``, the radius
     reaches that. Margins of intervals fall; others jump where planes are chosen anew, so every such
-    epsilon is tried above the first one that fails, until the margin lies half as far below 0 as
-    the clean margin lies above, or at 1.8 radii. What rises again beyond that is not seen.
+    epsilon is tried above the first one that fails, until the margin lies a quarter as far below
+    0 as the clean margin lies above, or at 1.5 radii. What rises again beyond that is not seen.
 
     Args:
         model: a classifier, or ``bound(model)``.
@@ -160,7 +161,7 @@ def certified_radius(
         max_radius: largest radius tried; None takes the p-norm of the domain's width where both
             ends are given, else 10 times the largest p-norm of a moved frame (at least 1).
         rtol: relative precision. The answer is proved; 1 / (1 - rtol) times it is not. Where
-            float64 says otherwise at one of the two, the search goes on in float64.
+            float64 does not prove what float32 did, the search is done again in float64.
         confirm: ``"float64"`` proves every radius again in float64; None leaves the precision of
             the weights (at least float32).
         against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted

@@ -1,9 +1,9 @@
 """How radii are found: the search on a prepared question, and its proof in float64.
 
 All unfinished samples are evaluated in one batch, each at the epsilon its bracket asks for
-(brackets.py). What is found is proved once more in float64. Proofs by contradiction end in a jump
-of the margin, which can lie elsewhere there: then the upper end is looked at too. Samples of which
-float64 says otherwise are searched again there.
+(brackets.py). What is found is proved once more in float64; what float64 refuses is searched again
+there. Proofs by contradiction end in a jump of the margin, which lies elsewhere in float64: on a
+CPU they are searched in float64 alone, as ``certify`` works there.
 
 B: batch.
 """
@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.certificates.bound_model import BoundModel, Inputs
+from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
+from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.margins import Witness, proved
 from popqorn_train.certificates.query import Query, largest_tried
 
@@ -95,8 +96,12 @@ def answer(
         lower: ``(B,)`` radii known to be proved.
         epsilons: where certified samples are counted.
     """
+    dtype = query.instance.value.dtype
+    if twin is not None and not query.method.graded and query.target.device.type == "cpu":
+        # Float64 jumps elsewhere; on a CPU it alone costs less than to look at both.
+        query, twin = twin, None
     # Rounded up in the precision of the radii, so that a radius reaches what it proves.
-    rungs = [_rounded_up(epsilon, query.instance.value.dtype) for epsilon in epsilons]
+    rungs = [_rounded_up(epsilon, dtype) for epsilon in epsilons]
     if max_radius is not None:
         reached = [r for r, one in zip(rungs, epsilons, strict=True) if one <= max_radius]
         max_radius = max(max_radius, *reached, 0.0)
@@ -105,9 +110,7 @@ def answer(
     cold = 0.3 * clean / fall.clamp(min=1e-12)
     guess = cold if start is None else _warm(start, cold, rtol, clean, fall)
 
-    def searched(
-        query: Query, clean: Tensor, guess: Tensor, lower: Tensor | None, climb: bool = True
-    ) -> Brackets:
+    def searched(query: Query, clean: Tensor, guess: Tensor, lower: Tensor | None) -> Brackets:
         state = Brackets(
             clean,
             fall,
@@ -117,7 +120,7 @@ def answer(
             lower=lower,
             epsilons=rungs,
             graded=query.method.graded,
-            monotone=query.method.monotone or not climb,
+            monotone=query.method.monotone,
         )
         while len(chosen := state.open()):
             state.tell(chosen, query.margin(chosen, state.next[chosen]))
@@ -128,15 +131,10 @@ def answer(
     if twin is not None:
         found = radius > 0
         refused = found & ~_proved_at(twin, radius, found)
-        # Where margins fall without jumps, rounding moves the root by less than is left over.
-        close = found & ~refused & state.upper.isfinite() & (not query.method.graded)
-        raised = _proved_at(twin, state.upper, close)
-        if (unsure := refused | raised).any():
-            begin = torch.where(raised, state.upper, 0.0)
-            guess = torch.where(raised, begin * (1 + 2 * rtol), radius * (1 - rtol))
-            exact = searched(twin, torch.where(unsure, clean, 0.0), guess, begin, climb=False).lower
-            radius = torch.where(unsure, exact, radius)
-    rounded = _rounded_down(radius, query.instance.value.dtype)
+        if refused.any():
+            exact = searched(twin, torch.where(refused, clean, 0.0), radius * (1 - rtol), None)
+            radius = torch.where(refused, exact.lower, radius)
+    rounded = _rounded_down(radius, dtype)
     rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
     return RadiusSearch(rounded, radius >= cap, ~state.wrong, state.evaluations, rate)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.certificates.bound_model import Inputs, as_tuple
+from popqorn_train.certificates.inputs import Inputs, as_tuple
 from popqorn_train.tracing.steps import pick_samples
 
 Unpack = Callable[[Any], tuple[Inputs, Tensor]]

@@ -233,8 +233,11 @@ class Lifter:
 
     def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         """Run a sub-module on tensors, in the precision of the bounds."""
-        called = self.model.get_submodule(path)
-        return call(_shadow(called, self.cast).forward, args, kwargs)
+        called = _shadow(self.model.get_submodule(path), self.cast)
+        if isinstance(called, nn.RMSNorm) and called.eps is None:
+            called = copy.copy(called)
+            called.eps = eps_of(self.model, self.dtype)
+        return call(called.forward, args, kwargs)
 
     def lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         """The node for a step, from its handler."""
@@ -256,6 +259,11 @@ class Lifter:
 @functools.cache
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
+
+
+def eps_of(model: nn.Module, dtype: torch.dtype) -> float:
+    """What a norm without an ``eps`` adds: a unit of rounding of the precision it runs in."""
+    return torch.finfo(next((p.dtype for p in model.parameters()), dtype)).eps
 
 
 def _shadow(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, module, unsupported
+from popqorn_train.operations.lift import Lifter, eps_of, module, unsupported
 from popqorn_train.operations.shapes import lifted
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.extremum import largest, slack
@@ -120,7 +120,5 @@ def _layer_norm_module(
     if isinstance(layer, nn.LayerNorm):
         unit = torch.eye(size, dtype=lifter.dtype, device=lifter.device)
         x = Linear(x, unit - 1 / size)
-    if eps is None:
-        own = next((p.dtype for p in lifter.model.parameters()), lifter.dtype)
-        eps = torch.finfo(own).eps
+    eps = eps_of(lifter.model, lifter.dtype) if eps is None else eps
     return _scaled(lifter, step, Activation(Normalising(eps), x), weight, bias)

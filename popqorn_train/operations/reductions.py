@@ -9,6 +9,7 @@ from torch import Tensor
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.total import Total
+from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter, operation, unsupported
 from popqorn_train.operations.shapes import affine_of, lifted, ndim
 from popqorn_train.tracing.steps import Step
@@ -33,10 +34,10 @@ def _reduce(
     dims = [given] if isinstance(given, int) else [*(given or range(ndim(x)))]
     dims = [dim % ndim(x) for dim in dims]
     if x.batch_axis in dims:
-        raise unsupported(
-            step,
-            f"a {called_name(step.target)} over the batch, which mixes samples",
-            "Name other axes.",
+        name = called_name(step.target)
+        raise MixedSamplesError(
+            f"node {step.name!r} is a {name} over the batch, which mixes samples ({step.source}). "
+            "Name other axes."
         )
     own = [dim - (dim > x.batch_axis) for dim in dims]
     count = math.prod(x.shape[axis] for axis in own)

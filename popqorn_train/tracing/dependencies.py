@@ -1,8 +1,8 @@
-"""What a trace depends on beside weights: when it changes, the model is traced anew.
+"""What a loss may reuse a trace for: the same modules, hooks and settings as when it was made.
 
-That is every module's identity and hooks, and those settings of recorded code that its forward
-names. A counter that only ``training_step`` touches is none of them. What is read in another way
-(``getattr``, a nested object) is not seen here; fidelity.py compares values for that.
+Settings are those that recorded code names; a counter that only ``training_step`` touches is none.
+What is read in another way (``getattr``, a nested object, a global) is not seen here: a loss traces
+anew from time to time, and every other question does so at once.
 """
 
 import functools

@@ -93,6 +93,8 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Keep tensors made by the user's code here, not as attributes of the model."""
+        if isinstance(a, fx.Proxy):
+            return a.node
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
             path = self.tensor_attrs.get(a)
             name = path or f"baked:{len(self.baked)}"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.node import Node
-from popqorn_train.certificates.bound_model import BoundModel, Inputs, as_tuple, bound
+from popqorn_train.certificates.bound_model import BoundModel, bound
+from popqorn_train.certificates.inputs import Inputs, as_tuple
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.margins import check_target

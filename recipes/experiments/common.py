@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.certificates.bound_model import as_tuple
+from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.evaluation.provenance import fingerprint, versions
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.data.sequences import Loader, SequenceData

@@ -50,13 +50,13 @@ def test_every_radius_is_proved_and_a_little_more_is_not(cell, method, p):
 
 @norms
 @cells
-def test_at_most_8_evaluations_on_average(cell, p):
+def test_at_most_12_evaluations_on_average(cell, p):
     model, x, y = problem(cell, batch=64, time=6)
     counts = search_radius(model, x, y, LpBall(0.0, p), rtol=RTOL).evaluations.double()
-    assert 2 <= counts.mean() <= 8
+    assert 2 <= counts.mean() <= 12  # two to four of them above the first epsilon that fails
 
 
-@pytest.mark.parametrize(("rtol", "most"), [(1e-3, 5), (1e-2, 3)])
+@pytest.mark.parametrize(("rtol", "most"), [(1e-3, 7.5), (1e-2, 7)])
 @cells
 def test_few_evaluations_on_average_from_the_last_radius(cell, rtol, most):
     model, x, y = problem(cell, batch=64, time=6)
@@ -67,7 +67,7 @@ def test_few_evaluations_on_average_from_the_last_radius(cell, rtol, most):
     start = cold.radius * drift
     warm = search_radius(model, x, y, LpBall(0.0, 2), rtol=rtol, start=start, method=smooth)
     # So do the lines of relu; a jump takes halving.
-    assert warm.evaluations.double().mean() <= (most + 0.5 if cell == "relu" else most)
+    assert warm.evaluations.double().mean() <= (most + 1 if cell == "relu" else most)
     # It can even cross 0 more than once.
     close = torch.isclose(warm.radius, cold.radius, rtol=rtol, atol=0).double().mean()
     assert close >= (0.95 if cell == "relu" else 1)
@@ -138,7 +138,7 @@ def test_other_weights_take_fewer_evaluations_from_the_rates_of_the_last_ones(ce
     ]
     cold, radii, rates = (count.double().mean() for count in counts)
     assert rates <= min(cold, radii) + 0.1
-    assert rates <= (3.3 if cell == "relu" else 3)
+    assert rates <= (7.5 if cell == "relu" else 7)
 
 
 def test_a_start_of_another_batch_is_refused():

@@ -104,7 +104,7 @@ def searched(shape, guess, **options):
 
 ISLANDS = {
     "an island": lambda r: torch.where((r > 1.12) & (r < 1.24), 0.1, 1 - r),
-    "two islands": lambda r: torch.where(((r * 5).floor() % 2 == 1) & (r < 1.5), 0.1, 0.99 - r),
+    "two islands": lambda r: torch.where(((r * 5).floor() % 2 == 1) & (r < 1.5), 0.1, 1.1 - r),
     "proved, size unknown": lambda r: torch.where(r < 1.45, 1e-12, -0.7).to(r),
     "proved up to a jump": lambda r: torch.where(r < 1.45, (1.2 - r).clamp(min=1e-9), -3.0),
 }
