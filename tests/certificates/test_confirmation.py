@@ -32,6 +32,7 @@ class Margins:
         self.function, self.method = function, method_named(method)
         x = torch.zeros(1, 1, 1, dtype=F64)
         self.instance = SimpleNamespace(center=x, value=x)
+        self.target = torch.zeros(1).long()
 
     def margin(self, chosen, epsilon):
         return self.function(epsilon)
@@ -63,8 +64,8 @@ def test_a_radius_that_float64_never_proves_is_0(rtol):
     assert confirmed(unknown, rtol) == 0
 
 
-@pytest.mark.parametrize("root", [1.001, 1.01, 1.3])
-def test_what_float64_proves_above_a_proof_by_contradiction_is_looked_for(root):
+@pytest.mark.parametrize("root", [0.7, 1.01, 1.3])
+def test_proofs_by_contradiction_are_searched_in_float64_alone(root):
     radius = confirmed(lambda epsilon: 1 - epsilon / root, 1e-4, "popqorn-tight")
     assert (1 - 1e-4) * root <= radius < root
 
