@@ -32,6 +32,7 @@ from popqorn_train.certificates.whole_batch import (
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan, plan
 from popqorn_train.tracing.output_meaning import KINDS, OutputIs
@@ -161,6 +162,8 @@ class BoundModel(nn.Module):
             return self._output({n: pick_samples(v, chosen, axis) for n, v in named.items()})
 
         check_apart(own, exact, output, self.weights_dtype, run)
+        if not remembered(self.model, self._asked, named):
+            own.graph(LpBall(0.0))  # what has no bound is refused before anything is asked of it
         known = Known(plan, hold, seen, structure(self.model, plan.trace.visited))
         remember(self.model, self._asked, named, known)
         return plan

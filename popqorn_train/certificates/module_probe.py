@@ -3,7 +3,6 @@
 B: batch, T: frames, N: features, C: classes, P: points.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.pgd import margin_of, shrunk, sizes, steepest
 from popqorn_train.certificates.probe_points import changed, changes_in, choices_in
 from popqorn_train.certificates.stand_in import StandIn
+from popqorn_train.errors import is_out_of_memory
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Substitutions
 
@@ -75,41 +75,43 @@ class ModuleProbe:
             What is wrong, in words; None if nothing is.
         """
         changes = changes_in(region, gradient.to(region.value), self._count)
-        near = None
-        for some in self._groups(changes):
-            moved = self._instance.center + some
-            # What the module reads is rounded to its precision: so is what the trace reads.
-            moved = moved.to(self._stand_in.dtype).double().flatten(0, 1)
-            samples = self._samples(len(some))
-            real = self._stand_in.outputs(moved, samples)
-            wrong, near = self._compared(real, moved, samples)
+        # What the module reads is rounded to its precision: so is what the trace reads.
+        moved = (self._instance.center + changes).to(self._stand_in.dtype).double().flatten(0, 1)
+        samples, near, done = self._samples(len(changes)), None, 0
+        size = max(1, min(_ROWS, _ENTRIES // moved[0].numel()))
+        while done < len(moved):
+            some = slice(done, done + size)
+            try:
+                real = self._stand_in.outputs(moved[some], samples[some])
+                wrong, near = self._compared(real, moved[some], samples[some])
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                size = -(-size // 2)
+                continue
             if wrong is not None:
                 return wrong
+            done += size
         return self._descend(region, changes[min(1, len(changes) - 1)], near)
 
     def at_words(self, words: Substitutions) -> str | None:
         """Look at sentences with words replaced; see ``at_points``."""
         plan, lifter = self._exact.plan, self._exact.lifter
         reads = lifter.steps[plan.source.refs[0]]
+        if reads.kind != "input":
+            return None  # worked out from tokens by the model itself: they cannot be replaced
         axis = plan.source.batch_axis or 0
         tokens = lifter.value(reads.name).movedim(axis, 0)
         choices, candidates = self._exact.choices(words), words.of(tokens)
-        picks = choices_in(choices, self._count)
-        for some in self._groups(picks):
-            samples = self._samples(len(some))
-            moved = torch.cat([self._exact.unread(changed(choices, row)) for row in some])
-            if reads.kind != "input":
-                continue  # worked out from tokens by the model itself: they cannot be replaced
-            there = torch.cat([torch.where(row < 0, tokens, _of(candidates, row)) for row in some])
-            real = self._stand_in.tokens(there.movedim(0, axis), reads.target, samples)
+        samples = self._samples(1)
+        for row in choices_in(choices, self._count):
+            there = torch.where(row < 0, tokens, _of(candidates, row)).movedim(0, axis)
+            real = self._stand_in.tokens(there, reads.target, samples)
+            moved = self._exact.unread(changed(choices, row))
             wrong, _ = self._compared(real, moved, samples)
             if wrong is not None:
                 return wrong
         return None
-
-    def _groups(self, points: Tensor) -> Iterator[Tensor]:
-        entries = self._instance.center.numel()
-        yield from torch.split(points, max(1, min(_ROWS // points.shape[1], _ENTRIES // entries)))
 
     def _samples(self, points: int) -> Tensor:
         batch = len(self._instance.center)

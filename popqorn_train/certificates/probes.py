@@ -24,7 +24,7 @@ from popqorn_train.certificates.module_probe import Claim, ModuleProbe
 from popqorn_train.certificates.pgd import margin_of
 from popqorn_train.certificates.probe_points import changed, changes_in, choices_in
 from popqorn_train.certificates.stand_in import StandIn
-from popqorn_train.errors import ContradictionError
+from popqorn_train.errors import ContradictionError, is_out_of_memory
 from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
@@ -102,15 +102,23 @@ class Probes:
     def gradient(self) -> Tensor:
         """Of the clean margin in what moves, ``(B, T, N)``."""
         if self._gradient is None:
-            with torch.enable_grad(), without_cudnn():
-                x = self._instance.center.detach().requires_grad_()
-                logits = self._instance.logits(x)
-                target = logits.argmax(1) if self._target is None else self._target.long()
-                margin = margin_of(logits, target).sum()
+            try:
+                self._gradient = self._worked_out()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._gradient = torch.ones_like(self._instance.center)  # one corner of many
+        return self._gradient
+
+    def _worked_out(self) -> Tensor:
+        with torch.enable_grad(), without_cudnn():
+            x = self._instance.center.detach().requires_grad_()
+            logits = self._instance.logits(x)
+            target = logits.argmax(1) if self._target is None else self._target.long()
+            margin = margin_of(logits, target).sum()
             known = margin.requires_grad  # not behind a detach
             found = torch.autograd.grad(margin, x)[0] if known else torch.ones_like(x)
-            self._gradient = found.detach().nan_to_num(0, 0, 0)
-        return self._gradient
+        return found.detach().nan_to_num(0, 0, 0)
 
     def certificate(self, ball: Perturbation | Substitutions, claim: Claim) -> None:
         """Look at what was proved over a perturbation set.
@@ -147,5 +155,5 @@ def _equal(ours: Tensor, traced: Tensor) -> bool:
     scale = scale_of(traced)
     near = 1e4 * eps * scale
     # Where a class is masked by a huge number, the graph holds another huge one.
-    known = traced.isfinite() & (traced.abs() < 1e30)
+    known = traced.isfinite() & (traced.abs() < 1e30) & ~ours.isnan()  # NaN certifies nothing
     return bool((agree(ours, traced.to(ours.dtype), near.to(ours.dtype)) | ~known).all())

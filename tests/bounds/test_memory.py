@@ -40,11 +40,11 @@ class Small(Popqorn):
         object.__setattr__(self, "error", error)
         object.__setattr__(self, "sizes", [])
 
-    def lower(self, output, rows):
+    def bounded(self, output, rows):
         self.sizes.append(len(rows))
         if len(rows) > self.most:
             raise self.error
-        return super().lower(output, rows)
+        return super().bounded(output, rows)
 
 
 @pytest.mark.parametrize("share", [0.001, 2.5, 100])

@@ -142,7 +142,7 @@ def test_standard_is_the_cross_entropy_and_bounds_nothing(monkeypatch):
     loss, calls = objectives.standard(), []
     loss(model, x, y)
     model.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(BoundModel, "case", lambda *_, **__: pytest.fail("looked at the trace"))
+    monkeypatch.setattr(BoundModel, "instance", lambda *_, **__: pytest.fail("looked at the trace"))
     torch.testing.assert_close(loss(model, x, y), cross_entropy(model(x), y))
     assert len(calls) == 2
 
@@ -152,7 +152,7 @@ def test_with_kappa_one_any_objective_is_standard(name, monkeypatch):
     model, x, y = problem()
     loss, standard = objective(name, kappa=1.0), objectives.standard()(model, x, y)
     loss(model, x, y)
-    monkeypatch.setattr(BoundModel, "case", lambda *_, **__: pytest.fail("looked at the trace"))
+    monkeypatch.setattr(BoundModel, "instance", lambda *_, **__: pytest.fail("looked at the trace"))
     assert torch.equal(loss(model, x, y), standard)
 
 
