@@ -1,13 +1,15 @@
 """What counts as proved, and what float64 makes of the radii that float32 found."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from popqorn_train import LpBall, certified_radius, certify, frame_radii
-from popqorn_train.certificates.certificate import least, proved
-from popqorn_train.certificates.radius import _confirmed
+from popqorn_train.bounds.methods import method_named
+from popqorn_train.certificates.margins import least, proved
+from popqorn_train.certificates.search import answer
 from tests.problems import F64, build, predicted, sequences
 
 
@@ -22,26 +24,50 @@ def test_one_class_that_is_no_number_proves_nothing():
 
 
 class Margins:
-    """A query whose margins are a function of epsilon."""
+    """A query whose margins are a function of epsilon, 1 and falling by 1 at the clean input."""
 
-    def __init__(self, function):
-        self.function = function
+    ball = LpBall(0.0)
+
+    def __init__(self, function, method):
+        self.function, self.method = function, method_named(method)
+        x = torch.zeros(1, 1, 1, dtype=F64)
+        self.instance = SimpleNamespace(center=x, value=x)
+        self.target = torch.zeros(1).long()
 
     def margin(self, chosen, epsilon):
         return self.function(epsilon)
 
+    def clean(self):
+        return torch.ones(1, dtype=F64), torch.ones(1, dtype=F64)
 
-def test_radii_shrink_until_float64_proves_them():
-    query = Margins(lambda epsilon: 1e-7 * (1 - epsilon))
-    found = _confirmed(query, torch.tensor([0.0, 0.5, 1.0, 1.5, 1.9], dtype=F64), 1e-3)
-    assert found[:2].tolist() == [0, 0.5]
-    assert ((found[2:] > 0) & (found[2:] < 1)).all()
+
+def confirmed(exact, rtol, method="ibp"):
+    """The radius of margins that reach 0 at 1, and are another function in float64."""
+    query = Margins(lambda epsilon: 1 - epsilon, method)
+    return answer(query, Margins(exact, method), max_radius=10.0, rtol=rtol).radius.item()
+
+
+@pytest.mark.parametrize("rtol", [0.3, 1e-2, 1e-6])
+@pytest.mark.parametrize("root", [0.2, 0.999, 1.0, 1.001, 3.0])
+def test_a_radius_is_the_one_that_float64_proves(root, rtol):
+    radius = confirmed(lambda epsilon: 1 - epsilon / root, rtol)
+    assert radius < root
+    if root <= 1.001:  # what float64 proves far above is not looked for
+        assert radius >= (1 - rtol) * min(root, 1)
 
 
 @pytest.mark.parametrize("rtol", [0.5, 1e-3, 1e-8])
 def test_a_radius_that_float64_never_proves_is_0(rtol):
-    query = Margins(lambda epsilon: torch.full_like(epsilon, math.nan))
-    assert _confirmed(query, torch.tensor([0.3, 2.0], dtype=F64), rtol).tolist() == [0, 0]
+    def unknown(epsilon):
+        return torch.full_like(epsilon, math.nan)
+
+    assert confirmed(unknown, rtol) == 0
+
+
+@pytest.mark.parametrize("root", [0.7, 1.01, 1.3])
+def test_proofs_by_contradiction_are_searched_in_float64_alone(root):
+    radius = confirmed(lambda epsilon: 1 - epsilon / root, 1e-4, "popqorn-tight")
+    assert (1 - 1e-4) * root <= radius < root
 
 
 def single(cell, batch):

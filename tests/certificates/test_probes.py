@@ -23,6 +23,7 @@ from popqorn_train import (
 )
 from popqorn_train.bounds import activation
 from popqorn_train.bounds.affine import Linear
+from popqorn_train.bounds.methods import IBP
 from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.errors import ContradictionError
@@ -120,6 +121,32 @@ def test_a_fault_in_the_bounds_contradicts_the_certificate(monkeypatch, fault, m
     fault(monkeypatch)
     with pytest.raises(ContradictionError, match="nothing is certified"):
         certify(model, x, target, ball, method=method)
+
+
+CLAIMS = {
+    "margins": (lambda net, x, y: certify(net, x, y, LpBall(1e-6), method="ibp"), 0.01, "margins"),
+    "bounds": (lambda net, x, y: logit_bounds(net, x, LpBall(1e-6), method="ibp"), 0.01, "bounds"),
+    "radii": (
+        lambda net, x, y: certified_radius(net, x, y, method="ibp", max_radius=20.0),
+        100.0,
+        "the class",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ask", "more", "said"), CLAIMS.values(), ids=CLAIMS)
+def test_a_claim_above_what_the_model_does_is_refused(monkeypatch, ask, more, said):
+    model, x = make(), inputs()
+    target, exact = model(x).argmax(1), IBP.bounded
+    ask(model, x, target)
+
+    def raised(self, *given):
+        bounds, found = exact(self, *given)
+        return bounds + more, found
+
+    monkeypatch.setattr(IBP, "bounded", raised)
+    with pytest.raises(ContradictionError, match=rf"(has|leaves) .*{said} .*inside the set"):
+        ask(model, x, target)
 
 
 class Words(nn.Module):

@@ -409,6 +409,7 @@ MIXING = {
     "logits flipped": lambda net, x, lengths: net.head(last(net, x)).flip(0),
     "rolled": lambda net, x, lengths: net.head(last(net, x.roll(1, 0))),
     "rolled over all": lambda net, x, lengths: net.head(last(net, x.roll(1))),
+    "rolled back over all": lambda net, x, lengths: net.head(last(net, x.roll(-1))),
     "batch mean": lambda net, x, lengths: net.head(last(net, x - x.mean(0))),
     "batch sum": lambda net, x, lengths: net.head(last(net, x.cumsum(0))),
     "sorted by values": lambda net, x, lengths: net.head(last(net, x[x[:, 0, 0].argsort()])),
@@ -482,7 +483,10 @@ def test_tokens_in_another_order_are_refused_at_every_batch(code, max_bytes):
             certify(model, batch("tokens"), y, BALL, method="ibp", max_bytes=max_bytes)
 
 
-@pytest.mark.parametrize("name", ["never undone", "flipped", "repeated", "flip added"])
+LATER = ["never undone", "flipped", "repeated", "flip added", "rolled back over all"]
+
+
+@pytest.mark.parametrize("name", LATER)
 def test_a_loss_refuses_mixed_samples_at_a_later_batch_too(name):
     model, loss = build(MIXING[name]), CertifiedLoss(0.1)
     loss(model, batch(lengths=(3,)), torch.tensor([0]))  # nothing can be mixed in a batch of one

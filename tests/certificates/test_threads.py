@@ -1,5 +1,6 @@
 """Threads certify, run and train models at the same time without hearing of each other."""
 
+import contextlib
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from torch.nn.utils import rnn
 
 from popqorn_train import LpBall, certify, logit_bounds
 from popqorn_train.certificates.isolation import _holders, undisturbed
+from popqorn_train.tracing.process_settings import Shared
 from tests.problems import build, sequences
 
 ROUNDS = 12
@@ -89,6 +91,25 @@ def test_a_model_and_a_part_of_it_take_turns():
     logit_bounds(model, x, LpBall(0.1), method="ibp")
 
 
+def test_a_thread_waits_until_another_leaves_the_model():
+    model = build("gru")
+    held, entered = threading.Event(), threading.Event()
+
+    def hold():
+        with undisturbed(model):
+            held.set()
+            return entered.wait(0.2)
+
+    def enter():
+        held.wait(120)
+        with undisturbed(model.rnn):
+            entered.set()
+
+    early, _ = together(hold, enter)
+    assert not early
+    assert entered.is_set()
+
+
 def test_other_models_run_and_train_while_one_is_recorded():
     torch.manual_seed(0)
     other, x = Packed(), torch.randn(4, 5, 3)
@@ -135,3 +156,24 @@ def test_models_are_recorded_by_several_threads_at_once():
 
     assert all(together(*[lambda seed=seed: ask(seed) for seed in range(4)]))
     assert settings() == before
+
+
+def test_a_setting_of_the_process_lasts_until_the_last_thread_leaves_it():
+    done = []
+
+    @contextlib.contextmanager
+    def setting():
+        done.append("made")
+        yield
+        done.append("undone")
+
+    shared = Shared(setting)
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+    for _ in range(2):
+        first.enter_context(shared())
+        second.enter_context(shared())
+        first.close()
+        assert done == ["made"]
+        second.close()
+        assert done == ["made", "undone"]
+        done.clear()

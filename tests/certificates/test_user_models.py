@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from popqorn_train import LpBall, UnsupportedModelError, bound, certify, logit_bounds
 
@@ -152,6 +152,24 @@ def test_hooks_for_all_modules_are_refused():
     finally:
         handle.remove()
     assert bounds(make()).lower.isfinite().all()
+
+
+def test_hooks_inside_a_layer_that_is_bounded_as_a_whole_are_refused():
+    model = make()
+    parametrizations.weight_norm(model.head)
+    assert bounds(model).lower.isfinite().all()
+    model.head.parametrizations.weight[0].register_forward_hook(lambda module, args, out: 2 * out)
+    with pytest.raises(UnsupportedModelError, match=r"'head.*hooks inside a layer"):
+        bounds(model)
+
+
+def test_weights_that_a_hook_before_forward_works_out_are_refused():
+    model = make()
+    prune.l1_unstructured(model.head, "weight", amount=0.5)
+    with pytest.raises(UnsupportedModelError, match=r"'head' works out its weights.*prune.remove"):
+        bounds(model)
+    prune.remove(model.head, "weight")
+    assert bounds(model).lower.isfinite().all()
 
 
 @pytest.mark.parametrize("where", ["root", "head", "front"])

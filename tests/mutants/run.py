@@ -231,6 +231,8 @@ def _detail(verdict: str, output: str) -> str:
     failed = re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - |$)", output, re.MULTILINE)
     if verdict == "killed" and failed:
         return str(failed[0])
+    if verdict == "timeout":
+        return "no test failed in time; on a busy machine, raise --limit"
     last = [line for line in output.splitlines() if line.strip()][-1:]
     return "; ".join([*failed, *last])
 
@@ -291,4 +293,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     sys.exit(main())
