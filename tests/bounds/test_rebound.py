@@ -82,7 +82,7 @@ def test_every_bad_input_stays_in_the_boxes_of_the_bad_region(cell, layers, dtyp
                 region.tighten(RELAXATION, EVERYTHING, 1 + 2 * 0.75**index)
             assert not region.empty.any()
             assert (region.least_margin() <= (logits @ rows[0]).amin() + 1e-5).all()
-            for point in worst:
+            for point in worst[:: max(1, len(worst) // 12)]:
                 truth = values_at(model, point[None], region._output)
                 for node, box in region._found.ranges.items():
                     if any(node in reader.inputs for reader in region._found.relaxations):

@@ -32,7 +32,7 @@ def largest_certified(model, x, y, radius, p, method, **domain):
     ("cell", "method"), [*itertools.product(CELLS, ["popqorn"]), ("gru", "popqorn-tight")]
 )
 def test_no_epsilon_of_a_grid_is_certified_above_the_radius(cell, method, p, dtype):
-    batch = 4 if method == "popqorn-tight" else 16
+    batch = 4 if method == "popqorn-tight" else 8
     model, x = build(cell, gain=3.0).to(dtype), sequences(batch, 3, seed=5).to(dtype)
     y = predicted(model, x)
     radius = certified_radius(model, x, y, p=p, method=method, rtol=RTOL)
