@@ -18,6 +18,7 @@ from torch.nn.functional import dropout
 from popqorn_train.bounds.node import Node
 from popqorn_train.errors import UnsupportedModelError, is_out_of_memory
 from popqorn_train.nested import map_nested
+from popqorn_train.operations.cast_modules import cast_copy, eps_of
 from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
 from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
@@ -168,7 +169,9 @@ class Lifter:
 
     def weight(self, path: str, name: str) -> Tensor | None:
         """A weight of a sub-module, with its gradient; None where there is none."""
-        shadow = _shadow(self.model.get_submodule(path), self.cast)  # as a module that runs has it
+        shadow = cast_copy(
+            self.model.get_submodule(path), self.cast
+        )  # as a module that runs has it
         return self.cast(getattr(shadow, name, None))
 
     def resolved(self, recorded: Any, order: Order = None) -> Any:
@@ -233,7 +236,7 @@ class Lifter:
 
     def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         """Run a sub-module on tensors, in the precision of the bounds."""
-        called = _shadow(self.model.get_submodule(path), self.cast)
+        called = cast_copy(self.model.get_submodule(path), self.cast)
         if isinstance(called, nn.RMSNorm) and called.eps is None:
             called = copy.copy(called)
             called.eps = eps_of(self.model, self.dtype)
@@ -259,30 +262,6 @@ class Lifter:
 @functools.cache
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
-
-
-def eps_of(model: nn.Module, dtype: torch.dtype) -> float:
-    """What a norm without an ``eps`` adds: a unit of rounding of the precision it runs in."""
-    return torch.finfo(next((p.dtype for p in model.parameters()), dtype)).eps
-
-
-def _shadow(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:
-    """A copy of a module with other tensors, so that nobody who runs it sees them."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(cast(tensor) is tensor for tensor in tensors):
-        return module
-    shadow: nn.Module = object.__new__(type(module))  # a parametrised one cannot be copied
-    own: dict[str, Any] = {**vars(module)}
-    for kind in ("_parameters", "_buffers"):
-        own[kind] = {name: cast(tensor) for name, tensor in own[kind].items()}
-    own["_modules"] = {
-        name: None if child is None else _shadow(child, cast)
-        for name, child in module._modules.items()
-    }
-    shadow.__dict__ = own
-    if isinstance(module, nn.RNNBase):
-        own["_flat_weights"] = [getattr(shadow, name) for name in module._flat_weights_names]
-    return shadow
 
 
 def _is_plainly(called: nn.Module, kind: type) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, eps_of, module, unsupported
+from popqorn_train.operations.cast_modules import eps_of
+from popqorn_train.operations.lift import Lifter, module, unsupported
 from popqorn_train.operations.shapes import lifted
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.extremum import largest, slack
