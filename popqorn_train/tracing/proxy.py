@@ -10,11 +10,6 @@ from torch.fx.proxy import Attribute
 class ValueProxy(fx.Proxy):
     """A proxy whose shape is known, because it carries the example's value."""
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        """That of the value, so that ``isinstance(x, Tensor)`` answers as it does in a real run."""
-        return type(self.value) if isinstance(self.value, Tensor) else ValueProxy
-
     @property
     def value(self) -> Any:
         """The example's value."""

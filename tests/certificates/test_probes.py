@@ -42,8 +42,8 @@ class Net(nn.Module):
 
     def forward(self, x):
         z = self.head(torch.tanh(self.rnn(x)[0][:, -1]))
-        # While it is recorded, its type is another, so this branch is not seen.
-        return self.unseen(z) if self.unseen is not None and type(z) is torch.Tensor else z
+        # A proxy is no tensor, so this branch is not recorded.
+        return self.unseen(z) if self.unseen is not None and isinstance(z, torch.Tensor) else z
 
 
 def make(*args, dtype=torch.float64, **options):
@@ -206,7 +206,7 @@ def test_neither_tiny_logits_nor_a_masked_class_hide_it(dtype, scale, masked):
     class Scaled(Net):
         def forward(self, x):
             z = scale * self.head(torch.tanh(self.rnn(x)[0][:, -1]))
-            hidden = self.unseen is not None and type(z) is torch.Tensor
+            hidden = self.unseen is not None and isinstance(z, torch.Tensor)
             return self.unseen(z) if hidden else z
 
     torch.manual_seed(0)
