@@ -18,11 +18,18 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import LIRPA, load
 
-from popqorn_train import LpBall, bound, certify
+from popqorn_train import LpBall, bound
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import METHODS
 from popqorn_train.certificates.isolation import undisturbed
-from popqorn_train.certificates.margins import chunked_margins
+from popqorn_train.certificates.margins import (
+    chunked_margins,
+    enclosed_margins,
+    least,
+    proved,
+)
+from popqorn_train.certificates.module_probe import Claim
+from popqorn_train.certificates.probes import Probes
 
 BATCH, EPSILON, RUNS = 20, 0.01, 7
 
@@ -58,17 +65,19 @@ def measure(title: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
         instance = layer.instance(x, torch.float64)
         every = torch.arange(len(y))
         bounds = least_ms(lambda: chunked_margins(instance, y, ball, method, Chunks(None), every))
-        lifted = least_ms(lambda: layer.instance(x, torch.float64))
-    trace = least_ms(lambda: layer.instance(x))
-    plain, probed = (
-        least_ms(lambda count=count: certify(net, x, y, ball, probes=count)) for count in (0, 8)
-    )
-    extra = trace - lifted + probed - plain
-    print(
-        f"{title:<20}{bounds:>9.1f}{trace:>9.1f}{probed - plain:>9.1f}{extra:>9.1f}"
-        f"{extra / (plain - trace + lifted):>8.0%}",
-        flush=True,
-    )
+        graph = instance.graph(ball)
+        margins, found = enclosed_margins(graph, y, method, instance.value)
+        claim = Claim(proved(least(margins)), margins)
+
+        def probe() -> None:
+            probes = Probes(layer, instance, y, 8)
+            probes.nodes(every, graph, found)
+            probes.certificate(ball, claim)
+
+        probed, known = least_ms(probe), least_ms(lambda: layer.instance(x, torch.float64))
+    extra = least_ms(lambda: layer.instance(x)) - known
+    shares = f"{(extra + probed) / bounds:>8.0%}"
+    print(f"{title:<20}{bounds:>9.1f}{extra:>9.1f}{probed:>9.1f}{extra + probed:>9.1f}{shares}")
 
 
 def main() -> None:
