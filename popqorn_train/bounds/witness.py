@@ -50,22 +50,24 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
     for node, bounds in found.ranges.items():
         by = _beyond(values[node], *bounds)
         if by is not None:
-            return f"a {type(node).__name__} node leaves its range by {by:.3g}"
+            return f"a {type(node).__name__} node leaves its range {by}"
     for node, relaxation in found.relaxations.items():
         assert isinstance(node, Nonlinear)
         by = _beyond(values[node], *node.at(relaxation, *[values[x] for x in node.inputs]))
         if by is not None:
-            return f"a {type(node).__name__} node leaves its relaxation by {by:.3g}"
+            return f"a {type(node).__name__} node leaves its relaxation {by}"
     return None
 
 
-def _beyond(value: Tensor, lower: Tensor, upper: Tensor) -> float | None:
-    """By how much a value is outside, if by more than rounding; NaN bounds nothing."""
-    gap = torch.maximum(lower - value, value - upper)
-    worst = gap.nan_to_num(-1).max().item()
+def _beyond(value: Tensor, lower: Tensor, upper: Tensor) -> str | None:
+    """By how much a value is outside, and where, if by more than rounding; NaN bounds nothing."""
+    gap = torch.maximum(lower - value, value - upper).nan_to_num(-1)
+    worst = gap.max().item()
     if worst <= 0:
         return None
     # What is added up is seldom larger than the largest of these.
     size = max(part.abs().nan_to_num(0, 0, 0).max().item() for part in (value, lower, upper))
-    slack = _ROUNDING * torch.finfo(value.dtype).eps * size
-    return worst if worst > slack else None
+    if worst <= _ROUNDING * torch.finfo(value.dtype).eps * size:
+        return None
+    place = [int(index) for index in torch.unravel_index(gap.argmax(), gap.shape)]
+    return f"by {worst:.3g} at {place} of {list(gap.shape)}"

@@ -83,7 +83,7 @@ class ModuleProbe:
             some = slice(done, done + size)
             try:
                 real = self._stand_in.outputs(moved[some], samples[some])
-                wrong, near = self._compared(real, moved[some], samples[some])
+                wrong, near = self._compared(real, moved[some], samples[some], done)
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
@@ -104,11 +104,11 @@ class ModuleProbe:
         tokens = lifter.value(reads.name).movedim(axis, 0)
         choices, candidates = self._exact.choices(words), words.of(tokens)
         samples = self._samples(1)
-        for row in choices_in(choices, self._count):
+        for point, row in enumerate(choices_in(choices, self._count)):
             there = torch.where(row < 0, tokens, _of(candidates, row)).movedim(0, axis)
             real = self._stand_in.tokens(there, reads.target, samples)
             moved = self._exact.unread(changed(choices, row))
-            wrong, _ = self._compared(real, moved, samples)
+            wrong, _ = self._compared(real, moved, samples, point * len(samples))
             if wrong is not None:
                 return wrong
         return None
@@ -117,8 +117,14 @@ class ModuleProbe:
         batch = len(self._instance.center)
         return torch.arange(batch, device=self._instance.center.device).repeat(points)
 
-    def _compared(self, real: Any, moved: Tensor, samples: Tensor) -> tuple[str | None, Tensor]:
-        """Module against trace and claim; what is wrong, and what rounding may change."""
+    def _compared(
+        self, real: Any, moved: Tensor, samples: Tensor, done: int
+    ) -> tuple[str | None, Tensor]:
+        """Module against trace and claim, ``done`` rows after the first point.
+
+        Returns:
+            What is wrong, in words, and what rounding may change.
+        """
         ours = self._exact.pick(samples).logits(moved, whole=True)
         own, few = self._stand_in.dtype, 2 * len(self._instance.center)
         part = self._instance.pick(samples[:few])
@@ -126,12 +132,22 @@ class ModuleProbe:
         theirs = as_rows(real, ours)
         if theirs is None:
             return "returns something of another shape inside the set", near
-        if not (agree(theirs, ours, near) | ~ours.isfinite()).all():
-            return "does not do what was traced of it everywhere in the set", near
-        return self._claimed(theirs, samples, near), near
+        differs = ~(agree(theirs, ours, near) | ~ours.isfinite())
+        if differs.any():
+            where = self._place(differs, samples, done)
+            return f"does not do what was traced of it everywhere in the set ({where})", near
+        return self._claimed(theirs, samples, near, done), near
 
-    def _claimed(self, real: Tensor, samples: Tensor, near: Tensor) -> str | None:
-        """Whether the module stays where it was proved to stay."""
+    def _place(self, wrong: Tensor, samples: Tensor, done: int | None) -> str:
+        """The first sample and class at which something is wrong, and the point if it is listed."""
+        row, number = (int(index) for index in wrong.nonzero()[0])
+        named = f"sample {int(samples[row])}, class {number}"
+        if done is None:
+            return f"{named}, a point found by descent"
+        return f"{named}, point {(done + row) // len(self._instance.center)} of {self._count}"
+
+    def _claimed(self, real: Tensor, samples: Tensor, near: Tensor, done: int | None) -> str | None:
+        """Whether the module stays where it was proved to stay; ``done`` as for ``_place``."""
         plan, claim = self._instance.plan, self._claim
         logits = self._exact.as_logits(real)
         near = torch.full_like(near, 1e-5) if plan.meaning.squashed else near
@@ -139,8 +155,10 @@ class ModuleProbe:
         near = near.expand(-1, logits.shape[1]) if plan.meaning.single else near
         if claim.lower is not None and claim.upper is not None and self._undone():
             below, above = claim.lower[samples] - near, claim.upper[samples] + near
-            if ((logits < below) | (logits > above)).any():
-                return "leaves the bounds of its logits inside the set"
+            outside = (logits < below) | (logits > above)
+            if outside.any():
+                where = self._place(outside, samples, done)
+                return f"leaves the bounds of its logits inside the set ({where})"
         if self._target is None:
             return None
         own = self._target[samples][:, None]
@@ -152,11 +170,14 @@ class ModuleProbe:
         if claim.certified is not None:
             lost = claim.certified[samples][:, None] & others & ~(gap >= -slack)
             if lost.any():
-                return "leaves the class that was certified inside the set"
+                where = self._place(lost, samples, done)
+                return f"leaves the class that was certified inside the set ({where})"
         if claim.margins is not None and self._undone():
             least = claim.margins.to(gap)[samples]
-            if (others & (gap < least - slack)).any():
-                return "has margins below what was proved inside the set"
+            below = others & (gap < least - slack)
+            if below.any():
+                where = self._place(below, samples, done)
+                return f"has margins below what was proved inside the set ({where})"
         return None
 
     def _undone(self) -> bool:
@@ -175,7 +196,7 @@ class ModuleProbe:
                 x = (center + change).to(self._stand_in.dtype).requires_grad_(step < _STEPS)
                 real = self._stand_in.outputs(x, samples).reshape(len(x), -1)
                 margin = margin_of(self._exact.as_logits(real), self._target).sum()
-            wrong = self._claimed(real.detach().double(), samples, near)
+            wrong = self._claimed(real.detach().double(), samples, near, None)
             if wrong is not None or not margin.requires_grad:
                 return wrong
             (gradient,) = torch.autograd.grad(margin, x)

@@ -86,8 +86,13 @@ class Probes:
                 if where is not None:
                     self._refuse(f"contradicts its bounds inside the set ({where})")
                 traced = part.logits(part.unread(value.to(part.value)))
-                if not _equal(values[output], traced, _coarsest(part)):
-                    self._refuse("has a graph that differs from its trace inside the set")
+                differs = _differing(values[output], traced, _coarsest(part))
+                if differs.any():
+                    row, number = (int(index) for index in differs.nonzero()[0])
+                    where = f"sample {int(chosen[row])}, class {number}"
+                    self._refuse(
+                        f"has a graph that differs from its trace inside the set ({where})"
+                    )
 
     def _roots(self, region: Region | Choices, chosen: Tensor) -> list[Tensor]:
         """Values of the root inside the set, ``(b, T, N)``."""
@@ -150,8 +155,8 @@ class Probes:
         )
 
 
-def _equal(ours: Tensor, traced: Tensor, cast: float) -> bool:
-    """Whether logits agree but for the rounding of the coarser of two precisions.
+def _differing(ours: Tensor, traced: Tensor, cast: float) -> Tensor:
+    """Where logits differ by more than the rounding of the coarser of two precisions, ``(b, C)``.
 
     Args:
         ours: ``(b, C)`` of the graph.
@@ -162,7 +167,7 @@ def _equal(ours: Tensor, traced: Tensor, cast: float) -> bool:
     near = (1e4 * eps + 100 * cast) * scale_of(traced)
     # Where a class is masked by a huge number, the graph holds another huge one.
     known = traced.isfinite() & (traced.abs() < 1e30) & ~ours.isnan()  # NaN certifies nothing
-    return bool((agree(ours, traced.to(ours.dtype), near.to(ours.dtype)) | ~known).all())
+    return ~agree(ours, traced.to(ours.dtype), near.to(ours.dtype)) & known
 
 
 def _coarsest(instance: Instance) -> float:
