@@ -225,6 +225,30 @@ def test_neither_tiny_logits_nor_a_masked_class_hide_it(dtype, scale, masked):
         certify(model, x, target, LpBall(0.5), method="ibp")
 
 
+def margins_of(logits, target):
+    own = logits.gather(1, target[:, None])
+    return (own - logits.scatter(1, target[:, None], -math.inf).amax(1, keepdim=True))[:, 0]
+
+
+def test_descent_on_the_module_finds_what_no_listed_point_shows():
+    model, x, seen = make(), inputs(), []
+    target, ball = model(x).argmax(1), LpBall(0.02, 2)
+    model.unseen = lambda z: (seen.append(margins_of(z.detach(), target[:1].repeat(len(z)))), z)[1]
+    one = (x[:1], target[:1])
+    assert certify(model, *one, ball, method="ibp", probes=2).certified.all()
+    listed, descended = torch.cat(seen[:2]).min(), torch.cat(seen[2:]).min()
+    assert descended < listed
+    limit = (listed + descended) / 2
+
+    def other_class(z):
+        low = margins_of(z, target[:1].repeat(len(z))) < limit
+        return torch.where(low[:, None], -z, z)
+
+    model.unseen = other_class
+    with pytest.raises(ContradictionError, match="a point found by descent"):
+        certify(model, *one, ball, method="ibp", probes=2)
+
+
 def test_one_frame_and_boxes_are_looked_at():
     model, x = make(), inputs()
     target = model(x).argmax(1)
