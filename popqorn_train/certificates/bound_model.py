@@ -3,6 +3,7 @@
 B: batch, T: frames, N: features of a frame, C: classes.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ from popqorn_train.certificates.whole_batch import (
     other_numbers,
     telling_samples,
 )
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -106,16 +107,18 @@ class BoundModel(nn.Module):
             inputs: what the model's forward takes: a tensor or a tuple.
             dtype: precision of the bounds; None takes the weights', at least float32.
             check: trace anew, run the model itself too, and refuse a trace that does not
-                reproduce it; left out while training, where an older trace may serve.
+                reproduce it; left out while training, where an older trace of these sizes serves.
 
         Raises:
             ValueError: inputs that the model cannot read.
             UnsupportedModelError: see the class.
         """
         with undisturbed(self.model):
-            named = named_inputs(self.model, inputs)
-            found = self._checked(inputs, named) if check else self._known(named)
-            return self._instance(named, found, dtype or self._precision())
+            named, dtype = named_inputs(self.model, inputs), dtype or self._precision()
+            if not check:
+                with contextlib.suppress(MixedSamplesError):  # other sizes than were traced
+                    return self._instance(named, self._known(named), dtype)
+            return self._instance(named, self._checked(inputs, named), dtype)
 
     def run(self, values: Sequence[Any]) -> Any:
         """What the model itself returns, as it is; call it inside ``undisturbed``."""

@@ -159,6 +159,33 @@ def test_losses_trace_once_for_every_length_of_a_batch(monkeypatch):
     assert count <= 2 * len(LENGTHS)  # a batch whose longest samples were not recorded takes two
 
 
+class Kept(Net):
+    """Leaves out words that a buffer names, which may be others at every step."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.register_buffer("keep", torch.tensor([True, True, True, False, True]))
+
+    def forward(self, tokens):
+        return self.head(self.rnn(self.words(tokens[:, self.keep]))[0][:, -1])
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_losses_trace_anew_where_a_buffer_gives_other_sizes(method):
+    model, loss, tokens = (
+        Kept(),
+        CertifiedLoss(0.05, method=method),
+        torch.arange(20).view(4, 5) % 7,
+    )
+    y = torch.tensor([0, 1, 2, 0])
+    for keep in ([1, 1, 1, 0, 1], [1, 1, 1, 1, 1], [1, 0, 1, 0, 0]):
+        twin = Kept()
+        for net in (model, twin):
+            net.keep.copy_(torch.tensor(keep))
+        found = loss(model, tokens, y)
+        torch.testing.assert_close(found, CertifiedLoss(0.05, method=method)(twin, tokens, y))
+
+
 def last_frame(net, x, lengths):
     return net.head(net.rnn(x[:, : lengths.max()])[0][:, -1])
 
