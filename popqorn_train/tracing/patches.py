@@ -126,7 +126,7 @@ def _places(
 
 def _names(module: Any) -> dict[str, Any]:
     names = getattr(module, "__dict__", {})
-    return names if any(name in names for name in _PACKING) else {}
+    return {} if names.keys().isdisjoint(_PACKING) else names
 
 
 def _wrapped() -> dict[tuple[int, str], dict[str, Any]]:
