@@ -1,4 +1,4 @@
-"""The code that the README shows runs."""
+"""The code that the README and the pages of docs/ show runs, and their links lead somewhere."""
 
 import importlib
 import re
@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,13 +16,21 @@ from popqorn_train.cli import main
 from popqorn_train.recipes.configurations import configs
 from tests.fitting import Classifier, fit
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes" / "RESULTS.md"]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def block(containing):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    [found] = [block for block in blocks if containing in block]
-    return found
+    """The code with a text, the same wherever it is shown; `test_tour.py` runs the tour's."""
+    pages = [page for page in PAGES if page.name != "tour.md"]
+    found = [block for page in pages for block in blocks(page) if containing in block]
+    assert len(set(found)) == 1, found
+    return found[0]
 
 
 def loader():
@@ -47,10 +56,12 @@ def test_the_loss_is_used_in_the_lines_shown(tmp_path, monkeypatch):
     assert isinstance(names["trainer"].callbacks[0], EpsilonSchedule)
 
 
-def test_a_trained_model_is_asked_in_the_lines_shown():
+@pytest.mark.parametrize("page", ["README.md", "docs/certificates.md"])
+def test_a_trained_model_is_asked_in_the_lines_shown(page):
     x, y = next(iter(loader()))
     names = {"model": Classifier(), "x": x, "y": y}
-    exec(block("proof = certify"), names)
+    [lines] = [block for block in blocks(ROOT / page) if "proof = certify" in block]
+    exec(lines, names)
     assert names["radius"].shape == (8,)
     assert names["proof"].certified.dtype == torch.bool
 
@@ -86,22 +97,50 @@ def test_a_recipe_is_run_in_the_lines_shown(tmp_path, monkeypatch, capsys):
     assert 0 <= standard <= 1
 
 
+RUN_HERE = ("CertifiedRadiusMonitor(samples", "CertifiedLoss(epsilon", "proof = certify")
+RUN_HERE += ("CertifiedEarlyStopping(", "certify_loader(", "draw_certifications(", "load_net(")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_python_is_run_by_a_test(page):
+    if page.name != "tour.md":  # which test_tour.py runs as a whole
+        assert all(any(text in block for text in RUN_HERE) for block in blocks(page))
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
 def test_the_recipes_named_are_those_that_come_with_the_package():
-    section = README.read_text().split("## Train a certified model")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "training.md").read_text().split("\n## Recipes\n")[1]
     assert all(f"`{name}`" in section for name in configs())
 
 
-def test_every_link_leads_somewhere_and_no_placeholder_is_left():
-    text = README.read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
-    assert len(links) >= 3
-    for link in links:
-        assert (README.parent / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere_and_no_placeholder_is_left(page):
+    text = page.read_text()
+    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text):
+        target = page.parent / link if link else page
+        if "://" not in link:
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), anchor
     assert not re.search(r"^[A-Z]{3,}$", text, re.MULTILINE)
 
 
+def anchors(page):
+    """What GitHub calls the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_every_page_is_linked_from_the_readme():
+    named = re.findall(r"\]\((docs/[^)#]+)\)", README.read_text())
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= {Path(n).name for n in named}
+
+
 def test_a_model_is_certified_by_the_command_shown(tmp_path, monkeypatch, capsys):
-    [line] = re.findall(r"^popqorn-train certify (.*)$", README.read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    [line] = re.findall(r"^popqorn-train certify (.*)$", page, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_model.py").write_text(
         "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
