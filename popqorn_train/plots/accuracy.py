@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from popqorn_train.evaluation.certification import Certification, read_certifications
-from popqorn_train.plots.style import COLORS, axis_of, color_of, finish, literal
+from popqorn_train.evaluation.summaries import unit
+from popqorn_train.plots.style import ATTACK, MARKERS, axis_of, colors_of, finish, literal
 
 MOST_LINES = 20  # of one chart; more cannot be told apart
+_MARKED = 30  # measured points up to which each has a marker
 
 
 class AccuracyCurve(NamedTuple):
@@ -47,8 +49,9 @@ def draw_accuracy_curves(
 ) -> tuple[Any, Any]:
     """Draw certified accuracy against epsilon, one colour a model.
 
-    The certified curve is a solid line; where an attack was run its accuracy is the dashed line
-    above, and the band between them is what neither proof nor attack decides.
+    The certified curve is a solid line of steps: what is proved at an epsilon is proved below it.
+    Where an attack was run, its accuracy is the dashed line above, with a marker at each epsilon;
+    the band between them is what neither proof nor attack decides.
 
     Args:
         curves: one a model.
@@ -66,19 +69,28 @@ def draw_accuracy_curves(
     if not curves:
         raise ValueError("`curves` must hold at least one curve, got none.")
     figure, ax = axis_of(ax)
-    for index, curve in enumerate(curves):
-        color, name = color_of(index), literal(curve.name)
-        certified = [100 * share for share in curve.certified]
-        ax.plot(curve.epsilons, certified, color=color, lw=2.2, label=f"{name}: certified")
-        if curve.attacked:
-            x, attacked = curve.attack_epsilons, [100 * share for share in curve.attacked]
-            ax.plot(x, attacked, "--", color=color, lw=1.6, label=f"{name}: attacked")
-            above = np.interp(curve.epsilons, x, attacked)
-            ax.fill_between(curve.epsilons, certified, above, color=color, alpha=0.10, lw=0)
+    colors = colors_of([curve.name for curve in curves])
+    for curve, color, marker in zip(curves, colors, MARKERS, strict=False):
+        _draw_curve(ax, curve, color, marker)
     ax.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(0, 102), title=title)
     ax.set_xlim(left=0, right=max(max(curve.epsilons) for curve in curves))
     finish(ax)
     return figure, ax
+
+
+def _draw_curve(ax: Any, curve: AccuracyCurve, color: str, marker: str) -> None:
+    name, certified = literal(curve.name), [100 * share for share in curve.certified]
+    steps = {"drawstyle": "steps-pre", "lw": 2.2, "label": f"{name}: certified"}
+    ax.plot(curve.epsilons, certified, color=color, **steps)
+    if not curve.attacked:
+        return
+    x, attacked = curve.attack_epsilons, [100 * share for share in curve.attacked]
+    style: dict[str, Any] = {"color": ATTACK, "lw": 1.4, "label": f"{name}: attacked"}
+    if len(x) <= _MARKED:
+        style |= {"marker": marker, "ms": 5.5, "mfc": color, "mec": ATTACK}
+    ax.plot(x, attacked, "--", **style)
+    above = np.interp(curve.epsilons, x, attacked)
+    ax.fill_between(curve.epsilons, certified, above, step="pre", color=color, alpha=0.12, lw=0)
 
 
 def evenly(items: Sequence[Certification], most: int = MOST_LINES) -> list[Certification]:
@@ -99,7 +111,7 @@ def curve_grid(certifications: Sequence[Certification], points: int = 101) -> li
 def draw_certifications(
     certifications: Sequence[Certification] | str | Path,
     *,
-    xlabel: str = "perturbation epsilon",
+    xlabel: str | None = None,
     title: str = "Certified accuracy while training",
     ax: Any = None,
 ) -> tuple[Any, Any]:
@@ -110,7 +122,7 @@ def draw_certifications(
 
     Args:
         certifications: of one training, by step, or the path of a ``certification.jsonl``.
-        xlabel: name and unit of epsilon.
+        xlabel: name and unit of epsilon; None takes norm and domain of the certifications.
         title: above the axis.
         ax: a matplotlib axis, or None for a new figure.
 
@@ -139,11 +151,15 @@ def draw_certifications(
     for color, entry in zip(colors, shown, strict=True):
         accuracy = [100 * share for share in entry.certified_accuracy(grid)]
         last = entry is shown[-1]
-        ax.plot(grid, accuracy, color=color, lw=2.6 if last else 1.2, label=f"epoch {entry.epoch}")
+        style: dict[str, Any] = {"drawstyle": "steps-pre", "lw": 2.6 if last else 1.2}
+        ax.plot(grid, accuracy, color=color, label=f"epoch {entry.epoch}", **style)
     if shown[-1].empirical is not None:
         attacked = [100 * share for share in shown[-1].attacked_accuracy(grid)]
         label = f"attacked, epoch {shown[-1].epoch}"
-        ax.plot(grid, attacked, "--", color=COLORS[1], lw=1.8, label=label)
+        ax.plot(grid, attacked, "--", color=ATTACK, lw=1.8, label=label)
+    settings = shown[-1].settings
+    if xlabel is None:
+        xlabel = "perturbation epsilon" + (f"\n({unit(settings)})" if "p" in settings else "")
     ax.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(0, 102), title=title)
     ax.set_xlim(0, grid[-1])
     finish(ax, columns=1 + (len(shown) > 10))

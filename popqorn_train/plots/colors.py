@@ -22,6 +22,7 @@ ANCHORS = (
 )
 UNPROVED = (200, 200, 200)  # radius 0: a wrong prediction, or nothing proved
 
+_FEW = 5  # radii, of which none is taken for an outlier if there are fewer
 _FAR = 4.0  # times the ninth decile: what lies beyond would squeeze all others into one colour
 _LOGARITHMIC = 20.0  # ratio of the ends from which on the scale is logarithmic
 _BRIGHT = 0.179  # relative luminance above which black text reads better than white (WCAG)
@@ -48,7 +49,8 @@ class RadiusScale(NamedTuple):
         known = sorted(radius for radius in radii if 0 < radius < math.inf)
         if not known:
             return cls(0.0, 1.0, False, False)
-        usual = known[math.ceil(0.9 * (len(known) - 1))]
+        rank = 0.9 * (len(known) - 1)
+        usual = known[math.floor(rank) if len(known) >= _FEW else -1]
         beyond = known[-1] > _FAR * usual
         low, high = known[0], usual if beyond else known[-1]
         if high <= low * (1 + 1e-9):

@@ -24,9 +24,8 @@ from popqorn_train.plots.style import (
     new_figure,
 )
 
-_MARK = "#D55E00"
+_MARK = "#D55E00"  # the most fragile frame
 _WRITTEN = 16  # frames up to which every radius is written into its cell
-_ACROSS = 5  # samples side by side
 
 
 def _least(radii: NDArray[np.float64]) -> int | None:
@@ -116,6 +115,7 @@ def draw_image_rows(
     names: Sequence[str] = (),
     unit: str = "certified radius of the row alone",
     title: str = "",
+    across: int = 5,
 ) -> tuple[Any, Any]:
     """Draw images whose rows are the frames, each row's ink in the colour of its radius.
 
@@ -127,6 +127,7 @@ def draw_image_rows(
         names: of the images.
         unit: name and unit of the radius.
         title: above the figure.
+        across: images side by side.
 
     Returns:
         Figure and its axes, one an image.
@@ -141,12 +142,12 @@ def draw_image_rows(
             f"`images` must be (S, T, N) for radii {found.shape}, got shape {pixels.shape}."
         )
     scale = _scale([found])
-    figure, axes = _panels(len(pixels), title)
+    figure, axes = _panels(len(pixels), title, across)
     low, high = pixels.min(), pixels.max()
     for at, ax in enumerate(axes):
         share = (pixels[at] - low) / ((high - low) or 1.0)
         _draw_rows(ax, share, found[at], scale)
-        ax.set_title(literal(names[at]) if names else "", fontsize=9)
+        ax.set_title(literal(names[at]) if names else "", fontsize="medium")
     color_bar(figure, axes, scale, unit)
     return figure, axes
 
@@ -200,7 +201,7 @@ def draw_strokes(
     for pen, row in zip(pens, found, strict=True):
         if pen.shape != (len(row), 4):
             raise ValueError(f"`steps` must be (T, 4) for {len(row)} radii, got {pen.shape}.")
-    figure, axes = _panels(len(pens), title)
+    figure, axes = _panels(len(pens), title, 5)
     scale = _scale(found)
     for at, ax in enumerate(axes):
         _draw_pen(ax, pens[at], found[at], scale)
@@ -234,11 +235,11 @@ def _draw_pen(
     ax.spines[:].set_visible(False)
 
 
-def _panels(count: int, title: str) -> tuple[Any, list[Any]]:
-    """A figure with so many axes, five a row."""
+def _panels(count: int, title: str, across: int) -> tuple[Any, list[Any]]:
+    """A figure with so many axes."""
     if count < 1:
         raise ValueError("a figure needs at least one sample, got none.")
-    across = min(count, _ACROSS)
+    across = min(count, across)
     down = -(-count // across)
     figure = new_figure(1.9 * across + 1.2, 1.65 * down + 0.5)
     grid = figure.subplots(down, across, squeeze=False).ravel()

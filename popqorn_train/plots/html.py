@@ -27,7 +27,12 @@ section { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; paddi
 .tile { background: #fff; border: 1px solid #dfe3e8; border-radius: 8px; padding: .75rem 1rem; }
 .tile b { display: block; font-size: 1.4rem; line-height: 1.2; }
 .tile span { color: #55606e; font-size: .85rem; }
-img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
+img { width: 100%; max-width: 40rem; height: auto; display: block; margin: .5rem 0; }
+.scroll { overflow-x: auto; background: linear-gradient(90deg, #fff 30%, #fff0) left / 2.5rem,
+  linear-gradient(270deg, #fff 30%, #fff0) right / 2.5rem,
+  linear-gradient(90deg, #1c243040, #1c243000) left / .8rem,
+  linear-gradient(270deg, #1c243040, #1c243000) right / .8rem;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { text-align: right; padding: .25rem .75rem; border-bottom: 1px solid #e7eaee; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -72,11 +77,12 @@ def printable(text: str) -> str:
 def table(rows: Sequence[Sequence[str]]) -> Element:
     """A table whose first row is its head."""
     head, *body = rows
-    return element(
+    made = element(
         "table",
         element("thead", element("tr", *[element("th", cell) for cell in head])),
         element("tbody", *[element("tr", *[element("td", c) for c in row]) for row in body]),
     )
+    return element("div", made, class_="scroll", tabindex="0")
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> Element:
@@ -85,10 +91,10 @@ def pairs(rows: Sequence[tuple[str, str]]) -> Element:
     return element("table", element("tbody", *cells), class_="pairs")
 
 
-def picture(png: bytes, text: str) -> Element:
+def picture(svg: bytes, text: str) -> Element:
     """A picture that lies in the page itself, and what it shows in words."""
-    data = base64.b64encode(png).decode()
-    return element("img", src=f"data:image/png;base64,{data}", alt=text)
+    data = base64.b64encode(svg).decode()
+    return element("img", src=f"data:image/svg+xml;base64,{data}", alt=text)
 
 
 def page(title: str, *content: Element) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from popqorn_train.plots.style import (
-    COLORS,
+    CERTIFIED,
     Numbers,
     axis_of,
     check_radii,
-    color_of,
+    colors_of,
     finish,
     literal,
 )
@@ -53,8 +53,9 @@ def draw_radius_histogram(
     top = max(values.max() for values in found.values()) or 1.0
     edges = np.linspace(0, top, bins + 1)
     width = 2 * edges[1]
+    colors = colors_of([*found])
     for index, (name, values) in enumerate(found.items()):
-        color, weight = color_of(index), 100 / len(values)
+        color, weight = colors[index], 100 / len(values)
         positive, median = values[values > 0], np.quantile(values, 0.5, method="lower")
         heights = weight * np.histogram(positive, edges)[0]
         label = f"{literal(name)}: median {median:.3g}"
@@ -110,9 +111,9 @@ def draw_radii_by_class(
     scatter = np.random.default_rng(0).uniform(-0.22, 0.22, len(found))
     for row, label in enumerate(present):
         own = classes == label
-        ax.plot(found[own], row + scatter[own], "o", color=COLORS[0], ms=3.5, alpha=0.45, mew=0)
+        ax.plot(found[own], row + scatter[own], "o", color=CERTIFIED, ms=3.5, alpha=0.45, mew=0)
         median = np.quantile(found[own], 0.5, method="lower")
-        ax.plot([median, median], [row - 0.38, row + 0.38], color=COLORS[1], lw=3)
+        ax.plot([median, median], [row - 0.38, row + 0.38], color="black", lw=3)
     named = [
         literal(names[label]) if label < len(names) else str(label) for label in present.tolist()
     ]
@@ -156,16 +157,16 @@ def draw_radius_by_frame(
     """
     figure, ax = axis_of(ax)
     top, at_top = 0.0, 0
-    for index, (name, values) in enumerate(radii.items()):
+    for color, (name, values) in zip(colors_of([*radii]), radii.items(), strict=True):
         found = check_radii(values, 2)
         top = max(top, np.nanmax(found))
         at_top += int((found > top * (1 - 1e-6)).sum())
         found = found[(found > 0).any(1)]
         if not len(found):
-            ax.plot([], [], color=color_of(index), label=f"{literal(name)}: nothing proved")
+            ax.plot([], [], color=color, label=f"{literal(name)}: nothing proved")
             continue
         low, middle, high = np.nanquantile(found, (0.25, 0.5, 0.75), axis=0)
-        frames, color = np.arange(1, found.shape[1] + 1), color_of(index)
+        frames = np.arange(1, found.shape[1] + 1)
         ax.fill_between(frames, low, high, color=color, alpha=0.15, lw=0)
         label = f"{literal(name)}: median of {len(found)} samples"
         ax.plot(frames, middle, "o-", color=color, ms=3.5, lw=1.8, label=label)

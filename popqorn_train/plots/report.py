@@ -37,7 +37,7 @@ class Report:
         epsilons: where accuracy is given in numbers.
         fragile: samples with the least radii, by radius.
         classes: names of the classes.
-        figures: PNGs by name, see report_pictures.py; empty without matplotlib.
+        figures: SVGs by name, see report_pictures.py; empty without matplotlib.
         files: names of the files beside the report.
     """
 
@@ -52,7 +52,13 @@ class Report:
         """The page."""
         title = f"Certified robustness of {self.certification.settings['model']}"
         parts = [element("h1", title), element("p", self._lead(), class_="lead"), self._tiles()]
-        return page(title, *parts, *[getattr(self, f"_{name}")() for name in SECTIONS])
+        return page(title, *parts, *[getattr(self, f"_{name}")() for name in self._sections()])
+
+    def _sections(self) -> list[str]:
+        """Those that have something to say."""
+        silent = set() if self.fragile else {"fragile"}
+        silent |= set() if self.certification.answered else {"curves", "radii"}
+        return [name for name in SECTIONS if name not in silent]
 
     def _lead(self) -> str:
         settings, found = self.certification.settings, self.certification
@@ -72,12 +78,13 @@ class Report:
     def _curves(self) -> Element:
         parts = [element("h2", "Accuracy against epsilon")]
         parts += self._picture("curves", "Certified accuracy against epsilon")
-        if self.certification.answered:
-            parts.append(table(accuracy_rows(self.certification, self.epsilons)))
+        parts.append(table(accuracy_rows(self.certification, self.epsilons)))
         text = (
-            "certified: share of the answered samples that are classified rightly and proved up to "
-            "epsilon; at 0 the clean accuracy. attack failed: share that an attack did not break."
+            "certified: percentage of the answered samples that are classified correctly and "
+            "proved up to epsilon; at 0, the clean accuracy."
         )
+        if self.certification.empirical is not None:
+            text += " attack failed: percentage that the attack did not break."
         return element("section", *parts, element("p", text, class_="note"), id="curves")
 
     def _radii(self) -> Element:
@@ -96,13 +103,10 @@ class Report:
 
     def _fragile(self) -> Element:
         parts = [element("h2", "Most fragile samples")]
-        if not self.fragile:
-            text = "No sample was looked at frame by frame (--fragile 0, or nothing is proved)."
-            return element("section", *parts, element("p", text), id="fragile")
         scale = RadiusScale.of(radius for one in self.fragile for radius in one.radii)
         text = (
-            "The rightly classified samples with the least radii, and how far each of their frames "
-            f"can be moved alone: {scale.ends()}. The most fragile frame is marked."
+            "The correctly classified samples with the smallest radii, and how far each of their "
+            f"frames can be moved alone: {scale.ends()}. The most fragile frame is marked."
         )
         parts.append(element("p", text))
         parts += self._picture("rows", "The most fragile samples, row by row", needed=False)

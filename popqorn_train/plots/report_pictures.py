@@ -1,4 +1,7 @@
-"""The pictures of a report, as PNG; none where matplotlib is not installed."""
+"""The pictures of a report, as SVG; none where matplotlib is not installed.
+
+They are drawn small and with large text, so that a phone shows text of 11 pixels and more.
+"""
 
 import io
 from collections.abc import Callable, Sequence
@@ -17,15 +20,22 @@ from popqorn_train.plots import (
     draw_radii_by_class,
     draw_radius_histogram,
 )
+from popqorn_train.plots.style import settings
 
 _LARGEST = 256  # frames and features of an image that is drawn
 _CLASSES = 60  # rows of a chart by class
+_WIDTH, _TEXT = 4.6, 11  # inches; points
+_ACROSS = 2  # images side by side
 
 
-def png(figure: Any) -> bytes:
-    """A figure in a resolution that a sharp screen shows well."""
+def _svg(make: Callable[[], tuple[Any, Any]]) -> bytes:
+    """A figure that is sharp at every size."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    with settings({"font.size": _TEXT, "svg.hashsalt": "report"}):
+        figure, _ = make()
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(_WIDTH, height * _WIDTH / width if width < _WIDTH else height)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -48,7 +58,7 @@ def report_figures(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    label = f"certified radius ({unit(certification.settings)})"
+    label = f"certified radius\n({unit(certification.settings)})"
     radii = certification.radii
     labels = [row.label for row in certification.answered]
     draw: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -64,7 +74,7 @@ def report_figures(
         )
     if shown := _images(fragile, image):
         draw["rows"] = lambda: _drawn_rows(shown, image, classes, certification)
-    return {name: png(make()[0]) for name, make in draw.items()}
+    return {name: _svg(make) for name, make in draw.items()}
 
 
 def check_image(image: tuple[int, int] | None, frames: int, features: int) -> None:
@@ -108,4 +118,4 @@ def _drawn_rows(
         radii = radii.repeat_interleave(features // width, dim=1)
     names = [f"#{one.row.index}: {class_name(one.row.label, classes)}" for one in fragile]
     what = f"certified radius of\nthe frame alone (l_{float(certification.settings['p']):g})"
-    return draw_image_rows(values, radii, names=names, unit=what)
+    return draw_image_rows(values, radii, names=names, unit=what, across=_ACROSS)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from popqorn_train.plots.colors import ANCHORS, UNPROVED, RadiusScale, hexadecimal
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+# Okabe and Ito's colours, told apart by colour-blind readers. Some mean the same everywhere.
+CERTIFIED, STANDARD, ATTACK = "#0072B2", "#666666", "#D55E00"
+COLORS = (CERTIFIED, STANDARD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^DvPX"  # of the attacks on models that share a chart
 
 Numbers = Tensor | Sequence[Any] | NDArray[Any]
 
@@ -42,11 +44,24 @@ def new_figure(width: float, height: float) -> Any:
     Raises:
         ImportError: matplotlib is not installed.
     """
+    return _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def settings(values: dict[str, Any]) -> Any:
+    """Settings of matplotlib, inside a ``with``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    return _matplotlib().rc_context(values)
+
+
+def _matplotlib() -> Any:
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError as error:
         raise ImportError('Figures need matplotlib: pip install "popqorn-train[plots]".') from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return matplotlib
 
 
 def literal(text: str) -> str:
@@ -62,15 +77,21 @@ def axis_of(ax: Any, width: float = 7.2, height: float = 4.6) -> tuple[Any, Any]
     return figure, figure.add_subplot()
 
 
-def color_of(index: int) -> str:
-    """Colour of the model at a position.
+def colors_of(names: Sequence[str]) -> list[str]:
+    """One colour a model: the first "standard" and "certified" ones have theirs in every chart.
 
     Raises:
         ValueError: more models than colours that can be told apart.
     """
-    if index >= len(COLORS):
+    if len(names) > len(COLORS):
         raise ValueError(f"at most {len(COLORS)} models can be told apart in one chart.")
-    return COLORS[index]
+    roles = {"standard": STANDARD, "certified": CERTIFIED}
+    found: dict[int, str] = {}
+    for word, color in roles.items():
+        own = [at for at, name in enumerate(names) if word in name.lower() and at not in found]
+        found |= {at: color for at in own[:1]}
+    others = iter([color for color in COLORS if color not in found.values()])
+    return [found[at] if at in found else next(others) for at in range(len(names))]
 
 
 def finish(ax: Any, columns: int = 1) -> None:
@@ -78,7 +99,7 @@ def finish(ax: Any, columns: int = 1) -> None:
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(frameon=False, ncols=columns, fontsize="small")
+        ax.legend(frameon=False, ncols=columns)
 
 
 def color_bar(figure: Any, axes: Any, scale: RadiusScale, label: str, *, cax: Any = None) -> Any:
@@ -99,7 +120,7 @@ def color_bar(figure: Any, axes: Any, scale: RadiusScale, label: str, *, cax: An
         place = {"cax": cax, "orientation": "horizontal"}
     extend = "max" if scale.beyond else "neither"
     bar = figure.colorbar(ScalarMappable(norm=norm, cmap=colors), extend=extend, **place)
-    bar.set_label(f"{label}\ndark: fragile, light: tolerant", fontsize=9)
+    bar.set_label(f"{label}\ndark: fragile, light: tolerant")
     if scale.logarithmic:
         plain_logarithm(bar.ax.xaxis if cax is not None else bar.ax.yaxis, scale.high / scale.low)
     return bar

@@ -11,7 +11,7 @@ from popqorn_train.evaluation.certification import (
     lower_quantile,
     read_certifications,
 )
-from popqorn_train.plots.style import COLORS, finish, new_figure
+from popqorn_train.plots.style import ATTACK, CERTIFIED, COLORS, finish, new_figure
 
 Column = tuple[list[float], list[float]]  # steps or epochs, values
 _TRAINING = "certified_training/"
@@ -89,18 +89,18 @@ def _draw_schedule(ax: Any, metrics: _Metrics) -> None:
     epsilon = metrics.column(f"{_TRAINING}epsilon", "step")
     kappa = metrics.column(f"{_TRAINING}kappa", "step")
     if epsilon[0]:
-        ax.plot(*epsilon, color=COLORS[0], lw=2, label="epsilon (left)")
+        ax.plot(*epsilon, color=CERTIFIED, lw=2, label="epsilon (left)")
     ax.set(xlabel="optimizer step", ylabel="epsilon")
     lines = list(ax.lines)
     if kappa[0]:
         right = ax.twinx()
-        lines += right.plot(*kappa, "--", color=COLORS[1], lw=2, label="kappa (right)")
+        lines += right.plot(*kappa, "--", color="black", lw=2, label="kappa (right)")
         right.set(ylabel="kappa (share of the clean loss)", ylim=(-0.03, 1.05))
         right.spines[["top"]].set_visible(False)
     ax.grid(alpha=0.25)
     ax.spines[["top"]].set_visible(False)
     if lines:
-        ax.legend(handles=lines, frameon=False, fontsize="small", loc="center right")
+        ax.legend(handles=lines, frameon=False, loc="center right")
 
 
 def _draw_losses(ax: Any, metrics: _Metrics) -> None:
@@ -156,7 +156,7 @@ def _accuracies(metrics: _Metrics, certifications: Sequence[Certification]) -> d
 
 def _draw_lines(ax: Any, lines: dict[str, Column], ylabel: str) -> None:
     for index, (name, values) in enumerate(lines.items()):
-        color = COLORS[index % len(COLORS)]
+        color = ATTACK if name == "attack" else COLORS[index % len(COLORS)]
         ax.plot(*values, "o-", color=color, ms=3, lw=1.6, label=name)
     ax.set(xlabel="epoch", ylabel=ylabel)
     if lines:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from popqorn_train import Popqorn, certified_radius
 from popqorn_train.evaluation.progress import shown
-from popqorn_train.plots.style import axis_of, color_of, finish, plain_logarithm
+from popqorn_train.plots.style import COLORS, axis_of, finish, plain_logarithm
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.mnist_frames import MNISTFrames
 from popqorn_train.recipes.experiments.common import Training, provenance, trained, write_numbers
@@ -137,10 +137,10 @@ def draw(numbers: dict[str, Any]) -> tuple[Any, Any]:
     for index, name in enumerate(METHODS):
         rows = [numbers["models"][str(count)]["methods"][name] for count in frames]
         means = [row["mean_radius"] for row in rows]
-        ax.plot(frames, means, "o-", color=color_of(index), lw=2, label=name)
+        ax.plot(frames, means, "o-", color=COLORS[index], lw=2, label=name)
         paper = [(count, PAPER[count][name]) for count in frames if name in PAPER.get(count, {})]
         if paper:
-            style = {"color": color_of(index), "ls": ":", "marker": "x", "lw": 1.2}
+            style = {"color": COLORS[index], "ls": ":", "marker": "x", "lw": 1.2}
             ax.plot(
                 *zip(*paper, strict=True),
                 **style,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from popqorn_train import certified_radius
 from popqorn_train.evaluation.progress import shown
-from popqorn_train.plots.style import color_of, finish, new_figure, plain_logarithm
+from popqorn_train.plots.style import COLORS, finish, new_figure, plain_logarithm
 from popqorn_train.recipes.console import prepare
 from popqorn_train.recipes.data.mnist_frames import MNISTFrames
 from popqorn_train.recipes.experiments.carlini_wagner import attacked_distance
@@ -176,7 +176,15 @@ def draw(numbers: dict[str, Any]) -> tuple[Any, Any]:
                 means = [row[kind]["mean"] for row in own]
                 label = f"{KINDS[kind]}, {hidden} units"
                 places = [row["frames"] for row in own]
-                ax.plot(places, means, style, color=color_of(index), lw=1.7, ms=5, label=label)
+                ax.plot(
+                    places,
+                    means,
+                    style,
+                    color=COLORS[index % len(COLORS)],
+                    lw=1.7,
+                    ms=5,
+                    label=label,
+                )
         ax.set(title=cell, xlabel="frames", yscale="log")
         ax.set_xticks(sorted({row["frames"] for row in rows}))
         finish(ax)

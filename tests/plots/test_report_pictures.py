@@ -10,7 +10,7 @@ from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.fragile import FragileSample
 from popqorn_train.plots.report_pictures import check_image, report_figures
 
-PNG = b"\x89PNG"
+SVG = b"<?xml"
 SETTINGS = {"p": "2.0", "scope": "frame", "low": None, "high": None, "frames": None}
 ROWS = tuple(
     SampleRow(at, at % 2, Status.CERTIFIED, at % 2, 0.1 * (at + 1), empirical=1.0)
@@ -32,7 +32,7 @@ def test_curves_radii_and_classes_are_drawn_and_rows_where_frames_are_rows():
     assert set(drawn()) == {"curves", "radii", "classes"}
     found = drawn(fragile())
     assert set(found) == {"curves", "radii", "classes", "rows"}
-    assert all(png.startswith(PNG) and len(png) > 5000 for png in found.values())
+    assert all(svg.startswith(SVG) and len(svg) > 5000 for svg in found.values())
     assert set(drawn(fragile(words=("a",) * 4))) == set(drawn())  # words are text
     assert set(drawn(fragile(features=1))) == set(drawn())
 
