@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from popqorn_train.evaluation.certification import Certification, lower_quantile
+from popqorn_train.evaluation.confidence import confidence_interval
 from popqorn_train.evaluation.sample_rows import count_statuses
 
 _DOWN = ("capped_fraction", "unbroken_fraction", "gap")  # best when small
@@ -31,8 +32,11 @@ def scalars(certification: Certification, epsilons: Sequence[float]) -> dict[str
         "certified_radius/capped_fraction": sum(capped) / len(capped),
         "certified_accuracy/0": certification.clean_accuracy,
     }
-    shares = zip(epsilons, certification.certified_accuracy(epsilons), strict=True)
-    values |= {f"certified_accuracy/{dotless(epsilon)}": share for epsilon, share in shares}
+    for epsilon, share in zip(epsilons, certification.certified_accuracy(epsilons), strict=True):
+        at = dotless(epsilon)
+        low, high = confidence_interval(share, len(radii))
+        values[f"certified_accuracy/{at}"] = share
+        values |= {f"certified_accuracy_low/{at}": low, f"certified_accuracy_high/{at}": high}
     by_class = certification.by_class()
     values |= {f"certified_radius_by_class/{label}": mean for label, mean in by_class.items()}
     return values | _attacked(certification)

@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from popqorn_train import CertifiedLoss
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
+from popqorn_train.evaluation.confidence import widest
 from popqorn_train.plots import draw_accuracy_curves, draw_certifications
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.console import prepare
@@ -167,6 +168,7 @@ def _report(config: Config, results: dict[str, Evaluation], rows: list[str]) -> 
     lines = [
         f"{count} test images, pixels in [0, 1], l_inf; accuracy in %,",
         "certified by the method popqorn",
+        widest([one.certified(e) for one in results.values() for e in (0.02, 0.05)], count),
         f"{'training':<10}{head}{'median radius':>15}{'seconds':>9}",
         *rows,
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from popqorn_train.evaluation.confidence import widest
 from popqorn_train.plots import draw_accuracy_curves
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 
@@ -100,7 +101,9 @@ def table(models: dict[str, dict[str, Any]]) -> str:
             rows.append(cells)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(lines)
+    entries = [entry for model in models.values() for entry in model["evaluations"]]
+    shares = [share for entry in entries for share in entry["certified_accuracy"]]
+    return "\n".join([*lines, widest(shares, min(entry["samples"] for entry in entries))])
 
 
 def _percent(share: float | None) -> str:

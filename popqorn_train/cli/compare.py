@@ -13,6 +13,7 @@ from typing import Any
 
 from popqorn_train.cli.files import read_certification
 from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.confidence import widest
 from popqorn_train.evaluation.summaries import aligned, facts, nice_epsilons, unit
 from popqorn_train.plots import curve_grid, curve_of, draw_accuracy_curves
 
@@ -113,7 +114,9 @@ def comparison(runs: Mapping[str, Certification]) -> str:
         cells = [str(len(entry.rows)), numbers["clean accuracy"], *shares, *radii]
         rows.append([name, *cells, *[str(entry.settings.get(setting)) for setting in marked]])
     first = next(iter(runs.values()))
-    return f"{unit(first.settings)}\n\n{aligned(rows)}"
+    count = min(len(entry.answered) for entry in runs.values())
+    every = [share for entry in runs.values() for share in entry.certified_accuracy([0, *epsilons])]
+    return f"{unit(first.settings)}\n\n{aligned(rows)}\n\n{widest(every, count)}"
 
 
 def _draw(runs: Mapping[str, Certification], path: Path, differ: Sequence[str]) -> None:

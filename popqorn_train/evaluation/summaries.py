@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from popqorn_train.evaluation.certification import Certification, lower_quantile
+from popqorn_train.evaluation.confidence import confidence_interval
 from popqorn_train.evaluation.sample_rows import Status, count_statuses
 
 PROMISE = (
@@ -70,11 +71,13 @@ def facts(certification: Certification) -> dict[str, str]:
 
 
 def accuracy_rows(certification: Certification, epsilons: Sequence[float]) -> list[list[str]]:
-    """Epsilon, certified and attacked accuracy as text, with a head."""
-    grid = [0.0, *epsilons]
+    """Epsilon, certified accuracy, its 95 % interval, attacked accuracy as text, with a head."""
+    grid, count = [0.0, *epsilons], len(certification.answered)
     columns = [["epsilon", *[f"{epsilon:g}" for epsilon in grid]]]
     shares = certification.certified_accuracy(grid)
     columns.append(["certified", *[f"{100 * share:.1f} %" for share in shares]])
+    ends = [confidence_interval(share, count) for share in shares]
+    columns.append(["95 % interval", *[f"{100 * a:.1f} to {100 * b:.1f}" for a, b in ends]])
     if certification.empirical is not None:
         shares = certification.attacked_accuracy(grid)
         columns.append(["attack failed", *[f"{100 * share:.1f} %" for share in shares]])

@@ -60,12 +60,12 @@ def test_epsilons_are_round_and_reach_as_far_as_most_radii(radii, epsilons):
 def test_the_table_has_the_shares_that_are_proved_and_that_no_attack_broke():
     found = certification(empirical=(0.0, 0.02, float("inf"), 0.1))
     assert accuracy_rows(found, [0.02, 0.05]) == [
-        ["epsilon", "certified", "attack failed"],
-        ["0", "75.0 %", "75.0 %"],
-        ["0.02", "50.0 %", "50.0 %"],
-        ["0.05", "25.0 %", "50.0 %"],
+        ["epsilon", "certified", "95 % interval", "attack failed"],
+        ["0", "75.0 %", "30.1 to 95.4", "75.0 %"],
+        ["0.02", "50.0 %", "15.0 to 85.0", "50.0 %"],
+        ["0.05", "25.0 %", "4.6 to 69.9", "50.0 %"],
     ]
-    assert accuracy_rows(certification(), [0.02])[0] == ["epsilon", "certified"]
+    assert accuracy_rows(certification(), [0.02])[0] == ["epsilon", "certified", "95 % interval"]
 
 
 def test_classes_have_their_names_and_their_own_numbers():
