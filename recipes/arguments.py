@@ -1,8 +1,10 @@
 """How the command line of the recipes is read: names of configurations and classes, errors."""
 
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
@@ -32,11 +34,27 @@ class ConfigurationError(ValueError):
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong without listing every option."""
+    """Takes options by their whole names, and says what is wrong without listing all of them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False  # --trainer.max_epoch is a slip, not --trainer.max_epochs
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments."""
-        raise ConfigurationError(message.strip()) from ex
+        raise ConfigurationError(_shortened(message.strip())) from ex
+
+
+def _shortened(message: str) -> str:
+    """One sentence where jsonargparse tells of every type that a class is not."""
+    found = re.search(r"key \"?([\w.]+)\"?.*dot import path string: (\w+)\b", message, re.DOTALL)
+    if found is None:
+        return message
+    key, name = found.groups()
+    known = [one.__name__ for one in BY_NAME]
+    near = difflib.get_close_matches(name, known, 1)
+    meant = f" Did you mean {near[0]}?" if near else f" Known by name: {', '.join(known)}."
+    return f"--{key}: there is no class {name!r}.{meant} Name others by module.Class."
 
 
 def own_words(error: BaseException) -> str:

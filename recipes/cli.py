@@ -5,7 +5,9 @@ of ``popqorn_train.cli``, for which Lightning is not imported: it takes many sec
 """
 
 import sys
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from popqorn_train.recipes.configurations import configs
 
@@ -16,28 +18,39 @@ TRAINING = {
 }
 
 
+# What `--ckpt_path` may say besides a path.
+_KEYWORDS = ("best", "last", "hpc", "registry", "null", "None")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0 where it succeeded."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in TRAINING:
         return _train(given)
-    if not given or given[0] in ("-h", "--help"):
-        _print_training()
-        given = ["--help"]
     from popqorn_train.cli import main as other
 
-    return other(given)
+    more = (
+        "fit, validate and test take a configuration (popqorn-train fit --config NAME_OR_FILE).\n"
+        + textwrap.fill(f"Configurations by name: {', '.join(configs())}", 79)
+    )
+    return other(given or ["--help"], TRAINING, more)
 
 
-def _print_training() -> None:
-    print("training, by a configuration (popqorn-train fit --config NAME_OR_FILE):")
-    for command, meaning in TRAINING.items():
-        print(f"  {command:<12}{meaning}")
-    print(f"  configurations by name: {', '.join(configs())}")
-    print("  more: popqorn-train fit --help\n\neverything else:", flush=True)
+def _missing(given: Sequence[str]) -> str | None:
+    """A checkpoint that is named and not there: training code takes long to find out."""
+    for at, argument in enumerate(given):
+        option, equals, value = argument.partition("=")
+        if option == "--ckpt_path":
+            value = value if equals else "".join(given[at + 1 : at + 2])
+            if value not in _KEYWORDS and "://" not in value and not Path(value).exists():
+                return value
+    return None
 
 
 def _train(given: list[str]) -> int:
+    if (path := _missing(given)) is not None:
+        print(f"popqorn-train: --ckpt_path must be a file, got {path!r}.", file=sys.stderr)
+        return 2
     try:
         from popqorn_train.recipes.training import start
     except ImportError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from popqorn_train.evaluation.confidence import widest
+from popqorn_train.evaluation.summaries import aligned
 from popqorn_train.plots import draw_accuracy_curves
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 
@@ -83,7 +84,7 @@ def write_results(
 
 
 def table(models: dict[str, dict[str, Any]]) -> str:
-    """One line a model and method, in %."""
+    """One column a model and method, in %."""
     first = next(iter(models.values()))["evaluations"][0]
     epsilons = first["epsilons"]
     relative = "median_radius_over_nearest_neighbour" in first
@@ -99,8 +100,7 @@ def table(models: dict[str, dict[str, Any]]) -> str:
             if relative:
                 cells.append(f"{entry['median_radius_over_nearest_neighbour']:.3f}")
             rows.append(cells)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    lines = aligned([list(row) for row in zip(*rows, strict=True)]).splitlines()
     entries = [entry for model in models.values() for entry in model["evaluations"]]
     shares = [share for entry in entries for share in entry["certified_accuracy"]]
     return "\n".join([*lines, widest(shares, min(entry["samples"] for entry in entries))])

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 
+from popqorn_train.evaluation.folder import FolderLock
 from popqorn_train.recipes.arguments import (
     ConfigurationError,
     Parser,
@@ -51,18 +52,23 @@ class RecipeCLI(LightningCLI):
         self._started = 0.0
         self.evaluations: dict[str, list[Evaluation]] = {}
         self.models: dict[str, dict[str, Any]] = {}
-        super().__init__(
-            RobustClassifier,
-            SequenceData,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_class=Parser,
-            parser_kwargs={"prog": "popqorn-train"},
-            args=with_packaged(arguments),
-        )
+        self._lock: FolderLock | None = None
+        try:
+            super().__init__(
+                RobustClassifier,
+                SequenceData,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_class=Parser,
+                parser_kwargs={"prog": "popqorn-train"},
+                args=with_packaged(arguments),
+            )
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -135,8 +141,35 @@ class RecipeCLI(LightningCLI):
         device: torch.device = self.trainer.strategy.root_device
         return device
 
+    def before_instantiate_classes(self) -> None:
+        """Let loggers write into the folder of the run, unless they are told where."""
+        loggers = self._get(self.config, "trainer.logger")
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            arguments = getattr(logger, "init_args", None)
+            if arguments is not None and arguments.get("save_dir", "") in (".", None):
+                arguments["save_dir"] = str(self.folder)
+
+    def _check_unused(self) -> None:
+        """Refuse to write over the results of another run.
+
+        Raises:
+            ConfigurationError: there are some, and no checkpoint to go on from.
+        """
+        results, last = self.folder / "results.json", self.folder / "checkpoints" / "last.ckpt"
+        if results.exists() and self._get(self.config, "ckpt_path") is None:
+            raise ConfigurationError(
+                f"--folder {self.folder} holds the results of an earlier run. Name another folder, "
+                f"go on with --ckpt_path={last}, or remove it."
+            )
+        try:
+            self._lock = FolderLock(self.folder)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
     def before_fit(self) -> None:
         """Save the configuration beside the results and in the logger, then start the clock."""
+        if self.trainer.is_global_zero:
+            self._check_unused()
         config = self._save_config(self.folder)
         for logger in self.trainer.loggers:
             logger.log_hyperparams(config)
@@ -216,6 +249,7 @@ class RecipeCLI(LightningCLI):
         if epochs is not None:
             changes["trainer.max_epochs"] = str(epochs)
         saved = str(self.folder / "config.yaml")
+        (self.folder / "standard" / "results.json").unlink(missing_ok=True)  # of a resumed run
         arguments = [f"--{name}={value}" for name, value in changes.items()]
         other = RecipeCLI(["fit", "--config", saved, *arguments], **options)
         self.evaluations |= other.evaluations

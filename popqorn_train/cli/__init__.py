@@ -7,31 +7,79 @@ commands of the recipes.
 """
 
 import argparse
-from collections.abc import Sequence
+import difflib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
+import torch
+
+from popqorn_train import __version__
 from popqorn_train.cli.certify import add_certify
 from popqorn_train.cli.compare import add_compare
 from popqorn_train.cli.doctor import add_doctor
 from popqorn_train.operations.tables import supported_table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, others: Mapping[str, str] | None = None, more: str = ""
+) -> int:
     """Run a command.
+
+    Args:
+        arguments: without the name of the program; None takes those of this process.
+        others: commands that are carried out elsewhere, and what they do, for the list.
+        more: said below the list.
 
     Returns:
         The exit status: 0 where it was carried out, 1 where it was refused or failed, with one
         sentence on standard error, 2 for a command that cannot be read, 130 where it was stopped.
     """
-    parser = argparse.ArgumentParser(prog="popqorn-train", description="Certified RNN classifiers.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser, names = _commands(others or {}, more)
+    if given and not given[0].startswith("-") and given[0] not in names:
+        near = difflib.get_close_matches(given[0], names, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        print(
+            f"popqorn-train: there is no command {given[0]!r}.{meant} Commands: "
+            f"{', '.join(names)}.",
+            file=sys.stderr,
+        )
+        return 2
+    options = parser.parse_args(given)
+    status: int = options.run(options)
+    return status
+
+
+def _commands(others: Mapping[str, str], more: str) -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of all commands."""
+    parser = _Parser(
+        prog="popqorn-train",
+        description="Certified RNN, LSTM and GRU classifiers.",
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"popqorn-train {__version__}, torch {torch.__version__}"
+    version += f", Python {platform.python_version()}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, meaning in others.items():
+        commands.add_parser(name, help=meaning)
     add_certify(commands)
     add_compare(commands)
     add_doctor(commands)
     supported = commands.add_parser("supported", help="print the table of what can be bounded")
     supported.set_defaults(run=_print_supported)
-    options = parser.parse_args(arguments)
-    status: int = options.run(options)
-    return status
+    return parser, [*commands.choices]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one sentence, not below twenty lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with status 2."""
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
 
 
 def _print_supported(options: argparse.Namespace) -> int:

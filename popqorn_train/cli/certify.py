@@ -16,6 +16,7 @@ from popqorn_train.cli.options import add_certify_options, class_names, mask_of
 from popqorn_train.cli.subject import batches, first_inputs, loaded_model, opened_data, question_of
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.folder import FolderLock, is_disk_full
 from popqorn_train.evaluation.fragile import (
     FragileSample,
     Vocabulary,
@@ -54,7 +55,11 @@ def run_certify(options: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note
-            _Run.prepared(options).finish()
+            lock = FolderLock(options.folder)
+            try:
+                _Run.prepared(options).finish()
+            finally:
+                lock.release()
     except KeyboardInterrupt:
         print(
             f"popqorn-train certify: stopped; what is certified is in {options.folder}, go on with "
@@ -63,9 +68,17 @@ def run_certify(options: argparse.Namespace) -> int:
         )
         return 130
     except REFUSED as error:
-        print(f"popqorn-train certify: {error}", file=sys.stderr)
+        said = _full(options) if is_disk_full(error) else str(error)
+        print(f"popqorn-train certify: {said}", file=sys.stderr)
         return 1
     return 0
+
+
+def _full(options: argparse.Namespace) -> str:
+    return (
+        f"no space is left on the disk of {options.folder}. The rows certified so far are kept "
+        "there; make room and go on with --resume."
+    )
 
 
 def _note(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -122,7 +135,7 @@ class _Run:
             "first_samples": data_fingerprint(batches(loader), _FIRST, axis),
         }
         words = vocabulary(options.words) if options.words else None
-        classes = class_names(options.classes)
+        classes = class_names(options.classes, instance.plan.classes)
         ledger = Ledger(options.folder, settings, resume=options.resume)
         return cls(options, model, loader, axis, question, settings, words, classes, ledger)
 
@@ -139,8 +152,8 @@ class _Run:
         files = ("samples.csv", "samples.jsonl", "certification.json")
         report = Report(certification, epsilons, fragile, self.classes, figures, files)
         names = write_certification(self.options.folder, certification, figures, report)
-        print("\n" + textwrap.fill(promise(certification.settings), 100))
-        print(f"\nwritten to {self.options.folder}: {', '.join(names)}")
+        print("\n" + textwrap.fill(promise(certification.settings), 79))
+        print(textwrap.fill(f"written to {self.options.folder}: {', '.join(names)}", 79))
 
     def _certified(self) -> list[SampleRow]:
         ball, question = self.question.ball, self.question

@@ -97,7 +97,7 @@ def differences(runs: Mapping[str, Certification]) -> list[str]:
 
 
 def comparison(runs: Mapping[str, Certification]) -> str:
-    """The table, with marked settings as columns where they differ."""
+    """The table, a column a run, with marked settings where they differ."""
     marked = [
         name
         for name in MARKED
@@ -105,14 +105,15 @@ def comparison(runs: Mapping[str, Certification]) -> str:
     ]
     best = max(runs.values(), key=lambda entry: entry.radii.max().item())
     epsilons = nice_epsilons(best, 4)
-    titles = [f"cert. {epsilon:g}" for epsilon in epsilons]
-    rows = [["run", "samples", "clean", *titles, "median radius", "mean radius", *marked]]
+    titles = [f"certified at {epsilon:g}" for epsilon in epsilons]
+    columns = [["", "samples", "clean", *titles, "median radius", "mean radius", *marked]]
     for name, entry in runs.items():
         numbers = facts(entry)
         shares = [f"{100 * share:.1f} %" for share in entry.certified_accuracy(epsilons)]
         radii = [numbers["median radius"], numbers["mean radius"]]
         cells = [str(len(entry.rows)), numbers["clean accuracy"], *shares, *radii]
-        rows.append([name, *cells, *[str(entry.settings.get(setting)) for setting in marked]])
+        columns.append([name, *cells, *[str(entry.settings.get(setting)) for setting in marked]])
+    rows = [list(row) for row in zip(*columns, strict=True)]
     first = next(iter(runs.values()))
     count = min(len(entry.answered) for entry in runs.values())
     every = [share for entry in runs.values() for share in entry.certified_accuracy([0, *epsilons])]

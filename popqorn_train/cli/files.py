@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from popqorn_train.evaluation.certification import Certification, read_certifications
+from popqorn_train.evaluation.folder import write_whole
 from popqorn_train.plots.report import Report
 
 CERTIFICATION = "certification.json"
@@ -16,11 +17,11 @@ def write_certification(
     """Write numbers, pictures and report beside the rows; return the names of all files."""
     names = ["report.html", CERTIFICATION, "samples.csv", "samples.jsonl"]
     text = json.dumps(certification.plain(), indent=1, allow_nan=False)
-    (folder / CERTIFICATION).write_text(text + "\n")
-    for name, png in figures.items():
-        (folder / f"{name}.png").write_bytes(png)
-        names.append(f"{name}.png")
-    (folder / "report.html").write_text(report.html(), encoding="utf-8")
+    write_whole(folder / CERTIFICATION, text + "\n")
+    for name, svg in figures.items():
+        write_whole(folder / f"{name}.svg", svg)
+        names.append(f"{name}.svg")
+    write_whole(folder / "report.html", report.html())
     return names
 
 

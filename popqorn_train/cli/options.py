@@ -44,7 +44,7 @@ def _add_subject(group: "argparse._ArgumentGroup") -> None:
     add_output_is(group)
     group.add_argument("--samples", type=_count, help="how many, from the first on; default all")
     group.add_argument("--batch-size", type=_count, default=32, help="certified at once")
-    group.add_argument("--device", help="default: cuda where there is one, else cpu")
+    group.add_argument("--device", type=_device, help="default: cuda if there is one, else cpu")
 
 
 def add_output_is(command: "argparse._ActionsContainer") -> None:
@@ -130,13 +130,23 @@ def mask_of(text: str | None, frames: int) -> Tensor | None:
     return mask
 
 
-def class_names(text: str | None) -> Sequence[str]:
-    """Names of classes from a file or from the text itself; none where there is no text."""
+def class_names(text: str | None, classes: int) -> Sequence[str]:
+    """Names of classes from a file or from the text itself; none where there is no text.
+
+    Raises:
+        ValueError: another number of names than of classes.
+    """
     if text is None:
         return ()
     path = Path(text)
     names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    return [name.strip() for name in names if name.strip()]
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) != classes:
+        raise ValueError(
+            f"`--classes` must name the {classes} classes of the model, got {len(names)}: "
+            f"{', '.join(names)}."
+        )
+    return names
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -162,6 +172,15 @@ def _positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
     return number
+
+
+def _device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise argparse.ArgumentTypeError(f"{text} is not available here: {reason}") from error
+    return text
 
 
 def _whole(text: str) -> int:

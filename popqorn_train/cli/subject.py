@@ -1,10 +1,12 @@
 """What ``popqorn-train certify`` is asked about: the model, its data, and the question."""
 
 import argparse
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from popqorn_train.bounds.methods import method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
@@ -13,7 +15,7 @@ from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
 from popqorn_train.evaluation.checkpoint import load_weights
 from popqorn_train.evaluation.dataset import Source, opened
-from popqorn_train.evaluation.resolve import resolved_model
+from popqorn_train.evaluation.resolve import resolved, resolved_model
 from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.perturbations.lp_ball import LpBall
 
@@ -29,6 +31,12 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
         raise ValueError("`--prefix` belongs to --checkpoint, which is missing.")
     if options.checkpoint is not None:
         load_weights(model, options.checkpoint, options.prefix)
+    elif not isinstance(resolved(options.model, "model"), nn.Module):
+        print(
+            f"note: no --checkpoint, so the weights are those that {options.model}() made: random "
+            "ones, unless it loads some.",
+            file=sys.stderr,
+        )
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return bound(
         model.to(device).eval(),

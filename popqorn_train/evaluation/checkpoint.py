@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_KEYS = ("state_dict", "model_state_dict", "model_state", "model")  # of Lightning, of tutorials
+
 
 def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
-    """Load a state dict, or that of a Lightning checkpoint, into a model.
+    """Load a state dict, or one inside a checkpoint of Lightning or of a training loop.
 
     Args:
         model: changed in place.
@@ -46,16 +48,33 @@ def _state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a file that is no checkpoint fails in many ways
         raise ValueError(
             f"`--checkpoint` {path} cannot be read as weights alone. If you trust it, save them: "
-            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')."
+            f"torch.save(torch.load(path, weights_only=False){_weights_in(path)}, 'weights.pt')."
         ) from error
-    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    inside = [n for n in _KEYS if isinstance(found, dict) and isinstance(found.get(n), dict)]
+    state = found[inside[0]] if inside else found
     tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
     if not tensors or not state:
         raise ValueError(
-            f"`--checkpoint` must hold a state dict of tensors, or one under 'state_dict', got "
-            f"{type(found).__name__} in {path}."
+            f"`--checkpoint` must hold a state dict of tensors, or one under "
+            f"{' or '.join(map(repr, _KEYS))}, got {_described(found)} in {path}."
         )
     return state
+
+
+def _weights_in(path: Path) -> str:
+    """How to reach the weights in a file that cannot be read safely: a module, or a dictionary."""
+    try:
+        globals_ = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no file of torch.save
+        globals_ = []
+    pickled = any(name.startswith("torch.nn.modules") for name in globals_)
+    return ".state_dict()" if pickled else "['state_dict']"
+
+
+def _described(found: Any) -> str:
+    if not isinstance(found, dict):
+        return type(found).__name__
+    return f"a dictionary of {_some(map(str, found))}" if found else "an empty dictionary"
 
 
 def _misfit(path: Path, names: set[str], wanted: set[str]) -> str:

@@ -5,13 +5,14 @@
 """
 
 import csv
+import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
+from popqorn_train.evaluation.folder import flushed, write_whole
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 COLUMNS = tuple(column.name for column in fields(SampleRow))
@@ -38,6 +39,7 @@ class Ledger:
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool = False) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.known: dict[int, SampleRow] = {}
         self.frames: dict[int, list[float]] = {}
         if resume:
@@ -47,10 +49,10 @@ class Ledger:
                 f"`--folder` {folder} holds {_ROWS} of an earlier run. Go on with --resume, or "
                 "name another folder."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        self._replace("settings.json", json.dumps(settings, indent=2) + "\n")
+        write_whole(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
         self.rewrite(())
-        self._replace("frames.jsonl", "".join(map(_frame_line, self.frames.items())))
+        frames = "".join(map(_frame_line, self.frames.items()))
+        write_whole(folder / "frames.jsonl", frames)
 
     def _read(self, settings: dict[str, Any]) -> None:
         path = self.folder / "settings.json"
@@ -75,41 +77,27 @@ class Ledger:
         """Append rows, and wait until they are on the disk."""
         with (self.folder / _ROWS).open("a") as file:
             file.writelines(_line(row) for row in rows)
-            _flushed(file)
+            flushed(file)
         with (self.folder / "samples.csv").open("a", newline="") as file:
             _write_csv(file, rows)
-            _flushed(file)
+            flushed(file)
 
     def add_frames(self, index: int, radii: list[float]) -> None:
         """Append the radii of the frames of one sample."""
         self.frames[index] = radii
         with (self.folder / "frames.jsonl").open("a") as file:
             file.write(_frame_line((index, radii)))
-            _flushed(file)
+            flushed(file)
 
     def rewrite(self, rows: Iterable[SampleRow]) -> None:
         """Put rows, and known ones that are not among them, in the place of what is there."""
         every = self.known | {row.index: row for row in rows}
         ordered = [every[index] for index in sorted(every)]
-        self._replace(_ROWS, "".join(map(_line, ordered)))
-        path = self.folder / "samples.csv"
-        with path.with_suffix(".new").open("w", newline="") as file:
-            csv.writer(file).writerow(COLUMNS)
-            _write_csv(file, ordered)
-            _flushed(file)
-        path.with_suffix(".new").replace(path)
-
-    def _replace(self, name: str, text: str) -> None:
-        new = self.folder / f"{name}.new"
-        with new.open("w") as file:
-            file.write(text)
-            _flushed(file)
-        new.replace(self.folder / name)
-
-
-def _flushed(file: IO[str]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        write_whole(self.folder / _ROWS, "".join(map(_line, ordered)))
+        file = io.StringIO(newline="")
+        csv.writer(file).writerow(COLUMNS)
+        _write_csv(file, ordered)
+        write_whole(self.folder / "samples.csv", file.getvalue())
 
 
 def _line(row: SampleRow) -> str:
@@ -136,7 +124,7 @@ def _write_csv(file: IO[str], rows: Iterable[SampleRow]) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; one that a crash cut off is passed over."""
+    """Every whole line; one that a crash cut off is skipped."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

@@ -1,6 +1,7 @@
 """``popqorn-train certify``: rows, report, resuming, and errors in one sentence."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import torch
 from popqorn_train import certified_radius
 from popqorn_train.cli import main
 from popqorn_train.cli.files import read_certification
+from popqorn_train.evaluation.folder import FolderLock
 from popqorn_train.evaluation.provenance import fingerprint
 from tests import subjects
 from tests.problems import predicted
@@ -31,7 +33,7 @@ def certify(folder, *options, model="net", data="pair", p="2"):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "certify"
-    assert certify(folder, "--attack", "--fragile", "2", "--classes", "cat,<b>dog</b>") == 0
+    assert certify(folder, "--attack", "--fragile", "2", "--classes", "cat,<b>dog</b>,c") == 0
     return folder
 
 
@@ -51,7 +53,7 @@ def test_rows_are_those_of_certified_radius(done):
 
 def test_files_and_settings_say_what_was_certified(done):
     names = {path.name for path in done.iterdir()}
-    assert {"report.html", "curves.png", "radii.png", "classes.png", "rows.png"} <= names
+    assert {"report.html", "curves.svg", "radii.svg", "classes.svg", "rows.svg"} <= names
     assert not [name for name in names if name.endswith(".new")]
     found = read_certification(done)
     assert found.weights == fingerprint(subjects.net())
@@ -164,10 +166,48 @@ def test_without_matplotlib_everything_but_the_pictures_is_there(tmp_path, capsy
     assert certify(tmp_path, "--samples", "4", "--fragile", "1") == 0
     assert "no pictures. Figures need matplotlib" in capsys.readouterr().err
     assert "Pictures need matplotlib" in (tmp_path / "report.html").read_text()
-    assert not list(tmp_path.glob("*.png"))
+    assert not list(tmp_path.glob("*.svg"))
+
+
+def test_a_full_disk_names_the_folder_and_leaves_no_half_written_report(
+    tmp_path, capsys, monkeypatch
+):
+    def full(file):
+        if file.name.endswith("report.html.new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("popqorn_train.evaluation.folder.flushed", full)
+    assert certify(tmp_path / "a", "--samples", "4", "--fragile", "0") == 1
+    said = capsys.readouterr().err
+    assert f"no space is left on the disk of {tmp_path / 'a'}" in said
+    assert "--resume" in said
+    assert not list((tmp_path / "a").glob("report*"))
+    monkeypatch.undo()
+    assert certify(tmp_path / "a", "--samples", "4", "--fragile", "0", "--resume") == 0
+    assert (tmp_path / "a" / "report.html").is_file()
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path, capsys):
+    lock = FolderLock(tmp_path / "a")
+    assert certify(tmp_path / "a", "--samples", "4") == 1
+    assert "is in use by another run" in capsys.readouterr().err
+    lock.release()
+    assert certify(tmp_path / "a", "--samples", "4", "--fragile", "0") == 0
+
+
+def test_random_weights_are_said_to_be_those_of_the_class(tmp_path, capsys):
+    assert certify(tmp_path / "a", "--samples", "2", "--fragile", "0", "--method", "ibp") == 0
+    assert "no --checkpoint, so the weights are those that" in capsys.readouterr().err
+
+
+def test_a_summary_fits_80_columns(tmp_path, capsys):
+    options = ["--samples", "4", "--attack", "--fragile", "0", "--method", "ibp"]
+    assert certify(Path(os.path.relpath(tmp_path)), *options) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 REFUSED = {
+    "too few classes": (["--classes", "a,b"], {}, "must name the 3 classes of the model, got 2"),
     "no model": (["--samples", "2"], {"model": "none"}, "`model` must be module:Name"),
     "no data": ([], {"data": "none"}, "`--data` must be module:Name"),
     "data fails": ([], {"data": "broken"}, "KeyError: 'no such file'"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import popqorn_train
 from popqorn_train.cli import main
 from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.operations.tables import supported, supported_table
@@ -50,6 +51,27 @@ def test_the_doctor_says_where_frames_are_not_known_and_takes_their_axis(capsys)
     assert "frames: axis 2 as passed" in out
     assert main([*asked, "--frame-axis", "0"]) == 1
     assert "`frame_axis`" in capsys.readouterr().err
+
+
+def test_a_slip_in_a_command_is_answered_with_what_was_meant(capsys):
+    assert main(["certfy", "m:Net"], {"fit": "train"}) == 2
+    said = capsys.readouterr().err
+    assert "Did you mean certify? Commands: fit, certify" in said
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith(f"popqorn-train {popqorn_train.__version__}, torch ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_sentence(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["certify", "tests.subjects:net", "--data", "a", "--device", "cuda"])
+    said = capsys.readouterr().err
+    assert "argument --device: cuda is not available here" in said
+    assert len(said.splitlines()) == 1
 
 
 BLOCKED = {

@@ -77,6 +77,20 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path, capsys, write, p
     assert "run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_a_checkpoint_of_a_training_loop_is_read(tmp_path, key):
+    source, model = build("gru"), build("gru", seed=1)
+    torch.save({key: source.state_dict(), "epoch": 3}, tmp_path / "a.pt")
+    load_weights(model, tmp_path / "a.pt")
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in source.state_dict().items())
+
+
+def test_a_pickled_module_is_not_run_and_the_right_line_is_named(tmp_path):
+    torch.save(torch.nn.GRU(2, 3), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"weights_only=False\).state_dict\(\), 'weights.pt'"):
+        load_weights(build("gru"), tmp_path / "a.pt")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="`--checkpoint` must be a file"):
         load_weights(build("gru"), tmp_path / "none.pt")

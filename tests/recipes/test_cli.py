@@ -15,6 +15,7 @@ import yaml
 
 from popqorn_train import certified_radius
 from popqorn_train.callbacks import EpsilonSchedule
+from popqorn_train.evaluation.folder import FolderLock
 from popqorn_train.recipes.cli import TRAINING, main
 from popqorn_train.recipes.configurations import configs
 from popqorn_train.recipes.networks import load_net
@@ -141,12 +142,13 @@ def test_a_trial_of_one_batch_reports_nothing(tmp_path):
 
 def test_callbacks_loggers_and_objectives_are_named_shortly(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # logs go into the folder of the run
     more = [
         "--trainer.callbacks+=CertifiedEarlyStopping",
         "--trainer.callbacks.patience=7",
         "--trainer.logger=WandbLogger",
         "--trainer.logger.offline=true",
-        f"--trainer.logger.save_dir={tmp_path}",
         "--model.loss=popqorn_train.objectives.sabr",
         "--model.loss.epsilon=0.02",
         "--model.loss.ratio=0.4",
@@ -196,7 +198,15 @@ REFUSED = {
     "a typo in a loss": (["--model.loss.epsilonn=1"], "epsilonn"),
     "no number": (["--model.loss.epsilon=big"], "Got value: big"),
     "no cell": (["--model.net.cell=gruu"], "Got value: gruu"),
-    "no callback": (["--trainer.callbacks+=Monitr"], "Monitr"),
+    "no callback": (["--trainer.callbacks+=Monitr"], "there is no class 'Monitr'. Known by name"),
+    "a typo in a callback": (
+        ["--trainer.callbacks+=CertifiedEarlyStoping"],
+        "--trainer.callbacks: there is no class 'CertifiedEarlyStoping'. Did you mean "
+        "CertifiedEarlyStopping?",
+    ),
+    "the beginning of an option": (["--trainer.max_epoch=3"], "--trainer.max_epoch=3"),
+    "no checkpoint": (["--ckpt_path=none.ckpt"], "--ckpt_path must be a file, got 'none.ckpt'"),
+    "no checkpoint after a space": (["--ckpt_path", "none.ckpt"], "must be a file"),
     "no data": (["--data=TREC", "--data.path=/nowhere"], "TREC was not found in '/nowhere': put"),
     "too little": (["--data.samples=2"], "`samples` must be at least 5, got 2."),
     "falling": (["--evaluation.epsilons=[0.2, 0.1]"], "`epsilons` must be positive and"),
@@ -212,6 +222,20 @@ def test_what_is_wrong_is_said_and_nothing_runs(tmp_path, capsys, arguments, mes
     assert message in said.err
     assert "Traceback" not in said.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_results_of_another_run_are_not_overwritten(tmp_path, capsys):
+    assert fit(tmp_path, ALONE) == 0
+    before = results(tmp_path)
+    assert fit(tmp_path, ALONE) == 2
+    said = capsys.readouterr().err
+    assert f"--folder {tmp_path} holds the results of an earlier run" in said
+    assert results(tmp_path) == before
+    lock = FolderLock(tmp_path)
+    assert fit(tmp_path, ALONE, f"--ckpt_path={checkpoint(tmp_path)}") == 2
+    assert "is in use by another run" in capsys.readouterr().err
+    lock.release()
+    assert fit(tmp_path, ALONE, f"--ckpt_path={checkpoint(tmp_path)}") == 0
 
 
 def test_python_raises_what_the_command_says():

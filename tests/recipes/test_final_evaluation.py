@@ -112,9 +112,10 @@ def test_results_are_written_with_every_number(net, frames, tmp_path):
     assert {"python", "torch", "pytorch-lightning", "popqorn-train"} <= set(read["versions"])
     assert list(tmp_path.iterdir()) == [path]
     lines = table(models).splitlines()
-    assert len(lines) == 3  # the last one says how certain they are
-    assert lines[0].split()[-1] == "median/nn"
-    assert "83.3" in lines[1]
+    assert lines[-2].split()[0] == "median/nn"
+    assert lines[3].split() == ["clean", "83.3"]
+    assert lines[-1].startswith("95 % confidence intervals (Wilson, 30 samples)")
+    assert max(map(len, lines)) <= 80
 
 
 def test_radii_are_one_line_a_sample(net, frames, tmp_path):
