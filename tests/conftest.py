@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import popqorn_train
+from tests.thinning import LEAST, cover
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,6 +19,21 @@ if find_spec("popqorn_train.callbacks") is None:
     popqorn_train.__path__.append(str(ROOT))
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
+def pytest_collection_modifyitems(items):
+    """Mark as slow what repeats a path of the code; see thinning.py."""
+    tests = defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec") and len(item.callspec.params) > 1:
+            tests[item.path, item.originalname].append(item)
+    for combined in tests.values():
+        rows = [{n: id(v) for n, v in item.callspec.params.items()} for item in combined]
+        if len(rows) >= LEAST and not combined[0].get_closest_marker("every_combination"):
+            kept = set(cover(rows))
+            for at in set(range(len(rows))) - kept:
+                combined[at].add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -121,7 +121,7 @@ def draw_radii_by_class(
     ax.set_yticks(
         range(len(present)), [f"{name} ({n})" for name, n in zip(named, counts, strict=True)]
     )
-    ax.set(xlabel=f"{xlabel} (bar: median of the class)", ylabel="class (samples)", title=title)
+    ax.set(xlabel=f"{xlabel}\nbar: median of the class", ylabel="class (samples)", title=title)
     ax.set_xlim(left=-0.02 * (found.max() or 1.0))
     ax.invert_yaxis()
     finish(ax)
