@@ -21,11 +21,11 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, cell=nn.GRU, dropout=0.2):
         super().__init__()
-        self.rnn = cell(3, 6, 2, batch_first=True, dropout=dropout)
+        self.rnn, self.dropout = cell(3, 6, batch_first=True), dropout
         self.head = nn.Linear(6, 3)
 
     def forward(self, x):
-        return self.head(nn.functional.dropout(self.rnn(x)[0][:, -1], 0.1, self.training))
+        return self.head(nn.functional.dropout(self.rnn(x)[0][:, -1], self.dropout, self.training))
 
     def training_step(self, batch, batch_idx):
         x, y = batch

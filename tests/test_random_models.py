@@ -9,7 +9,7 @@ from popqorn_train import LpBall, bound, certified_radius, certify
 from tests.random_models import RandomModel
 
 METHODS = ("ibp", "crown-ibp", "popqorn")
-QUICK, ALL = 10, 1000
+QUICK, ALL = 4, 1000
 
 
 def check(seed):

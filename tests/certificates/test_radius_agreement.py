@@ -26,10 +26,13 @@ def largest_certified(model, x, y, radius, p, method, **domain):
     return largest
 
 
+SLOW = pytest.param("gru", "popqorn-tight", marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("p", [2, torch.inf])
 @pytest.mark.parametrize(
-    ("cell", "method"), [*itertools.product(CELLS, ["popqorn"]), ("gru", "popqorn-tight")]
+    ("cell", "method"), [*itertools.product(CELLS, ["popqorn"]), ("tanh", "popqorn-tight"), SLOW]
 )
 def test_no_epsilon_of_a_grid_is_certified_above_the_radius(cell, method, p, dtype):
     batch = 4 if method == "popqorn-tight" else 8
@@ -40,7 +43,9 @@ def test_no_epsilon_of_a_grid_is_certified_above_the_radius(cell, method, p, dty
     assert (radius >= (1 - RTOL) * largest_certified(model, x, y, radius, p, method)).all()
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 1.3])
+@pytest.mark.parametrize(
+    "factor", [*[pytest.param(f, marks=pytest.mark.slow) for f in (0.5, 1.0)], 1.3]
+)
 def test_any_start_of_a_tight_search_keeps_the_promise(factor):
     model, x = build("gru", gain=3.0), sequences(3, 3, seed=5)
     y, method = predicted(model, x), "popqorn-tight"
@@ -51,6 +56,7 @@ def test_any_start_of_a_tight_search_keeps_the_promise(factor):
     torch.testing.assert_close(warm, cold.radius, rtol=RTOL, atol=0)
 
 
+@pytest.mark.slow
 def test_a_tight_radius_is_the_same_alone_and_in_a_batch():
     model, x = build("gru", gain=3.0), sequences(3, 3, seed=5)
     y = predicted(model, x)
@@ -132,6 +138,7 @@ def test_monotone_margins_are_not_tried_again_above_the_root():
     assert not Method.monotone
 
 
+@pytest.mark.slow  # minutes for all models: `make bench-targets` prints them
 @pytest.mark.parametrize("epsilon", [0.01])
 def test_of_the_golden_rnn_radii_count_what_certify_proves(golden, epsilon):
     _, model, x, y = lirpa(golden, "rnn_07f_032h")

@@ -161,6 +161,7 @@ def test_proof_estimate_and_attack_stand_beside_one_another_and_are_never_mixed(
     assert "C&W-Ada (attack)" in said
 
 
+@pytest.mark.slow
 def test_the_gallery_draws_small_pictures_that_its_page_shows(tmp_path, data):
     config = digits.Config(epochs=1, hidden=8, attack_steps=1, test_images=8, folder=tmp_path / "d")
     digits.run(config, accelerator="cpu", enable_progress_bar=False)
@@ -184,6 +185,7 @@ def test_the_gallery_draws_small_pictures_that_its_page_shows(tmp_path, data):
         assert f"gallery/{picture.name}" in page
 
 
+@pytest.mark.slow
 def test_objectives_stand_in_one_table_with_what_they_cost(tmp_path, capsys):
     options = ["--config", "generated", "--epochs", "2", "--samples", "4", "--at", ".02", ".05"]
     options += ["--objectives", "ibp", "mtl", "--folder", str(tmp_path)]

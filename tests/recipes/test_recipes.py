@@ -18,7 +18,8 @@ def test_digits_are_split_without_overlap_and_lie_in_the_domain():
     assert (images.min(), images.max()) == (0, 1)
 
 
-@pytest.mark.parametrize("wandb", [pytest.param(None, marks=pytest.mark.slow), "offline"])
+@pytest.mark.slow  # CI runs the command itself
+@pytest.mark.parametrize("wandb", [None, "offline"])
 def test_the_recipe_writes_table_picture_radii_and_checkpoints(
     tmp_path, capsys, wandb, monkeypatch
 ):

@@ -91,6 +91,7 @@ def test_planes_enclose_the_product_on_its_domain(product, policy, dtype, width)
             assert (gap >= -1e-15 * (1 + width + 10 * spread)).all()
 
 
+@pytest.mark.slow
 @products
 def test_intercepts_over_an_octagon_are_exact_up_to_the_allowance(product):
     for width in (0.1, 1.0, 4.0):
