@@ -108,8 +108,10 @@ class CertifiedAccuracy(CertifiedAccuracyCurve):
 class CertifiedRadius(_Base):
     """Mean and quantiles of certified radii; a wrong prediction counts as 0.
 
+    The names are those that the monitor logs, and every value is float64.
+
     Args:
-        quantiles: shares from 0 to 1, each reported as ``p<percent>``.
+        quantiles: shares from 0 to 1, each reported as ``p<percent>``, one half as ``median``.
         **kwargs: see ``torchmetrics.Metric``.
 
     Raises:
@@ -153,7 +155,7 @@ class CertifiedRadius(_Base):
         self.index.append(fresh if index is None else index.long())
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``mean``, ``capped_fraction`` and ``p<percent>`` for every quantile."""
+        """Return ``mean``, ``capped_fraction``, and ``median`` or ``p<percent>`` by quantile."""
         radii, capped, index = (
             dim_zero_cat(part) for part in (self.radii, self.capped, self.index)
         )
@@ -164,7 +166,8 @@ class CertifiedRadius(_Base):
             radii, capped = radii[order][first], capped[order][first]
         values = {"mean": radii.mean(), "capped_fraction": capped.double().mean()}
         for share in self.quantiles:
-            values[f"p{100 * share:g}".replace(".", "p")] = lower_quantile(radii, share)
+            name = "median" if share == 0.5 else f"p{100 * share:g}".replace(".", "p")
+            values[name] = lower_quantile(radii, share)
         return values
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:

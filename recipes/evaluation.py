@@ -27,10 +27,11 @@ class EvaluationSettings:
         low: least value of an input; None where there is none.
         high: greatest value of an input.
         method: bounding method; everything is certified with intervals at least.
-        samples: how many of the test set are certified by ``method``, drawn by the seed 0; the
-            whole set is then certified with intervals besides. None takes them all.
-        undecided_at: with ``samples``, an epsilon up to which ``method`` is tried besides on every
-            sample of the whole set for which intervals are too weak; None leaves that out.
+        samples: how many of the test set are looked at, drawn by the seed 0; None takes them all.
+        method_samples: how many of these are certified by ``method``; all are then certified with
+            intervals as well. None takes them all.
+        undecided_at: with ``method_samples``, an epsilon up to which ``method`` is also tried on
+            every sample for which intervals are too weak; None leaves that out.
         attack_samples: how many of these are attacked; None takes them all.
         attack_steps: gradient steps of a start.
         attack_restarts: starts, the clean input first.
@@ -45,6 +46,7 @@ class EvaluationSettings:
     high: float | None = None
     method: str = "popqorn"
     samples: int | None = None
+    method_samples: int | None = None
     undecided_at: float | None = None
     attack_samples: int | None = None
     attack_steps: int = 40
@@ -54,7 +56,7 @@ class EvaluationSettings:
         rising = [0.0, *self.epsilons]
         if not self.epsilons or any(a >= b for a, b in itertools.pairwise(rising)):
             raise ValueError(f"`epsilons` must be positive and increasing, got {self.epsilons}.")
-        for name in ("samples", "attack_samples"):
+        for name in ("samples", "method_samples", "attack_samples"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1 or null, got {count}.")

@@ -31,21 +31,26 @@ def evaluate(net: nn.Module, loader: Loader, settings: EvaluationSettings) -> li
         settings: see there.
 
     Returns:
-        The evaluation by ``settings.method`` with the attack; before it, where that does not take
-        the whole set, one of the whole set with intervals, and one with intervals and the method
+        The evaluation by ``settings.method`` with the attack; before it, if that takes only a part
+        of the samples, one of all samples with intervals, and one with intervals and the method
         where they leave ``undecided_at`` undecided.
     """
-    count = len(loader.dataset)  # type: ignore[arg-type]
-    found = []
-    drawn: Sequence[int] = range(count)
-    if settings.samples is not None and settings.samples < count:
-        found.append(_certified(net, loader, "ibp", range(count), settings))
+    every = _drawn(range(len(loader.dataset)), settings.samples)  # type: ignore[arg-type]
+    drawn, found = _drawn(every, settings.method_samples), []
+    if len(drawn) < len(every):
+        found.append(_certified(net, loader, "ibp", every, settings))
         if settings.undecided_at is not None:
             found.append(_decided(net, loader, found[0], settings, settings.undecided_at))
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        drawn = order[: settings.samples].tolist()
     strongest = _certified(net, loader, settings.method, drawn, settings)
     return [*found, _attacked(net, loader, strongest, settings)]
+
+
+def _drawn(positions: Sequence[int], count: int | None) -> Sequence[int]:
+    """Some of the positions, drawn by the seed 0; None takes them all, in order."""
+    if count is None or count >= len(positions):
+        return positions
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    return [positions[at] for at in order[:count].tolist()]
 
 
 def seconds_used(device: torch.device) -> float:

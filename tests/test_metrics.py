@@ -39,7 +39,8 @@ def test_quantiles_are_radii_and_capped_values_are_counted():
     metric.update(torch.tensor([0.4, 0.0]), torch.tensor([True, False]))
     metric.update(torch.tensor([0.1, 0.2]))
     values = {name: value.item() for name, value in metric.compute().items()}
-    expected = {"mean": 0.175, "capped_fraction": 0.25, "p0": 0, "p25": 0, "p50": 0.1, "p100": 0.4}
+    quantiles = {"p0": 0, "p25": 0, "median": 0.1, "p100": 0.4}
+    expected = {"mean": 0.175, "capped_fraction": 0.25, **quantiles}
     assert values == pytest.approx(expected)
 
 
@@ -50,7 +51,7 @@ def test_a_sample_that_two_processes_saw_counts_once():
     assert metric.compute()["mean"].item() == pytest.approx((0.1 + 0.2 + 0.3 + 0.5) / 4)
     metric.reset()
     metric.update(torch.tensor([0.1]))
-    assert metric.compute()["p50"].item() == pytest.approx(0.1)
+    assert metric.compute()["median"].item() == pytest.approx(0.1)
 
 
 def test_radii_that_are_not_finite_are_refused():
@@ -100,7 +101,7 @@ def test_two_processes_agree_with_one(tmp_path):
         worker.join(timeout=60)
     for rank in range(2):
         values, accuracies = torch.load(tmp_path / f"{rank}.pt")
-        assert values == pytest.approx({"mean": 0.2, "capped_fraction": 0, "p50": 0.2})
+        assert values == pytest.approx({"mean": 0.2, "capped_fraction": 0, "median": 0.2})
         torch.testing.assert_close(accuracies, torch.tensor([5 / 6, 2 / 6]))
 
 

@@ -82,7 +82,7 @@ def _row(config: Config, name: str) -> dict[str, Any]:
         "standard_epochs": 0,
         "seed_everything": config.seed,
         "evaluation.epsilons": list(config.at),
-        "evaluation.samples": config.samples,
+        "evaluation.method_samples": config.samples,
         "evaluation.undecided_at": "null",
     }
     run_recipe(config.config, [f"--{option}={value}" for option, value in options.items()])

@@ -59,14 +59,14 @@ def test_a_recipe_leaves_results_of_both_models(tmp_path, capsys):
     found = results(tmp_path)
     assert found["schema"] == 1
     assert found["seed"] == 0
-    assert found["config"]["model"]["loss"]["init_args"]["epsilon"] == 0.05
+    assert found["config"]["model"]["loss"]["init_args"]["epsilon"] == 0.2
     assert found["versions"]["torch"] == torch.__version__
     assert set(found["models"]) == {"certified", "standard"}
     for model in found["models"].values():
         assert model["train_seconds"] > 0
         [entry] = model["evaluations"]
         assert entry["samples"] == entry["attacked_samples"] == 24
-        assert entry["epsilons"] == [0.02, 0.05, 0.1]
+        assert entry["epsilons"] == [0.1, 0.15, 0.2]
         shares = zip(entry["certified_accuracy"], entry["pgd_accuracy"], strict=True)
         assert all(proved <= left <= entry["clean_accuracy"] for proved, left in shares)
     rows = list(csv.DictReader((tmp_path / "radii.csv").read_text().splitlines()))

@@ -54,7 +54,7 @@ def test_radii_and_predictions_are_those_of_the_library(net, frames):
 
 def test_a_part_is_drawn_for_the_strong_method_and_the_whole_set_has_intervals(net, frames):
     settings = EvaluationSettings(
-        (0.01, 0.05), method="crown-ibp", samples=12, attack_samples=5, attack_steps=1
+        (0.01, 0.05), method="crown-ibp", method_samples=12, attack_samples=5, attack_steps=1
     )
     whole, part = evaluate(net, frames, settings)
     assert (whole.method, part.method) == ("ibp", "crown-ibp")
@@ -70,7 +70,7 @@ def test_a_part_is_drawn_for_the_strong_method_and_the_whole_set_has_intervals(n
 
 
 def test_what_intervals_leave_undecided_is_tried_by_the_method_up_to_an_epsilon(net, frames):
-    part = {"samples": 12, "attack_samples": 5, "attack_steps": 1}
+    part = {"method_samples": 12, "attack_samples": 5, "attack_steps": 1}
     settings = EvaluationSettings((0.01, 0.1), method="crown-ibp", undecided_at=0.1, **part)
     whole, both, _ = evaluate(net, frames, settings)
     [strong] = evaluate(net, frames, EvaluationSettings((0.01, 0.1), method="crown-ibp"))
@@ -199,3 +199,14 @@ def test_an_objective_and_cross_entropy_train_on_the_same_batches():
     assert torch.allclose(module.training_step(batch, 0), plain)
     module.loss = None
     assert torch.equal(module.training_step(batch, 0), plain)
+
+
+def test_a_limit_of_samples_holds_for_every_row(net, frames):
+    settings = EvaluationSettings(
+        (0.01, 0.1), samples=9, method_samples=4, method="crown-ibp", attack_steps=1
+    )
+    every, strong = evaluate(net, frames, settings)
+    assert (len(every.radii), len(strong.radii)) == (9, 4)
+    assert set(strong.positions.tolist()) < set(every.positions.tolist())
+    [alone] = evaluate(net, frames, EvaluationSettings((0.01,), samples=9, attack_steps=1))
+    assert torch.equal(alone.positions, every.positions)
