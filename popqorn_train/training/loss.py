@@ -30,6 +30,7 @@ from popqorn_train.certificates.margins import (
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.pgd import search
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss_fusion import fused_cross_entropy
 from popqorn_train.training.objective import (
@@ -67,8 +68,8 @@ class CertifiedLoss(Objective):
         p: norm.
         low: least value of an input, or None.
         high: greatest value, or None.
-        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move.
-        features: ``(N,)`` or ``(B, N)`` mask of the features that move.
+        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move, or a list of booleans.
+        features: ``(N,)`` or ``(B, N)`` mask of the features that move, likewise.
         scope: one ball a frame, or one for the sequence.
         method: bounding method; ``"ibp"`` costs least and trains best.
         kappa: weight of the clean term, from 0 to 1.
@@ -90,8 +91,8 @@ class CertifiedLoss(Objective):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         method: str | Method = "ibp",
         kappa: float = 0.0,
@@ -108,7 +109,7 @@ class CertifiedLoss(Objective):
         self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
         self.signal = signal
         self.low, self.high, self.scope = low, high, scope
-        self.frames, self.features = frames, features
+        self.frames, self.features = as_mask("frames", frames), as_mask("features", features)
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self.ball()
 
@@ -235,8 +236,8 @@ class CrownIBPLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         kappa: float = 0.0,
         beta: float = 1.0,

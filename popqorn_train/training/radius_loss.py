@@ -26,6 +26,7 @@ from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.query import Query
 from popqorn_train.certificates.radius import check_search, with_gradient
 from popqorn_train.certificates.search import answer
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
 from popqorn_train.training.objective import Prepared
@@ -63,8 +64,8 @@ class RadiusLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         method: str | Method = "ibp",
         kappa: float = 0.0,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Prepared, check_share
@@ -50,8 +51,8 @@ class SmallBoxLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         kappa: float = 0.0,
         ratio: float = 0.7,
