@@ -7,13 +7,18 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.callbacks.cadence import Cadence, is_last_validation
+from popqorn_train.callbacks.lightning_packages import (
+    Callback,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.set_certifier import Options, SetCertifier
 from popqorn_train.certificates.certificate import Confirm
@@ -25,6 +30,7 @@ from popqorn_train.evaluation.loader import OnError, check_on_error
 from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
 
 
@@ -35,7 +41,9 @@ class CertifiedRadiusMonitor(Callback):
     ``certified_radius_by_class/<label>`` (means), ``certified_accuracy/<epsilon>`` with the dot of
     epsilon written ``p`` (0.05: ``0p05``), and ``certification/*``: what it cost, how many samples
     ended how, and whether the values are ``fresh``. ``certified_accuracy/0`` is the clean accuracy
-    on the same samples. The progress bar shows the median radius as ``cert_r``. wandb and
+    on the same samples. The progress bar shows the median radius as ``cert_r``. Lightning keeps the
+    last value of each key; ``fresh/certified_radius/median`` and so on are there only until the
+    next epoch, for callbacks and schedulers that must not count a value twice. wandb and
     TensorBoard get charts too, and ``certification.jsonl`` in the run's folder keeps every radius.
     Training is not changed: not by one bit.
 
@@ -49,7 +57,9 @@ class CertifiedRadiusMonitor(Callback):
         epsilons: where certified accuracy is logged, increasing, in the units of the input; the
             radii count there what ``certify`` proves, see ``certified_radius``.
         method: bounding method.
-        frames: ``(T,)`` mask of the frames that move; see ``LpBall``, as for the next three.
+        frames: ``(T,)`` mask of the frames that move, or a list of booleans; see ``LpBall``, as for
+            the next four.
+        features: ``(N,)`` mask of the features that move, likewise.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -64,8 +74,8 @@ class CertifiedRadiusMonitor(Callback):
         dataloader: which validation or test loader, where there are several.
         unpack: from a validation batch to ``(inputs, target)``.
         seed: of the draw of samples.
-        on_error: when certification fails, ``"warn"`` lets training go on and gives the samples
-            the status error; ``"raise"`` stops, in every process.
+        on_error: when certification fails in a training that has begun, ``"warn"`` lets it go on
+            and gives the samples the status error; ``"raise"`` stops, in every process.
         folder: where ``certification.jsonl`` is written; None takes the folder of the run.
         name: put before every logged key as ``<name>/``; tells several monitors apart.
 
@@ -74,9 +84,9 @@ class CertifiedRadiusMonitor(Callback):
         fresh: whether the last validation certified, and every sample was answered.
 
     Raises:
-        ValueError, TypeError: an argument out of range; before validation, a loader that
-            shuffles, or a strategy that shards weights; at the first batch, inputs or labels
-            that do not fit.
+        ValueError, TypeError: an argument out of range; before validation, a loader that does
+            not read the same samples every time, or a strategy that shards weights; at the first
+            batch, inputs or labels that do not fit.
         UnsupportedModelError: at the sanity check, a model that cannot be bounded.
     """
 
@@ -89,7 +99,8 @@ class CertifiedRadiusMonitor(Callback):
         max_overhead: float | None = 0.25,
         epsilons: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
         method: str | Method = "popqorn",
-        frames: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
@@ -121,7 +132,8 @@ class CertifiedRadiusMonitor(Callback):
         check_search(rtol, max_radius, confirm)
         check_probes(probes)
         check_on_error(on_error)
-        ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+        masks = {"frames": as_mask("frames", frames), "features": as_mask("features", features)}
+        ball = LpBall(0.0, p, **masks, scope=scope, low=low, high=high)
         points = CertifiedAccuracyCurve(epsilons).epsilons
         question = Examination(
             ball, method_named(method), max_radius, rtol, confirm, attack, points, probes
@@ -208,6 +220,10 @@ class CertifiedRadiusMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._cadence.start(time.monotonic())
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on nothing is fresh."""
+        self._certifier.forget_fresh(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether to certify, and which samples."""

@@ -30,6 +30,7 @@ from popqorn_train.certificates.margins import (
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.pgd import search
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss_fusion import fused_cross_entropy
 from popqorn_train.training.objective import (
@@ -39,6 +40,7 @@ from popqorn_train.training.objective import (
     check_share,
     check_weight,
 )
+from popqorn_train.training.running_statistics import buffers_left_alone
 from popqorn_train.training.state_widths import drowned
 
 
@@ -67,7 +69,8 @@ class CertifiedLoss(Objective):
         p: norm.
         low: least value of an input, or None.
         high: greatest value, or None.
-        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move.
+        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move, or a list of booleans.
+        features: ``(N,)`` or ``(B, N)`` mask of the features that move, likewise.
         scope: one ball a frame, or one for the sequence.
         method: bounding method; ``"ibp"`` costs least and trains best.
         kappa: weight of the clean term, from 0 to 1.
@@ -89,7 +92,8 @@ class CertifiedLoss(Objective):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         method: str | Method = "ibp",
         kappa: float = 0.0,
@@ -105,7 +109,8 @@ class CertifiedLoss(Objective):
             raise ValueError(f"`attack_steps` must be at least 1, got {attack_steps}.")
         self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
         self.signal = signal
-        self.low, self.high, self.frames, self.scope = low, high, frames, scope
+        self.low, self.high, self.scope = low, high, scope
+        self.frames, self.features = as_mask("frames", frames), as_mask("features", features)
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self.ball()
 
@@ -123,10 +128,16 @@ class CertifiedLoss(Objective):
             share * self.epsilon,
             self.p,
             frames=self.frames,
+            features=self.features,
             scope=self.scope,
             low=self.low,
             high=self.high,
         )
+
+    @property
+    def has_clean_term(self) -> bool:
+        """See ``Objective``."""
+        return self.kappa > 0
 
     def terms(self, batch: Prepared) -> LossParts:
         """See ``Objective``."""
@@ -184,7 +195,7 @@ class CertifiedLoss(Objective):
     def _attacked(self, batch: Prepared) -> Tensor:
         """Cross entropy on the logits under attack."""
         moved = self._found(batch, self.ball())
-        with full_precision(batch.model):
+        with full_precision(batch.model), buffers_left_alone(batch.model):
             return cross_entropy(batch.instance.logits(moved), batch.target)
 
     def _found(self, batch: Prepared, ball: LpBall) -> Tensor:
@@ -206,6 +217,7 @@ class CrownIBPLoss(CertifiedLoss):
         low: least value of an input, or None.
         high: greatest value, or None.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
@@ -230,7 +242,8 @@ class CrownIBPLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         kappa: float = 0.0,
         beta: float = 1.0,
@@ -243,6 +256,7 @@ class CrownIBPLoss(CertifiedLoss):
             low=low,
             high=high,
             frames=frames,
+            features=features,
             scope=scope,
             method="crown-ibp",
             kappa=kappa,

@@ -26,6 +26,7 @@ from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.query import Query
 from popqorn_train.certificates.radius import check_search, with_gradient
 from popqorn_train.certificates.search import answer
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
 from popqorn_train.training.objective import Prepared
@@ -44,6 +45,7 @@ class RadiusLoss(CertifiedLoss):
         low: least value of an input, or None.
         high: greatest value, or None.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         method: bounding method.
         kappa: weight of the clean term.
@@ -62,7 +64,8 @@ class RadiusLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         method: str | Method = "ibp",
         kappa: float = 0.0,
@@ -78,12 +81,18 @@ class RadiusLoss(CertifiedLoss):
             low=low,
             high=high,
             frames=frames,
+            features=features,
             scope=scope,
             method=method,
             kappa=kappa,
         )
         self.rtol = rtol
         self._chunks = Chunks()
+
+    @property
+    def has_clean_term(self) -> bool:
+        """See ``Objective``; it is what is left where a radius is 0."""
+        return True
 
     def _worst(self, batch: Prepared) -> Worst:
         error = cross_entropy(batch.logits, batch.target, reduction="none")

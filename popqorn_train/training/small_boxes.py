@@ -15,6 +15,7 @@ from torch import Tensor
 
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Prepared, check_share
@@ -32,6 +33,7 @@ class SmallBoxLoss(CertifiedLoss):
         low: least value of an input, or None.
         high: greatest value, or None.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon, from 0 (an attack alone) to 1 (the
@@ -49,7 +51,8 @@ class SmallBoxLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         kappa: float = 0.0,
         ratio: float = 0.7,
@@ -62,6 +65,7 @@ class SmallBoxLoss(CertifiedLoss):
             low=low,
             high=high,
             frames=frames,
+            features=features,
             scope=scope,
             kappa=kappa,
             attack_steps=attack_steps,
