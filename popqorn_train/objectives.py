@@ -5,7 +5,8 @@ on 8 and on 29 frames, and a vanilla RNN of 128 units on 4 wide frames (``make b
 
 Every function returns an ``Objective``: call it as ``loss(model, inputs, target)``, read its terms
 with ``loss.parts(...)``, and let ``EpsilonSchedule`` ramp it. All take what may move as
-``CertifiedLoss`` does: ``epsilon``, ``p``, ``low``, ``high``, ``frames`` and ``scope``.
+``CertifiedLoss`` does: ``epsilon``, ``p``, ``low``, ``high``, ``frames``, ``features`` and
+``scope``.
 """
 
 import math
@@ -34,6 +35,7 @@ def pgd(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
     attack_steps: int = 5,
@@ -51,6 +53,7 @@ def pgd(
         low: least value of an input.
         high: greatest value of an input.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         attack_steps: gradient steps of the attack.
@@ -64,6 +67,7 @@ def pgd(
         low=low,
         high=high,
         frames=frames,
+        features=features,
         scope=scope,
         kappa=kappa,
         alpha=0.0,
@@ -78,6 +82,7 @@ def ibp(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
     signal: float = 0.0,
@@ -92,6 +97,7 @@ def ibp(
         low: least value of an input.
         high: greatest value of an input.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
@@ -106,6 +112,7 @@ def ibp(
         low=low,
         high=high,
         frames=frames,
+        features=features,
         scope=scope,
         kappa=kappa,
         method="ibp",
@@ -120,6 +127,7 @@ def crown_ibp(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
     beta: float = 1.0,
@@ -139,6 +147,7 @@ def crown_ibp(
         low: least value of an input.
         high: greatest value of an input.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
@@ -155,6 +164,7 @@ def crown_ibp(
         low=low,
         high=high,
         frames=frames,
+        features=features,
         scope=scope,
         kappa=kappa,
         beta=beta,
@@ -170,6 +180,7 @@ def mtl(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
     alpha: float = 0.5,
@@ -186,6 +197,7 @@ def mtl(
         low: least value of an input.
         high: greatest value of an input.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         alpha: weight of the bound against the attack.
@@ -202,6 +214,7 @@ def mtl(
         low=low,
         high=high,
         frames=frames,
+        features=features,
         scope=scope,
         kappa=kappa,
         alpha=alpha,
@@ -217,6 +230,7 @@ def sabr(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
     ratio: float = 0.7,
@@ -236,6 +250,7 @@ def sabr(
         low: least value of an input.
         high: greatest value of an input.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon (the paper's lambda).
@@ -251,6 +266,7 @@ def sabr(
         low=low,
         high=high,
         frames=frames,
+        features=features,
         scope=scope,
         kappa=kappa,
         ratio=ratio,
@@ -266,6 +282,7 @@ def popqorn(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
 ) -> CertifiedLoss:
@@ -279,6 +296,7 @@ def popqorn(
         low: least value of an input.
         high: greatest value of an input.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
 
@@ -286,7 +304,15 @@ def popqorn(
         Ko et al., "POPQORN", ICML 2019.
     """
     return CertifiedLoss(
-        epsilon, p, low=low, high=high, frames=frames, scope=scope, kappa=kappa, method="popqorn"
+        epsilon,
+        p,
+        low=low,
+        high=high,
+        frames=frames,
+        features=features,
+        scope=scope,
+        kappa=kappa,
+        method="popqorn",
     )
 
 
@@ -297,6 +323,7 @@ def radius(
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     kappa: float = 0.0,
     method: str | Method = "ibp",
@@ -312,6 +339,7 @@ def radius(
         low: least value of an input.
         high: greatest value of an input.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         method: bounding method.
@@ -326,6 +354,7 @@ def radius(
         low=low,
         high=high,
         frames=frames,
+        features=features,
         scope=scope,
         kappa=kappa,
         method=method,

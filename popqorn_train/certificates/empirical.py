@@ -126,6 +126,7 @@ def empirical_radius(
     *,
     p: float = math.inf,
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
@@ -142,7 +143,8 @@ def empirical_radius(
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
         p: norm of the ball.
-        frames: see ``LpBall``; so are ``scope``, ``low`` and ``high``.
+        frames: see ``LpBall``; so are ``features``, ``scope``, ``low`` and ``high``.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -163,7 +165,7 @@ def empirical_radius(
     Source:
         Projected gradient descent: Madry et al., ICLR 2018.
     """
-    ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+    ball = LpBall(0.0, p, frames=frames, features=features, scope=scope, low=low, high=high)
     return search_empirical(
         model,
         inputs,

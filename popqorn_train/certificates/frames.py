@@ -32,6 +32,7 @@ def frame_radii(
     *,
     p: float = math.inf,
     method: str | Method = "popqorn",
+    features: Tensor | None = None,
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
     max_radius: float | None = None,
@@ -53,6 +54,7 @@ def frame_radii(
         target: ``(B,)`` integer labels.
         p: norm of the ball.
         method: see ``certified_radius``, as for all that follow.
+        features: mask of the features that move, see ``LpBall``.
         low: least value of an input.
         high: greatest value of an input.
         max_radius: largest radius tried.
@@ -71,7 +73,8 @@ def frame_radii(
     check_search(rtol, max_radius, confirm)
     check_probes(probes)
     layer, chunks = bound(model), Chunks(max_bytes)
-    ball, method = LpBall(0.0, p, low=low, high=high), method_named(method)
+    ball = LpBall(0.0, p, features=features, low=low, high=high)
+    method = method_named(method)
     with torch.no_grad(), undisturbed(layer.model):
         query = make_query(
             layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks

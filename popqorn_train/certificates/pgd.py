@@ -51,7 +51,7 @@ def sizes(region: Region) -> Tensor:
 
 def steepest(gradient: Tensor, region: Region) -> Tensor:
     """The step of p-norm 1 along which a linear function with this gradient falls fastest."""
-    g = _blocks(gradient * region.moved[..., None], region)
+    g = _blocks(gradient * region.coordinates, region)
     top = g.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
     q = dual_exponent(region.p)
     if q == torch.inf:  # p = 1: all weight on the largest entry
@@ -64,7 +64,7 @@ def steepest(gradient: Tensor, region: Region) -> Tensor:
 
 def shrunk(change: Tensor, region: Region) -> Tensor:
     """Shrink a change into the ball, then cut it to the domain; cutting only shortens it."""
-    flat = _blocks(change * region.moved[..., None], region)
+    flat = _blocks(change * region.coordinates, region)
     size = torch.linalg.vector_norm(flat, region.p, dim=-1, keepdim=True)
     share = sizes(region)[..., None] / torch.maximum(size, torch.full_like(size, 1e-30))
     change = (flat * share.clamp(max=1)).view_as(change)

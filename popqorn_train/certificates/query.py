@@ -147,6 +147,6 @@ def largest_tried(instance: Instance, ball: LpBall, max_radius: float | None) ->
 
 def _norms(x: Tensor, region: Region) -> Tensor:
     """Greatest p-norm of a moved frame, or of the moved sequence, ``(B,)``."""
-    x = (x * region.moved[..., None]).double()
+    x = (x * region.coordinates).double()
     x = x.flatten(1)[:, None] if region.scope == "sequence" else x
     return torch.linalg.vector_norm(x, region.p, dim=-1).amax(1)

@@ -126,6 +126,7 @@ def certified_radius(
     p: float = math.inf,
     method: str | Method = "popqorn",
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
@@ -154,7 +155,8 @@ def certified_radius(
         target: ``(B,)`` integer labels.
         p: norm of the ball.
         method: a name, see methods.py, or an object.
-        frames: see ``LpBall``; so are ``scope``, ``low`` and ``high``.
+        frames: see ``LpBall``; so are ``features``, ``scope``, ``low`` and ``high``.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -186,7 +188,7 @@ def certified_radius(
     Source:
         Ko et al., "POPQORN", ICML 2019, algorithm 1, with a root finder for its bisection.
     """
-    ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+    ball = LpBall(0.0, p, frames=frames, features=features, scope=scope, low=low, high=high)
     layer = bound(model)
     method = method_named(method, TRAINING if differentiable else METHODS)
     found = search_radius(

@@ -123,6 +123,7 @@ def certify_loader(
     p: float = math.inf,
     method: str | Method = "popqorn",
     frames: Tensor | None = None,
+    features: Tensor | None = None,
     scope: Scope = "frame",
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
@@ -152,6 +153,7 @@ def certify_loader(
             ``confirm``. With a ``ball`` only ``method`` and ``confirm`` matter.
         method: bounding method.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -183,7 +185,7 @@ def certify_loader(
     check_search(rtol, max_radius, confirm, epsilons)
     check_probes(probes)
     _check_loader(loader, samples, seconds)
-    described = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+    described = LpBall(0.0, p, frames=frames, features=features, scope=scope, low=low, high=high)
     question: Examination | AtBall
     if ball is None:
         question = Examination(
@@ -241,10 +243,11 @@ def _check_ball(ball: LpBall, described: LpBall, *, attack: bool) -> None:
     if not isinstance(ball, LpBall):
         raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
     other = described.p != math.inf or described.scope != "frame" or attack
-    if other or any(edge is not None for edge in (described.frames, described.low, described.high)):
+    parts = (described.frames, described.features, described.low, described.high)
+    if other or any(part is not None for part in parts):
         raise ValueError(
-            "`ball` says what may move: pass p, frames, scope, low and high to LpBall, and leave "
-            "out `attack`, which searches radii."
+            "`ball` says what may move: pass p, frames, features, scope, low and high to LpBall, "
+            "and leave out `attack`, which searches radii."
         )
     if isinstance(ball.epsilon, Tensor) and ball.epsilon.ndim > 0:
         raise ValueError("`ball` must have one epsilon for all batches, a float.")

@@ -143,11 +143,12 @@ class Examination:
     def settings(self) -> dict[str, Any]:
         """Everything that a radius depends on but the model, as plain values."""
         ball = self.ball
-        edges = {"low": ball.low, "high": ball.high, "frames": ball.frames}
+        edges = {"low": ball.low, "high": ball.high}
+        masks = {"frames": ball.frames, "features": ball.features}
         return {
             "p": str(ball.p),
             "scope": ball.scope,
-            **{name: _plain(edge) for name, edge in edges.items()},
+            **{name: _plain(edge) for name, edge in (edges | masks).items()},
             "method": name_of(self.method),
             "max_radius": _plain(self.max_radius),
             "rtol": _plain(self.rtol),

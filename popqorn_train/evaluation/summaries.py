@@ -34,8 +34,9 @@ def unit(settings: dict[str, Any]) -> str:
     clipped = "" if low is None and high is None else f", inputs in [{ends[0]}, {ends[1]}]"
     whole = settings.get("scope") == "sequence"
     moves = "one ball for the sequence" if whole else "a ball for every frame"
-    if settings.get("frames") is not None:
-        moves += " (chosen frames move)"
+    chosen = [name for name in ("frames", "features") if settings.get(name) is not None]
+    if chosen:
+        moves += f" (chosen {' and '.join(chosen)} move)"
     return f"l_{float(settings['p']):g}, {moves}{clipped}"
 
 

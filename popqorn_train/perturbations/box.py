@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popqorn_train.perturbations.lp_ball import (
-    LpBall,
+from popqorn_train.perturbations.arguments import (
     check_order,
     cut,
     edge_of_frames,
@@ -18,6 +17,7 @@ from popqorn_train.perturbations.lp_ball import (
     room,
     shown,
 )
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region
 
 

@@ -5,11 +5,19 @@ B: batch, T: frames, N: features of a frame.
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from popqorn_train.perturbations.arguments import (
+    check_mask,
+    check_order,
+    cut,
+    edge_of_frames,
+    numbers,
+    placed_mask,
+    room,
+)
 from popqorn_train.perturbations.region import Region, Scope
 
 
@@ -30,6 +38,8 @@ class LpBall:
             ``"sequence"``: one ball around the whole sequence.
         low: least value an input can have, a float or broadcastable to ``(B, T, N)``.
         high: greatest value, likewise.
+        features: ``(N,)`` or ``(B, N)`` boolean mask of the features that move in those frames;
+            None moves all. The others stay, whatever they are: other units, categories.
 
     Raises:
         ValueError: a value out of range, at construction.
@@ -45,6 +55,7 @@ class LpBall:
     scope: Scope = "frame"
     low: float | Tensor | None = None
     high: float | Tensor | None = None
+    features: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.p, int | float) or not self.p >= 1:
@@ -52,7 +63,8 @@ class LpBall:
         if self.scope not in ("frame", "sequence"):
             raise ValueError(f"`scope` must be 'frame' or 'sequence', got {self.scope!r}.")
         self._check_epsilon()
-        self._check_mask()
+        check_mask("frames", self.frames, "T")
+        check_mask("features", self.features, "N")
         self._check_domain()
 
     def _check_epsilon(self) -> None:
@@ -66,21 +78,6 @@ class LpBall:
             raise ValueError(
                 "`epsilon` of shape (B, T) needs scope='frame'; "
                 "one ball around the sequence has one epsilon a sample, (B,)."
-            )
-
-    def _check_mask(self) -> None:
-        if self.frames is None:
-            return
-        if not isinstance(self.frames, Tensor):
-            kind = type(self.frames).__name__
-            raise TypeError(f"`frames` must be a boolean tensor, (T,) or (B, T), got {kind}.")
-        if self.frames.dtype != torch.bool or self.frames.ndim not in (1, 2):
-            found = f"{self.frames.dtype} of shape {tuple(self.frames.shape)}"
-            raise ValueError(f"`frames` must be a boolean (T,) or (B, T) mask, got {found}.")
-        if not self.frames.any(-1).all():
-            raise ValueError(
-                "`frames` moves nothing in at least one sample; mark a frame, "
-                "or leave that sample out."
             )
 
     def _check_domain(self) -> None:
@@ -101,7 +98,8 @@ class LpBall:
         apart = self.scope == "frame" and self.p < math.inf
         per_frame = isinstance(self.epsilon, Tensor) and self.epsilon.ndim == 2
         edges = edge_of_frames(self.low) or edge_of_frames(self.high)
-        return apart or per_frame or edges or self.frames is not None
+        masked = self.frames is not None or self.features is not None
+        return apart or per_frame or edges or masked
 
     def around(
         self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
@@ -117,17 +115,23 @@ class LpBall:
         Raises:
             ValueError: shapes that do not fit, or an input outside ``[low, high]``.
         """
-        batch, time, _ = center.shape
-        moved = self._moved(batch, time, center.device)
+        batch, time, width = center.shape
+        moved, features = self._moving(batch, time, width, center.device)
         epsilon = self._per_frame_epsilon(batch, time, center) * moved
         down = up = epsilon[..., None].expand_as(center)
+        if features is not None:
+            down = up = down * features
+            scale = features.to(center) if scale is None else scale * features
+        moving = None
+        if self.frames is not None or features is not None:
+            moving = moved[..., None] if features is None else moved[..., None] & features
         if self.low is not None:
-            down = torch.minimum(down, room("low", center, self.low))
+            down = torch.minimum(down, room("low", center, self.low, moving))
         if self.high is not None:
-            up = torch.minimum(up, room("high", center, self.high))
+            up = torch.minimum(up, room("high", center, self.high, moving))
         clipped = self.low is not None or self.high is not None
         value = center if value is None else value
-        return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, clipped)
+        return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, clipped, features)
 
     def pick(self, chosen: Tensor, batch: int) -> "LpBall":
         """The ball of some samples of a batch."""
@@ -136,17 +140,21 @@ class LpBall:
             self,
             epsilon=cut(self.epsilon, chosen, batch, 1),
             frames=cut(self.frames, chosen, batch, 2),
+            features=cut(self.features, chosen, batch, 2),
             low=cut(self.low, chosen, batch, 3),
             high=cut(self.high, chosen, batch, 3),
         )
 
-    def _moved(self, batch: int, time: int, device: torch.device) -> Tensor:
-        if self.frames is None:
-            return torch.ones(batch, time, dtype=torch.bool, device=device)
-        if self.frames.shape not in ((time,), (batch, time)):
-            shape = tuple(self.frames.shape)
-            raise ValueError(f"`frames` must be ({time},) or ({batch}, {time}), got {shape}.")
-        return self.frames.to(device).expand(batch, time)
+    def _moving(
+        self, batch: int, time: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """The frames that move, ``(B, T)``, and the features that do, ``(B, 1, N)`` if not all."""
+        moved = torch.ones(batch, time, dtype=torch.bool, device=device)
+        if self.frames is not None:
+            moved = placed_mask("frames", self.frames, batch, time, device)
+        if self.features is None:
+            return moved, None
+        return moved, placed_mask("features", self.features, batch, width, device)[:, None]
 
     def _per_frame_epsilon(self, batch: int, time: int, center: Tensor) -> Tensor:
         epsilon = torch.as_tensor(self.epsilon, dtype=center.dtype, device=center.device)
@@ -156,72 +164,3 @@ class LpBall:
                 f"`epsilon` must be a float, ({batch},) or ({batch}, {time}), got shape {shape}."
             )
         return (epsilon if epsilon.ndim != 1 else epsilon[:, None]).expand(batch, time)
-
-
-def cut(value: Any, chosen: Tensor, batch: int, samples_at: int) -> Any:
-    """The part of some samples; ``samples_at`` axes mean that the first one is the batch."""
-    whole = isinstance(value, Tensor) and value.ndim >= samples_at and len(value) == batch
-    return value[chosen.to(value.device)] if whole else value
-
-
-def edge_of_frames(edge: float | Tensor | None) -> bool:
-    """Whether an end of the domain differs from frame to frame, or between features."""
-    return isinstance(edge, Tensor) and any(size > 1 for size in edge.shape[-2:])
-
-
-def check_order(edges: dict[str, Tensor]) -> None:
-    """Refuse a lower end above the upper one."""
-    (low, lower), (high, upper) = edges.items()
-    try:
-        ordered = bool((lower <= upper).all())
-    except RuntimeError as error:
-        shapes = [tuple(edge.shape) for edge in edges.values()]
-        raise ValueError(f"`{low}` and `{high}` must fit together, got {shapes}.") from error
-    if not ordered:
-        raise ValueError(
-            f"`{low}` must not exceed `{high}`, got {low}={shown(lower)} and {high}={shown(upper)}."
-        )
-
-
-def numbers(name: str, value: Any) -> Tensor:
-    """An argument as float64.
-
-    Raises:
-        TypeError: not real numbers.
-    """
-    real = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool
-    if not (real or (isinstance(value, int | float) and not isinstance(value, bool))):
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"`{name}` must be a float or a tensor of real numbers, got {kind}.")
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-def room(name: str, center: Tensor, edge: float | Tensor) -> Tensor:
-    """How far every input can move towards an edge of the domain.
-
-    An input on its edge may lie beyond it by the rounding of its own precision.
-    """
-    bound = torch.as_tensor(edge, dtype=center.dtype, device=center.device)
-    try:
-        bound.expand_as(center)
-    except RuntimeError as error:
-        raise ValueError(
-            f"`{name}` must be a float or fit {tuple(center.shape)}, got {tuple(bound.shape)}."
-        ) from error
-    room = center - bound if name.startswith("low") else bound - center
-    if room.amin() >= 0:
-        return room
-    if (room + 1e-6 * (1 + bound.abs()) < 0).any():
-        ends = "[low, high]" if name in ("low", "high") else "[lower, upper]"
-        raise ValueError(
-            f"`inputs` must lie inside {ends}; with {name}={shown(bound)} the input "
-            f"is outside by up to {-room.min().item():.3g}. Scale the inputs, or widen "
-            f"`{name}`."
-        )
-    return room.clamp(min=0)
-
-
-def shown(edge: Tensor) -> str:
-    """An end of the domain, for a message."""
-    alike = bool((edge == edge.flatten()[0]).all())
-    return f"{edge.flatten()[0].item():g}" if alike else f"a tensor of shape {tuple(edge.shape)}"

@@ -59,6 +59,8 @@ class Region:
         p: norm.
         scope: one ball a frame, or one for the sequence.
         clipped: whether ``down`` and ``up`` are cut by a domain.
+        features: ``(B, 1, N)`` boolean, those that move; their ``scale`` is 0 where they stay.
+            None moves all.
     """
 
     value: Tensor
@@ -70,13 +72,21 @@ class Region:
     p: float
     scope: Scope
     clipped: bool
+    features: Tensor | None = None
+
+    @property
+    def coordinates(self) -> Tensor:
+        """Which coordinates move, boolean and broadcastable to ``(B, T, N)``."""
+        moved = self.moved[..., None]
+        return moved if self.features is None else moved & self.features
 
     def frame(self, t: int) -> "Region":
         """One frame alone, as a sequence of one."""
         scale = None if self.scale is None else self.scale.expand(self.value.shape)[:, t : t + 1]
         parts = (self.value, self.epsilon, self.moved, self.down, self.up)
         value, epsilon, moved, down, up = (part[:, t : t + 1] for part in parts)
-        return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, self.clipped)
+        rest = self.p, self.scope, self.clipped, self.features
+        return Region(value, scale, epsilon, moved, down, up, *rest)
 
     def _middle(self) -> Tensor:
         """From value to the centre of the coordinate box, ``(B, T, N)``."""

@@ -68,6 +68,7 @@ class CertifiedLoss(Objective):
         low: least value of an input, or None.
         high: greatest value, or None.
         frames: ``(T,)`` or ``(B, T)`` mask of the frames that move.
+        features: ``(N,)`` or ``(B, N)`` mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         method: bounding method; ``"ibp"`` costs least and trains best.
         kappa: weight of the clean term, from 0 to 1.
@@ -90,6 +91,7 @@ class CertifiedLoss(Objective):
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
         frames: Tensor | None = None,
+        features: Tensor | None = None,
         scope: Scope = "frame",
         method: str | Method = "ibp",
         kappa: float = 0.0,
@@ -105,7 +107,8 @@ class CertifiedLoss(Objective):
             raise ValueError(f"`attack_steps` must be at least 1, got {attack_steps}.")
         self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
         self.signal = signal
-        self.low, self.high, self.frames, self.scope = low, high, frames, scope
+        self.low, self.high, self.scope = low, high, scope
+        self.frames, self.features = frames, features
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self.ball()
 
@@ -123,6 +126,7 @@ class CertifiedLoss(Objective):
             share * self.epsilon,
             self.p,
             frames=self.frames,
+            features=self.features,
             scope=self.scope,
             low=self.low,
             high=self.high,
@@ -206,6 +210,7 @@ class CrownIBPLoss(CertifiedLoss):
         low: least value of an input, or None.
         high: greatest value, or None.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
@@ -231,6 +236,7 @@ class CrownIBPLoss(CertifiedLoss):
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
         frames: Tensor | None = None,
+        features: Tensor | None = None,
         scope: Scope = "frame",
         kappa: float = 0.0,
         beta: float = 1.0,
@@ -243,6 +249,7 @@ class CrownIBPLoss(CertifiedLoss):
             low=low,
             high=high,
             frames=frames,
+            features=features,
             scope=scope,
             method="crown-ibp",
             kappa=kappa,

@@ -44,6 +44,7 @@ class RadiusLoss(CertifiedLoss):
         low: least value of an input, or None.
         high: greatest value, or None.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         method: bounding method.
         kappa: weight of the clean term.
@@ -63,6 +64,7 @@ class RadiusLoss(CertifiedLoss):
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
         frames: Tensor | None = None,
+        features: Tensor | None = None,
         scope: Scope = "frame",
         method: str | Method = "ibp",
         kappa: float = 0.0,
@@ -78,6 +80,7 @@ class RadiusLoss(CertifiedLoss):
             low=low,
             high=high,
             frames=frames,
+            features=features,
             scope=scope,
             method=method,
             kappa=kappa,

@@ -32,6 +32,7 @@ class SmallBoxLoss(CertifiedLoss):
         low: least value of an input, or None.
         high: greatest value, or None.
         frames: mask of the frames that move.
+        features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon, from 0 (an attack alone) to 1 (the
@@ -50,6 +51,7 @@ class SmallBoxLoss(CertifiedLoss):
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
         frames: Tensor | None = None,
+        features: Tensor | None = None,
         scope: Scope = "frame",
         kappa: float = 0.0,
         ratio: float = 0.7,
@@ -62,6 +64,7 @@ class SmallBoxLoss(CertifiedLoss):
             low=low,
             high=high,
             frames=frames,
+            features=features,
             scope=scope,
             kappa=kappa,
             attack_steps=attack_steps,

@@ -1,0 +1,125 @@
+"""Arguments of perturbations: checked, cut to some samples, and put around an input.
+
+B: batch, T: frames, N: features of a frame.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_mask(name: str, mask: Any, axis: str) -> None:
+    """Refuse what is no mask ``(axis,)`` or ``(B, axis)`` that moves something in every sample.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: of another kind or shape, or one that moves nothing.
+    """
+    if mask is None:
+        return
+    shapes = f"({axis},) or (B, {axis})"
+    if not isinstance(mask, Tensor):
+        kind = type(mask).__name__
+        raise TypeError(f"`{name}` must be a boolean tensor, {shapes}, got {kind}.")
+    if mask.dtype != torch.bool or mask.ndim not in (1, 2):
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ValueError(f"`{name}` must be a boolean {shapes} mask, got {found}.")
+    if not mask.any(-1).all():
+        one = name.removesuffix("s")
+        raise ValueError(
+            f"`{name}` moves nothing in at least one sample; mark a {one}, "
+            "or leave that sample out."
+        )
+
+
+def placed_mask(name: str, mask: Tensor, batch: int, size: int, device: torch.device) -> Tensor:
+    """A mask ``(size,)`` or ``(B, size)`` for every sample, ``(B, size)``.
+
+    Raises:
+        ValueError: of another shape.
+    """
+    if mask.shape not in ((size,), (batch, size)):
+        shape = tuple(mask.shape)
+        raise ValueError(f"`{name}` must be ({size},) or ({batch}, {size}), got {shape}.")
+    return mask.to(device).expand(batch, size)
+
+
+def cut(value: Any, chosen: Tensor, batch: int, samples_at: int) -> Any:
+    """The part of some samples; ``samples_at`` axes mean that the first one is the batch."""
+    whole = isinstance(value, Tensor) and value.ndim >= samples_at and len(value) == batch
+    return value[chosen.to(value.device)] if whole else value
+
+
+def edge_of_frames(edge: float | Tensor | None) -> bool:
+    """Whether an end of the domain differs from frame to frame, or between features."""
+    return isinstance(edge, Tensor) and any(size > 1 for size in edge.shape[-2:])
+
+
+def check_order(edges: dict[str, Tensor]) -> None:
+    """Refuse a lower end above the upper one."""
+    (low, lower), (high, upper) = edges.items()
+    try:
+        ordered = bool((lower <= upper).all())
+    except RuntimeError as error:
+        shapes = [tuple(edge.shape) for edge in edges.values()]
+        raise ValueError(f"`{low}` and `{high}` must fit together, got {shapes}.") from error
+    if not ordered:
+        raise ValueError(
+            f"`{low}` must not exceed `{high}`, got {low}={shown(lower)} and {high}={shown(upper)}."
+        )
+
+
+def numbers(name: str, value: Any) -> Tensor:
+    """An argument as float64.
+
+    Raises:
+        TypeError: not real numbers.
+    """
+    real = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool
+    if not (real or (isinstance(value, int | float) and not isinstance(value, bool))):
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"`{name}` must be a float or a tensor of real numbers, got {kind}.")
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def room(name: str, center: Tensor, edge: float | Tensor, moving: Tensor | None = None) -> Tensor:
+    """How far every input can move towards an edge of the domain.
+
+    An input on its edge may lie beyond it by the rounding of its own precision, and one that does
+    not move anywhere.
+
+    Args:
+        name: of the edge.
+        center: ``(B, T, N)`` inputs.
+        edge: of the domain.
+        moving: ``(B, T, N)`` inputs that move; None means all.
+
+    Raises:
+        ValueError: an edge that does not fit, or an input that moves and lies beyond it.
+    """
+    bound = torch.as_tensor(edge, dtype=center.dtype, device=center.device)
+    try:
+        bound.expand_as(center)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`{name}` must be a float or fit {tuple(center.shape)}, got {tuple(bound.shape)}."
+        ) from error
+    room = center - bound if name.startswith("low") else bound - center
+    room = room if moving is None else torch.where(moving, room, 0)
+    if room.amin() >= 0:
+        return room
+    if (room + 1e-6 * (1 + bound.abs()) < 0).any():
+        ends = "[low, high]" if name in ("low", "high") else "[lower, upper]"
+        raise ValueError(
+            f"`inputs` must lie inside {ends}; with {name}={shown(bound)} the input "
+            f"is outside by up to {-room.min().item():.3g}. Scale the inputs, or widen "
+            f"`{name}`."
+        )
+    return room.clamp(min=0)
+
+
+def shown(edge: Tensor) -> str:
+    """An end of the domain, for a message."""
+    alike = bool((edge == edge.flatten()[0]).all())
+    return f"{edge.flatten()[0].item():g}" if alike else f"a tensor of shape {tuple(edge.shape)}"
