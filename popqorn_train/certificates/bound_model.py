@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from popqorn_train.certificates.bad_samples import Screened, faults, screened
 from popqorn_train.certificates.fidelity import check_logits
 from popqorn_train.certificates.inputs import (
     Inputs,
@@ -21,7 +22,13 @@ from popqorn_train.certificates.inputs import (
 )
 from popqorn_train.certificates.instance import Instance, prepared
 from popqorn_train.certificates.isolation import hold_of, undisturbed
-from popqorn_train.certificates.traces import Known, remember, remembered
+from popqorn_train.certificates.traces import (
+    Known,
+    last_run,
+    remember,
+    remember_run,
+    remembered,
+)
 from popqorn_train.certificates.whole_batch import (
     check_apart,
     check_numbers,
@@ -92,7 +99,24 @@ class BoundModel(nn.Module):
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
         with undisturbed(self.model):
-            return self._known(named_inputs(self.model, inputs)).batch_axis
+            return self._known(self._screened(named_inputs(self.model, inputs)).finite).batch_axis
+
+    def errors(self, inputs: Inputs) -> dict[int, str]:
+        """Samples that cannot be asked about, and what is wrong with each.
+
+        They hold NaN or infinity in what the model reads, or it returns NaN for them.
+
+        Raises:
+            ValueError, UnsupportedModelError: see ``instance``.
+            BrokenWeightsError: the model returns NaN for all samples, because of its weights.
+        """
+        with undisturbed(self.model):
+            named = named_inputs(self.model, inputs)
+            output, screen = self._output(named), self._screened(named)
+            found = faults(self.model, named, screen, output)
+            if found is None:
+                return {}
+            return found(self._known(screen.finite).batch_axis)
 
     def instance(
         self, inputs: Inputs, dtype: torch.dtype | None = None, *, check: bool = True
@@ -114,7 +138,9 @@ class BoundModel(nn.Module):
         """
         with undisturbed(self.model):
             named = named_inputs(self.model, inputs)
-            found = self._checked(inputs, named) if check else self._known(named)
+            screen = self._screened(named)
+            found = self._checked(inputs, screen.finite) if check else self._known(screen.finite)
+            named = screen.read(named, found.batch_axis)
             return self._instance(named, found, dtype or self._precision())
 
     def run(self, values: Sequence[Any]) -> Any:
@@ -222,8 +248,20 @@ class BoundModel(nn.Module):
             trace = record(self.model, named, found.batch_axis, samples.tolist())
         return plan(trace, self.model, found.batch_axis, *self._asked)
 
+    def _screened(self, named: dict[str, Any]) -> Screened:
+        """The inputs, with 0 for numbers that are not finite."""
+        return screened(named, self.perturb, self._output)
+
     def _output(self, named: dict[str, Any]) -> Any:
         """What the model itself returns."""
+        last = last_run(self.model, hold_of(self.model), named)
+        if last is not None:
+            return last[0]
+        output = self._ran(named)
+        remember_run(self.model, hold_of(self.model), named, output)
+        return output
+
+    def _ran(self, named: dict[str, Any]) -> Any:
         try:
             with torch.no_grad(), nothing_random(self.model):
                 return self.run(list(named.values()))
