@@ -1,5 +1,7 @@
 """Errors that every layer raises, or must let through."""
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -13,6 +15,23 @@ class ContradictionError(UnsupportedModelError):
 
 class MixedSamplesError(UnsupportedModelError):
     """The model lets samples of a batch mix, so that bounds for one of them alone prove nothing."""
+
+
+class BrokenWeightsError(ValueError):
+    """Weights hold NaN or infinity, so that nothing can be said of any sample."""
+
+
+class BadSamplesError(ValueError):
+    """Some samples of a batch cannot be asked about; the others can.
+
+    Args:
+        text: says so.
+        errors: what is wrong with each of them.
+    """
+
+    def __init__(self, text: str, errors: Mapping[int, str]) -> None:
+        super().__init__(text)
+        self.errors = errors
 
 
 def is_out_of_memory(error: BaseException) -> bool:

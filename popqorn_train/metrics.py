@@ -56,7 +56,11 @@ class CertifiedAccuracyCurve(_Base):
         self.add_state(self._counts, zeros, dist_reduce_fx="sum")
 
     def update(self, radii: Tensor) -> None:
-        """Add the certified radii ``(B,)`` of a batch; 0 where the prediction is wrong."""
+        """Add the certified radii ``(B,)`` of a batch; 0 where the prediction is wrong.
+
+        NaN, of a sample that cannot be asked about, is left out.
+        """
+        radii = radii[~radii.isnan()]
         epsilons = torch.tensor(self.epsilons, dtype=torch.float64, device=radii.device)
         certified = count_certified(radii, epsilons)
         counts = torch.cat([certified, certified.new_tensor([len(radii)])])
@@ -138,14 +142,18 @@ class CertifiedRadius(_Base):
         """Add a batch.
 
         Args:
-            radii: ``(B,)`` certified, finite.
+            radii: ``(B,)`` certified, finite; NaN, of a sample that cannot be asked about, is left
+                out.
             capped: ``(B,)`` whether each is the largest that was tried.
             index: ``(B,)`` positions in the data set; a sample that several processes saw counts
                 once. Give it always or never.
 
         Raises:
-            ValueError: a radius that is not finite.
+            ValueError: a radius that is infinite.
         """
+        answered = ~radii.isnan()
+        capped, index = (None if part is None else part[answered] for part in (capped, index))
+        radii = radii[answered]
         if not radii.isfinite().all():
             raise ValueError("`radii` must be finite; cap them, and say so with `capped`.")
         known = sum(len(part) for part in self.radii)
@@ -191,11 +199,13 @@ class RobustnessGap(_Base):
         self.add_state("gap_sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, certified: Tensor, empirical: Tensor) -> None:
-        """Add the certified and the empirical radii of a batch, ``(B,)`` each.
+        """Add the certified and the empirical radii of a batch, ``(B,)`` each; NaN is left out.
 
         Raises:
             ValueError: an empirical radius below the certified one, which one of them gets wrong.
         """
+        answered = ~(certified.isnan() | empirical.isnan())
+        certified, empirical = certified[answered], empirical[answered]
         below = empirical < certified
         if below.any():
             raise ValueError(

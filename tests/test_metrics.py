@@ -15,11 +15,11 @@ from popqorn_train.plots import AccuracyCurve, draw_accuracy_curves
 matplotlib.use("Agg")
 
 
-def test_batches_add_up_and_zero_or_nan_counts_nowhere():
+def test_batches_add_up_zero_counts_nowhere_and_nan_is_left_out():
     metric = CertifiedAccuracyCurve((0.1, 0.2))
     metric.update(torch.tensor([0.1, 0.3, 0.0]))
     metric.update(torch.tensor([0.15, torch.nan]))
-    torch.testing.assert_close(metric.compute(), torch.tensor([3 / 5, 1 / 5]))
+    torch.testing.assert_close(metric.compute(), torch.tensor([3 / 4, 1 / 4]))
     metric.reset()
     metric.update(torch.zeros(2))
     assert metric.compute().tolist() == [0.0, 0.0]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from popqorn_train.certificates.bad_samples import Screened, faults, screened
 from popqorn_train.certificates.fidelity import check_logits
 from popqorn_train.certificates.inputs import (
     Inputs,
@@ -22,7 +23,13 @@ from popqorn_train.certificates.inputs import (
 )
 from popqorn_train.certificates.instance import Instance, prepared
 from popqorn_train.certificates.isolation import hold_of, undisturbed
-from popqorn_train.certificates.traces import Known, remember, remembered
+from popqorn_train.certificates.traces import (
+    Known,
+    last_run,
+    remember,
+    remember_run,
+    remembered,
+)
 from popqorn_train.certificates.whole_batch import (
     check_apart,
     check_numbers,
@@ -93,7 +100,24 @@ class BoundModel(nn.Module):
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
         with undisturbed(self.model):
-            return self._known(named_inputs(self.model, inputs)).batch_axis
+            return self._known(self._screened(named_inputs(self.model, inputs)).finite).batch_axis
+
+    def errors(self, inputs: Inputs) -> dict[int, str]:
+        """Samples that cannot be asked about, and what is wrong with each.
+
+        They hold NaN or infinity in what the model reads, or it returns NaN for them.
+
+        Raises:
+            ValueError, UnsupportedModelError: see ``instance``.
+            BrokenWeightsError: the model returns NaN for all samples, because of its weights.
+        """
+        with undisturbed(self.model):
+            named = named_inputs(self.model, inputs)
+            output, screen = self._output(named), self._screened(named)
+            found = faults(self.model, named, screen, output)
+            if found is None:
+                return {}
+            return found(self._known(screen.finite).batch_axis)
 
     def instance(
         self, inputs: Inputs, dtype: torch.dtype | None = None, *, check: bool = True
@@ -115,10 +139,17 @@ class BoundModel(nn.Module):
         """
         with undisturbed(self.model):
             named, dtype = named_inputs(self.model, inputs), dtype or self._precision()
+            screen = self._screened(named)
             if not check:
                 with contextlib.suppress(MixedSamplesError):  # other sizes than were traced
-                    return self._instance(named, self._known(named), dtype)
-            return self._instance(named, self._checked(inputs, named), dtype)
+                    return self._read(named, screen, self._known(screen.finite), dtype)
+            return self._read(named, screen, self._checked(inputs, screen.finite), dtype)
+
+    def _read(
+        self, named: dict[str, Any], screen: Screened, found: Plan, dtype: torch.dtype
+    ) -> Instance:
+        """The batch as a plan reads it."""
+        return self._instance(screen.read(named, found.batch_axis), found, dtype)
 
     def run(self, values: Sequence[Any]) -> Any:
         """What the model itself returns, as it is; call it inside ``undisturbed``."""
@@ -225,8 +256,20 @@ class BoundModel(nn.Module):
             trace = record(self.model, named, found.batch_axis, samples.tolist())
         return plan(trace, self.model, found.batch_axis, *self._asked)
 
+    def _screened(self, named: dict[str, Any]) -> Screened:
+        """The inputs, with 0 for numbers that are not finite."""
+        return screened(named, self.perturb, self._output)
+
     def _output(self, named: dict[str, Any]) -> Any:
         """What the model itself returns."""
+        last = last_run(self.model, hold_of(self.model), named)
+        if last is not None:
+            return last[0]
+        output = self._ran(named)
+        remember_run(self.model, hold_of(self.model), named, output)
+        return output
+
+    def _ran(self, named: dict[str, Any]) -> Any:
         try:
             with torch.no_grad(), nothing_random(self.model):
                 return self.run(list(named.values()))

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.methods import Method
-from popqorn_train.certificates.bound_model import bound
+from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm, certify
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.kept import kept_of
+from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.probes import PROBES
 from popqorn_train.perturbations.substitutions import Substitutions
+
+_NO_ANSWER = -1
 
 
 def certified_budget(
@@ -40,22 +44,41 @@ def certified_budget(
 
     Returns:
         ``(B,)`` whole numbers up to the number of frames; 0 where not even one substitution is
-        proved, or the clean prediction is wrong.
+        proved, or the clean prediction is wrong, -1 for a sample that cannot be asked about.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certify`` and ``Substitutions``.
     """
     layer = bound(model)
+    options: dict[str, Any] = {"method": method, "confirm": confirm, "probes": probes}
     with undisturbed(layer.model):
-        frames = layer.instance(inputs).center.shape[1]
-        proved = torch.zeros(len(target), dtype=torch.long, device=target.device)
-        refused = torch.full_like(proved, frames + 1)
-        asked = proved + 1  # most sentences fail at once or hold for long
-        options: dict[str, Any] = {"method": method, "confirm": confirm, "probes": probes}
-        while bool((refused - proved > 1).any()):
-            words = Substitutions(candidates, asked)
-            found = certify(layer, inputs, target, words, **options).certified
-            proved = torch.where(found, torch.maximum(proved, asked), proved)
-            refused = torch.where(found, refused, torch.minimum(refused, asked))
-            asked = torch.where(refused - proved > 1, (proved + refused) // 2, proved)
+        kept = kept_of(layer, inputs)
+        if kept is None:
+            return _budget(layer, inputs, target, candidates, options)
+        kept.warn()
+        check_target(target, kept.size, kept.classes)
+        if not len(kept.chosen):
+            return torch.full_like(target, _NO_ANSWER, dtype=torch.long)
+        some = kept.inputs, kept.some(target), kept.some(candidates)
+        return kept.spread(_budget(layer, *some, options), _NO_ANSWER)
+
+
+def _budget(
+    layer: BoundModel,
+    inputs: Inputs,
+    target: Tensor,
+    candidates: Mapping[int, Sequence[int]] | Tensor,
+    options: dict[str, Any],
+) -> Tensor:
+    """``certified_budget`` of samples all of which can be asked about."""
+    frames = layer.instance(inputs).center.shape[1]
+    proved = torch.zeros(len(target), dtype=torch.long, device=target.device)
+    refused = torch.full_like(proved, frames + 1)
+    asked = proved + 1  # most sentences fail at once or hold for long
+    while bool((refused - proved > 1).any()):
+        words = Substitutions(candidates, asked)
+        found = certify(layer, inputs, target, words, **options).certified
+        proved = torch.where(found, torch.maximum(proved, asked), proved)
+        refused = torch.where(found, refused, torch.minimum(refused, asked))
+        asked = torch.where(refused - proved > 1, (proved + refused) // 2, proved)
     return proved

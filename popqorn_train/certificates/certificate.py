@@ -3,6 +3,8 @@
 B: batch, C: classes.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,9 +15,11 @@ from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.kept import kept_of
 from popqorn_train.certificates.margins import check_target, chunked_margins, least, proved
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
+from popqorn_train.certificates.unread import fitted
 from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
@@ -38,12 +42,15 @@ class Certificate(NamedTuple):
             the network over the real numbers up to the rounding of that precision; tested
             against, but not proved for, the deployed kernel. ``", not probed"`` follows where
             ``probes=0`` was asked for.
+        errors: samples that cannot be asked about (NaN or infinity in what the model reads, or a
+            NaN logit), and what is wrong with each; their margins are NaN.
     """
 
     margins: Tensor
     margin: Tensor
     certified: Tensor
     numerics: str
+    errors: Mapping[int, str] = MappingProxyType({})
 
 
 def logit_bounds(
@@ -65,7 +72,7 @@ def logit_bounds(
 
     Returns:
         ``Bounds(lower, upper)``, ``(B, C)`` each, in the precision of the weights (at least
-        float32).
+        float32); NaN for samples that cannot be asked about, of which a warning tells.
 
     Raises:
         ValueError, TypeError: see ``LpBall``, ``Box``, ``BoundModel.instance``, ``method_named``.
@@ -75,15 +82,33 @@ def logit_bounds(
     method = method_named(method)
     layer = bound(model)
     with undisturbed(layer.model):
-        instance = layer.instance(inputs)
-        output = instance.graph(ball)
-        unit = torch.eye(output.shape[0], dtype=instance.value.dtype, device=instance.value.device)
-        rows = torch.cat([unit, -unit])[None]
-        bounds, found = method.bounded(output, rows)
-        lower, negative = bounds.chunk(2, dim=1)
-        probe = Probes(layer, instance, None, probes)
-        probe.nodes(torch.arange(len(lower)), output, found)
-        probe.certificate(ball, Claim(lower=lower.detach(), upper=-negative.detach()))
+        kept = kept_of(layer, inputs)
+        if kept is None:
+            return _bounded(layer, inputs, ball, method, probes)
+        kept.warn()
+        if not len(kept.chosen):
+            empty = layer.instance(inputs).value.new_full((kept.size, kept.classes), torch.nan)
+            return Bounds(empty, empty)
+        part = _bounded(layer, kept.inputs, kept.ball(ball), method, probes)
+        return Bounds(*map(kept.spread, part))
+
+
+def _bounded(
+    layer: BoundModel,
+    inputs: Inputs,
+    ball: Perturbation | Substitutions,
+    method: Method,
+    probes: int,
+) -> Bounds:
+    instance = fitted(layer.instance(inputs), ball)
+    output = instance.graph(ball)
+    unit = torch.eye(output.shape[0], dtype=instance.value.dtype, device=instance.value.device)
+    rows = torch.cat([unit, -unit])[None]
+    bounds, found = method.bounded(output, rows)
+    lower, negative = bounds.chunk(2, dim=1)
+    probe = Probes(layer, instance, None, probes)
+    probe.nodes(torch.arange(len(lower)), output, found)
+    probe.certificate(ball, Claim(lower=lower.detach(), upper=-negative.detach()))
     return Bounds(lower, -negative)
 
 
@@ -125,28 +150,55 @@ def certify(
     """
     check_confirm(confirm)
     check_probes(probes)
-    method, chunks = method_named(method), Chunks(max_bytes)
-    layer = bound(model)
+    layer, method, chunks = bound(model), method_named(method), Chunks(max_bytes)
     with torch.no_grad(), undisturbed(layer.model):
-        instance = layer.instance(inputs)
-        if confirm == "float64" and instance.value.device.type == "cpu":
-            # There, float64 alone costs less than float32 and a confirmation.
-            instance = layer.instance(inputs, torch.float64)
-        check_target(target, len(instance.center), instance.plan.classes)
-        target = target.to(instance.center.device)
-        instance.placed(ball)
-        probe = Probes(layer, instance, target, probes)
-        every = torch.arange(len(target), device=target.device)
-        margins = chunked_margins(instance, target, ball, method, chunks, every, probe.nodes)
-        if confirm == "float64" and instance.value.dtype != torch.float64:
-            # Margins that are or may be certified are replaced by float64 ones.
-            chosen = proved(least(margins) + _NEAR).nonzero()[:, 0]
-            margins = margins.double()
-            if len(chosen):
-                instance = layer.instance(inputs, torch.float64)
-                margins[chosen] = chunked_margins(instance, target, ball, method, chunks, chosen)
+        kept = kept_of(layer, inputs)
+        if kept is None:
+            return _certified(layer, inputs, target, ball, method, confirm, chunks, probes)
+        check_target(target, kept.size, kept.classes)
+        if not len(kept.chosen):
+            margins = layer.instance(inputs).value.new_full((kept.size, kept.classes), torch.nan)
+            numerics = _numerics(margins.dtype, layer)
+        else:
+            some = kept.inputs, kept.some(target), kept.ball(ball)
+            part = _certified(layer, *some, method, confirm, chunks, probes)
+            margins, numerics = kept.spread(part.margins), part.numerics
         margin = least(margins)
-        probe.certificate(ball, Claim(proved(margin), margins))
+        return Certificate(margins, margin, proved(margin), numerics, kept.errors)
+
+
+def _certified(
+    layer: BoundModel,
+    inputs: Inputs,
+    target: Tensor,
+    ball: Perturbation | Substitutions,
+    method: Method,
+    confirm: Confirm,
+    chunks: Chunks,
+    probes: int,
+) -> Certificate:
+    """``certify`` for samples all of which can be asked about."""
+    instance = layer.instance(inputs)
+    if confirm == "float64" and instance.value.device.type == "cpu":
+        # There, float64 alone costs less than float32 and a confirmation.
+        instance = layer.instance(inputs, torch.float64)
+    instance = fitted(instance, ball)
+    check_target(target, len(instance.center), instance.plan.classes)
+    target = target.to(instance.center.device)
+    instance.placed(ball)
+    probe = Probes(layer, instance, target, probes)
+    every = torch.arange(len(target), device=target.device)
+    margins = chunked_margins(instance, target, ball, method, chunks, every, probe.nodes)
+    if confirm == "float64" and instance.value.dtype != torch.float64:
+        # Margins that are or may be certified are replaced by float64 ones.
+        chosen = proved(least(margins) + _NEAR).nonzero()[:, 0]
+        margins = margins.double()
+        if len(chosen):
+            exact = layer.instance(inputs, torch.float64)
+            instance = exact._replace(free=instance.free)
+            margins[chosen] = chunked_margins(instance, target, ball, method, chunks, chosen)
+    margin = least(margins)
+    probe.certificate(ball, Claim(proved(margin), margins))
     numerics = _numerics(margins.dtype, layer) + ("" if probes else ", not probed")
     return Certificate(margins, margin, proved(margin), numerics)
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import method_named
-from popqorn_train.certificates.bound_model import bound
+from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.kept import kept_of
+from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.pgd import margin_of, search
 from popqorn_train.certificates.query import largest_tried, make_query
 from popqorn_train.certificates.radius import check_search
@@ -52,39 +54,48 @@ def search_empirical(
     if steps < 1 or restarts < 1:
         raise ValueError(f"`steps` and `restarts` must be at least 1, got {steps}, {restarts}.")
     layer, ball = bound(model), replace(ball, epsilon=0.0)
+    descent = {"steps": steps, "restarts": restarts, "seed": seed}
     with torch.no_grad(), undisturbed(layer.model):
-        query = make_query(
-            layer,
-            inputs,
-            target,
-            against=None,
-            ball=ball,
-            method=method_named("ibp"),
-            chunks=Chunks(),
-        )
-        target, exact = query.target, layer.instance(inputs, torch.float64)
-        clean, fall = query.clean()
-        cap = largest_tried(query.instance, ball, max_radius)
-        broke = torch.where(clean > 0, torch.inf, 0.0).to(cap)
-        held = torch.zeros_like(cap)
-        size = torch.minimum(1.5 * clean / fall.clamp(min=1e-12), cap)
-        for _ in range(_ROUNDS):
-            todo = ((broke > held * (1 + rtol)) & (held < cap)).nonzero()[:, 0]
-            if not len(todo):
-                break
-            tried = replace(ball.pick(todo, len(target)), epsilon=size[todo])
-            found = search(
-                query.instance.pick(todo),
-                target[todo],
-                tried,
-                steps=steps,
-                restarts=restarts,
-                seed=seed,
-            )
-            length = _drawn_back(exact.pick(todo), target[todo], tried, found.moved)
-            held[todo] = torch.where(length.isfinite(), held[todo], size[todo])
-            broke[todo] = torch.minimum(broke[todo], length)
-            size = _next_size(held, broke, cap)
+        kept = kept_of(layer, inputs)
+        if kept is None:
+            return _attacked(layer, inputs, target, ball, max_radius, rtol, descent)
+        kept.warn()
+        check_target(target, kept.size, kept.classes)
+        if not len(kept.chosen):
+            return torch.full((kept.size,), torch.nan, dtype=torch.float64)
+        some = kept.inputs, kept.some(target), kept.ball(ball)
+        return kept.spread(_attacked(layer, *some, max_radius, rtol, descent))
+
+
+def _attacked(
+    layer: BoundModel,
+    inputs: Inputs,
+    target: Tensor,
+    ball: LpBall,
+    max_radius: float | None,
+    rtol: float,
+    descent: dict[str, int],
+) -> Tensor:
+    """``search_empirical`` for samples all of which can be asked about."""
+    method, chunks = method_named("ibp"), Chunks()
+    query = make_query(layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks)
+    target, exact = query.target, layer.instance(inputs, torch.float64)
+    exact = exact._replace(free=query.instance.free)
+    clean, fall = query.clean()
+    cap = largest_tried(query.instance, ball, max_radius)
+    broke = torch.where(clean > 0, torch.inf, 0.0).to(cap)
+    held = torch.zeros_like(cap)
+    size = torch.minimum(1.5 * clean / fall.clamp(min=1e-12), cap)
+    for _ in range(_ROUNDS):
+        todo = ((broke > held * (1 + rtol)) & (held < cap)).nonzero()[:, 0]
+        if not len(todo):
+            break
+        tried = replace(ball.pick(todo, len(target)), epsilon=size[todo])
+        found = search(query.instance.pick(todo), target[todo], tried, **descent)
+        length = _drawn_back(exact.pick(todo), target[todo], tried, found.moved)
+        held[todo] = torch.where(length.isfinite(), held[todo], size[todo])
+        broke[todo] = torch.minimum(broke[todo], length)
+        size = _next_size(held, broke, cap)
     return broke
 
 
@@ -96,7 +107,7 @@ def _next_size(held: Tensor, broke: Tensor, cap: Tensor) -> Tensor:
 
 def _drawn_back(instance: Instance, target: Tensor, ball: LpBall, moved: Tensor) -> Tensor:
     """Size of the smallest change on the way to each point that breaks, ``(B,)``; inf if none."""
-    region = ball.around(instance.center)
+    region = instance.in_own_units(ball)
     change = moved.to(instance.center) - instance.center
     change = torch.minimum(torch.maximum(change, -region.down), region.up)
 
@@ -156,7 +167,7 @@ def empirical_radius(
 
     Returns:
         ``(B,)`` float64 in the units of the input; 0 where the clean prediction is wrong, ``inf``
-        where no attack succeeded.
+        where no attack succeeded, NaN for a sample that cannot be asked about.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``, and for ``steps`` or

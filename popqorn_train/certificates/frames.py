@@ -5,19 +5,22 @@ B: batch, T: frames.
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
-from popqorn_train.certificates.bound_model import bound
+from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.kept import kept_of
+from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
-from popqorn_train.certificates.query import make_query
+from popqorn_train.certificates.query import largest_alone, make_query
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.certificates.search import answer, in_float64, witnessed
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -45,8 +48,8 @@ def frame_radii(
 
     Small radii show the frames, words or rows that the decision hangs on. Neighbouring frames are
     bounded in one batch. Up to the first of them the recurrent layer that reads the input is run
-    as it is: nothing is bounded there, and its state is exact. A frame that the logits do not
-    depend on (padding, for one) has the largest radius tried.
+    as it is: nothing is bounded there, and its state is exact. A frame that is never read (padding,
+    for one) has the largest radius tried for its sample, whatever stands in it.
 
     Args:
         model: a classifier, or ``bound(model)``.
@@ -65,33 +68,60 @@ def frame_radii(
 
     Returns:
         ``(B, T)`` in the units of the input, frames as in ``LpBall``; 0 where the clean prediction
-        is wrong.
+        is wrong, NaN for a sample that cannot be asked about, of which a warning tells.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
     """
     check_search(rtol, max_radius, confirm)
     check_probes(probes)
-    layer, chunks = bound(model), Chunks(max_bytes)
+    layer = bound(model)
     ball = LpBall(0.0, p, features=features, low=low, high=high)
-    method = method_named(method)
+    options = _Options(method_named(method), max_radius, rtol, confirm, max_bytes, probes)
     with torch.no_grad(), undisturbed(layer.model):
-        query = make_query(
-            layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
-        )
-        query.instance.check_frames()
-        twin = in_float64(query, layer, inputs) if confirm == "float64" else None
-        batch, time, _ = query.instance.center.shape
-        together, radii = -(-_ROWS // batch), []
-        for first in range(0, time, together):
-            block = (first, min(first + together, time))
-            alone = None if twin is None else twin.frames_alone(*block)
-            one = query.frames_alone(*block)
-            last = one if alone is None else alone
-            probe = Probes(layer, last.instance, last.target, probes)
-            one, alone = witnessed(one, alone, probe.nodes)
-            found = answer(one, alone, max_radius=max_radius, rtol=rtol)
-            size = replace(last.ball, epsilon=found.radius.double())
-            probe.certificate(size, Claim(found.radius > 0))
-            radii.append(found.radius.view(batch, -1))
+        kept = kept_of(layer, inputs)
+        if kept is None:
+            return _by_frame(layer, inputs, target, ball, options)
+        kept.warn()
+        check_target(target, kept.size, kept.classes)
+        if not len(kept.chosen):
+            return layer.instance(inputs).value.new_full((kept.size, kept.frames), math.nan)
+        some = kept.inputs, kept.some(target), kept.ball(ball)
+        return kept.spread(_by_frame(layer, *some, options))
+
+
+class _Options(NamedTuple):
+    """Arguments of ``frame_radii`` that hold for every sample."""
+
+    method: Method
+    max_radius: float | None
+    rtol: float
+    confirm: Confirm
+    max_bytes: int | None
+    probes: int
+
+
+def _by_frame(
+    layer: BoundModel, inputs: Inputs, target: Tensor, ball: LpBall, options: _Options
+) -> Tensor:
+    """``frame_radii`` of samples all of which can be asked about."""
+    chunks, method = Chunks(options.max_bytes), options.method
+    query = make_query(layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks)
+    query.instance.check_frames()
+    twin = in_float64(query, layer, inputs) if options.confirm == "float64" else None
+    caps = largest_alone(query, options.max_radius)
+    batch, time = caps.shape
+    together, radii = -(-_ROWS // batch), []
+    for first in range(0, time, together):
+        block = (first, min(first + together, time))
+        alone = None if twin is None else twin.frames_alone(*block)
+        one = query.frames_alone(*block)
+        last = one if alone is None else alone
+        probe = Probes(layer, last.instance, last.target, options.probes)
+        one, alone = witnessed(one, alone, probe.nodes)
+        cap = caps[:, slice(*block)].flatten()
+        found = answer(one, alone, max_radius=cap, rtol=options.rtol)
+        size = replace(last.ball, epsilon=found.radius.double())
+        probe.certificate(size, Claim(found.radius > 0))
+        radii.append(found.radius.view(batch, -1))
     return torch.cat(radii, 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -28,6 +29,12 @@ def named_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         ValueError, TypeError: what no model of this kind can read.
     """
     values = as_tuple(inputs)
+    if any(isinstance(value, PackedSequence) for value in (inputs, *values)):
+        raise TypeError(
+            "`inputs` must not be packed, got a PackedSequence. Pass the padded tensor and its "
+            "lengths, and pack them in forward with pack_padded_sequence(x, lengths.cpu(), "
+            "batch_first=True, enforce_sorted=False)."
+        )
     names = _arguments(type(model).forward)
     names = names + [f"argument_{index}" for index in range(len(names), len(values))]
     named = dict(zip(names, values, strict=False))

@@ -47,6 +47,7 @@ class Instance(NamedTuple):
         value: ``(B, T, N)`` what the network reads there.
         scale: ``(B, T, N)`` from the one to the other, or None.
         order: ``(T, N)`` where the entries of each frame lie in a sample, see ``Frames``.
+        free: ``(B, T)`` frames that are never read, which no domain cuts; None where none is.
     """
 
     lifter: Lifter
@@ -55,6 +56,7 @@ class Instance(NamedTuple):
     value: Tensor
     scale: Tensor | None
     order: Tensor | None
+    free: Tensor | None = None
 
     def pick(self, chosen: Tensor) -> "Instance":
         """Some samples of the batch."""
@@ -63,13 +65,15 @@ class Instance(NamedTuple):
             center=self.center[chosen],
             value=self.value[chosen],
             scale=None if self.scale is None else self.scale[chosen],
+            free=None if self.free is None else self.free[chosen],
         )
 
     def to(self, dtype: torch.dtype) -> "Instance":
         """The same batch, computed in another precision from the user's own inputs on."""
         if dtype == self.value.dtype:
             return self
-        return prepared(self.lifter.to(dtype), self.plan).shifted(self.center.to(dtype))
+        twin = prepared(self.lifter.to(dtype), self.plan).shifted(self.center.to(dtype))
+        return twin._replace(free=self.free)
 
     def shifted(self, moved: Tensor) -> "Instance":
         """The same batch around another value ``(B, T, N)`` of what moves, in its own units."""
@@ -90,7 +94,11 @@ class Instance(NamedTuple):
         """``placed`` for what is no substitution."""
         if check_ball(ball).speaks_of_frames:
             self.check_frames()
-        return ball.around(self.center, self.value, self.scale)
+        return ball.around(self.center, self.value, self.scale, self.free)
+
+    def in_own_units(self, ball: Perturbation) -> Region:
+        """``region`` before anything is scaled."""
+        return ball.around(self.center, free=self.free)
 
     def check_frames(self) -> None:
         """Refuse to speak of frames where more than one axis may hold them.

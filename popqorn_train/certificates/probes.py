@@ -142,7 +142,7 @@ class Probes:
             if isinstance(ball, Substitutions):
                 where = look.at_words(ball)
             else:
-                where = look.at_points(ball.around(self._instance.center), self.gradient)
+                where = look.at_points(self._instance.in_own_units(ball), self.gradient)
         if where is not None:
             self._refuse(where)
 

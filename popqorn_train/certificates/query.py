@@ -21,6 +21,7 @@ from popqorn_train.certificates.margins import (
     margins_of,
 )
 from popqorn_train.certificates.pgd import margin_of
+from popqorn_train.certificates.unread import fitted, unread_frames
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, dual_norm
 from popqorn_train.tracing.process_settings import without_cudnn
@@ -96,7 +97,7 @@ class Query:
                 pair = torch.stack([self.target, self.against], 1)
                 margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
             (gradient,) = torch.autograd.grad(margin.sum(), x)
-        region = replace(self.ball, epsilon=1.0).around(self.instance.center)
+        region = self.instance.in_own_units(replace(self.ball, epsilon=1.0))
         free = torch.where(gradient > 0, region.down, region.up) > 0  # not stopped by the domain
         gradient = gradient * free
         if region.scope == "sequence":
@@ -119,7 +120,7 @@ def make_query(
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``search_radius``.
     """
-    instance = layer.instance(inputs)
+    instance = fitted(layer.instance(inputs), ball)
     device = instance.center.device
     instance.placed(ball)
     check_target(target, len(instance.center), instance.plan.classes)
@@ -131,18 +132,35 @@ def make_query(
     return Query(instance, target.long().to(device), against, ball, method, chunks)
 
 
-def largest_tried(instance: Instance, ball: LpBall, max_radius: float | None) -> Tensor:
-    """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs."""
-    size = len(instance.center)
+def largest_tried(instance: Instance, ball: LpBall, max_radius: float | Tensor | None) -> Tensor:
+    """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs.
+
+    Frames that are never read do not count.
+    """
+    center = instance.center
+    if isinstance(max_radius, Tensor):
+        return max_radius
     if max_radius is not None:
-        return instance.center.new_full((size,), max_radius, dtype=torch.float64)
-    region = ball.around(instance.center)
+        return center.new_full((len(center),), max_radius, dtype=torch.float64)
+    region = instance.in_own_units(ball)
     if ball.low is not None and ball.high is not None:
-        low, high = (
-            torch.as_tensor(edge, device=instance.center.device) for edge in (ball.low, ball.high)
-        )
-        return _norms((high - low).to(instance.center).expand_as(instance.center), region)
-    return _UNCLIPPED * _norms(instance.center, region).clamp(min=0.1)
+        low, high = (torch.as_tensor(edge, device=center.device) for edge in (ball.low, ball.high))
+        return _norms((high - low).to(center).expand_as(center), region)
+    read = center.masked_fill(unread_frames(instance)[..., None], 0)
+    return _UNCLIPPED * _norms(read, region).clamp(min=0.1)
+
+
+def largest_alone(query: Query, max_radius: float | None) -> Tensor:
+    """Largest radius tried for every frame alone, ``(B, T)``.
+
+    For one that is never read it is the largest one of its sample.
+    """
+    instance, time = query.instance, query.instance.center.shape[1]
+    unread = unread_frames(instance)
+    still = instance._replace(center=instance.center.masked_fill(unread[..., None], 0))
+    alone = replace(query, instance=still).frames_alone(0, time)
+    caps = largest_tried(alone.instance, alone.ball, max_radius).view(-1, time)
+    return torch.where(unread, caps.amax(1, keepdim=True), caps)
 
 
 def _norms(x: Tensor, region: Region) -> Tensor:

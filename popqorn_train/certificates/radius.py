@@ -9,19 +9,23 @@ B: batch, T: frames.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import METHODS, TRAINING, Method, method_named
-from popqorn_train.certificates.bound_model import bound
+from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm, check_confirm
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.kept import Kept, kept_of
+from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
-from popqorn_train.certificates.query import Query, make_query
+from popqorn_train.certificates.query import make_query
+from popqorn_train.certificates.radius_gradient import differentiable_radius
 from popqorn_train.certificates.search import RadiusSearch, Start, answer, in_float64, witnessed
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
@@ -59,44 +63,80 @@ def search_radius(
         raise TypeError(
             f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}."
         )
-    layer, chunks = bound(model), Chunks(max_bytes)
-    ball, method, lower = replace(ball, epsilon=0.0), method_named(method), None
+    layer, ball, method = bound(model), replace(ball, epsilon=0.0), method_named(method)
+    options = _Options(method, max_radius, rtol, confirm, tuple(epsilons), max_bytes, probes)
     with torch.no_grad(), undisturbed(layer.model):
-        if method.cheaper is not None and start is None:
-            easy = search_radius(
-                layer,
-                inputs,
-                target,
-                ball,
-                method=method.cheaper,
-                max_radius=max_radius,
-                rtol=rtol,
-                confirm=confirm,  # what is proved by it is taken over without another look
-                against=against,
-                max_bytes=max_bytes,
-                probes=0,
-            )
-            start, lower = _BEYOND * easy.radius, easy.radius
-        query = make_query(
-            layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
+        kept = kept_of(layer, inputs)
+        if kept is None:
+            return _searched(layer, inputs, target, ball, options, against, start)
+        check_target(target, kept.size, kept.classes)
+        if not len(kept.chosen):
+            return _unanswered(layer.instance(inputs).value, kept)
+        some = kept.some((target, against, start))
+        part = _searched(layer, kept.inputs, some[0], kept.ball(ball), options, *some[1:])
+        return RadiusSearch(
+            kept.spread(part.radius),
+            kept.spread(part.capped, False),
+            kept.spread(part.correct, False),
+            kept.spread(part.evaluations, 0),
+            kept.spread(part.rate),
+            kept.errors,
         )
-        twin = in_float64(query, layer, inputs) if confirm == "float64" else None
-        last = query if twin is None else twin
-        probe = Probes(layer, last.instance, last.target, probes)
-        query, twin = witnessed(query, twin, probe.nodes)
-        found = answer(
-            query,
-            twin,
-            max_radius=max_radius,
-            rtol=rtol,
-            start=start,
-            lower=lower,
-            epsilons=epsilons,
-        )
-        probe.certificate(
-            replace(ball, epsilon=found.radius.double()),
-            Claim(found.radius > 0, against=query.against),
-        )
+
+
+class _Options(NamedTuple):
+    """Arguments of ``search_radius`` that hold for every sample."""
+
+    method: Method
+    max_radius: float | None
+    rtol: float
+    confirm: Confirm
+    epsilons: tuple[float, ...]
+    max_bytes: int | None
+    probes: int
+
+
+def _unanswered(like: Tensor, kept: Kept) -> RadiusSearch:
+    """Where no sample of a batch can be asked about."""
+    nan = like.new_full((kept.size,), math.nan)
+    no = torch.zeros_like(nan, dtype=torch.bool)
+    return RadiusSearch(nan, no, no, no.long(), nan.double(), kept.errors)
+
+
+def _searched(
+    layer: BoundModel,
+    inputs: Inputs,
+    target: Tensor,
+    ball: LpBall,
+    options: _Options,
+    against: Tensor | None,
+    start: Tensor | Start | None,
+) -> RadiusSearch:
+    """``search_radius`` for samples all of which can be asked about."""
+    method, lower, chunks = options.method, None, Chunks(options.max_bytes)
+    if method.cheaper is not None and start is None:
+        # What is proved by the cheaper method is taken over without another look.
+        cheaper = options._replace(method=method_named(method.cheaper), probes=0, epsilons=())
+        easy = _searched(layer, inputs, target, ball, cheaper, against, None)
+        start, lower = _BEYOND * easy.radius, easy.radius
+    query = make_query(
+        layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
+    )
+    twin = in_float64(query, layer, inputs) if options.confirm == "float64" else None
+    last = query if twin is None else twin
+    probe = Probes(layer, last.instance, last.target, options.probes)
+    query, twin = witnessed(query, twin, probe.nodes)
+    found = answer(
+        query,
+        twin,
+        max_radius=options.max_radius,
+        rtol=options.rtol,
+        start=start,
+        lower=lower,
+        epsilons=options.epsilons,
+    )
+    claim = Claim(found.radius > 0, against=query.against)
+    probe.certificate(replace(ball, epsilon=found.radius.double()), claim)
     return found
 
 
@@ -179,7 +219,8 @@ def certified_radius(
         probes: points at which the model is compared with what was proved, see ``certify``.
 
     Returns:
-        ``(B,)`` in the units of the input; 0 where the clean prediction is wrong.
+        ``(B,)`` in the units of the input; 0 where the clean prediction is wrong, NaN for a sample
+        that cannot be asked about, of which a warning tells.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certify``, and for a ``rtol``,
@@ -191,6 +232,10 @@ def certified_radius(
     ball = LpBall(0.0, p, frames=frames, features=features, scope=scope, low=low, high=high)
     layer = bound(model)
     method = method_named(method, TRAINING if differentiable else METHODS)
+    with undisturbed(layer.model):
+        kept = kept_of(layer, inputs)
+    if kept is not None:
+        kept.warn()
     found = search_radius(
         layer,
         inputs,
@@ -206,31 +251,13 @@ def certified_radius(
         max_bytes=max_bytes,
         probes=probes,
     )
-    if not differentiable:
+    if not differentiable or (kept is not None and not len(kept.chosen)):
         return found.radius
-    with torch.enable_grad(), undisturbed(layer.model):
-        query = make_query(
-            layer,
-            inputs,
-            target,
-            against=against,
-            ball=ball,
-            method=method,
-            chunks=Chunks(max_bytes),
-        )
-        return with_gradient(query, found)
-
-
-def with_gradient(query: Query, found: RadiusSearch) -> Tensor:
-    """The radii, with the gradient of the implicit function margin(radius) = 0."""
-    chosen = ((found.radius > 0) & ~found.capped).nonzero()[:, 0]
-    radius = found.radius.clone()
-    if not len(chosen):
-        return radius
-    epsilon = radius[chosen].requires_grad_()
-    margin = query.margin_with_gradient(chosen, epsilon)
-    (slope,) = torch.autograd.grad(margin.sum(), epsilon, retain_graph=True)
-    falls = (slope < 0) & slope.isfinite()
-    share = torch.where(falls, -1 / slope, torch.zeros_like(slope))
-    # Worth 0: it only carries the gradient.
-    return radius.index_add(0, chosen, share * (margin - margin.detach()))
+    if kept is None:
+        return differentiable_radius(layer, inputs, target, against, ball, method, max_bytes, found)
+    labels, others = kept.some((target, against))
+    part = RadiusSearch(*kept.some(found[:-1]))
+    radii = differentiable_radius(
+        layer, kept.inputs, labels, others, kept.ball(ball), method, max_bytes, part
+    )
+    return kept.spread(radii)

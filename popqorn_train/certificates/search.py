@@ -9,8 +9,9 @@ B: batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,8 @@ class RadiusSearch(NamedTuple):
         correct: ``(B,)`` whether the clean prediction is right.
         evaluations: ``(B,)`` margins computed for each sample, confirmation not counted.
         rate: ``(B,)`` per unit of epsilon, by which margins fall faster and faster; for ``Start``.
+        errors: samples that cannot be asked about (NaN or infinity in what the model reads, or a
+            NaN logit), and what is wrong with each; their radius is NaN.
     """
 
     radius: Tensor
@@ -54,6 +57,7 @@ class RadiusSearch(NamedTuple):
     correct: Tensor
     evaluations: Tensor
     rate: Tensor
+    errors: Mapping[int, str] = MappingProxyType({})
 
     @property
     def start(self) -> Start:
@@ -65,7 +69,8 @@ def in_float64(query: Query, layer: BoundModel, inputs: Inputs) -> Query | None:
     """The same question in float64; None where it is already."""
     if query.instance.value.dtype == torch.float64:
         return None
-    return replace(query, instance=layer.instance(inputs, torch.float64))
+    exact = layer.instance(inputs, torch.float64)
+    return replace(query, instance=exact._replace(free=query.instance.free))
 
 
 def witnessed(query: Query, twin: Query | None, witness: Witness) -> tuple[Query, Query | None]:
@@ -79,7 +84,7 @@ def answer(
     query: Query,
     twin: Query | None,
     *,
-    max_radius: float | None,
+    max_radius: float | Tensor | None,
     rtol: float,
     start: Tensor | Start | None = None,
     lower: Tensor | None = None,
@@ -90,7 +95,7 @@ def answer(
     Args:
         query: what is asked.
         twin: the same in float64.
-        max_radius: see ``certified_radius``, as for ``rtol`` and ``epsilons``.
+        max_radius: see ``certified_radius``, as for ``rtol`` and ``epsilons``; or ``(B,)``.
         rtol: relative precision.
         start: where to begin.
         lower: ``(B,)`` radii known to be proved.
@@ -102,7 +107,7 @@ def answer(
         query, twin = twin, None
     # Rounded up in the precision of the radii, so that a radius reaches what it proves.
     rungs = [_rounded_up(epsilon, dtype) for epsilon in epsilons]
-    if max_radius is not None:
+    if isinstance(max_radius, int | float):
         reached = [r for r, one in zip(rungs, epsilons, strict=True) if one <= max_radius]
         max_radius = max(max_radius, *reached, 0.0)
     clean, fall = query.clean()

@@ -54,6 +54,28 @@ def remember(model: nn.Module, asked: tuple[Any, ...], named: dict[str, Any], kn
         del kept[next(iter(kept))]
 
 
+_runs: "weakref.WeakKeyDictionary[nn.Module, tuple[int, tuple[Any, ...], Any]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def last_run(model: nn.Module, hold: int, named: dict[str, Any]) -> tuple[Any] | None:
+    """What a model returned last, if for these inputs and in this hold."""
+    at, inputs, output = _runs.get(model, (None, (), None))
+    given = tuple(named.values())
+    if at != hold or len(inputs) != len(given):
+        return None
+    pairs = zip(inputs, given, strict=True)
+    same = all((one() if isinstance(one, weakref.ref) else one) is two for one, two in pairs)
+    return (output,) if same else None
+
+
+def remember_run(model: nn.Module, hold: int, named: dict[str, Any], output: Any) -> None:
+    """Keep what a model returned, but not the inputs."""
+    inputs = [weakref.ref(v) if isinstance(v, Tensor) else v for v in named.values()]
+    _runs[model] = (hold, tuple(inputs), output)
+
+
 def _shapes(named: dict[str, Any], axis: int) -> tuple[Any, ...]:
     """Shapes with the size of the batch left out; other arguments as text."""
 

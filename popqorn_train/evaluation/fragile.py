@@ -78,6 +78,7 @@ def examined_frames(
             picked.labels,
             p=ball.p,
             method=question.method,
+            features=ball.features,
             low=ball.low,
             high=ball.high,
             max_radius=question.max_radius,

@@ -16,6 +16,7 @@ from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.probes import PROBES, check_probes
 from popqorn_train.certificates.radius import check_search
+from popqorn_train.errors import BadSamplesError
 from popqorn_train.evaluation.batches import (
     Picked,
     Unpack,
@@ -68,7 +69,7 @@ class _Pass:
                     found += self._ask(picked, progress)
                 self.rows += sorted(found, key=lambda row: row.index)
         except Exception as error:
-            if self._raises(self.rows):
+            if self._raises(self.rows, error):
                 raise
             warnings.warn(
                 f"`loader` could not be read after {len(self.rows)} samples, the rest is missing: "
@@ -77,9 +78,11 @@ class _Pass:
             )
         return self.rows
 
-    def _raises(self, rows: list[SampleRow]) -> bool:
-        """What fails at once would fail everywhere: the model or the settings are wrong."""
-        return self.on_error == "raise" or not any(row.answered for row in rows)
+    def _raises(self, rows: list[SampleRow], error: Exception) -> bool:
+        """What fails at once would fail everywhere, but for samples that are bad themselves."""
+        if self.on_error == "raise":
+            return True
+        return not isinstance(error, BadSamplesError) and not any(row.answered for row in rows)
 
     def _read(self, batch: Any) -> tuple[list[SampleRow], list[Picked]]:
         """Rows of a batch that are known, and what is to be certified."""
@@ -108,7 +111,7 @@ class _Pass:
             return [SampleRow(index, label, Status.NOT_ATTEMPTED) for index, label in samples]
         examiner = Examiner(self.question, self.model)
         rows = examiner.rows(picked)
-        if examiner.failure is not None and self._raises(self.rows + rows):
+        if examiner.failure is not None and self._raises(self.rows + rows, examiner.failure):
             raise examiner.failure
         if self.tell is not None:
             self.tell(rows)
@@ -169,7 +172,8 @@ def certify_loader(
         seconds: after which no further sample is attempted.
         on_error: what to do when samples raise an error after others were certified: ``"warn"``
             gives them the status error, and returns what it has when the loader itself fails;
-            ``"raise"`` raises it.
+            ``"raise"`` raises it. A sample that cannot be asked about (NaN or infinity in what the
+            model reads, or a NaN logit) has the status error by itself, also at first.
         progress: show a bar on a terminal, or log a line every tenth.
         known: rows by position, from an earlier pass over the same data; they are returned as
             they are.

@@ -17,10 +17,16 @@ from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.certificate import Confirm, certify
 from popqorn_train.certificates.empirical import search_empirical
 from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.kept import check_samples
 from popqorn_train.certificates.probes import PROBES
 from popqorn_train.certificates.radius import search_radius
 from popqorn_train.certificates.search import Start
-from popqorn_train.errors import ContradictionError, MixedSamplesError
+from popqorn_train.errors import (
+    BadSamplesError,
+    BrokenWeightsError,
+    ContradictionError,
+    MixedSamplesError,
+)
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.perturbations.lp_ball import LpBall
 
@@ -105,9 +111,11 @@ class Examination:
             start: where to begin, ``(S,)`` each.
 
         Raises:
+            BadSamplesError: samples that cannot be asked about.
             ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
         """
         with undisturbed(model.model):  # one trace for all that is asked
+            check_samples(model, picked.inputs)
             return self._rows(model, picked, start)
 
     def _rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
@@ -179,6 +187,7 @@ class AtBall:
         inputs, labels = picked.inputs, picked.labels
         options: dict[str, Any] = {"method": self.method, "confirm": self.confirm}
         with undisturbed(model.model):  # one trace for both
+            check_samples(model, inputs)
             found = certify(model, inputs, labels, self.ball, probes=self.probes, **options)
             predictions = _predictions(model, inputs)
         columns = (
@@ -245,7 +254,7 @@ class Examiner:
     Attributes:
         question: what is asked.
         model: about which.
-        failure: the newest error.
+        failure: the newest error; one of single samples only where there is no other.
     """
 
     question: "Examination | AtBall"
@@ -262,19 +271,37 @@ class Examiner:
         """
         try:
             return self.question.rows(self.model, picked, start)
-        except (MixedSamplesError, ContradictionError) as error:  # a part of them would hide it
-            self.failure = error
+        except BadSamplesError as error:
+            return self._beside(picked, start, error)
+        except (MixedSamplesError, ContradictionError, BrokenWeightsError) as error:
+            self.failure = error  # a part of them would hide it
             return _failed(picked, error)
         except Exception as error:
             self.failure = error
         if len(picked.labels) == 1 or self._splits == _SPLITS:
             return _failed(picked, self.failure)
         self._splits += 1
-        rows, axis = [], self.model.batch_axis(picked.inputs)
-        for half in torch.arange(len(picked.labels)).chunk(2):
-            begin = None if start is None else Start(*[part[half] for part in start])
-            rows += self.rows(picked.some(half, axis), begin)
-        return rows
+        halves = torch.arange(len(picked.labels)).chunk(2)
+        return [row for half in halves for row in self._part(picked, start, half)]
+
+    def _part(self, picked: Picked, start: Start | None, chosen: Tensor) -> list[SampleRow]:
+        begin = None if start is None else Start(*[part[chosen] for part in start])
+        return self.rows(picked.some(chosen, self.model.batch_axis(picked.inputs)), begin)
+
+    def _beside(
+        self, picked: Picked, start: Start | None, error: BadSamplesError
+    ) -> list[SampleRow]:
+        """Rows of samples that cannot be asked about, and those of the others."""
+        self.failure = self.failure or error
+        rows, left = [], []
+        samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
+        for at, (index, label) in enumerate(samples):
+            if at in error.errors:
+                text = f"sample {index}: {error.errors[at]}"
+                rows.append(SampleRow(index, label, Status.ERROR, error=text))
+            else:
+                left.append(at)
+        return rows + (self._part(picked, start, torch.tensor(left)) if left else [])
 
 
 def _failed(picked: Picked, error: Exception) -> list[SampleRow]:

@@ -10,7 +10,13 @@ from popqorn_train.bounds.affine import Linear, Negative, Sum
 from popqorn_train.bounds.bilinear import Bilinear
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
-from popqorn_train.operations.shapes import affine_of, broadcast, function_of, lifted
+from popqorn_train.operations.shapes import (
+    affine_of,
+    broadcast,
+    function_of,
+    lifted,
+    without_infinity,
+)
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.tracing.steps import IDENTITIES, Step
@@ -21,7 +27,7 @@ from popqorn_train.tracing.tracer import called_name
 def _add(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     if isinstance(x, Node) and isinstance(y, Node):
         return _sum(lifter, step, x, y, **kwargs)
-    return lifted(lifter, step, function_of(step), (x, y), kwargs)
+    return lifted(lifter, step, function_of(step), without_infinity((x, y), lifter), kwargs)
 
 
 def _sum(lifter: Lifter, step: Step, x: Node, y: Node, *, sign: int = 1, alpha: Any = 1) -> Node:
@@ -36,7 +42,7 @@ def _sum(lifter: Lifter, step: Step, x: Node, y: Node, *, sign: int = 1, alpha: 
 def _subtract(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     if isinstance(x, Node) and isinstance(y, Node):
         return _sum(lifter, step, x, y, sign=-1, **kwargs)
-    return lifted(lifter, step, torch.sub, (x, y), kwargs)
+    return lifted(lifter, step, torch.sub, without_infinity((x, y), lifter), kwargs)
 
 
 @operation("rsub")

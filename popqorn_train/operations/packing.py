@@ -9,6 +9,7 @@ from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.concatenation import Select, Stack, frames
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.shapes import without_infinity
 from popqorn_train.tracing.packed import Packed, Padded, frames_left
 from popqorn_train.tracing.steps import Step
 
@@ -51,7 +52,7 @@ def _pad(
     blank = Constant(
         torch.full(
             (lifter.batch, *padded.shape[1:]),
-            padding_value,
+            without_infinity(padding_value, lifter),
             dtype=lifter.dtype,
             device=lifter.device,
         )

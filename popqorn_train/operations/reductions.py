@@ -11,7 +11,7 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.total import Total
 from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter, operation, unsupported
-from popqorn_train.operations.shapes import affine_of, lifted, ndim
+from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import called_name
 
@@ -51,16 +51,15 @@ def _where(lifter: Lifter, step: Step, condition: Any, one: Any, other: Any) -> 
         condition, one = one, condition
     if isinstance(condition, Node):
         raise unsupported(step, "a choice that depends on what moves")
-    return lifted(lifter, step, torch.where, (condition, one, other), {})
+    return lifted(
+        lifter, step, torch.where, (condition, *without_infinity((one, other), lifter)), {}
+    )
 
 
 @operation("masked_fill")
 def _masked_fill(lifter: Lifter, step: Step, x: Node, mask: Any, value: Any) -> Node:
-    """A mask that does not move; -inf becomes a number below all others, which a maximum needs."""
-    if isinstance(value, Tensor):
-        value = value.item()
-    if value == -math.inf:
-        value = torch.finfo(lifter.dtype).min / 4
+    """A mask that does not move."""
+    value = without_infinity(value.item() if isinstance(value, Tensor) else value, lifter)
     return lifted(lifter, step, torch.masked_fill, (x, mask, value), {})
 
 

@@ -1,5 +1,6 @@
 """How operations that move, pick, split or join entries act on nodes."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,24 @@ def affine_of(
         return function(*args_now, **kwargs_now)
 
     return Affine(run, nodes, shape, axis)
+
+
+def without_infinity(values: Any, lifter: Lifter) -> Any:
+    """Constants with numbers beyond all others in the place of infinity.
+
+    A maximum over them is the same, and 0 times such a number is 0: what is not the greatest has
+    no part in a bound.
+    """
+    far = torch.finfo(lifter.dtype).max / 4
+
+    def near(value: Any) -> Any:
+        if isinstance(value, float):
+            return math.copysign(far, value) if math.isinf(value) else value
+        if not value.is_floating_point() or not value.isinf().any():
+            return value
+        return torch.where(value.isinf(), value.sign() * far, value)
+
+    return map_nested(values, (float, Tensor), near)
 
 
 def function_of(step: Step) -> Callable[..., Tensor]:
@@ -176,6 +195,7 @@ def _join(
         last, axes = ndim(first) - 1, {part.batch_axis for part in tensors}
         if dim % (last + 1) == last and len(axes) == 1 and last not in axes:
             return Concat(tensors)
+    tensors = without_infinity(tensors, lifter)
     return lifted(lifter, step, torch.cat, (tensors, dim), {})
 
 
@@ -188,7 +208,7 @@ def _hstack(lifter: Lifter, step: Step, tensors: Any) -> Node:
 
 @operation("stack")
 def _stack(lifter: Lifter, step: Step, *args: Any, **kwargs: Any) -> Node:
-    return lifted(lifter, step, torch.stack, args, kwargs)
+    return lifted(lifter, step, torch.stack, without_infinity(args, lifter), kwargs)
 
 
 def broadcast(lifter: Lifter, step: Step, x: Node) -> Node:
@@ -212,7 +232,7 @@ def _expand_as(lifter: Lifter, step: Step, x: Any, like: Any) -> Any:
     return lifted(lifter, step, torch.Tensor.expand, (x, *shape), {})
 
 
-@operation("new_zeros", "new_ones", "zeros_like", "ones_like")
+@operation("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
 def _constant(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Tensor:
     """A constant that takes only its shape from what moves."""
     shape = [*x.shape[: x.batch_axis], lifter.batch, *x.shape[x.batch_axis :]]

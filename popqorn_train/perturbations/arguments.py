@@ -83,20 +83,20 @@ def numbers(name: str, value: Any) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
-def room(name: str, center: Tensor, edge: float | Tensor, moving: Tensor | None = None) -> Tensor:
+def room(name: str, center: Tensor, edge: float | Tensor, bounded: Tensor | None = None) -> Tensor:
     """How far every input can move towards an edge of the domain.
 
-    An input on its edge may lie beyond it by the rounding of its own precision, and one that does
-    not move anywhere.
+    An input on its edge may lie beyond it by the rounding of its own precision.
 
     Args:
         name: of the edge.
         center: ``(B, T, N)`` inputs.
         edge: of the domain.
-        moving: ``(B, T, N)`` inputs that move; None means all.
+        bounded: inputs that the edge bounds, broadcastable to ``(B, T, N)``; the others may lie
+            anywhere and have no end of room. None means all.
 
     Raises:
-        ValueError: an edge that does not fit, or an input that moves and lies beyond it.
+        ValueError: an edge that does not fit, or an input beyond it that it bounds.
     """
     bound = torch.as_tensor(edge, dtype=center.dtype, device=center.device)
     try:
@@ -106,7 +106,7 @@ def room(name: str, center: Tensor, edge: float | Tensor, moving: Tensor | None 
             f"`{name}` must be a float or fit {tuple(center.shape)}, got {tuple(bound.shape)}."
         ) from error
     room = center - bound if name.startswith("low") else bound - center
-    room = room if moving is None else torch.where(moving, room, 0)
+    room = room if bounded is None else torch.where(bounded, room, torch.inf)
     if room.amin() >= 0:
         return room
     if (room + 1e-6 * (1 + bound.abs()) < 0).any():

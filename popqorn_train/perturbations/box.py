@@ -52,14 +52,22 @@ class Box:
         return edge_of_frames(self.lower) or edge_of_frames(self.upper)
 
     def around(
-        self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
+        self,
+        center: Tensor,
+        value: Tensor | None = None,
+        scale: Tensor | None = None,
+        free: Tensor | None = None,
     ) -> Region:
         """The box seen from an input, as ``LpBall.around``.
 
         Raises:
             ValueError: shapes that do not fit, or an input outside the box.
         """
-        down, up = room("lower", center, self.lower), room("upper", center, self.upper)
+        bounded = None if free is None else ~free[..., None]
+        down = room("lower", center, self.lower, bounded)
+        up = room("upper", center, self.upper, bounded)
+        if bounded is not None:  # what is never read stays, wherever it is
+            down, up = (torch.where(bounded, size, 0) for size in (down, up))
         size = torch.maximum(down, up).amax(-1)
         value = center if value is None else value
         return Region(value, scale, size, size > 0, down, up, math.inf, "frame", True)

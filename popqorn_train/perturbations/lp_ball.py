@@ -102,7 +102,11 @@ class LpBall:
         return apart or per_frame or edges or masked
 
     def around(
-        self, center: Tensor, value: Tensor | None = None, scale: Tensor | None = None
+        self,
+        center: Tensor,
+        value: Tensor | None = None,
+        scale: Tensor | None = None,
+        free: Tensor | None = None,
     ) -> "Region":
         """Place the ball around an input.
 
@@ -111,6 +115,7 @@ class LpBall:
             value: ``(B, T, N)`` what the network reads there, ``scale * center + shift``;
                 None means ``center``.
             scale: broadcastable to ``(B, T, N)``; None means 1.
+            free: ``(B, T)`` frames that are never read: the domain does not cut them.
 
         Raises:
             ValueError: shapes that do not fit, or an input outside ``[low, high]``.
@@ -122,13 +127,14 @@ class LpBall:
         if features is not None:
             down = up = down * features
             scale = features.to(center) if scale is None else scale * features
-        moving = None
-        if self.frames is not None or features is not None:
-            moving = moved[..., None] if features is None else moved[..., None] & features
+        bounded = None
+        if self.frames is not None or features is not None or free is not None:
+            bounded = moved[..., None] if features is None else moved[..., None] & features
+            bounded = bounded if free is None else bounded & ~free[..., None]
         if self.low is not None:
-            down = torch.minimum(down, room("low", center, self.low, moving))
+            down = torch.minimum(down, room("low", center, self.low, bounded))
         if self.high is not None:
-            up = torch.minimum(up, room("high", center, self.high, moving))
+            up = torch.minimum(up, room("high", center, self.high, bounded))
         clipped = self.low is not None or self.high is not None
         value = center if value is None else value
         return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, clipped, features)

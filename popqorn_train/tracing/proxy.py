@@ -44,11 +44,15 @@ class ValueProxy(fx.Proxy):
         return iter([operator.getitem(self, index) for index in range(len(self))])
 
     def __bool__(self) -> bool:
-        raise self._refused("its control flow depends on the data")
+        raise self._refused(
+            "its control flow depends on the data (the longest length is lengths.max().item(), or "
+            "x.size(1) where x is padded to it)"
+        )
 
     def __int__(self) -> int:
         raise self._refused(
-            "it turns data into a Python number (a size may stay a tensor: x[:, :lengths.max()])"
+            "it turns data into a Python number (a size may stay a tensor: x[:, :lengths.max()], "
+            "or be lengths.max().item(), or x.size(1))"
         )
 
     __float__ = __index__ = __complex__ = __int__

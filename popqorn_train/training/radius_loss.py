@@ -24,7 +24,8 @@ from popqorn_train.bounds.methods import Method
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.query import Query
-from popqorn_train.certificates.radius import check_search, with_gradient
+from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.radius_gradient import with_gradient
 from popqorn_train.certificates.search import answer
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope

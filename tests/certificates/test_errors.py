@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
 from popqorn_train import (
     CertifiedLoss,
@@ -117,6 +118,11 @@ INPUTS = {
     "integers": (x.long(), (TypeError, ValueError), "`inputs`"),
     "a list": (x.tolist(), TypeError, "`inputs`.*list"),
     "nothing": ((), TypeError, "`inputs`"),
+    "a packed sequence": (
+        pack_sequence([x[0], x[1]]),
+        TypeError,
+        "PackedSequence. Pass the padded tensor and its lengths",
+    ),
     "too many": ((x, x), (TypeError, ValueError), "`inputs`"),
 }
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from popqorn_train import LpBall, Status, certified_radius, certify, certify_loader
+from popqorn_train.errors import BadSamplesError, BrokenWeightsError
 from popqorn_train.evaluation.sample_rows import Examination, count_statuses
 from tests.problems import build, predicted, sequences
 
@@ -181,3 +182,33 @@ def test_rows_of_another_data_set_are_refused():
     known = {first[0].index: replace(first[0], label=first[0].label + 1)}
     with pytest.raises(ValueError, match="`known` has label"):
         run(samples=30, known=known)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("ball", [None, LpBall(0.05)])
+def test_a_bad_sample_is_one_row_that_names_it(size, ball):
+    x = X[:10].clone()
+    x[0, 2, 1], x[7, 1, 0] = math.inf, math.nan
+    batches = DataLoader(TensorDataset(x, Y[:10]), size)
+    with pytest.warns(UserWarning, match="2 of 10 samples ended in an error, first sample 0: `x`"):
+        rows = certify_loader(MODEL, batches, ball, method="ibp", progress=False)
+    wrong = [row for row in rows if row.status == Status.ERROR]
+    assert [row.index for row in wrong] == [0, 7]
+    assert wrong[0].error == "sample 0: `x` holds inf at [2, 1], which the model reads"
+    assert wrong[0].radius is None
+    fine = certify_loader(MODEL, loader(), ball, method="ibp", progress=False, samples=10)
+    for row, other in zip(rows, fine, strict=True):
+        if row not in wrong:
+            assert (row.index, row.status) == (other.index, other.status)
+            assert row.radius == pytest.approx(other.radius)
+            assert row.margin == pytest.approx(other.margin)
+    with pytest.raises(BadSamplesError, match="sample 0"):
+        certify_loader(MODEL, batches, ball, method="ibp", progress=False, on_error="raise")
+
+
+def test_weights_that_are_nan_are_an_error():
+    model = build("gru")
+    with torch.no_grad():
+        model.head.bias[0] = math.nan
+    with pytest.raises(BrokenWeightsError, match=r"head\.bias"):
+        certify_loader(model, loader(), progress=False)

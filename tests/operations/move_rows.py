@@ -129,6 +129,8 @@ MOVE_ROWS = {
     "t": [lambda m, a, b: a[:, 0].t().t(), lambda m, a, b: (torch.t(a[:, 1]) * m.c[:, None]).t()],
     "new_zeros": [lambda m, a, b: a.new_zeros(len(a), T, F) - a],
     "new_ones": [lambda m, a, b: a.new_ones((a.shape[0], T, 1)) - a],
+    "new_full": [lambda m, a, b: a.new_full((len(a), T, F), 0.5) - a],
+    "full_like": [lambda m, a, b: torch.full_like(a, -0.5) - a],
     "zeros_like": [lambda m, a, b: torch.zeros_like(a) - a],
     "ones_like": [lambda m, a, b: torch.ones_like(a.transpose(0, 1)).transpose(0, 1) - a],
 }

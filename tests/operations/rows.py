@@ -118,9 +118,9 @@ def greatest(function):
     ]
 
 
-def packed(m, a, b):
+def packed(m, a, b, padding=0.5):
     packed = pack_padded_sequence(a - b, m.lengths, batch_first=True, enforce_sorted=False)
-    options = {"batch_first": True, "padding_value": 0.5, "total_length": T}
+    options = {"batch_first": True, "padding_value": padding, "total_length": T}
     return pad_packed_sequence(packed, **options)[0]
 
 
@@ -129,6 +129,7 @@ ROWS = {
         *weighted(torch.add),
         lambda m, a, b: operator.add(1.5, a),
         lambda m, a, b: a.add(b, alpha=-2),
+        lambda m, a, b: (a + (~m.mask).log()).amax(1),
     ],
     "sub": [
         *weighted(torch.sub),
@@ -240,11 +241,13 @@ ROWS = {
         lambda m, a, b: torch.where(m.mask, 0.5, a),
         lambda m, a, b: torch.where(m.mask, a[:, :1], b[..., :1]),
         lambda m, a, b: torch.where(m.mask[:, :1], m.c, a - b),
+        lambda m, a, b: torch.where(m.mask, -torch.inf, a).amax(1),
+        lambda m, a, b: (-torch.where(m.mask, torch.inf, a)).amax(1),
         lambda m, a, b: a.where(m.mask, b),
         lambda m, a, b: m.k.where(m.mask, b),
         lambda m, a, b: torch.where(m.mask, input=a, other=b),
         lambda m, a, b: torch.where(other=a, input=m.c, condition=m.mask),
     ],
     "pack_lengths": [packed],
-    "pad_lengths": [packed],
+    "pad_lengths": [packed, lambda m, a, b: packed(m, a, b, -torch.inf).amax(1)],
 }

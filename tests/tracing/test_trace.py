@@ -257,7 +257,7 @@ class Random(Base):
 
 
 REFUSED = {
-    Branches: r"control flow depends on the data \(test_trace.py, line \d+.*Move",
+    Branches: r"control flow depends on the data .*\(test_trace.py, line \d+.*Move",
     Attended: r"'softmax'.*\(test_trace.py, line \d+.*Use",
     Divided: r"'truediv'.*quotient.*\(test_trace.py, line \d+",
     Normed: r"module 'norm' is a GroupNorm.*\(test_trace.py, line \d+.*Use",
