@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from popqorn_train.bounds.methods import Method
+from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, CrownIBPLoss
 from popqorn_train.training.mixture import Mixture
@@ -37,6 +38,7 @@ def pgd(
     frames: Tensor | None = None,
     features: Tensor | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     attack_steps: int = 5,
 ) -> CertifiedLoss:
@@ -55,6 +57,7 @@ def pgd(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         attack_steps: gradient steps of the attack.
 
@@ -69,6 +72,7 @@ def pgd(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         alpha=0.0,
         attack_steps=attack_steps,
@@ -84,6 +88,7 @@ def ibp(
     frames: Tensor | None = None,
     features: Tensor | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     signal: float = 0.0,
 ) -> CertifiedLoss:
@@ -99,6 +104,7 @@ def ibp(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
@@ -114,6 +120,7 @@ def ibp(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         method="ibp",
         signal=signal,
@@ -129,6 +136,7 @@ def crown_ibp(
     frames: Tensor | None = None,
     features: Tensor | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     beta: float = 1.0,
     fused: bool = False,
@@ -149,6 +157,7 @@ def crown_ibp(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
         fused: bound the cross entropy by one backward row, see ``CrownIBPLoss``.
@@ -166,6 +175,7 @@ def crown_ibp(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         beta=beta,
         fused=fused,
@@ -182,6 +192,7 @@ def mtl(
     frames: Tensor | None = None,
     features: Tensor | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     alpha: float = 0.5,
     attack_steps: int = 5,
@@ -199,6 +210,7 @@ def mtl(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         alpha: weight of the bound against the attack.
         attack_steps: gradient steps of the attack.
@@ -216,6 +228,7 @@ def mtl(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         alpha=alpha,
         attack_steps=attack_steps,
@@ -232,6 +245,7 @@ def sabr(
     frames: Tensor | None = None,
     features: Tensor | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     ratio: float = 0.7,
     attack_steps: int = 5,
@@ -252,6 +266,7 @@ def sabr(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon (the paper's lambda).
         attack_steps: gradient steps of the attack.
@@ -268,6 +283,7 @@ def sabr(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         ratio=ratio,
         attack_steps=attack_steps,
@@ -284,6 +300,7 @@ def popqorn(
     frames: Tensor | None = None,
     features: Tensor | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
 ) -> CertifiedLoss:
     """Full backward bounds, with closed-form planes: for short sequences and small models.
@@ -298,6 +315,7 @@ def popqorn(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
 
     Source:
@@ -311,6 +329,7 @@ def popqorn(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         method="popqorn",
     )
