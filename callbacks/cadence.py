@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pytorch_lightning import Trainer
+from popqorn_train.callbacks.lightning_packages import Trainer
 
 
 class Cadence:

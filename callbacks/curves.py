@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from popqorn_train.callbacks.failsafe import Failsafe
+from popqorn_train.callbacks.lightning_packages import namesakes
 from popqorn_train.callbacks.logged_scalars import best
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.plots import curve_grid, draw_certifications, evenly
 
+WANDB = namesakes("loggers", "WandbLogger")
 _RARELY = 10  # certifications; a table adds files to a run, a figure takes a while to draw
 _SHOWN = ("index", "label", "prediction", "radius", "empirical", "capped", "status")
 _TITLES: list[int | str] = ["index", "label", "prediction", "certified radius", "empirical radius"]
@@ -48,7 +49,7 @@ class View(ABC):
 class WandbView(View):
     """Curves over epochs, certified accuracy against epsilon, a histogram and a table."""
 
-    def __init__(self, logger: WandbLogger, prefix: str) -> None:
+    def __init__(self, logger: Any, prefix: str) -> None:
         super().__init__(logger, prefix)
         self._defined: set[str] = set()
 
@@ -131,9 +132,9 @@ class TensorBoardView(View):
         self.logger.experiment.add_figure(name, figure, step)
 
 
-VIEWS: dict[type[Logger], type[View]] = {
-    WandbLogger: WandbView,
-    TensorBoardLogger: TensorBoardView,
+VIEWS: dict[tuple[type[Any], ...], type[View]] = {
+    WANDB: WandbView,
+    namesakes("loggers", "TensorBoardLogger"): TensorBoardView,
 }
 
 
@@ -153,13 +154,13 @@ class Curves:
     """
 
     def __init__(
-        self, loggers: Iterable[Logger], prefix: str, settings: dict[str, Any], guard: Failsafe
+        self, loggers: Iterable[Any], prefix: str, settings: dict[str, Any], guard: Failsafe
     ) -> None:
         self._views = [
             view(logger, prefix)
             for logger in loggers
-            for kind, view in VIEWS.items()
-            if isinstance(logger, kind)
+            for kinds, view in VIEWS.items()
+            if isinstance(logger, kinds)
         ]
         self._settings, self._guard = settings, guard
         self._shown = 0

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, NamedTuple
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-
+from popqorn_train.callbacks.lightning_packages import Callback, LightningModule, Trainer
 from popqorn_train.training.objective import Objective, check_share
 from popqorn_train.training.schedule import LinearRamp, RampClock, SmoothRamp
 

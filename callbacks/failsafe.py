@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from pytorch_lightning.utilities import rank_zero_warn
+from popqorn_train.callbacks.lightning_packages import rank_zero_warn
 
 
 class Failsafe:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from pytorch_lightning import Trainer
 
+from popqorn_train.callbacks.lightning_packages import Trainer
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pytorch_lightning import Trainer
 
 from popqorn_train.bounds.backward import Enclosure
+from popqorn_train.callbacks.lightning_packages import Trainer
 from popqorn_train.training.collapse import LossSample, merged, sampled
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import LossParts, Prepared

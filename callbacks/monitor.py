@@ -7,13 +7,18 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.callbacks.cadence import Cadence, is_last_validation
+from popqorn_train.callbacks.lightning_packages import (
+    Callback,
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.set_certifier import Options, SetCertifier
 from popqorn_train.certificates.certificate import Confirm

@@ -3,11 +3,11 @@
 import sys
 from typing import Any
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
-from pytorch_lightning.utilities import rank_zero_info
-
+from popqorn_train.callbacks.lightning_packages import Trainer, namesakes, rank_zero_info
 from popqorn_train.evaluation.progress import Bar, LogLines, Progress, Silent
+
+_RICH = namesakes("callbacks", "RichProgressBar")
+_TQDM = namesakes("callbacks", "TQDMProgressBar")
 
 
 class _RichTask:
@@ -36,8 +36,8 @@ def progress_in(trainer: Trainer, what: str, total: int) -> Progress:
         return Silent()
     if not sys.stdout.isatty():
         return LogLines(what, total, rank_zero_info)
-    if isinstance(bar, RichProgressBar) and bar.progress is not None:
+    if isinstance(bar, _RICH) and bar.progress is not None:
         return _RichTask(bar.progress, what, total)
-    if isinstance(bar, TQDMProgressBar):
+    if isinstance(bar, _TQDM):
         return Bar(what, total, position=2 * bar.process_position + 2, leave=False, file=sys.stdout)
     return Silent()

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import WandbLogger
-
-from popqorn_train.callbacks.curves import Curves
+from popqorn_train.callbacks.curves import WANDB, Curves
 from popqorn_train.callbacks.failsafe import Failsafe
+from popqorn_train.callbacks.lightning_packages import Trainer
 from popqorn_train.evaluation.certification import Certification, append_certification
 from popqorn_train.plots import evenly
 
@@ -88,7 +86,7 @@ class Reports:
         for logger in trainer.loggers:
             # Two runs of wandb share the folder it is given; the run's own is uploaded with it.
             own = logger.log_dir
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, WANDB):
                 run = logger.experiment
                 own = None if getattr(run, "disabled", False) else run.dir
             if own:

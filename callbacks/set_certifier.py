@@ -4,13 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from popqorn_train.bounds.methods import name_of
 from popqorn_train.callbacks.gather import completed, gathered
+from popqorn_train.callbacks.lightning_packages import (
+    LightningModule,
+    Trainer,
+    TrainerFn,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from popqorn_train.callbacks.logged_scalars import scalars
 from popqorn_train.callbacks.progress import progress_in
 from popqorn_train.callbacks.reports import Reports

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
+
+from popqorn_train.callbacks.lightning_packages import LightningModule, Trainer
 
 
 class Snapshot(NamedTuple):

@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping
-
+from popqorn_train.callbacks.lightning_packages import (
+    Callback,
+    EarlyStopping,
+    LightningModule,
+    Trainer,
+)
 from popqorn_train.callbacks.monitor import CertifiedRadiusMonitor
 
 

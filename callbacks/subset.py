@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
+from popqorn_train.callbacks.lightning_packages import isolate_rng, rank_zero_info
 from popqorn_train.evaluation.batches import Unpack, unpacked
 
 

@@ -3,13 +3,17 @@
 import math
 from typing import Any, Literal
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from popqorn_train.callbacks.epsilon import EpsilonSchedule
+from popqorn_train.callbacks.lightning_packages import (
+    Callback,
+    LightningModule,
+    Trainer,
+    rank_zero_warn,
+)
 from popqorn_train.callbacks.loss_sampler import LossSampler
 from popqorn_train.callbacks.snapshots import Snapshot, Snapshots
 from popqorn_train.training.collapse import Collapse, LossSample
