@@ -1,11 +1,23 @@
 """Bring together what the processes of a training found out, the same in every one."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
 from popqorn_train.callbacks.lightning_packages import Trainer
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
+
+T = TypeVar("T")
+
+
+def all_values(trainer: Trainer, own: T) -> list[T]:
+    """What every process has in the place of a value, by rank; every process must call it."""
+    if trainer.world_size == 1:
+        return [own]
+    values = [own] * trainer.world_size
+    torch.distributed.all_gather_object(values, own)
+    return values
 
 
 def gathered(
@@ -15,10 +27,7 @@ def gathered(
 
     Every process must call it, whatever happened to it before; one sample counts once.
     """
-    if trainer.world_size == 1:
-        return sorted(rows, key=lambda row: row.index), seconds
-    parts: list[tuple[list[SampleRow], float]] = [([], 0.0)] * trainer.world_size
-    torch.distributed.all_gather_object(parts, (rows, seconds))
+    parts = all_values(trainer, (rows, seconds))
     found: dict[int, SampleRow] = {}
     for part, _ in parts:
         for row in part:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from popqorn_train.bounds.backward import Enclosure
+from popqorn_train.callbacks.gather import all_values
 from popqorn_train.callbacks.lightning_packages import Trainer
 from popqorn_train.training.collapse import LossSample, merged, sampled
 from popqorn_train.training.loss import CertifiedLoss
@@ -58,8 +59,5 @@ class LossSampler:
         Every process must call it, whatever happened to it before.
         """
         samples, self._samples = self._samples, []
-        if trainer.world_size == 1:
-            return merged(samples), own
-        parts: list[tuple[list[LossSample], int]] = [([], 0)] * trainer.world_size
-        torch.distributed.all_gather_object(parts, (samples, own))
+        parts = all_values(trainer, (samples, own))
         return merged([seen for part, _ in parts for seen in part]), max(n for _, n in parts)

@@ -69,8 +69,8 @@ class CertifiedRadiusMonitor(Callback):
         dataloader: which validation or test loader, where there are several.
         unpack: from a validation batch to ``(inputs, target)``.
         seed: of the draw of samples.
-        on_error: when certification fails, ``"warn"`` lets training go on and gives the samples
-            the status error; ``"raise"`` stops, in every process.
+        on_error: when certification fails in a training that has begun, ``"warn"`` lets it go on
+            and gives the samples the status error; ``"raise"`` stops, in every process.
         folder: where ``certification.jsonl`` is written; None takes the folder of the run.
         name: put before every logged key as ``<name>/``; tells several monitors apart.
 
@@ -79,9 +79,9 @@ class CertifiedRadiusMonitor(Callback):
         fresh: whether the last validation certified, and every sample was answered.
 
     Raises:
-        ValueError, TypeError: an argument out of range; before validation, a loader that
-            shuffles, or a strategy that shards weights; at the first batch, inputs or labels
-            that do not fit.
+        ValueError, TypeError: an argument out of range; before validation, a loader that does
+            not read the same samples every time, or a strategy that shards weights; at the first
+            batch, inputs or labels that do not fit.
         UnsupportedModelError: at the sanity check, a model that cannot be bounded.
     """
 

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from popqorn_train.callbacks.subset import Order, isolated_random
+from popqorn_train.callbacks.isolation import isolated_random
+from popqorn_train.callbacks.reading_order import Order, check_count
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.search import Start
+from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.batches import Picked, Unpack, grouped, unpacked
 from popqorn_train.evaluation.progress import Progress
 from popqorn_train.evaluation.provenance import fingerprint
@@ -23,11 +25,11 @@ _TRIED = 16  # samples of the pre-flight
 
 @dataclass
 class Session:
-    """What one process does.
+    """What one process does; an error costs the samples that it is about, and no training.
 
     Attributes:
-        order: how it reads the data.
-        wanted: positions that all processes certify together.
+        order: how it reads the data; None where that could not be found out.
+        wanted: indices that all processes certify together.
         unpack: from a batch to ``(inputs, target)``.
         question: what is asked about every sample.
         seconds: spent so far.
@@ -35,7 +37,7 @@ class Session:
         weights: fingerprint of what was certified.
     """
 
-    order: Order
+    order: Order | None
     wanted: Sequence[int]
     unpack: Unpack
     question: Examination
@@ -43,33 +45,51 @@ class Session:
     rows: list[SampleRow] = field(default_factory=list)
     weights: str = ""
     _picked: list[Picked] = field(default_factory=list)
-    _seen: int = 0
     _failure: Exception | None = None
 
     def __post_init__(self) -> None:
-        self._own = {position for position in self.wanted if self.order.own(position)}
+        wanted = set(self.wanted)
+        self._own = wanted if self.order is None else wanted.intersection(self.order.own)
+        self._left = set(self._own)  # still to come
 
-    def collect(self, model: nn.Module, root: nn.Module, batch: Any) -> None:
-        """Set the wanted samples of a batch aside; an error is kept for ``certify``."""
-        if self._failure is not None:
-            return
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep the first error for ``close``, and count the seconds."""
         started = time.perf_counter()
         try:
-            with muted(root):
-                self._collect(bound(model), batch)
+            yield
         except Exception as error:
-            self._failure = error
-        self.seconds += time.perf_counter() - started
+            self._failure = self._failure or error
+        finally:
+            self.seconds += time.perf_counter() - started
 
-    def _collect(self, model: BoundModel, batch: Any) -> None:
+    def collect(self, model: nn.Module, root: nn.Module, batch: Any, number: int) -> None:
+        """Set the wanted samples of a batch aside.
+
+        Args:
+            model: gives the logits.
+            root: logs nothing meanwhile.
+            batch: as the module has seen it.
+            number: of the batch.
+
+        Raises:
+            ValueError, TypeError, UnsupportedModelError: a batch or a model that cannot be read.
+        """
+        if self.order is None or isinstance(self._failure, UnsupportedModelError):
+            return  # a model that cannot be traced is not traced for every batch
+        indices = self.order.batches[number]
         inputs, target = unpacked(self.unpack, batch)
-        positions = self.order.positions(self._seen, len(target))
-        self._seen += len(target)
-        chosen = [at for at, position in enumerate(positions) if position in self._own]
-        if chosen:
-            here = torch.tensor([positions[at] for at in chosen])
-            axis = model.batch_axis(inputs)
-            self._picked.append(Picked.of(here, inputs, target, torch.tensor(chosen), axis))
+        check_count(len(target), len(indices))
+        first = {index: at for at, index in reversed(list(enumerate(indices)))}
+        chosen = sorted(first[index] for index in self._left.intersection(first))
+        if not chosen:
+            return
+        here = [indices[at] for at in chosen]
+        with muted(root):
+            axis = bound(model).batch_axis(inputs)
+        where = torch.tensor(chosen)
+        self._picked.append(Picked.of(torch.tensor(here), inputs, target, where, axis))
+        self._left.difference_update(here)
 
     def certify(
         self, model: nn.Module, root: nn.Module, known: Sequence[SampleRow], progress: Progress
@@ -81,26 +101,32 @@ class Session:
             root: whose weights are fingerprinted.
             known: what was found out when samples were last certified.
             progress: moved for every sample.
+
+        Raises:
+            ValueError, TypeError, UnsupportedModelError: a model that cannot be read.
         """
-        started = time.perf_counter()
         self.weights = fingerprint(root)
         examiner = Examiner(self.question, bound(model))
         with isolated_random(), muted(root):
             for picked in self._chunks(examiner.model):
-                self.rows += examiner.rows(picked, _start(known, picked))
+                try:
+                    self.rows += examiner.rows(picked, _start(known, picked))
+                except Exception as error:
+                    self._failure = self._failure or error
                 progress.advance(len(picked.labels))
-        answered = {row.index for row in self.rows}
-        if self._failure is not None:
-            text = f"{type(self._failure).__name__}: {self._failure}"
-            left = sorted(self._own - answered)
-            self.rows += [SampleRow(at, None, Status.ERROR, error=text) for at in left]
-        self._picked = []
-        self.seconds += time.perf_counter() - started
 
     def _chunks(self, model: BoundModel) -> list[Picked]:
-        if not self._picked or self._failure is not None:
+        if not self._picked:
             return []
         return list(grouped(self._picked, model.batch_axis(self._picked[0].inputs)))
+
+    def close(self) -> None:
+        """Give the samples that an error kept from being certified their rows."""
+        left = sorted(self._own - {row.index for row in self.rows})
+        if self._failure is not None:
+            text = f"{type(self._failure).__name__}: {self._failure}"
+            self.rows += [SampleRow(at, None, Status.ERROR, error=text) for at in left]
+        self._picked = []
 
     @property
     def share(self) -> int:

@@ -1,13 +1,13 @@
 """What a monitor does with a validation or test set: choose, certify, log, keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from popqorn_train.bounds.methods import name_of
-from popqorn_train.callbacks.gather import completed, gathered
+from popqorn_train.callbacks.gather import all_values, completed, gathered
 from popqorn_train.callbacks.lightning_packages import (
     LightningModule,
     Trainer,
@@ -17,9 +17,10 @@ from popqorn_train.callbacks.lightning_packages import (
 )
 from popqorn_train.callbacks.logged_scalars import scalars
 from popqorn_train.callbacks.progress import progress_in
+from popqorn_train.callbacks.reading_order import Order
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.session import Session, pre_flight
-from popqorn_train.callbacks.subset import Order, choose
+from popqorn_train.callbacks.subset import choose
 from popqorn_train.evaluation.batches import Unpack
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.loader import OnError
@@ -40,19 +41,6 @@ class Options(NamedTuple):
     on_error: OnError
     epsilons: Sequence[float]
     name: str
-
-
-def _adder(trainer: Trainer) -> Callable[[int], int]:
-    """Adds a number up over the processes of a trainer."""
-
-    def add(value: int) -> int:
-        if trainer.world_size == 1:
-            return value
-        values: list[int] = [0] * trainer.world_size
-        torch.distributed.all_gather_object(values, value)
-        return sum(values)
-
-    return add
 
 
 class SetCertifier:
@@ -117,14 +105,14 @@ class SetCertifier:
                 "recurrent classifiers are small: use strategy='ddp'."
             )
         self._model(pl_module)
-        self._stage = TrainerFn(stage).value
+        self._stage, self._order = TrainerFn(stage).value, None
         self._reports.begin(trainer, self._stage, self.settings())
 
     def check_order(self, trainer: Trainer) -> Order:
         """How this process reads the watched loader; every process must ask at once.
 
         Raises:
-            ValueError: it does not read in order, or there is no such loader.
+            ValueError: it does not read the same samples every time, or there is no such loader.
         """
         testing, at = self._stage == "test", self.options.dataloader
         loaders = trainer.test_dataloaders if testing else trainer.val_dataloaders
@@ -135,8 +123,8 @@ class SetCertifier:
         if at >= len(loaders):
             raise ValueError(f"`dataloader` must be less than {len(loaders)}, got {at}.")
         batches = self._batches(trainer)[at]
-        ranks = trainer.global_rank, trainer.world_size
-        self._order = Order.of(loaders[at], batches, *ranks, _adder(trainer))
+        gather = partial(all_values, trainer)
+        self._order = Order.of(loaders[at], batches, trainer.global_rank, gather)
         return self._order
 
     def _batches(self, trainer: Trainer) -> Sequence[float]:
@@ -146,19 +134,38 @@ class SetCertifier:
         """Choose the samples of a pass in which certification is due.
 
         Raises:
-            ValueError, TypeError: a loader or batches that cannot be watched.
+            ValueError, TypeError: a loader or batches that cannot be watched; only the first time,
+                where training is to go on after an error.
         """
         self.fresh, self._session = False, None
         if not due:
             return
+        first, failure = self._order is None, None
+        try:
+            self._session = self._chosen_session(trainer)
+        except Exception as error:
+            failure = error
+        failures = [one for one in all_values(trainer, failure and str(failure)) if one is not None]
+        if not failures:
+            return
+        failure = failure or RuntimeError(failures[0])
+        if first or self._stage != "fit" or self.options.on_error == "raise":
+            raise failure
+        known = self._chosen.get(self._stage, {"positions": range(self.options.samples)})
+        wanted = known["positions"]
+        self._session = Session(None, wanted, self.options.unpack, self.question, _failure=failure)
+        self._session.close()
+
+    def _chosen_session(self, trainer: Trainer) -> Session:
+        """A session for the samples that are chosen, now or before."""
         order, options = self.check_order(trainer), self.options
-        of = [order.total, options.samples, options.seed]
+        total, *which = order.identity
+        of = [total, options.samples, options.seed, *which]
         chosen = self._chosen.get(self._stage, {"of": []})
         if chosen["of"] != of:
             positions = choose(order, options.samples, options.seed, options.unpack)
             chosen = self._chosen[self._stage] = {"of": of, "positions": positions}
-        positions = chosen["positions"]
-        self._session = Session(order, positions, options.unpack, self.question)
+        return Session(order, chosen["positions"], options.unpack, self.question)
 
     def pre_flight(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, at: tuple[int, int]
@@ -173,7 +180,7 @@ class SetCertifier:
         model, unpack = self._model(pl_module), self.options.unpack
         seconds = pre_flight(model, pl_module, self.question, unpack, batch)
         assert self._order is not None  # found when the sanity check began
-        total = self._order.total
+        total = len(self._order.indices)
         count = min(self.options.samples, total)
         ball, method = self.question.ball, self.question.method
         rank_zero_info(
@@ -195,18 +202,23 @@ class SetCertifier:
             at: indices of the batch and of its loader.
         """
         session = self._session
-        if session is None or at[1] != self.options.dataloader:
+        if session is None or session.order is None or at[1] != self.options.dataloader:
             return
-        model = self._model(pl_module)
-        session.collect(model, pl_module, batch)
-        if at[0] < int(self._batches(trainer)[at[1]]) - 1:
-            return
+        with session.keeping():
+            session.collect(self._model(pl_module), pl_module, batch, at[0])
+        if at[0] == len(session.order.batches) - 1:
+            self._certify(trainer, pl_module, session)
+
+    def _certify(self, trainer: Trainer, pl_module: LightningModule, session: Session) -> None:
+        """Certify what was set aside; what goes wrong is in the rows."""
         known = [] if self.last is None or self._stage == "test" else self.last.answered
         progress = progress_in(trainer, "certifying", session.share)
-        try:
-            session.certify(model, pl_module, known, progress)
-        finally:
-            progress.close()
+        with session.keeping():
+            try:
+                session.certify(self._model(pl_module), pl_module, known, progress)
+            finally:
+                progress.close()
+        session.close()
 
     def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the processes together and log; every process must call it.

@@ -8,7 +8,7 @@ from popqorn_train import Status
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.evaluation.certification import read_certifications
 from popqorn_train.evaluation.sample_rows import Examination, count_statuses
-from tests.fitting import QUIET, Classifier, fit, val_loader
+from tests.fitting import QUIET, Classifier, fit, train_loader, val_loader
 
 rows_of = Examination.rows
 
@@ -116,6 +116,87 @@ def test_outside_of_fit_a_certification_without_any_answer_raises(monkeypatch):
     trainer = pl.Trainer(callbacks=[CertifiedRadiusMonitor()], logger=False, **QUIET)
     with pytest.raises(RuntimeError, match="FloatingPointError: the bounds fell over"):
         trainer.validate(Classifier(), val_loader(), verbose=False)
+
+
+class Changing(Classifier):
+    """From epoch 1 on something about it cannot be certified."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        states = self.rnn(x)[0]
+        if self.current_epoch > 0 and self.how == "unbounded":
+            return self.head(states.std(1))
+        if self.current_epoch > 0 and self.how == "untraceable" and (states.detach() > 9).any():
+            return self.head(states[:, 0])
+        return self.head(states[:, -1])
+
+    def val_dataloader(self):
+        return val_loader(shuffle=self.current_epoch > 0 and self.how == "shuffled")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("unbounded", "UnsupportedModelError: .*std"),
+        ("untraceable", "UnsupportedModelError: "),
+        ("shuffled", "ValueError: `val_dataloaders` must .* RandomSampler"),
+    ],
+)
+def test_training_goes_on_whatever_is_raised_in_a_later_epoch(how, said):
+    pl.seed_everything(0, verbose=False)
+    monitor = CertifiedRadiusMonitor(samples=6, method="crown-ibp", max_overhead=None)
+    settings = {**QUIET, "logger": False, "max_epochs": 3, "reload_dataloaders_every_n_epochs": 1}
+    trainer = pl.Trainer(callbacks=[monitor], **settings)
+    with pytest.warns(UserWarning, match=rf"(?s)samples could not .* in epoch 1, .*{said}"):
+        trainer.fit(Changing(how), train_loader())
+    assert trainer.current_epoch == 3
+    assert trainer.callback_metrics["certification/error"] > 0
+    assert trainer.callback_metrics["certification/fresh"] == 0
+    assert len(monitor.last.rows) == 6
+    assert not monitor.fresh
+
+
+@pytest.mark.parametrize("how", ["untraceable", "shuffled"])
+def test_training_stops_whatever_is_raised_if_that_is_asked_for(how):
+    monitor = CertifiedRadiusMonitor(
+        samples=6, method="crown-ibp", max_overhead=None, on_error="raise"
+    )
+    settings = {**QUIET, "logger": False, "max_epochs": 3, "reload_dataloaders_every_n_epochs": 1}
+    trainer = pl.Trainer(callbacks=[monitor], **settings)
+    with pytest.raises((RuntimeError, ValueError), match=r"RandomSampler|could not be certified"):
+        trainer.fit(Changing(how), train_loader())
+    assert trainer.current_epoch == 1
+
+
+def test_a_loader_that_shuffles_is_refused_without_a_sanity_check_too():
+    trainer = pl.Trainer(
+        callbacks=[CertifiedRadiusMonitor()],
+        max_epochs=1,
+        logger=False,
+        num_sanity_val_steps=0,
+        **QUIET,
+    )
+    with pytest.raises(ValueError, match="RandomSampler"):
+        trainer.fit(Classifier(), train_loader(), val_loader(shuffle=True))
+
+
+def test_a_batch_that_cannot_be_read_costs_its_own_samples_alone():
+    def unpack(batch):
+        x, y = batch
+        if len(y) == 4:
+            raise KeyError("lengths")
+        return x, y
+
+    monitor = CertifiedRadiusMonitor(samples=20, method="crown-ibp", unpack=unpack)
+    with pytest.warns(UserWarning, match=r"4 of 20 samples could not .* first sample 16: TypeErr"):
+        fit(monitor, epochs=1)
+    assert [row.index for row in monitor.last.rows if row.status == Status.ERROR] == [
+        *range(16, 20)
+    ]
+    assert len(monitor.last.answered) == 16
 
 
 @pytest.mark.parametrize(
