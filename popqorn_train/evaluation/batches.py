@@ -1,12 +1,13 @@
 """Samples taken out of the batches of a loader, to be certified together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from popqorn_train.certificates.inputs import Inputs, as_tuple
+from popqorn_train.evaluation.dict_batches import pair_of
 from popqorn_train.tracing.steps import pick_samples
 
 Unpack = Callable[[Any], tuple[Inputs, Tensor]]
@@ -43,7 +44,7 @@ class Picked(NamedTuple):
 
 
 def unpack_pair(batch: Any) -> tuple[Inputs, Tensor]:
-    """Read a batch ``(inputs, target)``."""
+    """Read a batch ``(inputs, target)``; ``unpacked`` makes pairs of dicts."""
     inputs, target = batch
     return inputs, target
 
@@ -54,14 +55,20 @@ def unpacked(unpack: Unpack, batch: Any) -> tuple[Inputs, Tensor]:
     Raises:
         TypeError: it does not give ``(inputs, target)``.
     """
+    if unpack is unpack_pair and isinstance(batch, Mapping):
+        batch = pair_of(batch)
     try:
         inputs, target = unpack(batch)
         labels = len(target)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        size, line = "", "(batch['x'], batch['y'])"
+        if isinstance(batch, tuple | list):
+            size = f" of {len(batch)}"
+            read = ", ".join(f"batch[{at}]" for at in range(len(batch) - 1))
+            line = f"(({read}), batch[{len(batch) - 1}])" if len(batch) > 2 else line
         raise TypeError(
             f"a batch must give (inputs, target), got a {type(batch).__name__}{size}; "
-            "say where they are, for example unpack=lambda batch: (batch['x'], batch['y'])."
+            f"say where they are, for example unpack=lambda batch: {line}."
         ) from error
     if not isinstance(target, Tensor):
         raise TypeError(
