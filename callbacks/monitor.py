@@ -30,6 +30,7 @@ from popqorn_train.evaluation.loader import OnError, check_on_error
 from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
 
 
@@ -54,7 +55,9 @@ class CertifiedRadiusMonitor(Callback):
         epsilons: where certified accuracy is logged, increasing, in the units of the input; the
             radii count there what ``certify`` proves, see ``certified_radius``.
         method: bounding method.
-        frames: ``(T,)`` mask of the frames that move; see ``LpBall``, as for the next three.
+        frames: ``(T,)`` mask of the frames that move, or a list of booleans; see ``LpBall``, as for
+            the next four.
+        features: ``(N,)`` mask of the features that move, likewise.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -94,7 +97,8 @@ class CertifiedRadiusMonitor(Callback):
         max_overhead: float | None = 0.25,
         epsilons: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
         method: str | Method = "popqorn",
-        frames: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
@@ -126,7 +130,8 @@ class CertifiedRadiusMonitor(Callback):
         check_search(rtol, max_radius, confirm)
         check_probes(probes)
         check_on_error(on_error)
-        ball = LpBall(0.0, p, frames=frames, scope=scope, low=low, high=high)
+        masks = {"frames": as_mask("frames", frames), "features": as_mask("features", features)}
+        ball = LpBall(0.0, p, **masks, scope=scope, low=low, high=high)
         points = CertifiedAccuracyCurve(epsilons).epsilons
         question = Examination(
             ball, method_named(method), max_radius, rtol, confirm, attack, points, probes

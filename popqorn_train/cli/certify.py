@@ -12,7 +12,7 @@ from typing import Any
 
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.cli.files import write_certification
-from popqorn_train.cli.options import add_certify_options, class_names, mask_of
+from popqorn_train.cli.options import add_certify_options, class_names
 from popqorn_train.cli.subject import batches, first_inputs, loaded_model, opened_data, question_of
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.certification import Certification
@@ -107,7 +107,7 @@ class _Run:
         instance, axis = model.instance(inputs), model.batch_axis(inputs)
         _, frames, features = instance.center.shape
         check_image(options.image, frames, features)
-        question = question_of(options, mask_of(options.frames, frames))
+        question = question_of(options, frames, features)
         instance.placed(question.ball)  # inputs must lie in the domain
         settings = {
             "model": options.model,
@@ -150,6 +150,7 @@ class _Run:
             p=ball.p,
             method=question.method,
             frames=ball.frames,
+            features=ball.features,
             scope=ball.scope,
             low=ball.low,
             high=ball.high,

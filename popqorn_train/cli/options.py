@@ -61,6 +61,7 @@ def _add_ball(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--low", type=float, help="least value of an input")
     group.add_argument("--high", type=float, help="greatest value of an input")
     group.add_argument("--frames", help="that move, counted from 0: 0,2,5-9; default all")
+    group.add_argument("--features", help="of a frame that move, likewise; default all")
     group.add_argument(
         "--scope",
         choices=("frame", "sequence"),
@@ -107,15 +108,20 @@ def _add_report(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--image", type=_size, help="the frames make up an image: 28,28")
 
 
-def mask_of(text: str | None, frames: int) -> Tensor | None:
-    """The mask ``(T,)`` of frames written like ``0,2,5-9``.
+def mask_of(option: str, text: str | None, size: int) -> Tensor | None:
+    """The mask ``(size,)`` of frames or features written like ``0,2,5-9``.
+
+    Args:
+        option: which they are, ``"frames"`` or ``"features"``.
+        text: as given.
+        size: how many there are.
 
     Raises:
-        ValueError: no such frames.
+        ValueError: there are no such ones.
     """
     if text is None:
         return None
-    mask = torch.zeros(frames, dtype=torch.bool)
+    mask = torch.zeros(size, dtype=torch.bool)
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
@@ -125,7 +131,7 @@ def mask_of(text: str | None, frames: int) -> Tensor | None:
             mask[chosen] = True
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"`--frames` must be frames from 0 to {frames - 1} like 0,2,5-9, got {text!r}."
+            f"`--{option}` must be {option} from 0 to {size - 1} like 0,2,5-9, got {text!r}."
         ) from error
     return mask
 

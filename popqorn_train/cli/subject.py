@@ -10,6 +10,7 @@ from popqorn_train.bounds.methods import method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.radius import check_search
+from popqorn_train.cli.options import mask_of
 from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
 from popqorn_train.evaluation.checkpoint import load_weights
 from popqorn_train.evaluation.dataset import Source, opened
@@ -38,12 +39,13 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
     )
 
 
-def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Examination:
+def question_of(options: argparse.Namespace, frames: int, features: int) -> Examination:
     """What is asked about every sample.
 
     Args:
         options: of the command.
-        frames: ``(T,)`` mask of those that move.
+        frames: how many there are.
+        features: how many a frame has.
 
     Raises:
         ValueError: see ``LpBall``, ``check_search`` and ``method_named``.
@@ -51,7 +53,8 @@ def question_of(options: argparse.Namespace, frames: torch.Tensor | None) -> Exa
     ball = LpBall(
         0.0,
         options.p,
-        frames=frames,
+        frames=mask_of("frames", options.frames, frames),
+        features=mask_of("features", options.features, features),
         scope=options.scope,
         low=options.low,
         high=options.high,

@@ -28,6 +28,7 @@ from popqorn_train.evaluation.batches import (
 from popqorn_train.evaluation.progress import Progress, Silent, shown
 from popqorn_train.evaluation.sample_rows import AtBall, Examination, Examiner, SampleRow, Status
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
 
 OnError = Literal["warn", "raise"]
@@ -125,8 +126,8 @@ def certify_loader(
     *,
     p: float = math.inf,
     method: str | Method = "popqorn",
-    frames: Tensor | None = None,
-    features: Tensor | None = None,
+    frames: Mask | None = None,
+    features: Mask | None = None,
     scope: Scope = "frame",
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
@@ -155,8 +156,8 @@ def certify_loader(
         p: norm of the ball that is searched; see ``certified_radius``, as for everything down to
             ``confirm``. With a ``ball`` only ``method`` and ``confirm`` matter.
         method: bounding method.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the frames that move, or a list of booleans.
+        features: mask of the features that move, likewise.
         scope: one ball a frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -189,7 +190,8 @@ def certify_loader(
     check_search(rtol, max_radius, confirm, epsilons)
     check_probes(probes)
     _check_loader(loader, samples, seconds)
-    described = LpBall(0.0, p, frames=frames, features=features, scope=scope, low=low, high=high)
+    masks = {"frames": as_mask("frames", frames), "features": as_mask("features", features)}
+    described = LpBall(0.0, p, **masks, scope=scope, low=low, high=high)
     question: Examination | AtBall
     if ball is None:
         question = Examination(

@@ -33,6 +33,7 @@ from popqorn_train.certificates.pgd import search
 from popqorn_train.certificates.unread import fitted
 from popqorn_train.perturbations.box import Box, Perturbation
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss_fusion import fused_cross_entropy
 from popqorn_train.training.objective import (
@@ -70,8 +71,8 @@ class CertifiedLoss(Objective):
         p: norm.
         low: least value of an input, or None.
         high: greatest value, or None.
-        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move.
-        features: ``(N,)`` or ``(B, N)`` mask of the features that move.
+        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move, or a list of booleans.
+        features: ``(N,)`` or ``(B, N)`` mask of the features that move, likewise.
         scope: one ball a frame, or one for the sequence.
         box: what may move, by its ends, instead of what a ball is made of; ``epsilon`` is then
             the share of the way to the ends, from 0 to 1. A plain attribute too: set it before
@@ -96,8 +97,8 @@ class CertifiedLoss(Objective):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         box: Box | None = None,
         method: str | Method = "ibp",
@@ -115,7 +116,8 @@ class CertifiedLoss(Objective):
         self.epsilon, self.p, self.kappa, self.alpha = epsilon, p, kappa, alpha
         self.signal = signal
         self.low, self.high, self.scope = low, high, scope
-        self.frames, self.features, self.box = frames, features, box
+        self.frames, self.features = as_mask("frames", frames), as_mask("features", features)
+        self.box = box
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self.ball()
 
@@ -269,8 +271,8 @@ class CrownIBPLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         box: Box | None = None,
         kappa: float = 0.0,

@@ -29,6 +29,7 @@ from popqorn_train.certificates.radius_gradient import with_gradient
 from popqorn_train.certificates.search import answer
 from popqorn_train.certificates.unread import fitted
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
 from popqorn_train.training.objective import Prepared
@@ -66,8 +67,8 @@ class RadiusLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         method: str | Method = "ibp",
         kappa: float = 0.0,

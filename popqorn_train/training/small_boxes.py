@@ -16,6 +16,7 @@ from torch import Tensor
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.certificates.unread import fitted
 from popqorn_train.perturbations.box import Box, Perturbation
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Prepared, check_share
@@ -52,8 +53,8 @@ class SmallBoxLoss(CertifiedLoss):
         *,
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
-        frames: Tensor | None = None,
-        features: Tensor | None = None,
+        frames: Mask | None = None,
+        features: Mask | None = None,
         scope: Scope = "frame",
         box: Box | None = None,
         kappa: float = 0.0,

@@ -127,7 +127,11 @@ trainer:
   default_root_dir: {tmp_path}
   callbacks:
     - class_path: {path}CertifiedRadiusMonitor
-      init_args: {{samples: 4, method: crown-ibp, low: -9.0}}
+      init_args:
+        samples: 4
+        method: crown-ibp
+        frames: [true, true, true, false]
+        features: [true, false, true]
     - class_path: {path}EpsilonSchedule
     - class_path: {path}CertifiedTrainingGuard
     - class_path: {path}CertifiedEarlyStopping

@@ -89,6 +89,7 @@ def test_arrays_masks_domains_and_checkpoints_are_taken(tmp_path):
     command += ["--inputs", "frames", "--target", "labels", "--divide", "255"]
     command += ["--checkpoint", str(tmp_path / "w.ckpt"), "--prefix", "net.", "--fragile", "0"]
     command += ["--low", "0", "--high", "1", "--frames", "0,2-3", "--scope", "sequence"]
+    command += ["--features", "1-2"]
     command += ["--method", "crown-ibp", "--max-radius", "0.5", "--folder", str(tmp_path / "a")]
     assert main(command) == 0
     found = read_certification(tmp_path / "a")
@@ -99,12 +100,14 @@ def test_arrays_masks_domains_and_checkpoints_are_taken(tmp_path):
         low=0.0,
         high=1.0,
         frames=torch.tensor([True, False, True, True]),
+        features=torch.tensor([False, True, True]),
         scope="sequence",
         method="crown-ibp",
         max_radius=0.5,
     )
     torch.testing.assert_close(found.radii, expected, rtol=2e-2, atol=0)
     assert found.settings["frames"] == [True, False, True, True]
+    assert found.settings["features"] == [False, True, True]
     assert found.weights == fingerprint(net)
 
 
@@ -176,6 +179,7 @@ REFUSED = {
     "no checkpoint": (["--checkpoint", "none.pt"], {}, "`--checkpoint` must be a file"),
     "prefix alone": (["--prefix", "net."], {}, "`--prefix` belongs to --checkpoint"),
     "frames": (["--frames", "2-9"], {}, "`--frames` must be frames from 0 to 3"),
+    "features": (["--features", "3"], {}, "`--features` must be features from 0 to 2"),
     "method": (["--method", "guess"], {}, "`method` must be one of"),
     "rtol": (["--rtol", "2"], {}, "`rtol` must be"),
     "words": (["--words", "none.txt"], {}, "`--words` must be a file"),

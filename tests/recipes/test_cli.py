@@ -163,6 +163,19 @@ def test_callbacks_loggers_and_objectives_are_named_shortly(tmp_path, monkeypatc
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
 
 
+def test_masks_are_lists_of_booleans(tmp_path):
+    masks = [
+        "--model.loss.frames=[true,true,true,true,false]",
+        "--model.loss.features=[true,false,true]",
+    ]
+    assert fit(tmp_path, ALONE, *masks) == 0
+    loss = results(tmp_path)["config"]["model"]["loss"]["init_args"]
+    assert loss["frames"] == [True, True, True, True, False]
+    assert loss["features"] == [True, False, True]
+    [metrics] = tmp_path.rglob("metrics.csv")
+    assert "certified_training/bound" in metrics.read_text()
+
+
 def test_the_sweep_gives_options_that_train(tmp_path, monkeypatch):
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     monkeypatch.setenv("WANDB_MODE", "disabled")
