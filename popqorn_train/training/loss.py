@@ -43,6 +43,7 @@ from popqorn_train.training.objective import (
     check_share,
     check_weight,
 )
+from popqorn_train.training.running_statistics import buffers_left_alone
 from popqorn_train.training.state_widths import drowned
 
 
@@ -164,6 +165,11 @@ class CertifiedLoss(Objective):
                 f"{self.epsilon!r}."
             )
 
+    @property
+    def has_clean_term(self) -> bool:
+        """See ``Objective``."""
+        return self.kappa > 0
+
     def terms(self, batch: Prepared) -> LossParts:
         """See ``Objective``."""
         self._check()
@@ -221,7 +227,7 @@ class CertifiedLoss(Objective):
     def _attacked(self, batch: Prepared) -> Tensor:
         """Cross entropy on the logits under attack."""
         moved = self._found(batch, self.ball())
-        with full_precision(batch.model):
+        with full_precision(batch.model), buffers_left_alone(batch.model):
             return cross_entropy(batch.instance.logits(moved), batch.target)
 
     def _found(self, batch: Prepared, ball: Perturbation) -> Tensor:

@@ -43,6 +43,12 @@ class Mixture(Objective):
         """Settings, for ``print(loss)``."""
         return f"weights={self.weights}"
 
+    @property
+    def has_clean_term(self) -> bool:
+        """Whether that of an objective counts."""
+        pairs = zip(self.weights, self.objectives, strict=True)
+        return any(weight > 0 and cast(Objective, one).has_clean_term for weight, one in pairs)
+
     def terms(self, batch: Prepared) -> LossParts:
         """See ``Objective``; an objective with weight 0 is not computed."""
         self._check()

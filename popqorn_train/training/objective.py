@@ -22,6 +22,7 @@ from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes
 from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.tracing.wrappers import as_written
+from popqorn_train.training.running_statistics import may_move, moves_buffers
 
 CHECK_EVERY = 100  # calls between two traces, each compared with the model and probed
 
@@ -85,13 +86,18 @@ class Prepared:
     @functools.cached_property
     def logits(self) -> Tensor:
         """Logits ``(B, C)`` of the model as it is called, in the mode it is in."""
-        given = self._given.model if isinstance(self._given, BoundModel) else self._given
-        logits = given(*as_tuple(self.inputs))  # with its wrapper, if it has one
+        logits = self.run()
         if logits.ndim != 2 or logits.shape[1] == 1:
             logits = self.instance.as_logits(logits)
         check_target(self._target, *logits.shape)
         # The model may run in half precision.
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def run(self) -> Tensor:
+        """What the model returns, called as it was given: in its mode, with its wrapper."""
+        given = self._given.model if isinstance(self._given, BoundModel) else self._given
+        found: Tensor = given(*as_tuple(self.inputs))
+        return found
 
     def quiet_logits(self) -> Tensor:
         """Logits ``(B, C)`` without a gradient; the model is called in eval mode, if at all."""
@@ -158,6 +164,7 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._calls = 0
+        self._moves: bool | None = None  # whether forward moves buffers of the model
 
     def forward(self, model: nn.Module, inputs: Inputs, target: Tensor) -> Tensor:
         """The loss, a scalar with gradients to every weight.
@@ -177,14 +184,34 @@ class Objective(nn.Module):
         """The loss with its terms; see ``forward``.
 
         Clean and attack terms run in the model's mode, the attack is searched and the bounds are
-        computed in eval mode.
+        computed in eval mode. In training mode running statistics, and other buffers that forward
+        moves, move once, by the clean batch, as under cross entropy.
         """
         check = self._calls % CHECK_EVERY == 0
         batch = Prepared(model, inputs, target, check=check, probes=self.probes)
+        self._move_buffers(batch, check=check)
         if self._calls == 0:
             _ = batch.instance  # what cannot be bounded is refused before a ramp comes to it
         self._calls += 1
         return self.terms(batch)
+
+    def _move_buffers(self, batch: Prepared, *, check: bool) -> None:
+        """Call the model on the clean batch before anything is bounded, if that moves its state."""
+        if not may_move(batch.model):
+            return
+        if self.has_clean_term:
+            _ = batch.logits
+            return
+        if check or self._moves is None:
+            self._moves = moves_buffers(batch.model, batch.run)
+        if self._moves:
+            with torch.no_grad():
+                batch.run()
+
+    @property
+    def has_clean_term(self) -> bool:
+        """Whether its terms call the model on the clean batch."""
+        raise NotImplementedError
 
     def terms(self, batch: Prepared) -> LossParts:
         """The loss with its terms, of a batch that several objectives may share."""

@@ -92,6 +92,11 @@ class RadiusLoss(CertifiedLoss):
         self.rtol = rtol
         self._chunks = Chunks()
 
+    @property
+    def has_clean_term(self) -> bool:
+        """See ``Objective``; it is what is left where a radius is 0."""
+        return True
+
     def _worst(self, batch: Prepared) -> Worst:
         error = cross_entropy(batch.logits, batch.target, reduction="none")
         if self.epsilon == 0:
