@@ -41,7 +41,9 @@ class CertifiedRadiusMonitor(Callback):
     ``certified_radius_by_class/<label>`` (means), ``certified_accuracy/<epsilon>`` with the dot of
     epsilon written ``p`` (0.05: ``0p05``), and ``certification/*``: what it cost, how many samples
     ended how, and whether the values are ``fresh``. ``certified_accuracy/0`` is the clean accuracy
-    on the same samples. The progress bar shows the median radius as ``cert_r``. wandb and
+    on the same samples. The progress bar shows the median radius as ``cert_r``. Lightning keeps the
+    last value of each key; ``fresh/certified_radius/median`` and so on are there only until the
+    next epoch, for callbacks and schedulers that must not count a value twice. wandb and
     TensorBoard get charts too, and ``certification.jsonl`` in the run's folder keeps every radius.
     Training is not changed: not by one bit.
 
@@ -218,6 +220,10 @@ class CertifiedRadiusMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._cadence.start(time.monotonic())
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on nothing is fresh."""
+        self._certifier.forget_fresh(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether to certify, and which samples."""

@@ -21,12 +21,14 @@ from popqorn_train.callbacks.reading_order import Order
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.session import Session, pre_flight
 from popqorn_train.callbacks.subset import choose
+from popqorn_train.callbacks.watched import watched_loader, watched_module
 from popqorn_train.evaluation.batches import Unpack
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.loader import OnError
 from popqorn_train.evaluation.provenance import versions
 from popqorn_train.evaluation.sample_rows import Examination, Status
 
+_ABOUT, _FRESH = "certification/", "fresh/"
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
@@ -114,17 +116,11 @@ class SetCertifier:
         Raises:
             ValueError: it does not read the same samples every time, or there is no such loader.
         """
-        testing, at = self._stage == "test", self.options.dataloader
-        loaders = trainer.test_dataloaders if testing else trainer.val_dataloaders
-        if isinstance(loaders, dict):
-            loaders = list(loaders.values())
-        if not isinstance(loaders, list | tuple):
-            loaders = [loaders]
-        if at >= len(loaders):
-            raise ValueError(f"`dataloader` must be less than {len(loaders)}, got {at}.")
+        at = self.options.dataloader
+        loader = watched_loader(trainer, at, testing=self._stage == "test")
         batches = self._batches(trainer)[at]
         gather = partial(all_values, trainer)
-        self._order = Order.of(loaders[at], batches, trainer.global_rank, gather)
+        self._order = Order.of(loader, batches, trainer.global_rank, gather)
         return self._order
 
     def _batches(self, trainer: Trainer) -> Sequence[float]:
@@ -245,6 +241,16 @@ class SetCertifier:
         if "certified_radius/median" in values:
             median = values["certified_radius/median"]
             pl_module.log(f"{prefix}cert_r", median, prog_bar=True, logger=False, **how)
+        if self.fresh and self._stage == "fit":
+            found = {key: value for key, value in values.items() if not key.startswith(_ABOUT)}
+            fresh = {f"{_FRESH}{prefix}{key}": value for key, value in found.items()}
+            pl_module.log_dict(fresh, logger=False, **how)
+
+    def forget_fresh(self, trainer: Trainer) -> None:
+        """Take away what was certified in an earlier epoch; its usual keys stay."""
+        metrics = trainer.callback_metrics
+        for key in [key for key in metrics if key.startswith(_FRESH + self._reports.prefix)]:
+            del metrics[key]
 
     def _certification(self, trainer: Trainer, session: Session) -> Certification:
         rows, seconds = gathered(trainer, session.rows, session.seconds)
@@ -281,13 +287,4 @@ class SetCertifier:
             self._reports.publish(trainer, newest)
 
     def _model(self, pl_module: LightningModule) -> nn.Module:
-        if self.options.model is None:
-            return pl_module
-        try:
-            return pl_module.get_submodule(self.options.model)
-        except AttributeError as error:
-            known = ", ".join(name for name, _ in pl_module.named_children())
-            raise ValueError(
-                f"`model` must name a sub-module of {type(pl_module).__name__} ({known}), got "
-                f"{self.options.model!r}."
-            ) from error
+        return watched_module(pl_module, self.options.model)

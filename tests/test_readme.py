@@ -61,6 +61,19 @@ def test_checkpoints_and_stopping_are_added_in_the_lines_shown():
     assert names["best"] in names["trainer"].callbacks
 
 
+def test_a_plateau_is_watched_in_the_lines_shown():
+    optimizer = torch.optim.Adam(Classifier().parameters())
+    names = {"optimizer": optimizer}
+    exec(block("ReduceLROnPlateau"), names)
+
+    class Plateau(Classifier):
+        def configure_optimizers(self):
+            return {"optimizer": optimizer, "lr_scheduler": names["lr_scheduler"]}
+
+    fit(CertifiedRadiusMonitor(samples=3, method="ibp"), module=Plateau(), epochs=1)
+    assert names["plateau"].last_epoch == 1
+
+
 def test_a_loader_is_certified_in_the_lines_shown(capsys):
     names = {"model": Classifier(), "val_loader": loader()}
     exec(block("certify_loader"), names)

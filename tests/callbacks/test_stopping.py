@@ -1,5 +1,8 @@
 import pytest
+import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import CSVLogger
 
 from popqorn_train.callbacks import CertifiedEarlyStopping, CertifiedRadiusMonitor
 from tests.fitting import Classifier, fit, val_loader
@@ -54,6 +57,54 @@ def test_it_needs_a_monitor_before_it():
             CertifiedRadiusMonitor(samples=3, name="linf"),
             CertifiedEarlyStopping("l2/certified_radius/mean"),
         )
+
+
+def rates(monitor, epochs, **options):
+    """Learning rate in every epoch under ReduceLROnPlateau."""
+
+    class Plateau(Classifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), 1.0)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+            scheduler = plateau(optimizer, mode="max", patience=1, factor=0.5, threshold=0.0)
+            how = {"scheduler": scheduler, "monitor": monitor, "strict": False}
+            return {"optimizer": optimizer, "lr_scheduler": how}
+
+        def on_train_epoch_start(self):
+            found.append(self.optimizers().param_groups[0]["lr"])
+
+    found = []
+    watching = CertifiedRadiusMonitor(samples=3, max_overhead=None, **options)
+    fit(watching, module=Plateau(), epochs=epochs)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")
+@pytest.mark.parametrize("name", ["", "l2"])
+def test_a_plateau_of_fresh_values_counts_certifications_alone(medians, name):
+    key = f"{name}/certified_radius/median" if name else "certified_radius/median"
+    medians(*[0.1 * step for step in range(1, 9)])
+    assert min(rates(key, 9, every_n_epochs=3, name=name)) < 1  # as if nothing grew
+    medians(*[0.1 * step for step in range(1, 9)])
+    assert rates(f"fresh/{key}", 9, every_n_epochs=3, name=name) == [1.0] * 9
+    medians(0.3, 0.2, 0.1, 0.1, 0.1)
+    assert rates(f"fresh/{key}", 9, every_n_epochs=3, name=name) == [1.0] * 7 + [0.5] * 2
+
+
+def test_fresh_values_are_gone_in_the_next_epoch_and_are_not_logged(tmp_path):
+    seen = []
+
+    class Watching(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append({key for key in trainer.callback_metrics if key.startswith("fresh/")})
+
+    logger = CSVLogger(tmp_path, name="", version="")
+    monitor = CertifiedRadiusMonitor(samples=3, max_overhead=None, every_n_epochs=2)
+    fit(monitor, Watching(), epochs=4, logger=logger, log_every_n_steps=1)
+    assert [bool(keys) for keys in seen] == [True, False, True, True]
+    assert {"fresh/certified_radius/median", "fresh/certified_accuracy/0p05"} < seen[0]
+    assert not any("certification" in key for key in seen[0])
+    assert "fresh/c" not in (tmp_path / "metrics.csv").read_text()
 
 
 def test_it_does_not_stand_in_the_way_of_validate_and_test():
