@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from popqorn_train.callbacks.batch_samplers import Indices, index_lists
 from popqorn_train.callbacks.isolation import isolated_random
+from popqorn_train.callbacks.sampler_reading import Indices, index_lists
 from popqorn_train.evaluation.batches import Unpack, unpacked
 
 Gather = Callable[[Any], list[Any]]

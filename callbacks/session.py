@@ -14,7 +14,7 @@ from popqorn_train.callbacks.isolation import isolated_random
 from popqorn_train.callbacks.reading_order import Order, check_count
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.search import Start
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.errors import BadSamplesError, UnsupportedModelError
 from popqorn_train.evaluation.batches import Picked, Unpack, grouped, unpacked
 from popqorn_train.evaluation.progress import Progress
 from popqorn_train.evaluation.provenance import fingerprint
@@ -162,6 +162,8 @@ def pre_flight(
 ) -> float:
     """Certify a few samples, so that what cannot be bounded fails before hours of training.
 
+    A sample that cannot be asked about does not stop the others.
+
     Returns:
         Seconds a sample, with nothing known beforehand.
 
@@ -174,5 +176,9 @@ def pre_flight(
     with isolated_random(), muted(root):
         some = Picked.of(first, inputs, target, first, module.batch_axis(inputs))
         started = time.perf_counter()
-        question.rows(module, some, None)
+        examiner = Examiner(question, module)
+        rows = examiner.rows(some)
+        failure, answered = examiner.failure, any(row.answered for row in rows)
+        if failure is not None and not (answered and isinstance(failure, BadSamplesError)):
+            raise failure
         return (time.perf_counter() - started) / len(first)

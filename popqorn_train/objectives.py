@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from popqorn_train.bounds.methods import Method
+from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, CrownIBPLoss
@@ -38,6 +39,7 @@ def pgd(
     frames: Mask | None = None,
     features: Mask | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     attack_steps: int = 5,
 ) -> CertifiedLoss:
@@ -56,6 +58,7 @@ def pgd(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         attack_steps: gradient steps of the attack.
 
@@ -70,6 +73,7 @@ def pgd(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         alpha=0.0,
         attack_steps=attack_steps,
@@ -85,6 +89,7 @@ def ibp(
     frames: Mask | None = None,
     features: Mask | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     signal: float = 0.0,
 ) -> CertifiedLoss:
@@ -100,6 +105,7 @@ def ibp(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
@@ -115,6 +121,7 @@ def ibp(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         method="ibp",
         signal=signal,
@@ -130,6 +137,7 @@ def crown_ibp(
     frames: Mask | None = None,
     features: Mask | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     beta: float = 1.0,
     fused: bool = False,
@@ -150,6 +158,7 @@ def crown_ibp(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
         fused: bound the cross entropy by one backward row, see ``CrownIBPLoss``.
@@ -167,6 +176,7 @@ def crown_ibp(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         beta=beta,
         fused=fused,
@@ -183,6 +193,7 @@ def mtl(
     frames: Mask | None = None,
     features: Mask | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     alpha: float = 0.5,
     attack_steps: int = 5,
@@ -200,6 +211,7 @@ def mtl(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         alpha: weight of the bound against the attack.
         attack_steps: gradient steps of the attack.
@@ -217,6 +229,7 @@ def mtl(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         alpha=alpha,
         attack_steps=attack_steps,
@@ -233,6 +246,7 @@ def sabr(
     frames: Mask | None = None,
     features: Mask | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
     ratio: float = 0.7,
     attack_steps: int = 5,
@@ -253,6 +267,7 @@ def sabr(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon (the paper's lambda).
         attack_steps: gradient steps of the attack.
@@ -269,6 +284,7 @@ def sabr(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         ratio=ratio,
         attack_steps=attack_steps,
@@ -285,6 +301,7 @@ def popqorn(
     frames: Mask | None = None,
     features: Mask | None = None,
     scope: Scope = "frame",
+    box: Box | None = None,
     kappa: float = 0.0,
 ) -> CertifiedLoss:
     """Full backward bounds, with closed-form planes: for short sequences and small models.
@@ -299,6 +316,7 @@ def popqorn(
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
 
     Source:
@@ -312,6 +330,7 @@ def popqorn(
         frames=frames,
         features=features,
         scope=scope,
+        box=box,
         kappa=kappa,
         method="popqorn",
     )

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.instance import Instance, as_frames
 from popqorn_train.operations.sample_order import rows_of
 from popqorn_train.operations.units import source_positions
-from popqorn_train.tracing.packed import longest_first
+from popqorn_train.tracing.packed import Packed, longest_first
 from popqorn_train.tracing.process_settings import without_cudnn
 from popqorn_train.tracing.steps import pick_samples
 
@@ -63,10 +64,20 @@ class StandIn:
         order = self._order(chosen)
         moved, chosen = moved[order], chosen[order]
         module = self._layer.model.get_submodule(self._source.target)
-        raw = self._raw(moved.to(self.dtype), chosen)
+        raw = self._as_rows(self._raw(moved.to(self.dtype), chosen), chosen)
         with _returning(module, raw, self._earlier_calls()):
             output = self._run(self._picked(chosen))
         return output[order.argsort()] if isinstance(output, Tensor) else output
+
+    def _as_rows(self, raw: Tensor, chosen: Tensor) -> Tensor:
+        """As the module itself returns it: packed rows where it reads those."""
+        lifter = self._instance.pick(chosen).lifter
+        for name in self._source.refs:
+            for ref in lifter.steps[name].refs:
+                read = lifter.value(ref)
+                if isinstance(read, Packed):
+                    return pack_padded_sequence(raw, read.lengths.cpu(), True, False).data
+        return raw
 
     def _order(self, chosen: Tensor) -> Tensor:
         """Longest first: what a module returns cannot be sorted later, for a model that insists."""

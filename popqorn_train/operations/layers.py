@@ -34,8 +34,9 @@ def _recurrent_module(
     lifter: Lifter, step: Step, layer: nn.RNNBase, x: Any, hx: Any = None
 ) -> tuple[Any, Any]:
     """Unroll every layer; the outputs are those of torch: ``out, h_n`` or ``out, (h_n, c_n)``."""
-    sequence = x.padded if isinstance(x, Packed) else x
-    sequence = _check_recurrent(lifter, step, layer, sequence)
+    first = 0 if layer.batch_first else 1  # of a packed sequence that does not count
+    axis, sequence = (x.batch_axis, x.padded) if isinstance(x, Packed) else (first, x)
+    sequence = _check_recurrent(step, layer, sequence, axis)
     below: list[Any] = frames(sequence) if not isinstance(sequence, Root) else [sequence]
     before: list[Node] = []
     if not layer.bidirectional and not isinstance(x, Packed):
@@ -147,9 +148,8 @@ def _biases(
     return torch.cat([b_ih[: 2 * hidden] + gates, b_ih[2 * hidden :]]), candidate
 
 
-def _check_recurrent(lifter: Lifter, step: Step, layer: nn.RNNBase, x: Any) -> Node:
-    """The sequence as a node."""
-    axis = 0 if layer.batch_first else 1
+def _check_recurrent(step: Step, layer: nn.RNNBase, x: Any, axis: int) -> Node:
+    """The sequence as a node, its batch on an axis."""
     if not isinstance(x, Node):
         x = Stack([Constant(value) for value in x.unbind(1 - axis)], axis)
     if len(x.shape) != 2:

@@ -9,7 +9,7 @@ from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.concatenation import Select, Stack, frames
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, operation, unsupported
-from popqorn_train.operations.shapes import without_infinity
+from popqorn_train.operations.shapes import affine_of, without_infinity
 from popqorn_train.tracing.packed import Packed, Padded, frames_left
 from popqorn_train.tracing.steps import Step
 
@@ -36,6 +36,26 @@ def _pack(
             "Pack (B, T, N) with batch_first=True, or (T, B, N) without it.",
         )
     return Packed(input, torch.as_tensor(lengths), input.batch_axis)
+
+
+@operation("repack")
+def _repack(lifter: Lifter, step: Step, data: Any, batch_sizes: Any, *indices: Any) -> Packed:
+    return Packed(data, batch_sizes, 0)
+
+
+@operation("_replace")
+def _replaced(lifter: Lifter, step: Step, x: Any, **fields: Any) -> Packed:
+    if not isinstance(x, Packed) or "data" not in fields:
+        raise unsupported(step, "a change of fields", "Replace the data of a packed sequence.")
+    return Packed(fields["data"], x.lengths, 0)
+
+
+def data_of(x: Packed) -> Node:
+    """The rows of a packed sequence, as ``(B, T, F)``."""
+    node: Node = x.padded
+    if x.batch_axis == 0:
+        return node
+    return affine_of(lambda x: x.transpose(0, 1), (node,), {}, shape=node.shape, axis=0)
 
 
 @operation("pad_lengths")

@@ -11,7 +11,9 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.total import Total
 from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.packing import data_of
 from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
+from popqorn_train.tracing.packed import Packed
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import called_name
 
@@ -87,6 +89,8 @@ class _Values(NamedTuple):
 def _field(lifter: Lifter, step: Step, x: Any, name: str) -> Any:
     if isinstance(x, _Values) and name == "values":
         return x.values
+    if isinstance(x, Packed):
+        return data_of(x) if name == "data" else getattr(x, name)
     if name == "data":
         return x
     raise unsupported(step, f"the field {name!r}")

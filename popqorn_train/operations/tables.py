@@ -28,6 +28,7 @@ _TITLES = {
 def supported() -> dict[str, tuple[list[str], list[str]]]:
     """Modules and operations by kind, sorted, as users write them."""
     spoken = {ours.__name__: torchs.__name__ for torchs, ours in REPLACED.items()}
+    spoken["repack"] = "PackedSequence"
     spoken["log_sigmoid"] = "logsigmoid"  # as torch calls it in its own name
     found: dict[str, tuple[list[str], list[str]]] = {key: ([], []) for key in _TITLES}
     for kind, handler in MODULES.items():

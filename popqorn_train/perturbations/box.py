@@ -30,14 +30,17 @@ class Box:
     Attributes:
         lower: least value of every coordinate, a float or broadcastable to ``(B, T, N)``.
         upper: greatest value, likewise.
+        share: how much of the way from the input to the ends may be gone, from 0 to 1.
 
     Raises:
         TypeError: an end that is no number.
-        ValueError: an end that is not finite, or ``lower`` above ``upper``, at construction.
+        ValueError: an end that is not finite, ``lower`` above ``upper``, or a share out of range,
+            at construction.
     """
 
     lower: float | Tensor
     upper: float | Tensor
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         edges = {"lower": numbers("lower", self.lower), "upper": numbers("upper", self.upper)}
@@ -45,6 +48,8 @@ class Box:
             if not edge.isfinite().all():
                 raise ValueError(f"`{name}` must be finite, got {shown(edge)}.")
         check_order(edges)
+        if not isinstance(self.share, int | float) or not 0 <= self.share <= 1:
+            raise ValueError(f"`share` must be a number from 0 to 1, got {self.share!r}.")
 
     @property
     def speaks_of_frames(self) -> bool:
@@ -66,6 +71,7 @@ class Box:
         bounded = None if free is None else ~free[..., None]
         down = room("lower", center, self.lower, bounded)
         up = room("upper", center, self.upper, bounded)
+        down, up = (self.share * size for size in (down, up))
         if bounded is not None:  # what is never read stays, wherever it is
             down, up = (torch.where(bounded, size, 0) for size in (down, up))
         size = torch.maximum(down, up).amax(-1)
@@ -74,7 +80,8 @@ class Box:
 
     def pick(self, chosen: Tensor, batch: int) -> "Box":
         """The box of some samples of a batch."""
-        return Box(*[cut(edge, chosen, batch, 3) for edge in (self.lower, self.upper)])
+        lower, upper = (cut(edge, chosen, batch, 3) for edge in (self.lower, self.upper))
+        return Box(lower, upper, self.share)
 
 
 Perturbation = LpBall | Box

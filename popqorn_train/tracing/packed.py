@@ -6,7 +6,8 @@ recurrent layer carries its state unchanged over the frames that a sample does n
     h[t] = step(x[t], h[t-1])  if t < length, else h[t-1]
 
 so those frames are never read, and h[T-1] is the last valid state. Torch's own functions do the
-same without ever building the padding.
+same without ever building the padding. What forward does to packed data row by row is done to the
+padded frames; what it does across rows gives other logits than the model, and is refused.
 
 B: batch, T: frames, F: features.
 """
@@ -22,7 +23,7 @@ from torch.nn.utils.rnn import pad_packed_sequence as torch_pad
 from popqorn_train.tracing.steps import pick_samples
 
 
-class Packed(NamedTuple):
+class _Packed(NamedTuple):
     """What ``pack_padded_sequence`` gives while a model is recorded.
 
     Attributes:
@@ -34,6 +35,35 @@ class Packed(NamedTuple):
     padded: Any
     lengths: Tensor
     batch_axis: int
+
+
+class Packed(_Packed):
+    """The same, with the fields that user's code reads of a ``PackedSequence``."""
+
+    __slots__ = ()
+
+    @property
+    def data(self) -> Tensor:
+        """The rows, as ``(B, T, F)``."""
+        padded: Tensor = self.padded
+        return padded.transpose(0, self.batch_axis)
+
+    @property
+    def batch_sizes(self) -> Tensor:
+        """The lengths stand for them: both say which rows there are."""
+        return self.lengths
+
+    @property
+    def sorted_indices(self) -> Tensor:
+        """Nothing is sorted here; alike for all samples."""
+        return torch.zeros_like(self.lengths)
+
+    unsorted_indices = sorted_indices
+
+    def _replace(self, **fields: Any) -> "Packed":
+        if "data" in fields:
+            return repack(fields.pop("data"), fields.pop("batch_sizes", self.lengths), **fields)
+        return super()._replace(**fields)
 
 
 class Padded(NamedTuple):
@@ -68,6 +98,18 @@ def pad_lengths(
     mask = mask.view(*mask.shape, *[1] * (padded.ndim - 2)).transpose(0, axis)
     padded = torch.where(mask, padded, torch.full_like(padded, padding_value))
     return Padded(padded.transpose(0, axis).transpose(0, 0 if batch_first else 1), lengths)
+
+
+def repack(
+    data: Any,
+    batch_sizes: Any = None,
+    sorted_indices: Any = None,
+    unsorted_indices: Any = None,
+) -> Packed:
+    """Stands for ``PackedSequence``, of rows that were made of those of another one."""
+    if not isinstance(batch_sizes, Tensor) or batch_sizes.shape != data.shape[:1]:
+        raise ValueError("PackedSequence must be made with the batch_sizes of another one")
+    return Packed(data, batch_sizes, 0)
 
 
 def frames_left(sequence: Packed, time: int, total_length: Any) -> int:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from popqorn_train.tracing.packed import REPLACED
+from popqorn_train.tracing.packed import REPLACED, Packed, repack
 
 RECORDING = threading.RLock()  # one model is recorded at a time
 _PACKING = {function.__name__: function for function in REPLACED}
@@ -54,6 +55,12 @@ class Patches:
         names[name] = self.stand_in(original, own)
         self._undo.append(lambda: names.__setitem__(name, original))
 
+    def value(self, names: dict[str, Any], name: str, own: Any) -> None:
+        """Replace what asks itself which thread reads it."""
+        original = names[name]
+        names[name] = own
+        self._undo.append(lambda: names.__setitem__(name, original))
+
     def close(self) -> None:
         """Put everything back; a stand-in that was taken elsewhere calls the original."""
         self._open = False
@@ -82,6 +89,22 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _packed_kind(patches: Patches) -> type:
+    """A class that makes packed sequences of proxies, and knows them."""
+    recorded = _recorded(repack)
+
+    class Kind(type):
+        def __instancecheck__(cls, value: Any) -> bool:
+            known = value.node.meta["value"] if isinstance(value, fx.Proxy) else value
+            return isinstance(known, PackedSequence | Packed)
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            proxies = patches.here() and isinstance(next(iter(args), None), fx.Proxy)
+            return recorded(*args, **kwargs) if proxies else PackedSequence(*args, **kwargs)
+
+    return Kind("PackedSequence", (), {})
+
+
 @contextlib.contextmanager
 def patched(
     call: Callable[..., Any], read: Callable[..., Any], globals_: list[dict[str, Any]]
@@ -100,6 +123,8 @@ def patched(
         patches.method(nn.Module, "__getattr__", read)
         for names, name, function in _places(globals_):
             patches.item(names, name, _recorded(function))
+        for names, name in _packed_names(globals_):
+            patches.value(names, name, _packed_kind(patches))
         yield
     finally:
         patches.close()
@@ -122,6 +147,20 @@ def _places(
         if function is not None and names.get(name) is function and (id(names), name) not in seen:
             seen.add((id(names), name))
             yield names, name, function
+
+
+def _packed_names(globals_: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+    """Where user's code names ``PackedSequence``; torch's own code means its own class."""
+    modules = [getattr(module, "__dict__", {}) for module in [*sys.modules.values()]]
+    own = ("torch", "popqorn_train")
+    others = [
+        names
+        for names in modules
+        if names.get("PackedSequence") is PackedSequence
+        and str(names.get("__name__")).split(".")[0] not in own
+    ]
+    users = {id(names): names for names in (*globals_, *others)}.values()
+    return [(n, name) for n in users for name, value in [*n.items()] if value is PackedSequence]
 
 
 def _names(module: Any) -> dict[str, Any]:

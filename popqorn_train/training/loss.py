@@ -10,6 +10,7 @@ De Palma et al., "MTL-IBP", ICLR 2024 (alpha); Zhang et al., "CROWN-IBP", ICLR 2
 """
 
 import math
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ from popqorn_train.certificates.margins import (
 )
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.pgd import search
+from popqorn_train.certificates.unread import fitted
+from popqorn_train.perturbations.box import Box, Perturbation
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
@@ -72,6 +75,9 @@ class CertifiedLoss(Objective):
         frames: ``(T,)`` or ``(B, T)`` mask of the frames that move, or a list of booleans.
         features: ``(N,)`` or ``(B, N)`` mask of the features that move, likewise.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead of what a ball is made of; ``epsilon`` is then
+            the share of the way to the ends, from 0 to 1. A plain attribute too: set it before
+            every call where it differs from batch to batch.
         method: bounding method; ``"ibp"`` costs least and trains best.
         kappa: weight of the clean term, from 0 to 1.
         alpha: weight of the bound against the attack, from 0 to 1.
@@ -95,6 +101,7 @@ class CertifiedLoss(Objective):
         frames: Mask | None = None,
         features: Mask | None = None,
         scope: Scope = "frame",
+        box: Box | None = None,
         method: str | Method = "ibp",
         kappa: float = 0.0,
         alpha: float = 1.0,
@@ -111,6 +118,7 @@ class CertifiedLoss(Objective):
         self.signal = signal
         self.low, self.high, self.scope = low, high, scope
         self.frames, self.features = as_mask("frames", frames), as_mask("features", features)
+        self.box = box
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self.ball()
 
@@ -122,8 +130,11 @@ class CertifiedLoss(Objective):
             f"method={self.method}"
         )
 
-    def ball(self, share: float = 1.0) -> LpBall:
+    def ball(self, share: float = 1.0) -> Perturbation:
         """What may move now; of a share of epsilon."""
+        if self.box is not None:
+            self._check_box()
+            return replace(self.box, share=share * self.epsilon * self.box.share)
         return LpBall(
             share * self.epsilon,
             self.p,
@@ -133,6 +144,26 @@ class CertifiedLoss(Objective):
             low=self.low,
             high=self.high,
         )
+
+    def _check_box(self) -> None:
+        """Refuse a box beside what describes a ball.
+
+        Raises:
+            TypeError: no box.
+            ValueError: both, or an epsilon that is no share.
+        """
+        if not isinstance(self.box, Box):
+            raise TypeError(f"`box` must be a Box or None, got {type(self.box).__name__}.")
+        parts = (self.low, self.high, self.frames, self.features)
+        if self.p != math.inf or self.scope != "frame" or any(part is not None for part in parts):
+            raise ValueError(
+                "`box` says what may move: leave out p, low, high, frames, features and scope."
+            )
+        if not isinstance(self.epsilon, int | float) or not 0 <= self.epsilon <= 1:
+            raise ValueError(
+                "`epsilon` must be the share of `box` that may move, from 0 to 1, got "
+                f"{self.epsilon!r}."
+            )
 
     @property
     def has_clean_term(self) -> bool:
@@ -184,9 +215,10 @@ class CertifiedLoss(Objective):
         certified = proved(margins.detach().amin(1)).float().mean()
         return Worst(loss, certified, found)
 
-    def _region(self, batch: Prepared) -> tuple[Instance, LpBall]:
+    def _region(self, batch: Prepared) -> tuple[Instance, Perturbation]:
         """What is bounded: a ball, and the inputs in its middle."""
-        return batch.instance, self.ball()
+        ball = self.ball()
+        return fitted(batch.instance, ball), ball
 
     def _bounding(self) -> Method:
         """How it is bounded."""
@@ -198,11 +230,13 @@ class CertifiedLoss(Objective):
         with full_precision(batch.model), buffers_left_alone(batch.model):
             return cross_entropy(batch.instance.logits(moved), batch.target)
 
-    def _found(self, batch: Prepared, ball: LpBall) -> Tensor:
+    def _found(self, batch: Prepared, ball: Perturbation) -> Tensor:
         """Where the attack ends, ``(B, T, N)``."""
         with torch.no_grad(), undisturbed(batch.model):
             steps = self.attack_steps
-            return search(batch.instance, batch.target, ball, steps=steps, restarts=1, seed=0).moved
+            return search(
+                fitted(batch.instance, ball), batch.target, ball, steps=steps, restarts=1, seed=0
+            ).moved
 
 
 class CrownIBPLoss(CertifiedLoss):
@@ -219,6 +253,7 @@ class CrownIBPLoss(CertifiedLoss):
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
         fused: bound the cross entropy by one backward row a sample (loss_fusion.py), and mix it
@@ -245,6 +280,7 @@ class CrownIBPLoss(CertifiedLoss):
         frames: Mask | None = None,
         features: Mask | None = None,
         scope: Scope = "frame",
+        box: Box | None = None,
         kappa: float = 0.0,
         beta: float = 1.0,
         fused: bool = False,
@@ -258,6 +294,7 @@ class CrownIBPLoss(CertifiedLoss):
             frames=frames,
             features=features,
             scope=scope,
+            box=box,
             method="crown-ibp",
             kappa=kappa,
             signal=signal,

@@ -27,6 +27,8 @@ from popqorn_train.certificates.query import Query
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.certificates.radius_gradient import with_gradient
 from popqorn_train.certificates.search import answer
+from popqorn_train.certificates.unread import fitted
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
@@ -109,11 +111,20 @@ class RadiusLoss(CertifiedLoss):
     def _radius(self, batch: Prepared) -> Tensor:
         """Certified radii ``(B,)`` up to epsilon, with gradients where they are wanted."""
         target = batch.target.to(batch.instance.center.device)
-        ball = self.ball(0.0)
-        question = Query(batch.instance, target, None, ball, self.method, self._chunks)
+        ball = LpBall(
+            0.0,
+            self.p,
+            frames=self.frames,
+            features=self.features,
+            scope=self.scope,
+            low=self.low,
+            high=self.high,
+        )
+        instance = fitted(batch.instance, ball)
+        question = Query(instance, target, None, ball, self.method, self._chunks)
         with undisturbed(batch.model):
             with torch.no_grad():
                 found = answer(question, None, max_radius=self.epsilon, rtol=self.rtol)
                 reached = replace(ball, epsilon=found.radius)
-                batch.probe(batch.instance, reached, Claim(found.radius > 0))
+                batch.probe(instance, reached, Claim(found.radius > 0))
             return with_gradient(question, found) if torch.is_grad_enabled() else found.radius

@@ -14,7 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.certificates.unread import fitted
+from popqorn_train.perturbations.box import Box, Perturbation
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss
@@ -35,6 +36,7 @@ class SmallBoxLoss(CertifiedLoss):
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball a frame, or one for the sequence.
+        box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon, from 0 (an attack alone) to 1 (the
             whole ball).
@@ -54,6 +56,7 @@ class SmallBoxLoss(CertifiedLoss):
         frames: Mask | None = None,
         features: Mask | None = None,
         scope: Scope = "frame",
+        box: Box | None = None,
         kappa: float = 0.0,
         ratio: float = 0.7,
         attack_steps: int = 5,
@@ -67,6 +70,7 @@ class SmallBoxLoss(CertifiedLoss):
             frames=frames,
             features=features,
             scope=scope,
+            box=box,
             kappa=kappa,
             attack_steps=attack_steps,
             signal=signal,
@@ -74,8 +78,13 @@ class SmallBoxLoss(CertifiedLoss):
         check_share("ratio", ratio)
         self.ratio = ratio
 
-    def _region(self, batch: Prepared) -> tuple[Instance, LpBall]:
-        instance = batch.instance
-        if self.ratio < 1:
-            instance = instance.shifted(self._found(batch, self.ball(1 - self.ratio)))
-        return instance, self.ball(self.ratio)
+    def _region(self, batch: Prepared) -> tuple[Instance, Perturbation]:
+        instance = fitted(batch.instance, self.ball())
+        if self.ratio == 1:
+            return instance, self.ball()
+        moved = self._found(batch, self.ball(1 - self.ratio))
+        if self.box is None:
+            return instance.shifted(moved), self.ball(self.ratio)
+        whole = instance.in_own_units(self.ball())
+        small = Box(moved - self.ratio * whole.down, moved + self.ratio * whole.up)
+        return instance.shifted(moved), small

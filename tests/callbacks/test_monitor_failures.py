@@ -1,8 +1,11 @@
 """When certification itself fails: training goes on, or stops everywhere, as was asked."""
 
+import math
+
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import Status
 from popqorn_train.callbacks import CertifiedRadiusMonitor
@@ -197,6 +200,38 @@ def test_a_batch_that_cannot_be_read_costs_its_own_samples_alone():
         *range(16, 20)
     ]
     assert len(monitor.last.answered) == 16
+
+
+@pytest.mark.parametrize("bad", [0, 13])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_sample_that_is_not_finite_is_one_row(bad, value):
+    x, y = (part.clone() for part in val_loader().dataset.tensors)
+    x[bad, 1, 1] = value
+    loader = DataLoader(TensorDataset(x, y), 8)
+    monitor = CertifiedRadiusMonitor(samples=20, method="crown-ibp")
+    trainer = pl.Trainer(callbacks=[monitor], max_epochs=1, logger=False, **QUIET)
+    said = rf"1 of 20 samples could not .* sample {bad}: `x` holds {value}"
+    with pytest.warns(UserWarning, match=said):
+        trainer.fit(Classifier(), train_loader(), loader)
+    assert [row.index for row in monitor.last.rows if row.status == Status.ERROR] == [bad]
+    assert len(monitor.last.answered) == 19
+
+
+def test_weights_that_are_not_finite_are_an_error_and_no_wrong_prediction():
+    module = Classifier()
+
+    class Breaking(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            with torch.no_grad():
+                module.head.bias[0] = math.nan
+
+    monitor = CertifiedRadiusMonitor(samples=6, method="crown-ibp", max_overhead=None)
+    with pytest.warns(UserWarning, match="6 of 6 samples could not be certified in epoch 1"):
+        trainer, _ = fit(monitor, Breaking(), module=module, epochs=2)
+    assert trainer.current_epoch == 2
+    assert all(row.status == Status.ERROR for row in monitor.last.rows)
+    assert trainer.callback_metrics["certification/error"] == 6
+    assert trainer.callback_metrics["certification/fresh"] == 0
 
 
 @pytest.mark.parametrize(

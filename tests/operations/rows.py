@@ -7,11 +7,12 @@ B: batch, T: frames, F: features.
 """
 
 import operator
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 T, F = 4, 2
 
@@ -122,6 +123,18 @@ def packed(m, a, b, padding=0.5):
     packed = pack_padded_sequence(a - b, m.lengths, batch_first=True, enforce_sorted=False)
     options = {"batch_first": True, "padding_value": padding, "total_length": T}
     return pad_packed_sequence(packed, **options)[0]
+
+
+def on_rows(m, a, b, *, by_name=False, batch_first=True):
+    x = a - b if batch_first else (a - b).transpose(0, 1)
+    packed = pack_padded_sequence(x, m.lengths, batch_first, enforce_sorted=False)
+    data = torch.tanh(m.c * packed.data)
+    if by_name:
+        packed = packed._replace(data=data)
+    else:
+        rest = packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        packed = PackedSequence(data, *rest)
+    return pad_packed_sequence(packed, batch_first=True, total_length=T)[0]
 
 
 ROWS = {
@@ -249,5 +262,7 @@ ROWS = {
         lambda m, a, b: torch.where(other=a, input=m.c, condition=m.mask),
     ],
     "pack_lengths": [packed],
+    "repack": [on_rows, partial(on_rows, batch_first=False)],
+    "_replace": [partial(on_rows, by_name=True)],
     "pad_lengths": [packed, lambda m, a, b: packed(m, a, b, -torch.inf).amax(1)],
 }

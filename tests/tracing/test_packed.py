@@ -164,7 +164,7 @@ def branching(net, x, lengths):
 
 
 REFUSED = {
-    "its data": (packed_data, UnsupportedModelError, "'Packed' object has no attribute 'data'"),
+    "its data": (packed_data, UnsupportedModelError, r"expected logits \(B, C\)"),
     "other lengths": (wrong_axis, ValueError, "`inputs`"),
     "a length as a number": (branching, UnsupportedModelError, "data into a Python number"),
 }

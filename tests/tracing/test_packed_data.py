@@ -1,0 +1,115 @@
+"""What forward does to the rows of a packed sequence is done to the frames of the padded one."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import softmax
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from popqorn_train import LpBall, UnsupportedModelError, certify
+from tests.problems import METHODS, sequences
+
+LENGTHS = torch.tensor([3, 5, 2, 4])
+OTHERS = torch.tensor([1, 2, 4, 4])
+
+
+class Rows(nn.Module):
+    """A front end on packed rows, a recurrent layer, one more layer on rows, a sum."""
+
+    def __init__(self, made="class", *, batch_first=True, rows=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.front, self.back = nn.Linear(3, 3), nn.Linear(4, 4)
+        self.rnn, self.head = nn.GRU(3, 4), nn.Linear(4, 3)
+        self.made, self.batch_first, self.rows = made, batch_first, rows or torch.tanh
+        self.double()
+
+    def change(self, p, data):
+        if self.made == "replace":
+            return p._replace(data=data)
+        assert isinstance(p, PackedSequence)
+        rest = p.batch_sizes, p.sorted_indices, p.unsorted_indices
+        return PackedSequence(data, *rest)
+
+    def forward(self, x, lengths):
+        x = x if self.batch_first else x.transpose(0, 1)
+        p = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)
+        p = self.change(p, self.rows(self.front(p.data)))
+        out = self.rnn(p)[0]
+        out = self.change(out, torch.relu(self.back(out.data)))
+        return self.head(pad_packed_sequence(out, batch_first=True)[0].sum(1))
+
+
+class Padded(Rows):
+    """The same without packed rows."""
+
+    def forward(self, x, lengths):
+        x = torch.tanh(self.front(x))
+        p = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        h = torch.relu(self.back(pad_packed_sequence(self.rnn(p)[0], batch_first=True)[0]))
+        mask = torch.arange(h.size(1)) < lengths[:, None]
+        return self.head((h * mask[..., None]).sum(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("made", ["class", "replace"])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_rows_are_bounded_as_padded_frames(made, batch_first, method):
+    model, right, x = Rows(made, batch_first=batch_first).eval(), Padded().eval(), sequences(4, 5)
+    for lengths in (LENGTHS, OTHERS):  # other lengths after the first trace
+        y = right(x, lengths).argmax(1)
+        torch.testing.assert_close(model(x, lengths), right(x, lengths))
+        one, two = (
+            certify(m, (x, lengths), y, LpBall(0.03, 2), method=method) for m in (model, right)
+        )
+        torch.testing.assert_close(one.margins, two.margins)
+    alone = certify(model, (x[[2]], lengths[[2]]), y[[2]], LpBall(0.03, 2), method=method)
+    torch.testing.assert_close(alone.margins, one.margins[[2]])
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.rnn = nn.Embedding(9, 3), nn.LSTM(3, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, tokens, lengths):
+        p = pack_padded_sequence(tokens, lengths, batch_first=True, enforce_sorted=False)
+        rest = p.batch_sizes, p.sorted_indices, p.unsorted_indices
+        p = PackedSequence(self.words(p.data), *rest)
+        return self.head(self.rnn(p)[1][0][-1])
+
+
+def test_embeddings_of_packed_tokens_move():
+    model, tokens = Words().eval(), torch.arange(20).view(4, 5) % 9
+    y = model(tokens, LENGTHS).argmax(1)
+    found = certify(model, (tokens, LENGTHS), y, LpBall(0.01))
+    changed = tokens.clone()
+    changed[0, 3:] = 8  # padding
+    torch.testing.assert_close(certify(model, (changed, LENGTHS), y, LpBall(0.01))[0], found[0])
+    assert found.margins.isfinite().any()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda data: softmax(data, 1),
+        lambda data: data - data.mean(0),
+        lambda data: data.cumsum(0),
+        lambda data: data.flip(0),
+        lambda data: data / data.size(0),
+    ],
+)
+def test_what_mixes_rows_or_counts_them_is_refused(rows):
+    model, x = Rows(rows=rows).eval(), sequences(4, 5)
+    y = model(x, LENGTHS).argmax(1)
+    with pytest.raises(UnsupportedModelError):
+        certify(model, (x, LENGTHS), y, LpBall(0.03))
+
+
+def test_isinstance_and_real_sequences_are_as_ever_afterwards():
+    certify(Rows().eval(), (sequences(4, 5), LENGTHS), torch.zeros(4).long(), LpBall(0.0))
+    p = pack_padded_sequence(sequences(2, 3), torch.tensor([3, 2]), batch_first=True)
+    assert isinstance(p, PackedSequence)
+    assert isinstance(PackedSequence(*p), tuple)
