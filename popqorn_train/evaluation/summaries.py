@@ -36,7 +36,8 @@ def unit(settings: dict[str, Any]) -> str:
     moves = "one ball for the sequence" if whole else "a ball for every frame"
     if settings.get("frames") is not None:
         moves += " (chosen frames move)"
-    return f"l_{float(settings['p']):g}, {moves}{clipped}"
+    moved = f" of {settings['moved']!r}" if settings.get("moved") else ""
+    return f"l_{float(settings['p']):g}{moved}, {moves}{clipped}"
 
 
 def nice_epsilons(certification: Certification, count: int = 5) -> list[float]:
