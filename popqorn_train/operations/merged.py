@@ -81,7 +81,7 @@ def lift_rows(lifter: "Lifter", step: Step, args: Any, kwargs: Any) -> Any:
         MixedSamplesError: it brings entries of different samples together.
         UnboundedStepError: it is no row-wise work that has a bound.
     """
-    whole = args[0] if args else None
+    whole: Any = args[0] if args else None
     if moves_entries(step) and not deals(step):
         if isinstance(whole, Node | Merged):
             return _moved(lifter, step, whole, args[1:], kwargs)
@@ -201,13 +201,17 @@ def _rows(
         return node.batch_axis if node.batch_axis in fits else (fits or [0])[0]
 
     axis = lifter.choose(step, "rows", order)
-    apart = places.unflatten(0, ends[axis])
+    apart = places.reshape(*ends[axis], *places.shape[1:])
     _check(step, apart.movedim(axis, 0).flatten(1) // size)
     shape = (count, *places.shape[1:])
     if _is_same(node, shape, axis, apart):
         return node
     sizes = (-1, count) if axis == 0 else (count, -1)
-    return Affine(lambda value: run(value).unflatten(0, sizes), [node], shape, axis)
+    return Affine(lambda value: _parted(run(value), sizes), [node], shape, axis)
+
+
+def _parted(value: Tensor, sizes: tuple[int, int]) -> Tensor:
+    return value.reshape(*sizes, *value.shape[1:])
 
 
 def _is_same(node: Node, shape: tuple[int, ...], axis: int, places: Tensor) -> bool:

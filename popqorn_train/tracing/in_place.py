@@ -197,30 +197,25 @@ class Memory:
         found = dict.fromkeys(other for place in own for other in self._holders[place])
         for other in found:
             known = other not in self._now and other not in self._lost
-            if known and (other is node or any(map(_Overlap(node, other), own))):
+            if known and (other is node or any(_overlap(node, other, place) for place in own)):
                 yield other
 
 
-class _Overlap(NamedTuple):
+def _overlap(one: fx.Node, two: fx.Node, place: int) -> bool:
     """Whether two results overlap in some memory."""
+    first, second = _entries(one, place), _entries(two, place)
+    return first is None or second is None or not first.isdisjoint(second)
 
-    one: fx.Node
-    two: fx.Node
 
-    def __call__(self, place: int) -> bool:
-        one, two = (self._entries(node, place) for node in self)
-        return one is None or two is None or not one.isdisjoint(two)
-
-    @staticmethod
-    def _entries(node: fx.Node, place: int) -> set[int] | None:
-        """Entries of the memory that a result holds; None if that is not known."""
-        found: set[int] = set()
-        parts = [part for part in tensors_in(node.meta["value"]) if place_of(part) == place]
-        for part in parts:
-            whole = torch.arange(part.untyped_storage().nbytes() // part.element_size())
-            own = whole.as_strided(part.shape, part.stride(), part.storage_offset())
-            found |= {*own.flatten().tolist()}
-        return found if parts else None
+def _entries(node: fx.Node, place: int) -> set[int] | None:
+    """Entries of the memory that a result holds; None if that is not known."""
+    found: set[int] = set()
+    parts = [part for part in tensors_in(node.meta["value"]) if place_of(part) == place]
+    for part in parts:
+        whole = torch.arange(part.untyped_storage().nbytes() // part.element_size())
+        own = whole.as_strided(part.shape, part.stride(), part.storage_offset())
+        found |= {*own.flatten().tolist()}
+    return found if parts else None
 
 
 def _is_part(node: fx.Node) -> bool:

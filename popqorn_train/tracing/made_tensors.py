@@ -26,7 +26,7 @@ class Overwritten(TorchFunctionMode):
     """
 
     def __init__(self, error: Callable[[str], Exception]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._error = error
         self._looks = False
         self._held: dict[int, list[tuple[Tensor, fx.Node]]] = {}

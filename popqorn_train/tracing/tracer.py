@@ -77,7 +77,7 @@ class Tracer(fx.Tracer):
             if isinstance(value, Tensor)
         }
         own = [*root.parameters(), *root.buffers(), *self.tensor_attrs]
-        self._places = {place_of(tensor) for tensor in own}
+        self._places = set(map(place_of, tensors_in(own)))
         args = [
             self.create_proxy("placeholder", name, (), {}) if isinstance(value, Tensor) else value
             for name, value in self.inputs.items()
