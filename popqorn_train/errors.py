@@ -9,6 +9,19 @@ class UnsupportedModelError(ValueError):
     """The model does something that cannot be bounded; the message says where and what to do."""
 
 
+class UnboundedStepError(UnsupportedModelError):
+    """A step of forward has no bound.
+
+    Args:
+        what: which one, and where.
+        way_out: what to do.
+    """
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__(f"{what} {way_out}")
+        self.what, self.way_out = what, way_out
+
+
 class ContradictionError(UnsupportedModelError):
     """A model was seen to do otherwise than what was proved of its graph; nothing is certified."""
 

@@ -499,6 +499,34 @@ class WithLogits(nn.Module):
         return self.head(features)
 
 
+class ConvNormInPlace(nn.Module):
+    """The most common front end, and a gate over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv1d(F, 4, 2), nn.BatchNorm1d(4), nn.ReLU(inplace=True))
+        self.rnn, self.gate = nn.GRU(4, H, batch_first=True), nn.Linear(H, 1)
+        self.fc = nn.Linear(H, C)
+
+    def forward(self, x):
+        h, _ = self.rnn(self.front(x.transpose(1, 2)).transpose(1, 2))
+        return self.fc((torch.sigmoid(self.gate(h)) * h).sum(1))
+
+
+class TimeDistributed(nn.Module):
+    """Batch and time on one axis for a norm and a layer; split again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(F, 4), nn.BatchNorm1d(4)
+        self.rnn, self.fc = nn.RNN(4, H, batch_first=True), nn.Linear(H, C)
+
+    def forward(self, x):
+        rows = torch.relu_(self.norm(self.layer(x.contiguous().view(-1, x.size(-1)))))
+        h, _ = self.rnn(rows.contiguous().view(x.size(0), -1, rows.size(-1)))
+        return self.fc(h[:, -1])
+
+
 def lengths() -> torch.Tensor:
     return torch.tensor([5, 3, 2])
 
@@ -524,7 +552,7 @@ def zoo() -> dict[str, tuple[nn.Module, Any]]:
         GRUByHand, LSTMByHand, Residual, MaxOverTime, RCNN, MeanMaxPool, BinarySigmoid,
         BinarySqueezed, BatchNormHead,
         NormedLSTM, GatedNorm, StateViewed, Projected, WeightNormed, SharedTwice, EncoderState,
-        WithLogits,
+        WithLogits, ConvNormInPlace, TimeDistributed,
     ]  # fmt: skip
     torch.manual_seed(5)
     found = {kind.__name__: (kind().to(F64).eval(), inputs.get(kind, x)) for kind in kinds}

@@ -7,7 +7,7 @@ that is wrong shows at a point where it is exceeded; points do not prove that no
 B: batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,25 +48,34 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
         values: of every node at a point of the set, see ``values_at``.
     """
     for node, bounds in found.ranges.items():
-        by = _beyond(values[node], *bounds)
+        by = _beyond(values[node], *bounds, [values[x] for x in node.inputs])
         if by is not None:
             return f"a {type(node).__name__} node leaves its range {by}"
     for node, relaxation in found.relaxations.items():
         assert isinstance(node, Nonlinear)
-        by = _beyond(values[node], *node.at(relaxation, *[values[x] for x in node.inputs]))
+        read = [values[x] for x in node.inputs]
+        by = _beyond(values[node], *node.at(relaxation, *read), read)
         if by is not None:
             return f"a {type(node).__name__} node leaves its relaxation {by}"
     return None
 
 
-def _beyond(value: Tensor, lower: Tensor, upper: Tensor) -> str | None:
-    """By how much a value is outside, and where, if by more than rounding; NaN bounds nothing."""
+def _beyond(value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor]) -> str | None:
+    """By how much a value is outside, and where, if by more than rounding; NaN bounds nothing.
+
+    Args:
+        value: of a node.
+        lower: bound of it.
+        upper: likewise.
+        read: what it is computed from, which may cancel out.
+    """
     gap = torch.maximum(lower - value, value - upper).nan_to_num(-1)
     worst = gap.max().item()
     if worst <= 0:
         return None
     # What is added up is seldom larger than the largest of these.
-    size = max(part.abs().nan_to_num(0, 0, 0).max().item() for part in (value, lower, upper))
+    parts = (value, lower, upper, *read)
+    size = max(part.abs().nan_to_num(0, 0, 0).max().item() for part in parts)
     if worst <= _ROUNDING * torch.finfo(value.dtype).eps * size:
         return None
     place = [int(index) for index in torch.unravel_index(gap.argmax(), gap.shape)]

@@ -37,7 +37,7 @@ from popqorn_train.certificates.whole_batch import (
     other_numbers,
     telling_samples,
 )
-from popqorn_train.errors import MixedSamplesError, UnsupportedModelError
+from popqorn_train.errors import MixedSamplesError, UnboundedStepError, UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -47,6 +47,7 @@ from popqorn_train.tracing.output_meaning import KINDS, OutputIs
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.randomness import nothing_random
+from popqorn_train.tracing.selection import Select, check_select, selected
 from popqorn_train.tracing.steps import pick_samples
 from popqorn_train.tracing.trace import record
 from popqorn_train.tracing.wrappers import unwrapped
@@ -56,7 +57,7 @@ class BoundModel(nn.Module):
     """A model that can be bounded: the differentiable bound layer.
 
     Args:
-        model: a classifier whose forward returns logits ``(B, C)``.
+        model: a classifier whose forward returns logits ``(B, C)``, or see ``select``.
         perturb: what moves: the name of an argument of forward, of a sub-module or of a traced
             step; None takes the first floating input, for tokens the output of the embedding.
         frame_axis: the axis of what moves, as passed and with its batch axis counted, that holds
@@ -65,9 +66,11 @@ class BoundModel(nn.Module):
         output_is: what one number a sample is: a ``"logit"``, class 1 above 0, or a
             ``"probability"``, class 1 above 1/2; None decides by the code, and refuses where that
             leaves a doubt.
+        select: which part of what the model returns holds the logits, where that is no tensor: an
+            index, a key or the name of a field, or a function of it.
 
     Raises:
-        TypeError: a ``frame_axis`` that is no whole number.
+        TypeError: a ``frame_axis`` that is no whole number, or a ``select`` that selects nothing.
         ValueError: ``output_is`` of another kind; at the first call, a ``frame_axis`` that what
             moves does not have, or ``output_is`` for a model that returns several logits.
         UnsupportedModelError: at the first call, for a model that cannot be bounded.
@@ -80,8 +83,10 @@ class BoundModel(nn.Module):
         *,
         frame_axis: int | None = None,
         output_is: OutputIs | None = None,
+        select: Select | None = None,
     ) -> None:
         super().__init__()
+        check_select(select)
         whole = isinstance(frame_axis, int) and not isinstance(frame_axis, bool)
         if frame_axis is not None and not whole:
             raise TypeError(
@@ -96,6 +101,7 @@ class BoundModel(nn.Module):
         self.perturb = perturb
         self.frame_axis = frame_axis
         self.output_is = output_is
+        self.select = select
 
     def batch_axis(self, inputs: Inputs) -> int:
         """Which axis of the inputs is the batch: 0, or 1 for a time-major model."""
@@ -152,9 +158,13 @@ class BoundModel(nn.Module):
         return self._instance(screen.read(named, found.batch_axis), found, dtype)
 
     def run(self, values: Sequence[Any]) -> Any:
-        """What the model itself returns, as it is; call it inside ``undisturbed``."""
+        """What the model itself returns, or is selected of it; call it inside ``undisturbed``."""
+
+        def called(*values: Any) -> Any:
+            return selected(self.model(*values), self.select)
+
         with preserved(self.model):
-            return call_sorted(self.model, values)
+            return call_sorted(called, values)
 
     def _instance(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
         lifter = self._lifter(named, found, dtype)
@@ -187,8 +197,19 @@ class BoundModel(nn.Module):
             return last.plan
         output = self._output(named)  # first of all, inputs that the model itself can read
         plan = self._make_plan(named) if last is None else last.plan
-        exact = functools.partial(self._instance, named, plan, torch.float64)
         own = self._instance(named, plan, self._precision())
+        try:
+            self._check(named, own, output)
+        except UnboundedStepError as error:
+            raise _all_refusals(error, own) from error
+        known = Known(plan, hold, seen, structure(self.model, plan.trace.visited))
+        remember(self.model, self._known_by, named, known)
+        return plan
+
+    def _check(self, named: dict[str, Any], own: Instance, output: Any) -> None:
+        """Refuse what the recorded operations do not compute, or what has no bound."""
+        plan = own.plan
+        exact = functools.partial(self._instance, named, plan, torch.float64)
         check_logits(own, exact, output, self.weights_dtype)
 
         def run(chosen: Tensor) -> Any:
@@ -196,11 +217,8 @@ class BoundModel(nn.Module):
             return self._output({n: pick_samples(v, chosen, axis) for n, v in named.items()})
 
         check_apart(own, exact, output, self.weights_dtype, run)
-        if not remembered(self.model, self._asked, named):
+        if not remembered(self.model, self._known_by, named):
             own.graph(LpBall(0.0))  # what has no bound is refused before anything is asked of it
-        known = Known(plan, hold, seen, structure(self.model, plan.trace.visited))
-        remember(self.model, self._asked, named, known)
-        return plan
 
     def _known(self, named: dict[str, Any]) -> Plan:
         """A plan for inputs of this shape, as long as the model's structure is the same."""
@@ -213,7 +231,7 @@ class BoundModel(nn.Module):
 
     def _last(self, named: dict[str, Any], holds: Callable[[Known], bool]) -> Known | None:
         """A trace of such inputs, and of the numbers that the whole batch has in these."""
-        for last in remembered(self.model, self._asked, named):
+        for last in remembered(self.model, self._known_by, named):
             if holds(last):
                 lifter = self._lifter(named, last.plan, self._precision())
                 if not other_numbers(last.plan, lifter):
@@ -225,6 +243,11 @@ class BoundModel(nn.Module):
         """What plans of the same trace differ by."""
         return self.perturb, self.frame_axis, self.output_is
 
+    @property
+    def _known_by(self) -> tuple[Any, ...]:
+        """What traces differ by."""
+        return *self._asked, self.select
+
     def _make_plan(self, named: dict[str, Any]) -> Plan:
         """Trace with the batch on axis 0; if the logits then have no batch, on axis 1.
 
@@ -234,7 +257,7 @@ class BoundModel(nn.Module):
         for axis in sorted((0, 1), key=lambda axis: len(lengths_along(named, axis))):
             try:
                 with torch.no_grad():
-                    trace = record(self.model, named, axis)
+                    trace = record(self.model, named, axis, (0, 1), self.select)
                 if trace.output_step.batch_axis == 0:
                     return self._fitted(plan(trace, self.model, axis, *self._asked), named)
             except UnsupportedModelError as error:
@@ -253,7 +276,7 @@ class BoundModel(nn.Module):
         if samples is None:
             return found
         with torch.no_grad():
-            trace = record(self.model, named, found.batch_axis, samples.tolist())
+            trace = record(self.model, named, found.batch_axis, samples.tolist(), self.select)
         return plan(trace, self.model, found.batch_axis, *self._asked)
 
     def _screened(self, named: dict[str, Any]) -> Screened:
@@ -272,7 +295,8 @@ class BoundModel(nn.Module):
     def _ran(self, named: dict[str, Any]) -> Any:
         try:
             with torch.no_grad(), nothing_random(self.model):
-                return self.run(list(named.values()))
+                own = [v.clone() if isinstance(v, Tensor) else v for v in named.values()]
+                return self.run(own)  # which may write into them
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -283,12 +307,24 @@ class BoundModel(nn.Module):
             ) from error
 
 
+def _all_refusals(first: UnboundedStepError, instance: Instance) -> UnsupportedModelError:
+    """One error for all steps without a bound."""
+    found = instance.refusals()
+    if len(found) < 2:
+        return first
+    whats = "".join(f"\n- {error.what}" for error in found)
+    ways = " ".join(dict.fromkeys(error.way_out for error in found))
+    name = type(instance.lifter.model).__name__
+    return UnsupportedModelError(f"{name} has {len(found)} steps without a bound:{whats}\n{ways}")
+
+
 def bound(
     model: nn.Module,
     *,
     perturb: str | None = None,
     frame_axis: int | None = None,
     output_is: OutputIs | None = None,
+    select: Select | None = None,
 ) -> BoundModel:
     """Prepare a model once: to say which tensor moves, what a frame is, or what an output is.
 
@@ -300,6 +336,7 @@ def bound(
         perturb: see ``BoundModel``; for a bound model, None leaves what moves.
         frame_axis: see ``BoundModel``; with a new ``perturb``, None means none.
         output_is: see ``BoundModel``; for a bound model, None leaves what it was.
+        select: likewise.
 
     Raises:
         ValueError, TypeError: no such option, what is no model, or no axis.
@@ -310,16 +347,17 @@ def bound(
             f"`model` must be an nn.Module that is not scripted, got {type(model).__name__}."
         )
     if isinstance(model, BoundModel):
-        if perturb is None and frame_axis is None and output_is is None:
+        if (perturb, frame_axis, output_is, select) == (None, None, None, None):
             return model
         if perturb is None and frame_axis is None:
             frame_axis = model.frame_axis
         perturb, output_is = perturb or model.perturb, output_is or model.output_is
-        return BoundModel(model.model, perturb, frame_axis=frame_axis, output_is=output_is)
+        select, model = (model.select if select is None else select), model.model
+        return BoundModel(model, perturb, frame_axis=frame_axis, output_is=output_is, select=select)
     inner = unwrapped(model)
     if inner is not model and (model._forward_hooks or model._forward_pre_hooks):
         raise UnsupportedModelError(
             f"`model` is a {type(model).__name__} with hooks of its own. Put them on the "
             f"{type(inner).__name__} inside, or bound that."
         )
-    return BoundModel(inner, perturb, frame_axis=frame_axis, output_is=output_is)
+    return BoundModel(inner, perturb, frame_axis=frame_axis, output_is=output_is, select=select)

@@ -3,6 +3,7 @@
 B: batch, T: frames, N: features of a frame, C: classes.
 """
 
+import contextlib
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.affine import Affine, Linear
 from popqorn_train.bounds.node import Logits, Node, Root
-from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.errors import UnboundedStepError, UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.sample_order import (
     Met,
@@ -24,6 +25,7 @@ from popqorn_train.operations.sample_order import (
 from popqorn_train.operations.token_readers import check_token_readers
 from popqorn_train.operations.units import center_and_scale, embedded, embedding_of
 from popqorn_train.perturbations.box import Perturbation, check_ball
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
 from popqorn_train.tracing.input_path import Plan
@@ -133,6 +135,14 @@ class Instance(NamedTuple):
 
         same = self._replace(lifter=fork)  # which repeats the choices that made this graph
         return Logits(node, partial(pick, same), partial(pick, self))
+
+    def refusals(self) -> list[UnboundedStepError]:
+        """All steps without a bound that lead to the logits."""
+        lifter, found = self.lifter.fork(), list[UnboundedStepError]()
+        lifter.refusals = found
+        with contextlib.suppress(UnsupportedModelError, RuntimeError):
+            self._replace(lifter=lifter).graph(LpBall(0.0))
+        return found
 
     def met(self, ball: Perturbation) -> list[Met]:
         """Whatever does not move and is read beside what does, in the graph over a ball."""

@@ -130,6 +130,8 @@ class _Run:
             "perturb": options.perturb,
             "frame_axis": options.frame_axis,
             "output_is": options.output_is,
+            "select": options.select,
+            "moved": instance.plan.source.name,
             **question.settings(),
             "weights": fingerprint(model.model),
             "first_samples": data_fingerprint(batches(loader), _FIRST, axis),

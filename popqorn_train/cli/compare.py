@@ -17,7 +17,7 @@ from popqorn_train.evaluation.confidence import widest
 from popqorn_train.evaluation.summaries import aligned, facts, nice_epsilons, unit
 from popqorn_train.plots import curve_grid, curve_of, draw_accuracy_curves
 
-SAME = ("p", "scope", "low", "high", "frames", "perturb", "frame_axis", "output_is")
+SAME = ("p", "scope", "low", "high", "frames", "perturb", "frame_axis", "output_is", "select")
 MARKED = ("method", "rtol", "confirm", "max_radius")
 
 

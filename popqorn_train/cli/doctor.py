@@ -17,7 +17,8 @@ from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import certify
 from popqorn_train.certificates.instance import Instance
-from popqorn_train.cli.options import add_moved, add_output_is
+from popqorn_train.cli.options import add_moved, add_output
+from popqorn_train.cli.subject import select_of
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.resolve import resolved_model
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -40,7 +41,7 @@ def add_doctor(commands: Any) -> None:
         "tokens: 1,20:long:5000; again for further arguments",
     )
     add_moved(doctor)
-    add_output_is(doctor)
+    add_output(doctor)
     doctor.add_argument("--epsilon", type=float, default=0.01, help="size of the ball (l_inf)")
     doctor.add_argument("--method", default="popqorn", help="bounding method")
 
@@ -55,6 +56,7 @@ def run_doctor(options: argparse.Namespace) -> int:
             perturb=options.perturb,
             frame_axis=options.frame_axis,
             output_is=options.output_is,
+            select=select_of(options.select),
         )
         instance = layer.instance(inputs)
     except (UnsupportedModelError, ValueError, TypeError) as error:

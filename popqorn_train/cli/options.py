@@ -41,14 +41,19 @@ def _add_subject(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument("--target", default="y", help="array of the .npz that holds the labels")
     group.add_argument("--divide", type=_positive, help="divide the inputs of the .npz: 255")
-    add_output_is(group)
+    add_output(group)
     group.add_argument("--samples", type=_count, help="how many, from the first on; default all")
     group.add_argument("--batch-size", type=_count, default=32, help="certified at once")
     group.add_argument("--device", type=_device, help="default: cuda if there is one, else cpu")
 
 
-def add_output_is(command: "argparse._ActionsContainer") -> None:
-    """Add the option that says what one number a sample is."""
+def add_output(command: "argparse._ActionsContainer") -> None:
+    """Add the options that say what the model returns."""
+    command.add_argument(
+        "--select",
+        help="which part of what the model returns holds the logits: an index, a key or a field, "
+        "or module:name of a function",
+    )
     command.add_argument(
         "--output-is",
         choices=KINDS,

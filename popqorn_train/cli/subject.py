@@ -19,6 +19,7 @@ from popqorn_train.evaluation.dataset import Source, opened
 from popqorn_train.evaluation.resolve import resolved, resolved_model
 from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.tracing.selection import Select
 
 
 def loaded_model(options: argparse.Namespace) -> BoundModel:
@@ -44,7 +45,20 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
         perturb=options.perturb,
         frame_axis=options.frame_axis,
         output_is=options.output_is,
+        select=select_of(options.select),
     )
+
+
+def select_of(text: str | None) -> Select | None:
+    """What ``--select`` names: an index, a key, or a function ``module:name``.
+
+    Raises:
+        ValueError: no such function.
+    """
+    if text is None or ":" in text:
+        found: Select | None = None if text is None else resolved(text, "--select")
+        return found
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def question_of(options: argparse.Namespace, frames: int, features: int) -> Examination:

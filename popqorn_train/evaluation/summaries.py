@@ -38,7 +38,8 @@ def unit(settings: dict[str, Any]) -> str:
     chosen = [name for name in ("frames", "features") if settings.get(name) is not None]
     if chosen:
         moves += f" (chosen {' and '.join(chosen)} move)"
-    return f"l_{float(settings['p']):g}, {moves}{clipped}"
+    moved = f" of {settings['moved']!r}" if settings.get("moved") else ""
+    return f"l_{float(settings['p']):g}{moved}, {moves}{clipped}"
 
 
 def nice_epsilons(certification: Certification, count: int = 5) -> list[float]:

@@ -24,10 +24,11 @@ from popqorn_train.tracing.tracer import called_name
 
 
 @operation("add")
-def _add(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
+def add(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
+    """``x + alpha y``."""
     if isinstance(x, Node) and isinstance(y, Node):
         return _sum(lifter, step, x, y, **kwargs)
-    return lifted(lifter, step, function_of(step), without_infinity((x, y), lifter), kwargs)
+    return lifted(lifter, step, torch.add, without_infinity((x, y), lifter), kwargs)
 
 
 def _sum(lifter: Lifter, step: Step, x: Node, y: Node, *, sign: int = 1, alpha: Any = 1) -> Node:
@@ -39,7 +40,8 @@ def _sum(lifter: Lifter, step: Step, x: Node, y: Node, *, sign: int = 1, alpha: 
 
 
 @operation("sub", "subtract")
-def _subtract(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
+def subtract(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
+    """``x - alpha y``."""
     if isinstance(x, Node) and isinstance(y, Node):
         return _sum(lifter, step, x, y, sign=-1, **kwargs)
     return lifted(lifter, step, torch.sub, without_infinity((x, y), lifter), kwargs)
@@ -48,7 +50,7 @@ def _subtract(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node
 @operation("rsub")
 def _subtract_from(lifter: Lifter, step: Step, x: Any, y: Any, alpha: Any = 1) -> Node:
     """``y - alpha x``."""
-    return _subtract(lifter, step, y, x, alpha=alpha)
+    return subtract(lifter, step, y, x, alpha=alpha)
 
 
 @operation("mul", "multiply", "div", "divide", "true_divide", "truediv")
@@ -56,26 +58,32 @@ def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     if isinstance(y, Node) and "div" in called_name(step.target):
         raise unsupported(step, "a quotient by something that moves")
     if isinstance(x, Node) and isinstance(y, Node) and "mul" in called_name(step.target):
-        return _product(step, x, y)
+        return product(lifter, step, x, y)
     if kwargs:
         raise unsupported(step, f"a scaling with {sorted(kwargs)}")
     return lifted(lifter, step, function_of(step), (x, y), kwargs)
 
 
-def _product(step: Step, x: Node, y: Node) -> Node:
+def product(lifter: Lifter, step: Step, x: Node, y: Node) -> Node:
     """Gates as in a cell get the planes of the cell, other products a strip."""
-    if (x.shape, x.batch_axis) != (y.shape, y.batch_axis):
-        raise unsupported(
-            step, "a product of two things that move, of different shapes", "Expand one of them."
-        )
     if x is y:
         return Activation(CURVES["square"](), x)
+    x, y = (_broadcast(lifter, step, part) for part in (x, y))
     for gate, other in ((x, y), (y, x)):
         if is_curve(gate, "sigmoid") and (len(gate.shape), gate.batch_axis) == (1, 0):
             if is_curve(other, "tanh"):
                 return Gated(SIGMOID_TANH, gate.inputs[0], other.inputs[0])
             return Gated(MEMORY, gate.inputs[0], other)
     return Bilinear(x, y)
+
+
+def _broadcast(lifter: Lifter, step: Step, x: Node) -> Node:
+    """In the shape of the result; a gate stays a gate."""
+    for name in ("sigmoid", "tanh"):
+        if is_curve(x, name):
+            before = broadcast(lifter, step, x.inputs[0])
+            return x if before is x.inputs[0] else Activation(name, before)
+    return broadcast(lifter, step, x)
 
 
 @operation("neg")
@@ -91,13 +99,16 @@ def _same(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Nod
     return x
 
 
-@module(nn.Dropout, nn.Identity)
+@module(
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity
+)
 def _identity_module(lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> Node:
     return x
 
 
 @operation("linear")
-def _linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) -> Node:
+def linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) -> Node:
+    """A linear layer."""
     if has_node((weight, bias)):
         raise unsupported(step, "a linear map whose weight moves")
     if x.batch_axis > len(x.shape) - 1:
@@ -108,11 +119,4 @@ def _linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) 
 @module(nn.Linear)
 def _linear_module(lifter: Lifter, step: Step, layer: nn.Linear, x: Node) -> Node:
     weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
-    return _linear(lifter, step, x, weight, bias)
-
-
-@operation("matmul", "mm")
-def _matmul(lifter: Lifter, step: Step, x: Any, y: Any) -> Node:
-    if not isinstance(x, Node) or isinstance(y, Node) or y.ndim != 2:
-        raise unsupported(step, "a product of matrices other than x @ weight")
-    return _linear(lifter, step, x, y.T)
+    return linear(lifter, step, x, weight, bias)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from popqorn_train.tracing.calls import set_weights, sets_weight
+
 
 def eps_of(model: nn.Module, dtype: torch.dtype) -> float:
     """What a norm without an ``eps`` adds: a unit of rounding of the precision it runs in."""
@@ -15,7 +17,8 @@ def eps_of(model: nn.Module, dtype: torch.dtype) -> float:
 def cast_copy(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:
     """A copy of a module with other tensors, so that nobody who runs it sees them."""
     tensors = [*module.parameters(), *module.buffers()]
-    if all(cast(tensor) is tensor for tensor in tensors):
+    hooks = [hook for inner in module.modules() for hook in inner._forward_pre_hooks.values()]
+    if all(cast(tensor) is tensor for tensor in tensors) and not any(map(sets_weight, hooks)):
         return module
     shadow: nn.Module = object.__new__(type(module))  # a parametrised one cannot be copied
     own: dict[str, Any] = {**vars(module)}
@@ -27,5 +30,7 @@ def cast_copy(module: nn.Module, cast: Callable[[Any], Any]) -> nn.Module:
     }
     shadow.__dict__ = own
     if isinstance(module, nn.RNNBase):
-        own["_flat_weights"] = [getattr(shadow, name) for name in module._flat_weights_names]
+        names = module._flat_weights_names
+        own["_flat_weights"] = [getattr(shadow, name, None) for name in names]
+    set_weights(shadow)
     return shadow

@@ -27,16 +27,24 @@ class LinearMap(Node):
 
     Args:
         apply: takes ``(B, *x.shape)``, a weight and a bias or None.
-        x: node with the batch first.
+        x: node.
         weight: of the layer.
         bias: likewise, or None.
         shape: of the result, without the batch.
+        batch_axis: of the result.
     """
 
     def __init__(
-        self, apply: Apply, x: Node, weight: Tensor, bias: Tensor | None, *, shape: tuple[int, ...]
+        self,
+        apply: Apply,
+        x: Node,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        shape: tuple[int, ...],
+        batch_axis: int,
     ) -> None:
-        super().__init__([x], shape)
+        super().__init__([x], shape, batch_axis)
         self.apply, self.weight, self.bias = apply, weight, bias
 
     def range(self, *inputs: Bounds) -> Bounds:
@@ -77,13 +85,17 @@ def _conv_module(lifter: Lifter, step: Step, layer: nn.Conv1d, x: Node) -> Node:
 def _convolve(
     lifter: Lifter, step: Step, x: Any, weight: Any, bias: Any = None, *rest: Any, **named: Any
 ) -> Node:
-    if not isinstance(x, Node) or isinstance(weight, Node) or x.batch_axis or len(x.shape) != 2:
+    apart = isinstance(x, Node) and len(x.shape) == 2 + step.merged
+    if not apart or isinstance(weight, Node) or (x.batch_axis and not step.merged):
         raise unsupported(step, "a convolution of something else than (B, C, T)")
 
     def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return functional.conv1d(x, weight, bias, *rest, **named)
+        rows = functional.conv1d(x.flatten(0, -3), weight, bias, *rest, **named)
+        return rows.view(*x.shape[:-2], *rows.shape[1:])
 
-    return LinearMap(apply, x, weight, bias, shape=(step.shape or ())[1:])
+    axis, shape = x.batch_axis, step.shape or ()
+    shape = (*shape[:axis], *shape[axis + 1 :])
+    return LinearMap(apply, x, weight, bias, shape=shape, batch_axis=axis)
 
 
 def _one(value: Any) -> int:

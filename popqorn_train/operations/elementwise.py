@@ -1,13 +1,14 @@
 """How activations, as operations and as modules, act on nodes."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.operations.pairs import clamped
 from popqorn_train.relaxations.curves import CURVES, prelu
 from popqorn_train.tracing.steps import Step
 from popqorn_train.tracing.tracer import called_name
@@ -43,7 +44,14 @@ for _name, _kind in {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}.it
     module(_kind)(partial(_activation_module, _name))
 
 
-@operation(*CURVES)
+@operation("clamp", "clip")
+def _clamp(lifter: Lifter, step: Step, x: Any, min: Any = None, max: Any = None) -> Node:
+    if all(end is None or isinstance(end, int | float) for end in (min, max)):
+        return Activation(CURVES["clamp"](min, max), x)
+    return cast(Node, clamped(lifter, step, x, min, max))
+
+
+@operation(*CURVES.keys() - {"clamp", "clip"})
 def _curve(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
     settings = [arg for arg in args if not isinstance(arg, bool)]
     named = {name: value for name, value in kwargs.items() if name != "inplace"}

@@ -13,13 +13,16 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
+from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.node import Node
-from popqorn_train.errors import UnsupportedModelError, is_out_of_memory
+from popqorn_train.errors import UnboundedStepError, is_out_of_memory
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.cast_modules import cast_copy, eps_of
+from popqorn_train.operations.merged import concerns_rows, lift_rows
 from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
+from popqorn_train.tracing.calls import tied
+from popqorn_train.tracing.in_place import out_of_place
 from popqorn_train.tracing.packed import call
 from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
 from popqorn_train.tracing.tracer import called_name
@@ -28,6 +31,7 @@ T = TypeVar("T")
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
 MODULES: dict[type[nn.Module], Handler] = {}
+_RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
 
 def operation(*names: str) -> Callable[[Handler], Handler]:
@@ -67,6 +71,8 @@ class Lifter:
         met: takes note of what does not move and is read beside what does; None notes nothing.
         choices: what the values of the batch decided about nodes, see ``choose``.
         whole: results that stay those of the whole batch, see ``hold``.
+        refusals: takes all steps without a bound, with a constant in their place; None raises
+            the first.
 
     Args:
         trace: what to run.
@@ -87,12 +93,14 @@ class Lifter:
         self.model, self.batch, self.dtype = model, batch, dtype
         self.device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         self.steps = {step.name: step for step in trace.steps}
+        self.tied = trace.tied
         self.inputs = inputs
         self.values: dict[str, Any] = {}
         self.orders: dict[str, Tensor] = {}
         self.met: list[Met] | None = None
         self.choices: dict[tuple[str, str], Any] = {}
         self.whole: dict[str, Any] = {}
+        self.refusals: list[UnboundedStepError] | None = None
 
     def value(self, name: str) -> Any:
         """Result of a step: a tensor, a node, or a tuple of these."""
@@ -169,10 +177,11 @@ class Lifter:
 
     def weight(self, path: str, name: str) -> Tensor | None:
         """A weight of a sub-module, with its gradient; None where there is none."""
-        shadow = cast_copy(
-            self.model.get_submodule(path), self.cast
-        )  # as a module that runs has it
+        shadow = self._cast_module(path)  # as a module that runs has it
         return self.cast(getattr(shadow, name, None))
+
+    def _cast_module(self, path: str) -> nn.Module:
+        return cast_copy(tied(self.model, path, self.tied), self.cast)
 
     def resolved(self, recorded: Any, order: Order = None) -> Any:
         """Recorded arguments with their values.
@@ -195,10 +204,26 @@ class Lifter:
     def _run_or_say_where(self, step: Step) -> Any:
         try:
             return self.run(step)
+        except UnboundedStepError as error:
+            if self.refusals is None:
+                raise
+            self.refusals.append(error)
+            return self._stand_in(step)
         except (AttributeError, IndexError, TypeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
+            if self.refusals is not None:
+                return self._stand_in(step)  # it reads one of the steps without a bound
             raise unsupported(step, f"a step that fails when it is run again ({error})") from error
+
+    def _stand_in(self, step: Step) -> Node:
+        """A node in the place of a step without a bound."""
+        axis, shape = step.batch_axis or 0, list(step.shape or (self.batch,))
+        shape.insert(0, self.batch)
+        del shape[axis + 1]
+        node = Constant(torch.zeros(shape, dtype=self.dtype, device=self.device))
+        node.batch_axis = axis
+        return node
 
     def run(self, step: Step) -> Any:
         """Execute one step, all of whose arguments are known."""
@@ -221,7 +246,7 @@ class Lifter:
             return self.call_module(step.target, args, kwargs)
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
-        if step.target is dropout:
+        if "dropout" in called_name(step.target):
             kwargs = {**kwargs, "training": self.model.training}
         return step.target(*args, **kwargs)
 
@@ -236,7 +261,7 @@ class Lifter:
 
     def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         """Run a sub-module on tensors, in the precision of the bounds."""
-        called = cast_copy(self.model.get_submodule(path), self.cast)
+        called = out_of_place(self._cast_module(path))
         if isinstance(called, nn.RMSNorm) and called.eps is None:
             called = copy.copy(called)
             called.eps = eps_of(self.model, self.dtype)
@@ -244,16 +269,22 @@ class Lifter:
 
     def lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         """The node for a step, from its handler."""
+        if concerns_rows(step, args, kwargs):
+            return lift_rows(self, step, args, kwargs)
         if step.kind == "module":
             called = self.model.get_submodule(step.target)
             handler = next(
                 (MODULES[kind] for kind in type(called).__mro__ if _is_plainly(called, kind)), None
             )
             if handler is None:
-                raise unsupported(step, f"a {type(called).__name__} module")
+                kind = type(called)
+                raise unsupported(step, f"a {kind.__module__}.{kind.__qualname__}")
             given = _signature(type(called).forward).bind(called, *args, **kwargs)
             return handler(self, step, *given.args, **given.kwargs)
         name = called_name(step.target)
+        if name in _RECURRENT:
+            way_out = "Call the module itself, self.rnn(x), and not self.rnn.forward(x)."
+            raise unsupported(step, f"a recurrent layer by its operation {name!r}", way_out)
         if name not in OPERATIONS:
             raise unsupported(step, f"the operation {name!r}")
         return OPERATIONS[name](self, step, *args, **kwargs)
@@ -269,13 +300,12 @@ def _is_plainly(called: nn.Module, kind: type) -> bool:
     return kind in MODULES and type(called).forward is kind.forward
 
 
-def unsupported(step: Step, what: str, way_out: str = "") -> UnsupportedModelError:
+def unsupported(step: Step, what: str, way_out: str = "") -> UnboundedStepError:
     """The error for a step that cannot be bounded."""
     where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
     way_out = way_out or (
         "Use what `popqorn-train supported` lists on what moves; compute the rest outside "
         "forward, or certify the part of the model after it with bound(model, perturb=...)."
     )
-    return UnsupportedModelError(
-        f"{where} is {what}, which has no bound ({step.source}). {way_out}"
-    )
+    what = f"{where} is {what}, which has no bound ({step.source})."
+    return UnboundedStepError(what, way_out)

@@ -7,6 +7,7 @@ function of d alone, max(r_low d, r_high d) is convex, so its chord lies above e
 F: features.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.cast_modules import eps_of
 from popqorn_train.operations.lift import Lifter, module, unsupported
-from popqorn_train.operations.shapes import lifted
+from popqorn_train.operations.shapes import affine_of, lifted
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.extremum import largest, slack
 from popqorn_train.relaxations.lines import Lines
@@ -95,18 +96,20 @@ class Normalising(NamedTuple):
 
 
 @module(nn.BatchNorm1d)
-def _batch_norm_module(lifter: Lifter, step: Step, layer: nn.BatchNorm1d, x: Node) -> Node:
+def _batch_norm_module(
+    lifter: Lifter, step: Step, layer: nn.BatchNorm1d | nn.InstanceNorm1d, x: Node
+) -> Node:
     """In eval mode a scale and a shift for every feature, which are axis 1."""
     mean, var = (lifter.weight(step.target, name) for name in ("running_mean", "running_var"))
     if mean is None or var is None:
         raise unsupported(step, "a BatchNorm1d without running statistics", "Track them.")
-    if x.batch_axis:
+    if x.batch_axis and not step.merged:
         raise unsupported(step, "a BatchNorm1d with the batch elsewhere than on axis 0")
     weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
     scale = (var + layer.eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    ones = [1] * (len(x.shape) - 1)
+    ones = [1] * (len(x.shape) - 1 - step.merged)
     return _scaled(lifter, step, x, scale.view(-1, *ones), shift.view(-1, *ones))
 
 
@@ -117,9 +120,48 @@ def _layer_norm_module(
     if len(layer.normalized_shape) != 1 or x.batch_axis > len(x.shape) - 1:
         raise unsupported(step, "a normalisation over something else than the last axis")
     weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
-    eps, size = layer.eps, x.shape[-1]
+    eps = layer.eps
     if isinstance(layer, nn.LayerNorm):
-        unit = torch.eye(size, dtype=lifter.dtype, device=lifter.device)
-        x = Linear(x, unit - 1 / size)
+        x = _centred(lifter, x)
     eps = eps_of(lifter.model, lifter.dtype) if eps is None else eps
     return _scaled(lifter, step, Activation(Normalising(eps), x), weight, bias)
+
+
+@module(nn.GroupNorm)
+def _group_norm_module(lifter: Lifter, step: Step, layer: nn.GroupNorm, x: Node) -> Node:
+    return _grouped(lifter, step, layer, x, layer.num_groups)
+
+
+@module(nn.InstanceNorm1d)
+def _instance_norm_module(lifter: Lifter, step: Step, layer: nn.InstanceNorm1d, x: Node) -> Node:
+    """Over time, channel by channel; with running statistics as a batch norm."""
+    if layer.running_mean is not None:
+        return _batch_norm_module(lifter, step, layer, x)
+    if len(x.shape) != 2:
+        raise unsupported(step, "an InstanceNorm1d of something else than (B, C, T)")
+    return _grouped(lifter, step, layer, x, x.shape[0])
+
+
+def _grouped(
+    lifter: Lifter, step: Step, layer: nn.GroupNorm | nn.InstanceNorm1d, x: Node, groups: int
+) -> Node:
+    """Normalise neighbouring channels, axis 1, together with all that comes after them."""
+    if x.batch_axis:
+        raise unsupported(step, "a normalisation with the batch elsewhere than on axis 0")
+    size = math.prod(x.shape) // groups
+    rows = affine_of(
+        lambda x: x.reshape(len(x), groups, -1), (x,), {}, shape=(groups, size), axis=0
+    )
+    normal = Activation(Normalising(layer.eps), _centred(lifter, rows))
+    shape = x.shape
+    back = affine_of(lambda x: x.reshape(len(x), *shape), (normal,), {}, shape=shape, axis=0)
+    ones = [-1, *[1] * (len(shape) - 1)]
+    weights = [lifter.weight(step.target, name) for name in ("weight", "bias")]
+    weight, bias = (None if found is None else found.view(ones) for found in weights)
+    return _scaled(lifter, step, back, weight, bias)
+
+
+def _centred(lifter: Lifter, x: Node) -> Node:
+    """Minus the mean over the last axis."""
+    unit = torch.eye(x.shape[-1], dtype=lifter.dtype, device=lifter.device)
+    return Linear(x, unit - 1 / x.shape[-1])

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.affine import Negative
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.total import Total
 from popqorn_train.errors import MixedSamplesError
-from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.lift import OPERATIONS, Lifter, operation, unsupported
 from popqorn_train.operations.packing import data_of
 from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
 from popqorn_train.tracing.packed import Packed
@@ -65,22 +66,25 @@ def _masked_fill(lifter: Lifter, step: Step, x: Node, mask: Any, value: Any) -> 
     return lifted(lifter, step, torch.masked_fill, (x, mask, value), {})
 
 
-@operation("max", "amax")
-def _max(lifter: Lifter, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """Maximum over one axis; ``max`` gives a pair, of which the indices have no bound."""
-    if isinstance(dim, Node):
-        way_out = "Stack them along a new axis and take the maximum over it."
-        raise unsupported(step, "a maximum of two tensors", way_out)
+@operation("max", "amax", "min", "amin")
+def _extreme(lifter: Lifter, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """Over one axis; ``max`` gives a pair, of which the indices have no bound, or takes two."""
+    name = called_name(step.target)
+    if isinstance(dim, Node | Tensor):
+        twin = "maximum" if name == "max" else "minimum"
+        return OPERATIONS[twin](lifter, step, x, dim)
     if isinstance(dim, tuple | list) and len(dim) == 1:
         dim = dim[0]
     if not isinstance(dim, int):
-        raise unsupported(step, "a maximum over several axes", "Name one axis.")
-    found = largest_over(step, x, dim % ndim(x), keepdim=keepdim)
-    return _Values(found) if called_name(step.target) == "max" else found
+        raise unsupported(step, f"a {name} over several axes", "Name one axis.")
+    least = name.endswith("min")
+    found = largest_over(step, Negative(x) if least else x, dim % ndim(x), keepdim=keepdim)
+    found = Negative(found) if least else found
+    return found if name.startswith("a") else _Values(found)
 
 
 class _Values(NamedTuple):
-    """What ``max`` returns, without the indices, which have no bound."""
+    """What ``max`` and ``min`` return, without the indices, which have no bound."""
 
     values: Node
 

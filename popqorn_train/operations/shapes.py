@@ -138,7 +138,7 @@ def ndim(x: Node) -> int:
     return len(x.shape) + 1
 
 
-def _pieces(x: Node, pieces: list[tuple[int, int]], dim: int) -> tuple[Node, ...]:
+def pieces(x: Node, places: list[tuple[int, int]], dim: int) -> tuple[Node, ...]:
     """Neighbouring pieces ``(start, size)`` along an axis of the user's layout."""
     own = dim - (dim > x.batch_axis)
     return tuple(
@@ -149,7 +149,7 @@ def _pieces(x: Node, pieces: list[tuple[int, int]], dim: int) -> tuple[Node, ...
             shape=(*x.shape[:own], size, *x.shape[own + 1 :]),
             axis=x.batch_axis,
         )
-        for start, size in pieces
+        for start, size in places
     )
 
 
@@ -182,7 +182,7 @@ def _split(
         parts = places.chunk(sizes)
     else:
         parts = torch.split(places, sizes if isinstance(sizes, int) else list(sizes))
-    return _pieces(x, [(int(part[0]), len(part)) for part in parts], dim)
+    return pieces(x, [(int(part[0]), len(part)) for part in parts], dim)
 
 
 @operation("cat", "concat", "concatenate")

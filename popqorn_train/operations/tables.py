@@ -2,11 +2,14 @@
 
 from popqorn_train.operations import (  # noqa: F401
     arithmetic,
+    contractions,
     convolution,
     elementwise,
     layers,
     norms,
     packing,
+    padding,
+    pairs,
     reductions,
     shapes,
 )
@@ -17,11 +20,14 @@ _TITLES = {
     "layers": "recurrent layers and cells",
     "packing": "different lengths",
     "arithmetic": "arithmetic and linear layers",
+    "contractions": "products with constant matrices, sums along an axis",
+    "pairs": "gates, blends, the greater of two",
     "elementwise": "activations",
     "convolution": "convolution and pooling",
     "norms": "normalisation",
     "reductions": "sums, means, maxima, masks",
     "shapes": "shapes, picking, joining",
+    "padding": "padding",
 }
 
 

@@ -5,11 +5,13 @@ computes, and nothing says what it is.
 """
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.utils.prune import BasePruningMethod
 
 from popqorn_train.errors import UnsupportedModelError
 
@@ -66,14 +68,27 @@ def with_hooks(
     forward: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    whole: bool = False,
 ) -> Any:
     """Call a forward as ``nn.Module.__call__`` does, with the hooks before and after it.
 
+    Args:
+        module: what is called.
+        path: where it is in the model.
+        forward: stands for its forward.
+        args: of the call.
+        kwargs: likewise.
+        whole: it is one step, of which hooks that work out weights are a part.
+
     Raises:
-        UnsupportedModelError: a hook of torch that works out weights, as of an old weight norm.
+        UnsupportedModelError: such a hook on a module of the user's.
     """
     for key, before in [*module._forward_pre_hooks.items()]:
-        _check_sets_no_weight(before, _where(path, module))
+        if sets_weight(before):
+            if not whole:
+                raise _sets_weight_of(_where(path, module), before)
+            continue
         if key in module._forward_pre_hooks_with_kwargs:
             changed: Any = before(module, args, kwargs)
             args, kwargs = (args, kwargs) if changed is None else changed
@@ -89,10 +104,48 @@ def with_hooks(
     return result
 
 
-def _check_sets_no_weight(hook: Any, where: str) -> None:
-    if str(getattr(hook, "__module__", "")).startswith("torch.nn.utils"):
-        raise UnsupportedModelError(
-            f"{where} works out its weights in a forward pre-hook ({type(hook).__name__}), which "
-            "is not traced. Use torch.nn.utils.parametrizations for weight or spectral norm; "
-            "torch.nn.utils.prune.remove(module, name) makes pruning permanent."
-        )
+def sets_weight(hook: Any) -> bool:
+    """Whether a hook of torch's works out a weight: pruning, and norms of weights of old."""
+    own = str(getattr(hook, "__module__", "")).startswith("torch.nn.utils")
+    return own or isinstance(hook, BasePruningMethod)
+
+
+def set_weights(module: nn.Module) -> None:
+    """Work out the weights that hooks set before a forward."""
+    for hook in module._forward_pre_hooks.values():
+        if sets_weight(hook):
+            hook(module, ())
+
+
+def _with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """A module with other tensors in the place of some weights; itself where there are none."""
+    if not weights:
+        return module
+    other: nn.Module = object.__new__(type(module))
+    other.__dict__ = {key: value for key, value in vars(module).items() if key not in weights}
+    other.__dict__["_parameters"] = {**module._parameters, **weights}
+    if isinstance(module, nn.RNNBase):
+        flat = [getattr(other, name) for name in module._flat_weights_names]
+        other.__dict__["_flat_weights"] = flat
+    return other
+
+
+def tied(model: nn.Module, path: str, weights: dict[tuple[str, str], str]) -> nn.Module:
+    """A module of a model with the weights that forward gives it.
+
+    Args:
+        model: holds it.
+        path: where.
+        weights: from a path and the name of a weight to the path of the parameter it is.
+    """
+    own = {name: at for (place, name), at in weights.items() if place == path}
+    given = {name: operator.attrgetter(at)(model) for name, at in own.items()}
+    return _with_weights(model.get_submodule(path), given)
+
+
+def _sets_weight_of(where: str, hook: Any) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{where} works out its weights in a forward pre-hook ({type(hook).__name__}), which is "
+        "not traced. Use torch.nn.utils.parametrizations for weight or spectral norm; "
+        "torch.nn.utils.prune.remove(module, name) makes pruning permanent."
+    )

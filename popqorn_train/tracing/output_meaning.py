@@ -104,7 +104,7 @@ def _through(output: Step, steps: dict[str, Step], model: nn.Module, names: froz
     while True:
         if output.kind == "module":
             layer = model.get_submodule(output.target)
-            passes = isinstance(layer, nn.Identity | nn.Dropout) or (
+            passes = isinstance(layer, nn.Identity | nn.modules.dropout._DropoutNd) or (
                 "flatten" in names and isinstance(layer, nn.Flatten | nn.Unflatten)
             )
         else:

@@ -38,7 +38,7 @@ _KEEPING = (
     )
 )  # fmt: skip
 _KEEPING_LAYERS = (
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.Flatten, nn.Unflatten, nn.AvgPool1d,
+    nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten, nn.AvgPool1d,
     nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d,
 )  # fmt: skip
 _STACKING = frozenset(

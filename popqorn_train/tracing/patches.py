@@ -121,6 +121,7 @@ def patched(
     try:
         patches.method(nn.Module, "__call__", call)
         patches.method(nn.Module, "__getattr__", read)
+        patches.method(nn.Module, "__setattr__", _keeping_proxies(nn.Module.__setattr__))
         for names, name, function in _places(globals_):
             patches.item(names, name, _recorded(function))
         for names, name in _packed_names(globals_):
@@ -128,6 +129,18 @@ def patched(
         yield
     finally:
         patches.close()
+
+
+def _keeping_proxies(original: Callable[..., None]) -> Callable[..., None]:
+    """Sets attributes as modules do, and takes what is recorded in the place of a parameter."""
+
+    def write(module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy) and name in module._parameters:
+            vars(module)[name] = value
+        else:
+            original(module, name, value)
+
+    return write
 
 
 def _places(

@@ -60,7 +60,23 @@ class ValueProxy(fx.Proxy):
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise self._refused("it turns data into an array of NumPy")
 
+    def _written(self, name: str, other: Any) -> Any:
+        """``x += y`` and the like, which write into a tensor."""
+        write = getattr(operator, name)
+        return self.tracer.create_proxy("call_function", write, (self, other), {})
+
     def _refused(self, why: str) -> Exception:
         tracer: Any = self.tracer
         error: Exception = tracer.refused(why)
         return error
+
+
+def _write(name: str) -> Any:
+    def write(self: ValueProxy, other: Any) -> Any:
+        return self._written(name, other)
+
+    return write
+
+
+for _name in ("iadd", "iand", "ifloordiv", "imod", "imul", "ior", "ipow", "isub", "itruediv"):
+    setattr(ValueProxy, f"__{_name}__", _write(_name))

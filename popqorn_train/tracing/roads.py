@@ -115,7 +115,7 @@ class Roads:
     def _passes(self, step: Step) -> bool:
         """Whether a step does nothing in eval mode."""
         if step.kind == "module":
-            return self._is(step, nn.Dropout) or self._is(step, nn.Identity)
+            return self._is(step, nn.modules.dropout._DropoutNd) or self._is(step, nn.Identity)
         return called_name(step.target) in IDENTITIES and step.floating
 
 

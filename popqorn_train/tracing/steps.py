@@ -9,8 +9,11 @@ from torch import Tensor
 from popqorn_train.nested import map_nested
 
 IDENTITIES = frozenset(
-    ("clone", "contiguous", "detach", "double", "dropout", "float", "to", "type", "type_as")
-)  # operations that do nothing to real numbers in eval mode
+    (
+        "alpha_dropout", "clone", "contiguous", "detach", "double", "dropout", "dropout1d",
+        "dropout2d", "feature_alpha_dropout", "float", "to", "type", "type_as",
+    )
+)  # operations that do nothing to real numbers in eval mode  # fmt: skip
 MOVES = frozenset(
     (
         "flatten", "flip", "getitem", "moveaxis", "movedim", "narrow", "permute", "reshape", "roll",
@@ -75,6 +78,7 @@ class Step:
         grows: whether the size of the result depends on the number of samples.
         discrete: the whole numbers, or truth values, that it gave for every recorded batch; NaN
             where these differ, None for other results. Sizes may follow from them.
+        merged: whether the code has its first two axes as one.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Step:
     source: str
     grows: bool
     discrete: Any = field(compare=False)
+    merged: bool = False
 
     @functools.cached_property
     def refs(self) -> list[str]:
@@ -104,11 +109,14 @@ class Trace(NamedTuple):
         steps: in order.
         output: name of the step that is returned.
         visited: paths of the modules whose code was recorded.
+        tied: weights that forward gives to layers: from a path and the name of a weight to the path
+            of the parameter that it is.
     """
 
     steps: tuple[Step, ...]
     output: str
     visited: frozenset[str]
+    tied: dict[tuple[str, str], str]
 
     @property
     def output_step(self) -> Step:

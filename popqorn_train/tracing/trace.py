@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.sample_axis import check_samples_apart
+from popqorn_train.tracing.selection import Select, described, way_to_select
 from popqorn_train.tracing.steps import (
     Baked,
     Multiple,
@@ -34,6 +34,7 @@ def record(
     inputs: dict[str, Any],
     batch_axis: int = 0,
     samples: Sequence[int] = (0, 1),
+    select: Select | None = None,
 ) -> Trace:
     """Trace a model in eval mode.
 
@@ -42,6 +43,7 @@ def record(
         inputs: example arguments by name; tensors have the batch on ``batch_axis``.
         batch_axis: axis of the batch in every input.
         samples: the two that the recorded batches consist of, in order.
+        select: which part of what the model returns holds the logits.
 
     Raises:
         UnsupportedModelError: control flow that depends on data, sizes that are not multiples of
@@ -52,7 +54,7 @@ def record(
         example = {
             name: _resized(value, batch, batch_axis, samples) for name, value in inputs.items()
         }
-        recordings.append(run_tracer(model, example))
+        recordings.append(run_tracer(model, example, select))
     (first, one), (second, two) = recordings
     pairs = list(zip(first.nodes, second.nodes, strict=False))
     if len(first.nodes) != len(second.nodes) or any(a.target != b.target for a, b in pairs):
@@ -61,16 +63,16 @@ def record(
             "Write it so that it treats every sample alike."
         )
     steps = [_step(a, b, one.baked, two.baked) for a, b in pairs if a.op != "output"]
-    _check_inplace(model, steps)
     for node, step in zip(first.nodes, steps, strict=False):
         check_samples_apart(node, step, _BATCHES[0])
     output = pairs[-1][0].args[0]
     if not isinstance(output, fx.Node):
+        way_out = way_to_select(one.returned)
         raise UnsupportedModelError(
-            f"{type(model).__name__} returns {type(output).__name__}, expected one tensor of "
-            "logits (B, C). Return the logits alone, or wrap the model to pick them."
+            f"{type(model).__name__} returns {described(one.returned)}, expected one tensor of "
+            f"logits (B, C). Say which part holds them: bound(model, {way_out})."
         )
-    return Trace(tuple(steps), output.name, frozenset(one.visited))
+    return Trace(tuple(steps), output.name, frozenset(one.visited), one.tied)
 
 
 def _resized(value: Any, batch: int, axis: int, samples: Sequence[int]) -> Any:
@@ -81,27 +83,6 @@ def _resized(value: Any, batch: int, axis: int, samples: Sequence[int]) -> Any:
     first, last = samples
     chosen = torch.tensor([first, *[last] * (batch - 1)]) % size  # lengths may have to fall
     return pick_samples(value.detach(), chosen.sort().values, axis)
-
-
-def _check_inplace(model: nn.Module, steps: list[Step]) -> None:
-    """Refuse an in-place activation unless its argument is fresh and read nowhere else."""
-    by_name = {step.name: step for step in steps}
-    for step in steps:
-        layer = model.get_submodule(step.target) if step.kind == "module" else None
-        inplace = not isinstance(layer, nn.Dropout) and getattr(layer, "inplace", False)
-        if called_name(step.target) in CURVES.keys() | {"relu"}:
-            positional = any(arg is True for arg in step.args[1:])
-            inplace = step.kwargs.get("inplace", False) or positional
-        if not inplace or not step.refs:
-            continue
-        argument = by_name[step.refs[0]]
-        source = model.get_submodule(argument.target) if argument.kind == "module" else None
-        fresh = isinstance(source, nn.Linear) or called_name(argument.target) == "linear"
-        if not fresh or sum(argument.name in other.refs for other in steps) > 1:
-            raise UnsupportedModelError(
-                f"{step.name!r} works in place on a tensor that may be read elsewhere "
-                f"({step.source}). Use inplace=False."
-            )
 
 
 def _step(a: fx.Node, b: fx.Node, baked_2: dict[str, Tensor], baked_3: dict[str, Tensor]) -> Step:

@@ -5,6 +5,7 @@ Every operation is recorded as a node of ``torch.fx``; because each proxy knows 
 Hooks are recorded as what they are, a part of what the module computes.
 """
 
+import contextlib
 import inspect
 import linecache
 import operator
@@ -13,20 +14,29 @@ import traceback
 from types import CodeType, FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 
 from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.tracing.calls import check_own_code, with_hooks
+from popqorn_train.tracing.calls import check_own_code, set_weights, tied, with_hooks
+from popqorn_train.tracing.in_place import (
+    Call,
+    Memory,
+    out_of_place,
+    place_of,
+    tensors_in,
+    without_write,
+)
+from popqorn_train.tracing.made_tensors import Overwritten
 from popqorn_train.tracing.packed import REPLACED, call
 from popqorn_train.tracing.patches import RECORDING, patched
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.proxy import ValueProxy
+from popqorn_train.tracing.selection import Select, selected
+from popqorn_train.tracing.steps import IDENTITIES
 from popqorn_train.tracing.wrappers import inside
-
-_SPELLED = ("and_", "or_", "not_")  # operators that write nothing
-_WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
 def called_name(target: Any) -> str:
@@ -39,13 +49,22 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
+    def __init__(self, inputs: dict[str, Any], select: Select | None = None) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.select = inputs, select
+        self.returned: Any = None
         self.baked: dict[str, Tensor] = {}
         self.visited = {""}
+        self.tied: dict[tuple[str, str], str] = {}
+        self._memory, self._overwritten = (
+            Memory(self.refused_write),
+            Overwritten(self.refused_write),
+        )
+        self._modes = contextlib.ExitStack()
+        self._path = ""
         self._running = False
         self._refused: Exception | None = None
+        self.write: Exception | None = None
 
     def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
         """Record a call of a module, in this thread alone."""
@@ -57,6 +76,8 @@ class Tracer(fx.Tracer):
             for name, value in vars(module).items()
             if isinstance(value, Tensor)
         }
+        own = [*root.parameters(), *root.buffers(), *self.tensor_attrs]
+        self._places = set(map(place_of, tensors_in(own)))
         args = [
             self.create_proxy("placeholder", name, (), {}) if isinstance(value, Tensor) else value
             for name, value in self.inputs.items()
@@ -73,11 +94,14 @@ class Tracer(fx.Tracer):
         def read(module: nn.Module, name: str) -> Any:
             return self.getattr(name, original_read(module, name), parameters)
 
-        with RECORDING, patched(call_module, read, _globals_of(root)):
-            output = root(*args)
+        with RECORDING, patched(call_module, read, _globals_of(root)), self._modes:
+            self.returned = root(*args)
+            output = selected(self.returned, self.select)
             if self._refused is not None:  # and user code went on without it
                 raise self._refused
-            self.create_node("output", "output", (self.create_arg(output),), {})
+            one = isinstance(output, fx.Proxy | Tensor)
+            found = self.create_arg(output) if one else None
+            self.create_node("output", "output", (found,), {})
         return self.graph
 
     def refused(self, why: str) -> Exception:
@@ -87,6 +111,11 @@ class Tracer(fx.Tracer):
             self._refused.add_note(_user_line(sys._getframe()))
         return self._refused
 
+    def refused_write(self, why: str) -> Exception:
+        """The same for a write in place."""
+        self.write = self.refused(why)
+        return self.write
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Proxies that know their value."""
         return ValueProxy(node, self)
@@ -94,8 +123,10 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """Keep tensors made by the user's code here, not as attributes of the model."""
         if isinstance(a, fx.Proxy):
-            return a.node
+            return self._memory.read(a.node)
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            if (known := self._overwritten.node_of(a)) is not None:
+                return self._memory.read(known)
             path = self.tensor_attrs.get(a)
             name = path or f"baked:{len(self.baked)}"
             if path is None:
@@ -111,16 +142,41 @@ class Tracer(fx.Tracer):
         """Record an operation and run it on the example."""
         if kind == "call_function":
             target = REPLACED.get(target, target)
-        name = called_name(target) if kind in ("call_function", "call_method") else ""
-        in_place = name.endswith("_") and not name.endswith("__") and name not in _SPELLED
-        if name.strip("_") in _WRITES or in_place:
-            raise self.refused(f"it writes into a tensor in place ({name})")
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        call = Call(kind, target, args, kwargs)
+        try:
+            write = without_write(call, self.root)
+        except NotImplementedError as error:
+            raise self.refused_write(f"it writes into a tensor in place ({error})") from None
+        if write is not None:
+            return self._write(*write)
+        return self._recorded(call, *rest, **more)
+
+    def _recorded(self, call: Call, *rest: Any, **more: Any) -> Any:
+        proxy = super().create_proxy(*call, *rest, **more)
         if "value" not in proxy.node.meta:
             proxy.node.meta["value"] = self._run(proxy.node)
             proxy.node.meta["source"] = _user_line(sys._getframe())
+            self._memory.note(proxy.node, self.root)
         if type(proxy.node.meta["value"]) is tuple:  # as a tuple, so that isinstance sees one
             return tuple(iter(proxy))
+        return proxy
+
+    def _write(self, call: Call, name: str) -> Any:
+        """Record what a write computes, as the new value of what it writes into."""
+        path = str(call.target) if call.kind == "call_module" else self._path
+        where = f"module {path!r}, " if path else ""
+        what = f"{name} ({where}{_user_line(sys._getframe())})"
+        whole = call.args[0] if call.args else call.kwargs.get("input")
+        if isinstance(whole, fx.Proxy):
+            old = self._memory.read(whole.node)
+            proxy = self._recorded(call)
+            self._memory.overwrite(old, proxy.node, what)
+            return proxy
+        if not isinstance(whole, Tensor) or place_of(whole) in self._places:
+            raise self.refused_write(f"{what} works in place on what is not forward's own")
+        proxy = self._recorded(call)
+        self._overwritten.add(whole, proxy.node)
+        self._modes.enter_context(self._overwritten)
         return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -134,17 +190,44 @@ class Tracer(fx.Tracer):
         if node.op == "placeholder":
             return self.inputs[str(node.target)]
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        read = [tensor for tensor in tensors_in((args, kwargs)) if not tensor.is_inference()]
+        versions = [tensor._version for tensor in read]
         self._running = True  # a leaf module runs as it is, unrecorded
         try:
-            if node.op == "get_attr":
-                return operator.attrgetter(str(node.target))(self.root)
-            if node.op == "call_module":
-                return call(self.root.get_submodule(str(node.target)).forward, args, kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            value = self._called(node, args, kwargs)
         finally:
             self._running = False
+        if versions != [tensor._version for tensor in read]:
+            raise self.refused_write(
+                f"it writes into a tensor in place ({called_name(node.target)})"
+            )
+        return value
+
+    def _tie(self, module: nn.Module, path: str) -> None:
+        """Note the weights that forward gives to a layer, as a weight drop does."""
+        for name, given in {**module._parameters, **vars(module)}.items():
+            if isinstance(given, fx.Proxy):
+                node = self._memory.read(given.node)
+                while called_name(node.target) in IDENTITIES and node.op != "get_attr":
+                    node = node.all_input_nodes[0]
+                known = self.tied.setdefault((path, name), str(node.target))
+                same = torch.equal(given.node.meta["value"], node.meta["value"])
+                if node.op != "get_attr" or not same or known != node.target:
+                    raise self.refused(
+                        f"module {path!r} gets its weight {name!r} from what forward computes. "
+                        "Compute it with torch.nn.utils.parametrize.register_parametrization"
+                    )
+
+    def _called(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.root)
+        if node.op == "call_module":
+            layer = out_of_place(tied(self.root, str(node.target), self.tied))
+            set_weights(layer)
+            return call(layer.forward, args, kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         """Record reads of weights, except those of a leaf module that runs."""
@@ -162,13 +245,18 @@ class Tracer(fx.Tracer):
         leaf = m is not self.root and self.is_leaf_module(m, path)
         check_own_code(m, path, whole=leaf)
         if leaf:
+            self._tie(m, path)
 
             def step(*args: Any, **kwargs: Any) -> Any:
                 return self.create_proxy("call_module", path, args, kwargs)
 
-            return with_hooks(m, path, step, args, kwargs)
+            return with_hooks(m, path, step, args, kwargs, whole=True)
         self.visited.add(path)
-        return with_hooks(m, path, m.forward, args, kwargs)
+        before, self._path = self._path, path
+        try:
+            return with_hooks(m, path, m.forward, args, kwargs)
+        finally:
+            self._path = before
 
 
 def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
@@ -200,13 +288,15 @@ def _said(file: str, line: int) -> str:
     return f"{file.replace(chr(92), '/').rsplit('/', 1)[-1]}, line {line}: {text}"
 
 
-def run_tracer(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, Tracer]:
-    """Record a forward on an example.
+def run_tracer(
+    model: nn.Module, inputs: dict[str, Any], select: Select | None = None
+) -> tuple[fx.Graph, Tracer]:
+    """Record a forward on an example, up to what is selected of what it returns.
 
     Raises:
         UnsupportedModelError: it cannot be recorded, with the user's line.
     """
-    tracer = Tracer(inputs)
+    tracer = Tracer(inputs, select)
     try:
         with preserved(model):
             return tracer.trace(model), tracer
@@ -214,9 +304,13 @@ def run_tracer(model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.Graph, Trac
         raise
     except Exception as error:
         line = next(iter(getattr(error, "__notes__", [])), None) or _innermost(error)
+        way_out = (
+            "Move what depends on data out of forward, or certify the part of the model after it."
+            if error is not tracer.write
+            else "Use inplace=False, the operation without the underscore, or clone() before it."
+        )
         raise UnsupportedModelError(
-            f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). Move what "
-            "depends on data out of forward, or certify the part of the model after it."
+            f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). {way_out}"
         ) from error
 
 

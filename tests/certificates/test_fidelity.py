@@ -123,12 +123,6 @@ def batch_mean(net, x):
     return net.head(net.rnn(x)[0][:, -1]) - net.start.sum() * x.detach().mean(0).sum()
 
 
-def written(net, x):
-    out = net.head(net.rnn(x)[0][:, -1])
-    out.mul_(-1)
-    return out
-
-
 def floored(net, x):
     return net.head(torch.div(net.rnn(x)[0][:, -1], 0.1, rounding_mode="floor"))
 
@@ -149,7 +143,6 @@ def dealt_anew(net, x):
         (leaky_on_a_view, "works in place", {}),
         (hardtanh_on_a_view, "works in place", {}),
         (batch_mean, "mixes samples", {}),
-        (written, r"in place \(mul_\)", {}),
         (floored, "rounding_mode", {}),
         (whole_numbers, "whole numbers", {}),
         (dealt_anew, "different samples", {"num_layers": 2}),

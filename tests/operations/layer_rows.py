@@ -1,5 +1,6 @@
 """One row for every registered layer: layers, and how they are called; see rows.py."""
 
+import torch
 from torch import nn
 
 from tests.operations.rows import F, T
@@ -67,6 +68,28 @@ def layer_rows():
         nn.GRUCell: [(steps, nn.GRUCell(F, H)), (steps, nn.GRUCell(F, H, bias=False))],
         nn.Linear: [(frames, nn.Linear(F, 3)), (channels, nn.Linear(T, 2, bias=False))],
         nn.Dropout: [(frames, nn.Dropout(0.5))],
+        nn.Dropout1d: [(frames, nn.Dropout1d(0.5))],
+        nn.Dropout2d: [(lambda layer, a, b: layer(a[:, None]), nn.Dropout2d(0.5))],
+        nn.AlphaDropout: [(frames, nn.AlphaDropout(0.5))],
+        nn.FeatureAlphaDropout: [(frames, nn.FeatureAlphaDropout(0.5))],
+        nn.GLU: [(frames, nn.GLU()), (channels, nn.GLU(1))],
+        nn.GroupNorm: [
+            (channels, nn.GroupNorm(1, F)),
+            (channels, nn.GroupNorm(2, F, affine=False)),
+            (lambda layer, a, b: layer(torch.cat([a[:, 0], b[:, 1]], 1)), nn.GroupNorm(2, 2 * F)),
+        ],
+        nn.InstanceNorm1d: [
+            (channels, nn.InstanceNorm1d(F)),
+            (channels, nn.InstanceNorm1d(F, affine=True)),
+            (channels, nn.InstanceNorm1d(F, affine=True, track_running_stats=True)),
+        ],
+        nn.ConstantPad1d: [(channels, nn.ConstantPad1d((1, 2), 0.5))],
+        nn.ConstantPad2d: [(frames, nn.ConstantPad2d((0, 1, 2, 0), -1.5))],
+        nn.ZeroPad1d: [(channels, nn.ZeroPad1d(2))],
+        nn.ZeroPad2d: [(frames, nn.ZeroPad2d((1, 0, 0, 1)))],
+        nn.ReflectionPad1d: [(channels, nn.ReflectionPad1d((3, 1)))],
+        nn.ReplicationPad1d: [(channels, nn.ReplicationPad1d((0, 2)))],
+        nn.CircularPad1d: [(channels, nn.CircularPad1d((1, 2)))],
         nn.Identity: [(frames, nn.Identity())],
         nn.Flatten: [(frames, nn.Flatten()), (frames, nn.Flatten(-2, -1))],
         nn.Unflatten: [(frames, nn.Unflatten(1, (2, 2))), (channels, nn.Unflatten(-1, (2, -1)))],
@@ -112,9 +135,9 @@ def layer_rows():
 
 def spread(layer):
     """Give a normalisation statistics and weights of both signs."""
-    if isinstance(layer, nn.BatchNorm1d):
+    if getattr(layer, "running_mean", None) is not None:
         layer.running_mean.normal_()
         layer.running_var.uniform_(0.2, 2)
-    if isinstance(layer, nn.BatchNorm1d | nn.LayerNorm | nn.RMSNorm):
+    if isinstance(layer, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
         for weight in layer.parameters():
             nn.init.normal_(weight)

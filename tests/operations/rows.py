@@ -26,6 +26,7 @@ class Parts(nn.Module):
         self.k = nn.Parameter(torch.tensor([-1.25, 0.5, 2.0, -0.25])[:, None])  # (T, 1)
         self.weight = nn.Parameter(torch.randn(3, F))
         self.kernel = nn.Parameter(torch.randn(3, F, 2))
+        self.table = nn.Parameter(torch.randn(T, 3))
         self.bias = nn.Parameter(torch.tensor([0.5, -1.0, 0.25]))
         self.mask = nn.Buffer(torch.tensor([[1, 0], [0, 0], [0, 1], [1, 0]]).bool())
         self.order = nn.Buffer(torch.tensor([3, 0, 0, 1]))
@@ -159,8 +160,6 @@ ROWS = {
         lambda m, a, b: torch.rsub(a, 2.0),
         lambda m, a, b: torch.rsub(a, 2.0, alpha=3),
     ],
-    "mul": [*times(torch.mul), lambda m, a, b: -2 * a, lambda m, a, b: m.c.mul(a)],
-    "multiply": times(torch.multiply),
     "div": [*quotient(torch.div), lambda m, a, b: a.div(other=m.k)],
     "divide": quotient(torch.divide),
     "true_divide": quotient(torch.true_divide),
@@ -183,18 +182,22 @@ ROWS = {
         lambda m, a, b: functional.linear(torch.tanh(a), m.weight, m.bias),
         lambda m, a, b: functional.linear(a.transpose(0, 1), m.weight, bias=m.bias).transpose(0, 1),
     ],
-    "matmul": [lambda m, a, b: a @ m.weight.T, lambda m, a, b: torch.matmul(b, -m.weight.T)],
-    "mm": [lambda m, a, b: torch.mm(a[:, 1], m.weight.T)],
     "tanh": curve(torch.tanh),
     "sigmoid": curve(torch.sigmoid),
     "relu": curve(functional.relu),
     "leaky_relu": curve(functional.leaky_relu, {"negative_slope": 0.4}, {"negative_slope": -0.5}),
     "hardtanh": curve(functional.hardtanh, {"min_val": -0.3, "max_val": 0.2}),
-    "clamp": curve(
-        lambda x, min=-0.5, max=0.3: torch.clamp(x, min, max),
-        {"min": None},
-        {"max": None},
-    ),
+    "clamp": [
+        *curve(
+            lambda x, min=-0.5, max=0.3: torch.clamp(x, min, max),
+            {"min": None},
+            {"max": None},
+            {"min": torch.tensor(-0.4)},
+        ),
+        lambda m, a, b: torch.clamp(a, m.k / 9, m.k.abs()),
+        lambda m, a, b: a.clamp(min=b),
+        lambda m, a, b: a.clamp(max=-b, min=m.c / 9),
+    ],
     "clip": curve(lambda x, min=-0.5, max=0.3: x.clip(min=min, max=max), {"max": None}),
     "relu6": curve(lambda x: functional.relu6(4 * x)),
     "hardsigmoid": curve(lambda x: functional.hardsigmoid(2 * x)),
@@ -238,7 +241,11 @@ ROWS = {
     "sum": reduced("sum"),
     "mean": reduced("mean"),
     "amax": [*greatest(torch.amax), lambda m, a, b: a.amax((1,))],
-    "max": greatest(lambda x, *args, **named: torch.max(x, *args, **named)[0]),
+    "max": [
+        *greatest(lambda x, *args, **named: torch.max(x, *args, **named)[0]),
+        lambda m, a, b: torch.max(a, b),
+        lambda m, a, b: torch.max(m.c / 4, a),
+    ],
     "getattr": [
         *greatest(lambda x, *args, **named: torch.max(x, *args, **named).values),
         lambda m, a, b: a.data,

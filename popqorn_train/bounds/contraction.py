@@ -1,0 +1,80 @@
+"""Sums of products of what moves with constants: products of matrices, cumulative sums.
+
+B: batch, K: bounded rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.bounds.affine import full
+from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.tape import Tape
+from popqorn_train.perturbations.region import Bounds, around
+
+
+class Contraction(Node):
+    """``function(x, *weights)``: sums of products of one entry of each, with no constant.
+
+    Args:
+        function: takes values in the user's layout; multilinear, as products of matrices are.
+        x: node.
+        weights: what does not move.
+        shape: of the result, without the batch.
+        batch_axis: of the result.
+
+    Raises:
+        RuntimeError: an entry of a sample reads other samples.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        x: Node,
+        weights: Sequence[Tensor],
+        *,
+        shape: Sequence[int],
+        batch_axis: int,
+    ) -> None:
+        super().__init__([x], shape, batch_axis)
+        self.function, self.weights = function, tuple(weights)
+        if self.region is not None and not self._keeps_samples(self.region.value):
+            raise RuntimeError("an entry of its result adds up entries of several samples")
+
+    def _run(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """The function on a value with the batch first."""
+        (node,) = self.inputs
+        return self.function(x.movedim(0, node.batch_axis), *weights).movedim(self.batch_axis, 0)
+
+    @torch.no_grad()
+    def _keeps_samples(self, like: Tensor) -> bool:
+        """Whether numbers that differ from sample to sample stay with their samples."""
+        batch, ones = len(like), [torch.ones_like(weight) for weight in self.weights]
+        numbers = torch.arange(1, batch + 1, device=like.device).to(like).sqrt()
+        every = like.new_ones(batch, *self.inputs[0].shape)
+        counts = self._run(every, ones)
+        own = numbers.view(-1, *[1] * len(self.inputs[0].shape))
+        found, expected = self._run(own * every, ones), numbers.view(-1, *[1] * len(self.shape))
+        near = 1e-4 * counts / batch
+        return len(found) == batch and bool(((found - expected * counts).abs() <= near).all())
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Centre and radius through the weights."""
+        (x,) = inputs
+        center = self._run((x.lower + x.upper) / 2, self.weights)
+        return around(center, self.size(None, (x.upper - x.lower) / 2))
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Absolute weights."""
+        return self._run(inputs[0], [weight.abs() for weight in self.weights])
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
+        """Transpose."""
+        (x,) = self.inputs
+        zeros = slope.new_zeros(tape.batch, *x.shape)
+        _, transpose, *_ = torch.func.vjp(lambda x: self._run(x, self.weights), zeros)
+        slope = full(slope, self.shape).expand(tape.batch, -1, *self.shape)
+        (part,) = torch.vmap(transpose, in_dims=1, out_dims=1)(slope)
+        tape.add(x, part)
