@@ -9,7 +9,7 @@ class Cadence:
     """Decides at every validation of a fit whether it is the turn to certify.
 
     The first validation of every fit, resumed or not, and the last one are always certified:
-    whoever watches the values needs them. In between, one is passed over if it comes too soon, or
+    whoever watches the values needs them. In between, one is skipped if it comes too soon, or
     if certifying now, and once more at the end, would take more than ``max_overhead`` times what
     the rest of training has taken.
 
@@ -22,7 +22,7 @@ class Cadence:
         elapsed: seconds of training and validation without that.
         cost: seconds that one certification may take.
         epoch: of the last certification.
-        skipped: validations passed over since.
+        skipped: validations skipped since.
     """
 
     def __init__(self, every_n_epochs: int, max_overhead: float | None) -> None:

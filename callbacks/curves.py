@@ -81,7 +81,7 @@ class WandbView(View):
         self._log(media, newest)
 
     def show_rarely(self, history: Sequence[Certification]) -> None:
-        """Log a table with one row a sample."""
+        """Log a table with one row per sample."""
         import wandb
 
         newest = history[-1]

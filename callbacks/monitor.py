@@ -51,7 +51,7 @@ class CertifiedRadiusMonitor(Callback):
         p: norm of the ball.
         samples: how many samples to certify, drawn once, each class by its share.
         every_n_epochs: certify at the first validation of a fit, then this often, and at the last.
-        max_overhead: pass over epochs where certifying would take more than this share of the
+        max_overhead: skip epochs where certifying would take more than this share of the
             time of the rest of training; None certifies whenever ``every_n_epochs`` says so. The
             last validation is known beforehand unless training is stopped early.
         epsilons: where certified accuracy is logged, increasing, in the units of the input; the
@@ -60,7 +60,7 @@ class CertifiedRadiusMonitor(Callback):
         frames: ``(T,)`` mask of the frames that move, or a list of booleans; see ``LpBall``, as for
             the next four.
         features: ``(N,)`` mask of the features that move, likewise.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
         max_radius: largest radius tried, see ``certified_radius``.
@@ -247,10 +247,10 @@ class CertifiedRadiusMonitor(Callback):
         if not due and not self._told and self._cadence.too_costly():
             self._told = True
             rank_zero_info(
-                f"CertifiedRadiusMonitor passes over epochs: certification takes "
-                f"{self._cadence.cost:.2g} s, and max_overhead={self._cadence.max_overhead} allows "
-                "that share of the time of the rest of training. certification/fresh says which "
-                "epochs were certified."
+                f"CertifiedRadiusMonitor skips epochs: one certification takes "
+                f"{self._cadence.cost:.2g} s, more than max_overhead={self._cadence.max_overhead} "
+                "times the rest of the training allows. certification/fresh is 1 in the epochs "
+                "that are certified."
             )
         return bool(trainer.strategy.broadcast(due))
 

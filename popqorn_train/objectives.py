@@ -57,7 +57,7 @@ def pgd(
         high: greatest value of an input.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         attack_steps: gradient steps of the attack.
@@ -104,7 +104,7 @@ def ibp(
         high: greatest value of an input.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
@@ -157,7 +157,7 @@ def crown_ibp(
         high: greatest value of an input.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
@@ -210,7 +210,7 @@ def mtl(
         high: greatest value of an input.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         alpha: weight of the bound against the attack.
@@ -266,7 +266,7 @@ def sabr(
         high: greatest value of an input.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon (the paper's lambda).
@@ -315,7 +315,7 @@ def popqorn(
         high: greatest value of an input.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
 
@@ -360,7 +360,7 @@ def radius(
         high: greatest value of an input.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         kappa: weight of the clean term.
         method: bounding method.
         rtol: relative precision of the radii.

@@ -121,7 +121,7 @@ class Evaluation(NamedTuple):
         return AccuracyCurve(name, *certified, (0.0, *self.epsilons), [clean, *attacked])
 
     def write_csv(self, path: Path, name: str) -> None:
-        """Append one line a sample."""
+        """Append one line per sample."""
         fresh = not path.exists()
         columns = (self.positions, self.labels, self.predictions, self.radii, self.capped)
         with path.open("a", newline="") as file:

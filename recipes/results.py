@@ -84,7 +84,7 @@ def write_results(
 
 
 def table(models: dict[str, dict[str, Any]]) -> str:
-    """One column a model and method, in %."""
+    """One column per model and method, in %."""
     first = next(iter(models.values()))["evaluations"][0]
     epsilons = first["epsilons"]
     relative = "median_radius_over_nearest_neighbour" in first
@@ -111,7 +111,7 @@ def _percent(share: float | None) -> str:
 
 
 def draw(folder: Path, evaluations: dict[str, Evaluation], settings: EvaluationSettings) -> Path:
-    """Draw certified and attacked accuracy against epsilon, one colour a model."""
+    """Draw certified and attacked accuracy against epsilon, one colour per model."""
     norm = "l_inf" if settings.p == float("inf") else f"l_{settings.p:g}"
     domain = ""
     if settings.low is not None and settings.high is not None:

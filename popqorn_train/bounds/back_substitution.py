@@ -77,7 +77,7 @@ def _summed(part: Tensor, worth: Tensor, shape: torch.Size) -> Tensor:
     """Sum of a product over what a side of this shape stands for."""
     if worth.shape[2:].numel() > 1 or shape[1] > 1:
         return (part * worth).sum_to_size(shape)
-    # One number a row: the sum over rows is a product of matrices.
+    # One number per row: the sum over rows is a product of matrices.
     found = worth.reshape(len(worth), 1, -1) @ part.reshape(*part.shape[:2], -1)
     return found.view(-1, *shape[1:]).sum_to_size(shape)
 

@@ -34,7 +34,7 @@ def bytes_a_sample(output: Node, like: Tensor) -> int:
     """Estimate of what bounding one sample takes, from above.
 
     The largest part are the slopes of a backward bound on everything that one nonlinearity reads,
-    two rows a unit, on the longest sequence.
+    two rows per unit, on the longest sequence.
     """
     nodes = ancestors(output)
     sizes = [math.prod(node.shape) for node in nodes]

@@ -64,8 +64,8 @@ def mixing(instance: Instance, step: Step | None = None) -> MixedSamplesError:
     """The error for a model that mixes samples."""
     where = "something in forward" if step is None else f"what {step.name!r} reads ({step.source})"
     return MixedSamplesError(
-        f"{type(instance.lifter.model).__name__} treats a sample otherwise when it is alone: "
-        f"{where} mixes samples, a mean over the batch for one. Bounds are for one sample at a "
+        f"{type(instance.lifter.model).__name__} treats a sample differently when it is alone: "
+        f"{where} mixes samples (as a mean over the batch does). Bounds are for one sample at a "
         "time; write forward so that samples stay apart."
     )
 
@@ -152,7 +152,7 @@ def _of_one(fact: Met, alone: Lifter) -> Any:
 
 
 def _rows(value: Any, axis: int | None) -> Tensor:
-    """A row a sample; one row for what has no batch axis."""
+    """A row per sample; one row for what has no batch axis."""
     if isinstance(value, Packed):
         padded = value.padded.movedim(value.batch_axis, 0).flatten(1)
         return torch.cat([padded, value.lengths.to(padded)[:, None]], 1)

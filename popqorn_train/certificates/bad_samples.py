@@ -76,7 +76,7 @@ def screened(named: dict[str, Any], perturb: str | None, run: Run) -> Screened:
 
 
 def rows_of_output(output: Any, named: dict[str, Any]) -> Tensor | None:
-    """What a model returned, a row a sample; None where that cannot be told."""
+    """What a model returned, a row per sample; None where that cannot be told."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
     first = next(iter(tensors_of(named).values()))

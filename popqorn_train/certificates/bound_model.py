@@ -63,7 +63,7 @@ class BoundModel(nn.Module):
         frame_axis: the axis of what moves, as passed and with its batch axis counted, that holds
             the frames; None takes those that the first recurrent layer reads where layout changes
             and per-feature scalings alone lead to it, else axis 1 (0 where time comes first).
-        output_is: what one number a sample is: a ``"logit"``, class 1 above 0, or a
+        output_is: what one number per sample is: a ``"logit"``, class 1 above 0, or a
             ``"probability"``, class 1 above 1/2; None decides by the code, and refuses where that
             leaves a doubt.
         select: which part of what the model returns holds the logits, where that is no tensor: an
@@ -266,7 +266,7 @@ class BoundModel(nn.Module):
             raise failures[0]
         raise UnsupportedModelError(
             f"{type(self.model).__name__} returns logits without a batch axis, expected (B, C). "
-            "Return one row of logits a sample."
+            "Return one row of logits per sample."
         )
 
     def _fitted(self, found: Plan, named: dict[str, Any]) -> Plan:

@@ -33,7 +33,7 @@ _MUTE = 1e-4  # a proof by contradiction shows as a margin below this share of t
 
 
 class Brackets:
-    """One bracket a sample, in float64.
+    """One bracket per sample, in float64.
 
     Finished means ``lower >= (1 - rtol) epsilon`` for every epsilon that is proved below
     ``upper``, if the margin is positive on one side of it only, or that is proved on a rung.

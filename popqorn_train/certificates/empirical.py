@@ -156,7 +156,7 @@ def empirical_radius(
         p: norm of the ball.
         frames: see ``LpBall``; so are ``features``, ``scope``, ``low`` and ``high``.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
         max_radius: largest ball attacked; None as in ``certified_radius``.

@@ -183,11 +183,11 @@ class Instance(NamedTuple):
             raise UnsupportedModelError(
                 f"Substitutions replace tokens, but a frame of {self.plan.source.name!r} is not "
                 "the embedding of one token. Leave `frame_axis` out, or write forward so that the "
-                "recurrent layer reads one token a frame."
+                "recurrent layer reads one token per frame."
             )
 
     def _two_classes(self, node: Node) -> Node:
-        """The classes (0, logit) of a model that returns one logit a sample, or (0, p - 1/2)."""
+        """The classes (0, logit) of a model that returns one logit per sample, or (0, p - 1/2)."""
         column = Affine(lambda x: x.reshape(len(x), 1), [node], (1,), 0)
         bias = self.value.new_tensor([0.0, -self.plan.meaning.threshold])
         return Linear(column, self.value.new_tensor([[0.0], [1.0]]), bias)

@@ -46,7 +46,7 @@ def check_target(target: Tensor, batch: int, classes: int, name: str = "target")
         )
     if target.shape != (batch,):
         shape = tuple(target.shape)
-        raise ValueError(f"`{name}` must hold one label a sample, ({batch},), got shape {shape}.")
+        raise ValueError(f"`{name}` must hold one label per sample, ({batch},), got shape {shape}.")
     least, most = int(target.min()), int(target.max())
     if least < 0 or most >= classes:
         raise ValueError(

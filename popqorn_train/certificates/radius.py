@@ -197,7 +197,7 @@ def certified_radius(
         method: a name, see methods.py, or an object.
         frames: see ``LpBall``; so are ``features``, ``scope``, ``low`` and ``high``.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
         max_radius: largest radius tried; None takes the p-norm of the domain's width where both

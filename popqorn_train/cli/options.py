@@ -16,34 +16,38 @@ from popqorn_train.tracing.output_meaning import KINDS
 def add_certify_options(command: argparse.ArgumentParser) -> None:
     """Add all of them to the parser of the command."""
     command.add_argument("model", help="module:Name of a class, a function or an object")
-    _add_subject(command.add_argument_group("what is certified"))
-    _add_ball(command.add_argument_group("what may move"))
-    _add_search(command.add_argument_group("how"))
-    _add_report(command.add_argument_group("what is reported"))
+    _add_subject(command.add_argument_group("model and data"))
+    _add_ball(command.add_argument_group("perturbations"))
+    _add_search(command.add_argument_group("method"))
+    _add_report(command.add_argument_group("report"))
 
 
 def _add_subject(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--checkpoint", type=Path, help="a state dict or a Lightning .ckpt")
     group.add_argument(
-        "--prefix", default="", help="of the names in the checkpoint that are the model's: net."
+        "--prefix", default="", help="prefix of the model's names in the checkpoint, like net."
     )
     group.add_argument(
         "--data",
         required=True,
-        help="module:name of a function (or an object) that gives a loader or (inputs, target), of "
-        "a Lightning data module, or an .npz file",
+        help="module:name of a function or an object that returns a loader or (inputs, target), "
+        "module:name of a Lightning data module, or an .npz file",
     )
     group.add_argument(
         "--inputs",
         type=_names,
         default=("x",),
-        help="arrays of the .npz that are inputs: x,lengths",
+        help="arrays of the .npz file to use as inputs, like x,lengths",
     )
-    group.add_argument("--target", default="y", help="array of the .npz that holds the labels")
-    group.add_argument("--divide", type=_positive, help="divide the inputs of the .npz: 255")
+    group.add_argument("--target", default="y", help="array of the .npz file that holds the labels")
+    group.add_argument(
+        "--divide",
+        type=_positive,
+        help="divide the inputs of the .npz file by this number, like 255",
+    )
     add_output(group)
-    group.add_argument("--samples", type=_count, help="how many, from the first on; default all")
-    group.add_argument("--batch-size", type=_count, default=32, help="certified at once")
+    group.add_argument("--samples", type=_count, help="certify only the first so many samples")
+    group.add_argument("--batch-size", type=_count, default=32, help="samples certified at once")
     group.add_argument("--device", type=_device, help="default: cuda if there is one, else cpu")
 
 
@@ -51,55 +55,68 @@ def add_output(command: "argparse._ActionsContainer") -> None:
     """Add the options that say what the model returns."""
     command.add_argument(
         "--select",
-        help="which part of what the model returns holds the logits: an index, a key or a field, "
-        "or module:name of a function",
+        help="the part of the output that holds the logits: an index, a key, a field, or the "
+        "module:name of a function",
     )
     command.add_argument(
         "--output-is",
         choices=KINDS,
-        help="what a model returns that gives one number a sample, where its code leaves a doubt",
+        help="for a model that returns one number per sample: what that number is",
     )
 
 
 def _add_ball(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--p", type=_norm, default=math.inf, help="norm, from 1 to inf (default)")
-    group.add_argument("--low", type=float, help="least value of an input")
-    group.add_argument("--high", type=float, help="greatest value of an input")
-    group.add_argument("--frames", help="that move, counted from 0: 0,2,5-9; default all")
-    group.add_argument("--features", help="of a frame that move, likewise; default all")
+    group.add_argument("--low", type=float, help="smallest value of an input")
+    group.add_argument("--high", type=float, help="largest value of an input")
+    group.add_argument(
+        "--frames", help="frames to perturb, counted from 0, like 0,2,5-9 (default: all)"
+    )
+    group.add_argument("--features", help="features to perturb, likewise (default: all)")
     group.add_argument(
         "--scope",
         choices=("frame", "sequence"),
         default="frame",
-        help="a ball for every frame (default), or one for the whole sequence",
+        help="one ball per frame (default), or one for the whole sequence",
     )
     add_moved(group)
 
 
 def add_moved(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
     """Add what tells ``bound`` which tensor moves, and where its frames are."""
-    group.add_argument("--perturb", help="which tensor moves, if not the first floating input")
-    group.add_argument("--frame-axis", type=int, help="axis of it that holds the frames")
+    group.add_argument(
+        "--perturb", help="the tensor to perturb (default: the first floating input)"
+    )
+    group.add_argument(
+        "--frame-axis", type=int, help="the axis of that tensor that holds the frames"
+    )
 
 
 def _add_search(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--method", default="popqorn", help=", ".join(METHODS))
-    group.add_argument("--max-radius", type=_positive, help="largest radius tried")
-    group.add_argument("--rtol", type=float, default=1e-2, help="relative precision of a radius")
+    group.add_argument("--max-radius", type=_positive, help="largest radius to try")
+    group.add_argument("--rtol", type=float, default=1e-2, help="relative precision of the radii")
     group.add_argument(
-        "--probes", type=_whole, default=PROBES, help="points at which every proof is probed"
+        "--probes",
+        type=_whole,
+        default=PROBES,
+        help="points at which each certificate is compared with the model",
     )
-    group.add_argument("--no-confirm", action="store_true", help="leave out the float64 proof")
+    group.add_argument(
+        "--no-confirm", action="store_true", help="do not confirm the radii in float64"
+    )
     group.add_argument("--attack", action="store_true", help="also attack every sample")
-    group.add_argument(
-        "--seconds", type=_positive, help="after which no further sample is attempted"
-    )
+    group.add_argument("--seconds", type=_positive, help="start no further sample after this time")
 
 
 def _add_report(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--folder", type=Path, default=Path("runs/certify"), help="of the results")
-    group.add_argument("--resume", action="store_true", help="go on with what is in --folder")
-    group.add_argument("--epsilons", type=_numbers, help="where accuracy is printed: 0.01,0.02")
+    group.add_argument(
+        "--folder", type=Path, default=Path("runs/certify"), help="where to write the results"
+    )
+    group.add_argument("--resume", action="store_true", help="continue the run in --folder")
+    group.add_argument(
+        "--epsilons", type=_numbers, help="where to print the accuracy, like 0.01,0.02"
+    )
     group.add_argument(
         "--fragile",
         type=_whole,
@@ -107,10 +124,12 @@ def _add_report(group: "argparse._ArgumentGroup") -> None:
         help="how many samples are looked at frame by frame (default 8; costs their frames)",
     )
     group.add_argument(
-        "--words", help="names of the tokens: a file with one a line, or module:name"
+        "--words", help="names of the tokens: a file with one per line, or module:name"
     )
-    group.add_argument("--classes", help="names of the classes: a file with one a line, or a,b,c")
-    group.add_argument("--image", type=_size, help="the frames make up an image: 28,28")
+    group.add_argument("--classes", help="names of the classes: a file with one per line, or a,b,c")
+    group.add_argument(
+        "--image", type=_size, help="height and width of the image that the frames form, like 28,28"
+    )
 
 
 def mask_of(option: str, text: str | None, size: int) -> Tensor | None:

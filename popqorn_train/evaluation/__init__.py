@@ -1,5 +1,5 @@
 """What is proved of many samples?
 
-Goes in: loaders, data sets, checkpoints. Comes out: one row a sample with a status, kept on the
+Goes in: loaders, data sets, checkpoints. Comes out: one row per sample with a status, kept on the
 disk as it comes, and summaries of the rows. Must not know: losses and how a model was trained.
 """

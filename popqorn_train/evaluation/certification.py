@@ -1,7 +1,7 @@
 """One certification of a set of samples, and the file that all of them are kept in.
 
 The file is append-only, one JSON line a certification, on the disk before the line counts as
-written. A line that a crash cut off is passed over. A resumed run takes the place of what the same
+written. A line that a crash cut off is skipped. A resumed run takes the place of what the same
 run certified after the step that it starts from.
 
 B: batch, R: epsilons.
@@ -43,7 +43,7 @@ class Certification:
     Attributes:
         epoch: being trained.
         step: optimizer steps taken.
-        rows: one a sample, by index.
+        rows: one per sample, by index.
         seconds: that it took.
         run: which training it belongs to.
         settings: what the radii depend on but the model, as plain values.

@@ -38,7 +38,7 @@ def _suggestion(batch: Mapping[Any, Any], labels: list[Any]) -> str:
 
 
 def _last_labels(batch: Mapping[Any, Any]) -> Any:
-    """The last key that may hold labels: whole numbers, one a sample."""
+    """The last key that may hold labels: whole numbers, one per sample."""
     found = [
         key
         for key, value in batch.items()

@@ -30,7 +30,7 @@ class FragileSample:
         row: what was certified.
         radii: of each frame moving alone; empty where that failed.
         values: ``(T, N)`` what moves, in its own units.
-        words: one a frame, where the frames are tokens and a vocabulary names them.
+        words: one per frame, where the frames are tokens and a vocabulary names them.
         error: what went wrong.
     """
 
@@ -109,7 +109,9 @@ def described(
     if words is not None and tokens:
         names = tuple(str(word) for word in words(tokens[:stop]))
         if len(names) != stop:
-            raise ValueError(f"`--words` must give one word a token, got {len(names)} for {stop}.")
+            raise ValueError(
+                f"`--words` must name each token, got {len(names)} words for {stop} tokens."
+            )
     return FragileSample(row, tuple(radii[:stop]), values[:stop], names, error)
 
 
@@ -137,7 +139,7 @@ def _tokens(inputs: tuple[Any, ...], frames: int) -> list[int]:
 
 
 def vocabulary(name: str) -> Vocabulary:
-    """Words of tokens: a file with one word a line (the first is token 0), or ``module:name``.
+    """Words of tokens: a file with one word per line (the first is token 0), or ``module:name``.
 
     The name is that of a function from a list of tokens to words, or of a sequence of words.
 

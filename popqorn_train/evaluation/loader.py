@@ -59,7 +59,7 @@ class _Pass:
     rows: list[SampleRow] = field(default_factory=list)
 
     def run(self, loader: Iterable[Any], progress: Progress) -> list[SampleRow]:
-        """One row a sample, in the order of the loader, as far as that can be read."""
+        """One row per sample, in the order of the loader, as far as that can be read."""
         try:
             for batch in loader:
                 if len(self.rows) >= self.samples:
@@ -158,7 +158,7 @@ def certify_loader(
         method: bounding method.
         frames: mask of the frames that move, or a list of booleans.
         features: mask of the features that move, likewise.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
         max_radius: largest radius tried.

@@ -77,7 +77,7 @@ class LpBall:
         if epsilon.ndim == 2 and self.scope == "sequence":
             raise ValueError(
                 "`epsilon` of shape (B, T) needs scope='frame'; "
-                "one ball around the sequence has one epsilon a sample, (B,)."
+                "one ball around the sequence has one epsilon per sample, (B,)."
             )
 
     def _check_domain(self) -> None:

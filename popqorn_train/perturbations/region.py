@@ -57,7 +57,7 @@ class Region:
         down: ``(B, T, N)`` how far each input can fall, in its own units.
         up: ``(B, T, N)`` how far it can rise.
         p: norm.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         clipped: whether ``down`` and ``up`` are cut by a domain.
         features: ``(B, 1, N)`` boolean, those that move; their ``scale`` is 0 where they stay.
             None moves all.
@@ -172,5 +172,5 @@ def around(center: Tensor, radius: Tensor) -> Bounds:
 
 def dot(slope: Tensor, x: Tensor) -> Tensor:
     """Inner product of ``(B, K, ...)`` slopes with ``(B, ...)`` values: ``(B, K)``."""
-    columns = x.reshape(len(x), -1, 1)  # one number a sample counts as one feature
+    columns = x.reshape(len(x), -1, 1)  # one number per sample counts as one feature
     return (slope.reshape(*slope.shape[:2], -1) @ columns).squeeze(-1)

@@ -103,7 +103,7 @@ class Substitutions:
         budget = torch.as_tensor(self.budget)
         if budget.is_floating_point() or budget.ndim > 1 or bool((budget < 0).any()):
             raise ValueError(
-                f"`budget` must be a whole number from 0 on, or one a sample, got {self.budget}."
+                f"`budget` must be a whole number from 0 on, or one per sample, got {self.budget}."
             )
 
     def pick(self, chosen: Tensor, batch: int) -> "Substitutions":

@@ -47,14 +47,14 @@ def draw_accuracy_curves(
     title: str = "",
     ax: Any = None,
 ) -> tuple[Any, Any]:
-    """Draw certified accuracy against epsilon, one colour a model.
+    """Draw certified accuracy against epsilon, one colour per model.
 
     The certified curve is a solid line of steps: what is proved at an epsilon is proved below it.
     Where an attack was run, its accuracy is the dashed line above, with a marker at each epsilon;
     the band between them is what neither proof nor attack decides.
 
     Args:
-        curves: one a model.
+        curves: one per model.
         xlabel: name and unit of epsilon.
         title: above the axis.
         ax: a matplotlib axis, or None for a new figure.

@@ -65,7 +65,7 @@ def draw_frame_strips(
     found = check_radii(radii, 2)
     samples, frames = found.shape
     if names and len(names) != samples:
-        raise ValueError(f"`names` must be one a sample, got {len(names)} for {samples}.")
+        raise ValueError(f"`names` must be one per sample, got {len(names)} for {samples}.")
     scale = _scale([found])
     figure = new_figure(7.6, 1.3 + 0.36 * samples)
     ax = figure.add_subplot()
@@ -130,7 +130,7 @@ def draw_image_rows(
         across: images side by side.
 
     Returns:
-        Figure and its axes, one an image.
+        Figure and its axes, one per image.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -191,7 +191,7 @@ def draw_strokes(
         title: above the figure.
 
     Returns:
-        Figure and its axes, one a digit. A ring marks the start, a cross the most fragile step.
+        Figure and its axes, one per digit. A ring marks the start, a cross the most fragile step.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -27,7 +27,7 @@ def draw_radius_histogram(
     title: str = "",
     ax: Any = None,
 ) -> tuple[Any, Any]:
-    """Draw how many samples have which radius, one colour a model, with each median.
+    """Draw how many samples have which radius, one colour per model, with each median.
 
     Radii of 0 (wrong predictions, and right ones that are not proved) have a hatched bar of their
     own left of 0, so that they are not taken for small radii.
@@ -105,7 +105,7 @@ def draw_radii_by_class(
     """
     found, classes = check_radii(radii, 1), np.asarray(labels)
     if classes.shape != found.shape:
-        raise ValueError(f"`labels` must be one a radius, got {len(classes)} for {len(found)}.")
+        raise ValueError(f"`labels` must be one per radius, got {len(classes)} for {len(found)}.")
     present = np.unique(classes)
     figure, ax = axis_of(ax, height=1.4 + 0.34 * len(present))
     scatter = np.random.default_rng(0).uniform(-0.22, 0.22, len(found))

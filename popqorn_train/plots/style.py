@@ -78,7 +78,7 @@ def axis_of(ax: Any, width: float = 7.2, height: float = 4.6) -> tuple[Any, Any]
 
 
 def colors_of(names: Sequence[str]) -> list[str]:
-    """One colour a model: the first "standard" and "certified" ones have theirs in every chart.
+    """One colour per model: the first "standard" and "certified" ones have theirs in every chart.
 
     Raises:
         ValueError: more models than colours that can be told apart.

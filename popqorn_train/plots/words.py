@@ -25,7 +25,7 @@ class Sentence(NamedTuple):
 
     Attributes:
         words: in their order.
-        radii: one a word, in the units of the embedding; 0 where nothing is proved.
+        radii: one per word, in the units of the embedding; 0 where nothing is proved.
         caption: what is said of the sentence, for example its class.
     """
 
@@ -51,7 +51,9 @@ def scale_of(sentences: Sequence[Sentence]) -> RadiusScale:
     for sentence in sentences:
         words, radii = len(sentence.words), len(sentence.radii)
         if words != radii or not words:
-            raise ValueError(f"a sentence needs one radius a word, got {radii} for {words} words.")
+            raise ValueError(
+                f"a sentence needs one radius per word: {radii} radii for {words} words."
+            )
     return RadiusScale.of(radius for sentence in sentences for radius in sentence.radii)
 
 

@@ -55,11 +55,11 @@ def find_frames(
 
     Raises:
         ValueError: no such axis.
-        UnsupportedModelError: what moves is one number a sample.
+        UnsupportedModelError: what moves is one number per sample.
     """
     if not _sample(source):
         raise UnsupportedModelError(
-            f"{source.name!r} moves, which holds one number a sample and so no frames. Name a "
+            f"{source.name!r} moves, which holds one number per sample and so no frames. Name a "
             "tensor with bound(model, perturb=...), or write forward so that it is (B, 1)."
         )
     chain = roads.chain(source)

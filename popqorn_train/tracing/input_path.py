@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Number of logits; 2 where the model returns one number a sample."""
+        """Number of logits; 2 where the model returns one number per sample."""
         return self.meaning.classes
 
     @property
@@ -73,7 +73,7 @@ def plan(
 
     Raises:
         UnsupportedModelError: nothing can move, or the logits do not depend on it, or it is one of
-            several calls of a module; or what one number a sample means is in doubt.
+            several calls of a module; or what one number per sample means is in doubt.
         ValueError: what moves has no such ``frame_axis``, or ``output_is`` for a model that returns
             several logits.
     """

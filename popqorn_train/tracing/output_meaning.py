@@ -25,10 +25,10 @@ class Meaning(NamedTuple):
 
     Attributes:
         output: name of the step that holds the logits, or the probability.
-        classes: number of logits; 2 where there is one number a sample.
-        single: whether there is one number a sample.
+        classes: number of logits; 2 where there is one number per sample.
+        single: whether there is one number per sample.
         squashed: whether the model returns a sigmoid of it.
-        threshold: above which number one number a sample is class 1.
+        threshold: above which number one number per sample is class 1.
     """
 
     output: str
@@ -45,11 +45,11 @@ def meaning(trace: Trace, model: nn.Module, source: Step, output_is: OutputIs | 
         trace: the recording.
         model: what was recorded.
         source: the step whose result moves.
-        output_is: what one number a sample is; None decides by the code.
+        output_is: what one number per sample is; None decides by the code.
 
     Raises:
         UnsupportedModelError: it is no ``(B, C)``, or one number that may be either.
-        ValueError: ``output_is`` for several numbers a sample.
+        ValueError: ``output_is`` for several numbers per sample.
     """
     steps = {step.name: step for step in trace.steps}
     output = trace.output_step
@@ -58,8 +58,8 @@ def meaning(trace: Trace, model: nn.Module, source: Step, output_is: OutputIs | 
         classes = _classes(output, model)
         if output_is is not None:
             raise ValueError(
-                f"`output_is` says what one number a sample is, but {type(model).__name__} returns "
-                f"{classes} logits a sample. Leave it out."
+                f"`output_is` says what one number per sample is, but {type(model).__name__} "
+                f"returns {classes} logits per sample. Leave it out."
             )
         return Meaning(output.name, classes, False, False, 0.0)
     before = _before_sigmoid(output, steps, model) if output_is != "logit" else None
@@ -82,7 +82,7 @@ def _threshold(
     while keeps_numbers(output, model) and output.refs:
         output = steps[output.refs[0]]
     raise UnsupportedModelError(
-        f"{type(model).__name__} returns one number a sample, made in {output.name!r} "
+        f"{type(model).__name__} returns one number per sample, made in {output.name!r} "
         f"({output.source}), that need not be a logit, nor a probability. Return the logit or the "
         "sigmoid of it, or say with bound(model, output_is=...) where class 1 begins: "
         '"probability" above 1/2, "logit" above 0.'

@@ -74,7 +74,7 @@ class CertifiedLoss(Objective):
         high: greatest value, or None.
         frames: ``(T,)`` or ``(B, T)`` mask of the frames that move, or a list of booleans.
         features: ``(N,)`` or ``(B, N)`` mask of the features that move, likewise.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead of what a ball is made of; ``epsilon`` is then
             the share of the way to the ends, from 0 to 1. A plain attribute too: set it before
             every call where it differs from batch to batch.
@@ -252,11 +252,11 @@ class CrownIBPLoss(CertifiedLoss):
         high: greatest value, or None.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
-        fused: bound the cross entropy by one backward row a sample (loss_fusion.py), and mix it
+        fused: bound the cross entropy by one backward row per sample (loss_fusion.py), and mix it
             with that of interval margins; else mix margins, with a row for every other class.
             Costs about half on wide layers, but the bound is looser: it leaves the intervals of
             margins by a chord, which is long where they are wide.

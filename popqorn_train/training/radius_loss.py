@@ -49,7 +49,7 @@ class RadiusLoss(CertifiedLoss):
         high: greatest value, or None.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         method: bounding method.
         kappa: weight of the clean term.
         rtol: relative precision of the radii.

@@ -35,7 +35,7 @@ class SmallBoxLoss(CertifiedLoss):
         high: greatest value, or None.
         frames: mask of the frames that move.
         features: mask of the features that move.
-        scope: one ball a frame, or one for the sequence.
+        scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         ratio: size of the small ball as a share of epsilon, from 0 (an attack alone) to 1 (the

@@ -7,7 +7,7 @@ from popqorn_train.recipes.data.sequences import SequenceData
 
 
 class Generated(SequenceData):
-    """One smooth curve a class, shifted and noisy, in [0, 1].
+    """One smooth curve per class, shifted and noisy, in [0, 1].
 
     Args:
         samples: in all; a fifth is held out to watch, two fifths to test.

@@ -27,7 +27,7 @@ class PenStrokes(SequenceData):
 
     Args:
         path: folder of the files; None takes ``$POPQORN_DATA`` or ``data``.
-        labels: file with one label a line, in the order of the files' numbers.
+        labels: file with one label per line, in the order of the files' numbers.
         pattern: of the files' names.
         batch_size: of training.
         test: share of the digits to test.
@@ -54,7 +54,7 @@ class PenStrokes(SequenceData):
             raise not_found("Pen strokes", f"{pattern} and the file of labels", folder)
         known = torch.tensor([int(label) for label in Path(labels).read_text().split()])
         if len(known) < len(files):
-            raise ValueError(f"`labels` must be one a file, got {len(known)} for {len(files)}.")
+            raise ValueError(f"`labels` must be one per file, got {len(known)} for {len(files)}.")
         every = SequenceSet([read_strokes(file) for file in files], known[: len(files)])
         train, held = hold_out(len(files), int(test * len(files)), seed, "test")
         super().__init__(

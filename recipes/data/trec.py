@@ -72,7 +72,7 @@ def _find(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> tuple[list[list[str]], list[int]]:
-    """One question a line, ``COARSE:fine word word ...``; some are not UTF-8.
+    """One question per line, ``COARSE:fine word word ...``; some are not UTF-8.
 
     Raises:
         ValueError: another format.

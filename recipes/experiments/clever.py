@@ -62,7 +62,7 @@ def _gradients(
 
 
 def _inside(shape: torch.Size, p: float, generator: torch.Generator) -> Tensor:
-    """Points of the unit ball, one a frame; uniform for p = 2 and p = infinity."""
+    """Points of the unit ball, one per frame; uniform for p = 2 and p = infinity."""
     if p == float("inf"):
         return 2 * torch.rand(shape, generator=generator) - 1
     step = torch.randn(shape, generator=generator)

@@ -72,7 +72,7 @@ def trained(
 
 @torch.no_grad()
 def accuracy(net: nn.Module, loader: Loader) -> float:
-    """Share of samples that are classified rightly."""
+    """Share of samples that are classified correctly."""
     found = [net(*as_tuple(inputs)).argmax(1) == labels for inputs, labels in loader]
     return torch.cat(found).double().mean().item()
 

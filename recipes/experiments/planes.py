@@ -46,7 +46,7 @@ class Config:
     Attributes:
         data: folder of MNIST.
         frames: numbers of frames.
-        images: rightly classified test images, each with one random target.
+        images: correctly classified test images, each with one random target.
         epochs: of training.
         train_images: trained on.
         hidden: units.
@@ -110,7 +110,7 @@ def mnist_net(data: MNISTFrames, cell: str, hidden: int, config: Any, folder: Pa
 def targeted(
     net: RecurrentNet, data: MNISTFrames, images: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first rightly classified test images, their labels, and one other class each.
+    """The first correctly classified test images, their labels, and one other class each.
 
     Raises:
         ValueError: there is none.
@@ -125,7 +125,7 @@ def targeted(
                 break
     x, y = torch.cat(found)[:images], torch.cat(labels)[:images]
     if not len(y):
-        raise ValueError("no test image is classified rightly; raise `epochs`.")
+        raise ValueError("no test image is classified correctly; raise `epochs`.")
     other = torch.randint(1, 10, (len(y),), generator=torch.Generator().manual_seed(seed))
     return x, y, (y + other) % 10
 

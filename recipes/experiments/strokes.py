@@ -152,7 +152,7 @@ def _median(radii: Tensor) -> float:
 def _draw(config: Config, data: SequenceData, right: list[dict[str, Any]]) -> None:
     chosen = right[:_DRAWN]
     if not chosen:
-        print("no picture: no digit is classified rightly")
+        print("no picture: no digit is classified correctly")
         return
     values = [data.test[one["index"]][0] for one in chosen]
     radii = [torch.tensor(one["radii"]) for one in chosen]
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Radius of every row or pen step of a digit.")
     parser.add_argument("--data", type=Path, help="folder of MNIST")
     parser.add_argument("--strokes", type=Path, help="folder of pen-stroke files")
-    parser.add_argument("--labels", type=Path, help="file with a label a line, for the strokes")
+    parser.add_argument("--labels", type=Path, help="file with a label per line, for the strokes")
     for name in ("images", "epochs", "train_images", "hidden", "frames", "seed"):
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=int, default=getattr(Config, name))

@@ -44,7 +44,7 @@ class Budget:
         cells: of the networks.
         frames: numbers of frames.
         hidden: numbers of units.
-        images: rightly classified test images a network.
+        images: correctly classified test images a network.
         epochs: of training.
         train_images: trained on.
         clever_samples: points sampled for the estimate.
@@ -163,7 +163,7 @@ def _spread(radii: Tensor, seconds: float) -> dict[str, Any]:
 
 
 def draw(numbers: dict[str, Any]) -> tuple[Any, Any]:
-    """Mean radius against frames: a panel a cell, a colour a hidden size, a line style a kind."""
+    """Mean radius against frames: a panel per cell, a colour a hidden size, a line style a kind."""
     rows = numbers["rows"]
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     sizes = sorted({row["hidden"] for row in rows})

@@ -1,4 +1,4 @@
-"""How many margins a radius search computes, over the epochs of real trainings.
+"""How many margins a search for radii computes, over the epochs of real trainings.
 
 python tests/benchmarks/evaluations.py [--epochs 12]
 

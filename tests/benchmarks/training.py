@@ -10,7 +10,7 @@ ones half as large as torch draws them: else the intervals of a vanilla RNN satu
 through 28 frames become denormal numbers, which no CPU multiplies fast. Milliseconds of process
 time, the median of several rounds in which all take turns, so that noise is shared. Every 20th
 certified step also compares the trace with the model; "check" is the share of that in the average
-step. "one-row" is ``crown-ibp`` with ``fused=True``, one backward row a sample in place of nine.
+step. "one-row" is ``crown-ibp`` with ``fused=True``, one backward row per sample in place of nine.
 ``popqorn``, quadratic in the frames, is left out on long sequences and wide layers.
 """
 

@@ -143,7 +143,7 @@ class Changing(Classifier):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("unbounded", "UnsupportedModelError: .*std"),
+        ("unbounded", "UnboundedStepError: .*std"),
         ("untraceable", "UnsupportedModelError: "),
         ("shuffled", "ValueError: `val_dataloaders` must .* RandomSampler"),
     ],

@@ -145,8 +145,8 @@ class Tagger(Classifier):
 
 
 MODELS = {
-    "a tuple": (Pair("gru"), r"Pair returns tuple.*\(B, C\)"),
-    "one row a frame": (Tagger("gru"), r"Tagger returns.*3, 3\).*\(B, C\)"),
+    "a tuple": (Pair("gru"), r"Pair returns a tuple of 2.*\(B, C\)"),
+    "one row per frame": (Tagger("gru"), r"Tagger returns.*3, 3\).*\(B, C\)"),
 }
 
 

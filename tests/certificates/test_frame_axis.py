@@ -236,13 +236,13 @@ def test_radii_and_masks_have_the_length_of_the_axis(name, length):
 
 BALLS = {
     "l_inf": (LpBall(0.1), False),
-    "an epsilon a sample": (LpBall(torch.tensor([0.1, 0.2])), False),
+    "an epsilon per sample": (LpBall(torch.tensor([0.1, 0.2])), False),
     "one ball": (LpBall(0.1, 2, scope="sequence"), False),
     "a domain": (LpBall(0.1, low=-9.0, high=torch.full((B, 1, 1), 9.0)), False),
     "a box": (Box(-9.0, 9.0), False),
     "balls of frames": (LpBall(0.1, 2), True),
     "a mask": (LpBall(0.1, frames=torch.ones(B, 1, dtype=torch.bool)), True),
-    "an epsilon a frame": (LpBall(torch.ones(B, 1)), True),
+    "an epsilon per frame": (LpBall(torch.ones(B, 1)), True),
     "ends of features": (LpBall(0.1, low=torch.full((T * N,), -9.0)), True),
     "a box of features": (Box(torch.full((T * N,), -9.0), 9.0), True),
 }

@@ -1,4 +1,4 @@
-"""One number a sample: a logit, a probability, or refused; the label follows everywhere."""
+"""One number per sample: a logit, a probability, or refused; the label follows everywhere."""
 
 import pytest
 import torch

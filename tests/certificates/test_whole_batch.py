@@ -203,8 +203,8 @@ def as_number(net, x, lengths):
 
 
 REFUSED = {
-    "the last frame of the longest": (last_frame, "treats a sample otherwise when it is alone"),
-    "a mean length": (scaled, "treats a sample otherwise when it is alone"),
+    "the last frame of the longest": (last_frame, "treats a sample differently when it is alone"),
+    "a mean length": (scaled, "treats a sample differently when it is alone"),
     "a sum of lengths": (summed, r"from all samples of the batch .*lengths.sum\(\)"),
     "a Python number": (as_number, r"a size may stay a tensor: x\[:, :lengths.max\(\)\]"),
 }

@@ -83,5 +83,5 @@ def test_a_vocabulary_that_does_not_fit_is_refused():
     model = bound(subjects.Tokens())
     row = SampleRow(0, 0, Status.CERTIFIED, radius=0.1)
     [(_, picked)] = chosen_samples(model, [subjects.questions()], [row])
-    with pytest.raises(ValueError, match="one word a token, got 1 for 5"):
+    with pytest.raises(ValueError, match="must name each token, got 1 words for 5"):
         described(model, row, picked, ([math.nan] * 6, ""), subjects.too_few)

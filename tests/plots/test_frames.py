@@ -72,7 +72,7 @@ def test_strokes_follow_the_pen_and_skip_where_it_is_lifted():
 @pytest.mark.parametrize(
     ("draw", "arguments", "options", "message"),
     [
-        (draw_frame_strips, [torch.ones(2, 3)], {"names": ["one"]}, "`names` must be one a sample"),
+        (draw_frame_strips, [torch.ones(2, 3)], {"names": ["one"]}, "`names` must be one per"),
         (draw_frame_strips, [torch.ones(3)], {}, "2 axes"),
         (draw_image_rows, [torch.ones(2, 3, 4), torch.ones(2, 4)], {}, "`images` must be"),
         (draw_strokes, [[torch.ones(3, 2)], [torch.ones(3)]], {}, r"`steps` must be \(T, 4\)"),

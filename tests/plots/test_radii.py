@@ -59,7 +59,7 @@ def test_a_model_for_which_nothing_is_proved_is_named_without_a_line():
         (draw_radius_histogram, [{"a": []}], "some radii"),
         (draw_radius_histogram, [{"a": [-1.0]}], "must not be negative"),
         (draw_radius_histogram, [{str(n): [1.0] for n in range(9)}], "at most 7 models"),
-        (draw_radii_by_class, [[0.1], [1, 2]], "`labels` must be one a radius"),
+        (draw_radii_by_class, [[0.1], [1, 2]], "`labels` must be one per radius"),
         (draw_radius_by_frame, [{"a": [0.1]}], "2 axes"),
     ],
 )

@@ -78,8 +78,8 @@ def test_characters_that_no_page_may_hold_are_replaced():
     ("sentences", "message"),
     [
         ([], "at least one sentence"),
-        ([Sentence(["a"], [0.1, 0.2])], "one radius a word"),
-        ([Sentence([], [])], "one radius a word"),
+        ([Sentence(["a"], [0.1, 0.2])], "one radius per word"),
+        ([Sentence([], [])], "one radius per word"),
     ],
 )
 def test_sentences_that_do_not_fit_are_refused(sentences, message):

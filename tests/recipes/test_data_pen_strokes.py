@@ -49,7 +49,7 @@ def test_what_is_missing_is_named(tmp_path):
         PenStrokes(tmp_path, tmp_path / "labels.txt")
     write_strokes(tmp_path, digits=3)
     (tmp_path / "labels.txt").write_text("1\n")
-    with pytest.raises(ValueError, match="`labels` must be one a file, got 1 for 3"):
+    with pytest.raises(ValueError, match="`labels` must be one per file, got 1 for 3"):
         PenStrokes(tmp_path, tmp_path / "labels.txt")
     assert torch.equal(
         read_strokes(tmp_path / "trainimg-0-inputdata.txt")[0, :2], torch.tensor([5.0, 8.0])
