@@ -8,7 +8,7 @@ WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 SENSITIVE := tests/callbacks/test_training_guard.py tests/certificates/test_frames.py \
 	tests/certificates/test_radius.py tests/certificates/test_golden.py tests/bounds/test_rebound.py
 
-.PHONY: demo test test-processors test-all mutants gallery bench clean
+.PHONY: demo test test-processors test-all mutants gallery layout bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -32,6 +32,10 @@ mutants: .venv/ready
 
 gallery: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.gallery $(ARGS)
+
+# The packages and their imports, as docs/layout.svg.
+layout: .venv/ready
+	$(BIN)/python -m tests.draw_layout
 
 bench: .venv/ready
 	$(BIN)/python tests/benchmarks/peers.py $(ARGS)

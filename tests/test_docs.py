@@ -11,8 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from popqorn_train import LpBall, certify, logit_bounds
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
 from popqorn_train.cli import main
+from popqorn_train.operations import lift
 from popqorn_train.recipes.configurations import configs
 from tests.fitting import Classifier, fit
 
@@ -110,7 +112,30 @@ def test_a_recipe_is_run_in_the_lines_shown(tmp_path, monkeypatch, capsys):
     assert 0 <= standard <= 1
 
 
-RUN_HERE = ("CertifiedRadiusMonitor(samples", "CertifiedLoss(epsilon", "proof = certify")
+def test_an_activation_is_registered_from_outside_in_the_lines_shown(monkeypatch):
+    monkeypatch.setattr(lift, "OPERATIONS", {**lift.OPERATIONS})
+    exec(block('@operation("sin")'), {})
+
+    class Sines(Classifier):
+        def forward(self, x):
+            return self.head(torch.sin(3 * self.rnn(x)[0][:, -1]))
+
+    model, (x, _) = Sines().double().eval(), next(iter(loader()))
+    x, ball = x.double(), LpBall(0.05)
+    for method in ("ibp", "popqorn"):
+        lower, upper = logit_bounds(model, x, ball, method=method)
+        for _ in range(200):
+            logits = model(x + 0.05 * (2 * torch.rand_like(x) - 1))
+            assert ((lower <= logits) & (logits <= upper)).all()
+        assert certify(model, x, model(x).argmax(1), LpBall(1e-6), method=method).certified.any()
+
+
+RUN_HERE = (
+    '@operation("sin")',
+    "CertifiedRadiusMonitor(samples",
+    "CertifiedLoss(epsilon",
+    "proof = certify",
+)
 RUN_HERE += (
     "CertifiedEarlyStopping(",
     "ReduceLROnPlateau(",

@@ -101,6 +101,17 @@ def test_an_import_goes_down_or_stays(package):
     assert seen
 
 
+def test_the_picture_shows_every_package_above_what_it_imports(tmp_path):
+    pytest.importorskip("matplotlib")
+    from tests import draw_layout
+
+    draw_layout.draw(tmp_path / "layout.svg")
+    assert (tmp_path / "layout.svg").stat().st_size > 10_000
+    at = draw_layout.places()
+    assert set(at) == {*ROW} - ALONE
+    assert all(at[one][1] > at[two][1] for one, two in draw_layout.imports() if {one, two} <= {*at})
+
+
 def test_modules_of_a_package_import_each_other_in_no_circle():
     ours = {name: imported(file, SOURCES) - {"popqorn_train"} for name, file in SOURCES.items()}
     # A package's own __init__ gathers its modules; they do not need it.
