@@ -8,7 +8,7 @@ WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 SENSITIVE := tests/callbacks/test_training_guard.py tests/certificates/test_frames.py \
 	tests/certificates/test_radius.py tests/certificates/test_golden.py tests/bounds/test_rebound.py
 
-.PHONY: demo test test-processors test-all mutants gallery layout bench clean
+.PHONY: demo test test-processors test-all mutants gallery layout pages bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -36,6 +36,10 @@ gallery: .venv/ready
 # The packages and their imports, as docs/layout.svg.
 layout: .venv/ready
 	$(BIN)/python -m tests.draw_layout
+
+# Puts what commands print into the pages that show it; ARGS="demo" for some of them.
+pages: .venv/ready
+	$(BIN)/python -m tests.renew $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python tests/benchmarks/peers.py $(ARGS)

@@ -32,6 +32,9 @@ from popqorn_train.recipes.networks import RecurrentNet
 Wandb = Literal["offline", "online"] | None
 EPSILONS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)  # where the attack is run
 MODELS = ("standard", "certified")
+_TITLES = ("clean", "PGD .02", "PGD .05", "cert .02", "cert .05")
+_SHARES = "".join(f"{title:>9}" for title in _TITLES)
+HEAD = f"{'training':<10}{_SHARES}{'median radius':>15}{'seconds':>9}"  # of the table
 
 
 @dataclass(frozen=True)
@@ -162,14 +165,12 @@ def run(config: Config, **trainer_options: Any) -> dict[str, Evaluation]:
 
 
 def _report(config: Config, results: dict[str, Evaluation], rows: list[str]) -> None:
-    titles = ("clean", "PGD .02", "PGD .05", "cert .02", "cert .05")
-    head = "".join(f"{title:>9}" for title in titles)
     count = len(results[MODELS[0]].labels)
     lines = [
         f"{count} test images, pixels in [0, 1], l_inf; accuracy in %,",
         "certified by the method popqorn",
         widest([one.certified(e) for one in results.values() for e in (0.02, 0.05)], count),
-        f"{'training':<10}{head}{'median radius':>15}{'seconds':>9}",
+        HEAD,
         *rows,
     ]
     print("\n" + "\n".join(lines))
