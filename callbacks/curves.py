@@ -150,11 +150,11 @@ class Curves:
         loggers: of the trainer.
         prefix: put before every key, ends with ``/`` or is empty.
         settings: of the certification, for the configuration of a run.
-        guard: counts what fails.
+        failsafe: counts what fails.
     """
 
     def __init__(
-        self, loggers: Iterable[Any], prefix: str, settings: dict[str, Any], guard: Failsafe
+        self, loggers: Iterable[Any], prefix: str, settings: dict[str, Any], failsafe: Failsafe
     ) -> None:
         self._views = [
             view(logger, prefix)
@@ -162,7 +162,7 @@ class Curves:
             for kinds, view in VIEWS.items()
             if isinstance(logger, kinds)
         ]
-        self._settings, self._guard = settings, guard
+        self._settings, self._failsafe = settings, failsafe
         self._shown = 0
         self._left: Sequence[Certification] = ()  # newest history not shown in full
 
@@ -193,5 +193,5 @@ class Curves:
 
     def _each(self, act: Callable[[View], None]) -> None:
         for view in self._views:
-            with self._guard.watch(type(view.logger).__name__):
+            with self._failsafe.catching(type(view.logger).__name__):
                 act(view)

@@ -18,7 +18,7 @@ class Failsafe:
         self._warned: set[str] = set()
 
     @contextlib.contextmanager
-    def watch(self, view: str) -> Iterator[None]:
+    def catching(self, view: str) -> Iterator[None]:
         """Run a block whose failure costs a view and nothing else.
 
         Args:

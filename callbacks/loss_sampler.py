@@ -51,7 +51,7 @@ class LossSampler:
         if self._step is not None:
             bound = math.nan if found is None else parts.bound.item()
             with torch.no_grad():
-                self._samples.append(sampled(batch.quiet_logits(), batch.target, bound, found))
+                self._samples.append(sampled(batch.eval_logits(), batch.target, bound, found))
 
     def together(self, trainer: Trainer, own: int) -> tuple[LossSample | None, int]:
         """What all processes saw, and the largest of a number that each of them has.

@@ -165,7 +165,7 @@ class CertifiedRadiusMonitor(Callback):
     @property
     def failures(self) -> int:
         """How often a logger or the file could not be written."""
-        return self._reports.guard.failures
+        return self._reports.failsafe.failures
 
     @property
     def path(self) -> Path | None:
@@ -180,7 +180,7 @@ class CertifiedRadiusMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The newest radii and what a resumed fit goes on from, as plain values."""
         return {
-            "watch": self._certifier.state(),
+            "certifier": self._certifier.state(),
             "cadence": self._cadence.state(),
             "reports": self._reports.state(),
         }
@@ -204,7 +204,7 @@ class CertifiedRadiusMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew, unless resumed; say so where nothing will ever be certified."""
         if self._loaded is not None:
-            self._certifier.restore(self._loaded["watch"])
+            self._certifier.restore(self._loaded["certifier"])
             self._cadence.restore(self._loaded["cadence"])
             self._reports.restore(self._loaded["reports"])
         elif trainer.global_step == 0:

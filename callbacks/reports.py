@@ -22,12 +22,12 @@ class Reports:
     Attributes:
         run: identifies the training, also after it was resumed.
         path: of the file, once something was written.
-        guard: counts what could not be written.
+        failsafe: counts what could not be written.
     """
 
     def __init__(self, name: str, folder: Path | None) -> None:
         self.name, self.folder = name, folder
-        self.guard = Failsafe()
+        self.failsafe = Failsafe()
         self.path: Path | None = None
         self.run = ""
         self._history: list[Certification] = []
@@ -38,7 +38,7 @@ class Reports:
         """Prepare the loggers of a trainer for a stage: ``"fit"``, ``"validate"`` or ``"test"``."""
         self._stage = stage
         loggers = trainer.loggers if trainer.is_global_zero else []
-        self._curves = Curves(loggers, self.prefix, settings, self.guard)
+        self._curves = Curves(loggers, self.prefix, settings, self.failsafe)
         self.run = self.run or uuid.uuid4().hex[:8]
 
     def forget(self) -> None:
@@ -63,7 +63,7 @@ class Reports:
             history = self._history
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        with self.guard.watch("certification.jsonl"):
+        with self.failsafe.catching("certification.jsonl"):
             self.path = self._folder(trainer) / self._file_name()
             append_certification(self.path, certification)
         if self._curves is not None and self._stage != "validate":  # the chart is that of training

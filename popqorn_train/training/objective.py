@@ -99,7 +99,7 @@ class Prepared:
         found: Tensor = given(*as_tuple(self.inputs))
         return found
 
-    def quiet_logits(self) -> Tensor:
+    def eval_logits(self) -> Tensor:
         """Logits ``(B, C)`` without a gradient; the model is called in eval mode, if at all."""
         if "logits" in vars(self):
             return self.logits.detach()

@@ -76,7 +76,7 @@ def test_checkpoints_and_early_stopping_can_watch_it(tmp_path):
     trainer, _ = fit(monitor, best, stop, enable_checkpointing=True)
     assert best.best_model_score >= trainer.callback_metrics["certified_radius/median"]
     saved = torch.load(best.best_model_path, weights_only=True)
-    assert len(saved["callbacks"][monitor.state_key]["watch"]["last"]["samples"]["radius"]) == 6
+    assert len(saved["callbacks"][monitor.state_key]["certifier"]["last"]["samples"]["radius"]) == 6
 
 
 def test_monitors_with_other_settings_have_other_states():
