@@ -42,6 +42,9 @@ def smaller(text):
     return text
 
 
+pytestmark = pytest.mark.xdist_group("tour")  # they share one run
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
     """A folder in which all files were written and all commands were run, and what they said."""

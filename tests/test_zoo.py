@@ -22,6 +22,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarnin
 ZOO = zoo()
 POINTS = 100
 every_model = pytest.mark.parametrize("name", ZOO)
+
+
+def some(every, first=0):
+    """Some models in the fast run, all in the slow one."""
+    slow = {name for at, name in enumerate(ZOO) if at % every != first}
+    marks = [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in ZOO]
+    return pytest.mark.parametrize("name", marks)
+
+
 # Models in which padding changes nothing: neither values nor what a mean is divided by.
 PADDED = (
     "SentimentPacked", "BiLSTMText", "BiGRUMasked", "LastValid", "LastByIndex", "MaskedMean",
@@ -67,7 +76,7 @@ def test_epsilon_zero_gives_the_logits(name):
         torch.testing.assert_close(upper, logits, rtol=0, atol=1e-12)
 
 
-@every_model
+@some(3)
 def test_a_sample_has_the_same_bounds_alone(name):
     model, x = ZOO[name]
     layer, ball = bound(model), LpBall(0.1, 2)
@@ -158,7 +167,7 @@ def batches(inputs, axis):
     return DataLoader(samples * 2, B, collate_fn=collate)
 
 
-@every_model
+@some(10, first=4)
 def test_a_fit_is_monitored(name):
     model, x = zoo()[name]
     inputs, axis = as_tuple(x), bound(model).batch_axis(x)

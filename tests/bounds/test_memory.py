@@ -59,7 +59,7 @@ def test_any_limit_gives_equal_margins(cell, method, share):
     torch.testing.assert_close(found.margins, whole.margins, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("p", [2, float("inf")])
+@pytest.mark.parametrize("p", [pytest.param(2, marks=pytest.mark.slow), float("inf")])
 def test_any_limit_gives_equal_radii(p):
     model, x, y = problem("lstm")
     epsilon = {"low": x - 1, "high": x + 1}

@@ -153,7 +153,9 @@ def test_tighter_methods_certify_all_that_cheaper_ones_do_and_more(cell):
     assert sum(counts) > 2
 
 
-@cells
+@pytest.mark.parametrize(
+    "cell", ["tanh", "relu", *[pytest.param(c, marks=pytest.mark.slow) for c in ("lstm", "gru")]]
+)
 def test_radii_of_the_tight_method_are_proved_and_not_smaller(cell):
     model, x = build(cell, seed=3), sequences(4, 3, seed=3)
     y = predicted(model, x)

@@ -83,7 +83,10 @@ class Uneven(Own):
     size = 9
 
 
-@pytest.mark.parametrize("loader", [Data, Few, Own, Uneven, Whole])
+SLOW = [pytest.param(loader, marks=pytest.mark.slow) for loader in (Data, Own, Whole)]
+
+
+@pytest.mark.parametrize("loader", [Few, Uneven, *SLOW])
 def test_two_and_three_processes_certify_what_one_does(tmp_path, loader):
     alone, logged = certified(tmp_path, 1, loader)
     for count in (2, 3):

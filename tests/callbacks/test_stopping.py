@@ -80,7 +80,7 @@ def rates(monitor, epochs, **options):
 
 
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")
-@pytest.mark.parametrize("name", ["", "l2"])
+@pytest.mark.parametrize("name", [pytest.param("", marks=pytest.mark.slow), "l2"])
 def test_a_plateau_of_fresh_values_counts_certifications_alone(medians, name):
     key = f"{name}/certified_radius/median" if name else "certified_radius/median"
     medians(*[0.1 * step for step in range(1, 9)])
