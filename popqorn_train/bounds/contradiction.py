@@ -8,6 +8,7 @@ from torch import Tensor
 from popqorn_train.bounds.rebound import BadRegion, Budget
 from popqorn_train.bounds.relaxer import Relaxation
 
+_FASTER = 1.5  # times the last gain is the most that each round to come is expected to gain
 _STALLED = 0.005  # gain in two rounds, in quarters of the margin's range, to go on
 
 
@@ -32,7 +33,9 @@ def refute(region: BadRegion, lower: Tensor, *, relaxation: Relaxation, budget: 
         least = torch.where(least.isfinite(), least, -math.inf)
         least = torch.where(proved, threshold, torch.minimum(least, threshold))
         least = torch.fmax(least, best[pairs])
-        stalled = least - before[pairs] < _STALLED * region.spread
+        gain, left = least - before[pairs], budget.rounds - 1 - index
+        stalled = gain < _STALLED * region.spread
+        stalled |= threshold - least > _FASTER * left * gain  # what is left is out of reach
         before, best = best, best.index_copy(0, pairs, least)
         going = ~proved & ~(stalled & (index > 1))
         if not going.any():
