@@ -39,12 +39,15 @@ def check_radii(radii: Numbers, axes: int, name: str = "radii") -> NDArray[np.fl
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches, which no window shows.
+    """An empty figure of so many inches, which no window shows, but Jupyter does.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    return _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+    _matplotlib()
+    from popqorn_train.plots.shown_figure import ShownFigure
+
+    return ShownFigure(figsize=(width, height), layout="constrained")
 
 
 def settings(values: dict[str, Any]) -> Any:

@@ -20,11 +20,11 @@ def failing(monkeypatch, when):
     """Let the examination of samples fail when ``when(picked, call)`` says so."""
     calls = []
 
-    def rows(self, model, picked, start):
+    def rows(self, model, picked, start, decided):
         calls.append(len(picked.labels))
         if when(picked, len(calls)):
             raise FloatingPointError("the bounds fell over")
-        return rows_of(self, model, picked, start)
+        return rows_of(self, model, picked, start, decided)
 
     monkeypatch.setattr(Examination, "rows", rows)
 
