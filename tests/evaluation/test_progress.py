@@ -143,8 +143,8 @@ def test_the_pre_flight_says_what_a_certification_will_cost(capsys, caplog):
 
 
 def test_the_cost_later_is_that_of_right_predictions(monkeypatch):
-    def counted(examiner, picked):
-        rows = examiner.rows(picked)
+    def counted(ask):
+        rows = ask()
         return rows, float(sum(row.evaluations for row in rows))
 
     monkeypatch.setattr("popqorn_train.callbacks.session._timed", counted)
