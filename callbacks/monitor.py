@@ -1,5 +1,6 @@
 """Certified radii during validation."""
 
+import html
 import math
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from popqorn_train.callbacks.lightning_packages import (
     rank_zero_info,
     rank_zero_warn,
 )
+from popqorn_train.callbacks.progress import above_bars
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.set_certifier import Options, SetCertifier
 from popqorn_train.certificates.certificate import Confirm
@@ -27,6 +29,7 @@ from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import Unpack, unpack_pair
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.loader import OnError, check_on_error
+from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -172,6 +175,15 @@ class CertifiedRadiusMonitor(Callback):
         """The file that the certifications are kept in, once there is one."""
         return self._reports.path
 
+    def __repr__(self) -> str:
+        last = "nothing certified yet" if self.last is None else _told(self.last)
+        return f"<{type(self).__name__}: {self._certifier.describe()}; {last}>"
+
+    def _repr_html_(self) -> str:
+        rows = () if self.last is None else self.last.rows
+        said = f"<p>{html.escape(repr(self).strip('<>'))}</p>"
+        return said + (SampleRows(rows)._repr_html_() if rows else "")
+
     @property
     def state_key(self) -> str:
         """Keep monitors with other settings apart in a checkpoint."""
@@ -218,7 +230,9 @@ class CertifiedRadiusMonitor(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; say so where validation has nothing to certify."""
+        if trainer.val_dataloaders is not None and not sum(trainer.num_val_batches):
+            rank_zero_warn("CertifiedRadiusMonitor certifies nothing: `val_dataloaders` is empty.")
         self._cadence.start(time.monotonic())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -231,12 +245,14 @@ class CertifiedRadiusMonitor(Callback):
             self._certifier.check_order(trainer)
             return
         started = time.perf_counter()
-        self._certifier.begin(trainer, due=self._due(trainer))
+        with above_bars(trainer):
+            self._certifier.begin(trainer, due=self._due(trainer))
         self._cadence.spend(time.perf_counter() - started)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the samples."""
-        self._certifier.begin(trainer, due=True)
+        with above_bars(trainer):
+            self._certifier.begin(trainer, due=True)
 
     def _due(self, trainer: Trainer) -> bool:
         """Whether to certify; the clock of the first process decides for all."""
@@ -264,10 +280,12 @@ class CertifiedRadiusMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Set samples aside, and certify them when the last one has come."""
-        if trainer.sanity_checking:
-            self._certifier.pre_flight(trainer, pl_module, batch, (batch_idx, dataloader_idx))
-        else:
-            self._certifier.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
+        at = batch_idx, dataloader_idx
+        with above_bars(trainer):
+            if trainer.sanity_checking:
+                self._certifier.pre_flight(trainer, pl_module, batch, at)
+            else:
+                self._certifier.collect(trainer, pl_module, batch, at)
 
     def on_test_batch_end(
         self,
@@ -279,16 +297,19 @@ class CertifiedRadiusMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Set samples aside, and certify them when the last one has come."""
-        self._certifier.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
+        with above_bars(trainer):
+            self._certifier.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified in this epoch."""
         if not trainer.sanity_checking:
-            self._certifier.log(trainer, pl_module)
+            with above_bars(trainer):
+                self._certifier.log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified."""
-        self._certifier.log(trainer, pl_module)
+        with above_bars(trainer):
+            self._certifier.log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified, and book what all of it has cost."""
@@ -306,3 +327,8 @@ class CertifiedRadiusMonitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show what is left."""
         self._reports.finish()
+
+
+def _told(last: Certification) -> str:
+    """The newest certification in a few words."""
+    return f"epoch {last.epoch}, {repr(SampleRows(last.rows)).strip('<>')}"

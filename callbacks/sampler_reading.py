@@ -32,8 +32,14 @@ def index_lists(loader: Any, batches: float) -> Indices:
     Raises:
         ValueError: it may give other batches next time, or reads no samples by their index.
     """
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise _refusal(loader if not isinstance(loader, DataLoader) else loader.dataset)
+    if not isinstance(loader, DataLoader):
+        raise _refusal(loader)
+    if isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            "`val_dataloaders` must read samples by their index, so that the certified ones stay "
+            f"the same, got the IterableDataset {type(loader.dataset).__name__}. Read it into a "
+            "list once: DataLoader(list(dataset), batch_size=32)."
+        )
     batched, sampler = loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)
     for part in (sampler, batched):
         if isinstance(part, _DRAWS) or getattr(part, "shuffle", False):
@@ -44,6 +50,8 @@ def index_lists(loader: Any, batches: float) -> Indices:
     first, second = _read_twice(_copied(batched, loader.dataset), count)
     if first != second:
         raise _refusal(sampler or batched)
+    if not first:
+        raise ValueError("`val_dataloaders` is empty: there is no sample to certify.")
     return first
 
 

@@ -25,6 +25,7 @@ from popqorn_train.callbacks.watched import watched_loader, watched_module
 from popqorn_train.evaluation.batches import Unpack
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.loader import OnError
+from popqorn_train.evaluation.progress import duration
 from popqorn_train.evaluation.provenance import versions
 from popqorn_train.evaluation.sample_rows import Examination, Status
 
@@ -82,6 +83,11 @@ class SetCertifier:
         options = {name: getattr(self.options, name) for name in names}
         known = versions("torch", "popqorn-train")
         return {**self.question.settings(), **options, "versions": known}
+
+    def describe(self) -> str:
+        """What is watched, in a few words."""
+        ball, method = self.question.ball, name_of(self.question.method)
+        return f"{self.options.samples} samples, l_{ball.p:g}, {method}"
 
     def state(self) -> dict[str, Any]:
         """The newest radii and which samples they belong to, as plain values."""
@@ -174,14 +180,16 @@ class SetCertifier:
         if at != (0, self.options.dataloader):
             return
         model, unpack = self._model(pl_module), self.options.unpack
-        seconds = pre_flight(model, pl_module, self.question, unpack, batch)
+        cost = pre_flight(model, pl_module, self.question, unpack, batch)
         assert self._order is not None  # found when the sanity check began
         total = len(self._order.indices)
         count = min(self.options.samples, total)
         ball, method = self.question.ball, self.question.method
+        now, later = (seconds * count / trainer.world_size for seconds in cost)
+        grown = f" at first, up to {duration(later)} later" if later > 1.2 * now else ""
         rank_zero_info(
             f"CertifiedRadiusMonitor: {count} of {total} samples, l_{ball.p:g}, {name_of(method)}; "
-            f"one certification takes about {seconds * count / trainer.world_size:.2g} s."
+            f"one certification takes about {duration(now)}{grown}."
         )
 
     def collect(

@@ -31,10 +31,10 @@ LAYERS = (
     {"tracing"},
     {"relaxations"},
     {"perturbations"},
-    {"errors", "nested"},
+    {"errors", "nested", "display"},
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-ALONE = {"metrics", "objectives", "errors", "nested"}  # modules, not packages
+ALONE = {"metrics", "objectives", "errors", "nested", "display"}  # modules, not packages
 
 
 def sources():

@@ -5,7 +5,7 @@ B: batch, C: classes.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from popqorn_train.certificates.margins import check_target, chunked_margins, le
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.unread import fitted
+from popqorn_train.display import SHOWN, html_table
 from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
@@ -51,6 +52,26 @@ class Certificate(NamedTuple):
     certified: Tensor
     numerics: str
     errors: Mapping[int, str] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        count, samples = int(self.certified.sum()), len(self.certified)
+        wrong = f", {len(self.errors)} in error" if self.errors else ""
+        return f"Certificate({count} of {samples} certified{wrong}, {self.numerics})"
+
+    def _repr_html_(self) -> str:
+        columns = self.margin.tolist(), self.certified.tolist()
+        rows = [
+            (at, "certified" if certified else self.errors.get(at, "not certified"), margin)
+            for at, (margin, certified) in enumerate(zip(*columns, strict=True))
+        ]
+        return html_table(("sample", "status", "margin"), rows[:SHOWN], repr(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors are read-only, which pickle cannot keep
+        return Certificate, (*self[:-1], dict(self.errors))
+
+
+# What torch.save keeps of a certificate, torch.load reads without being told to trust it.
+torch.serialization.add_safe_globals([Certificate, Bounds])
 
 
 def logit_bounds(

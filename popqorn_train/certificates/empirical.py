@@ -24,6 +24,7 @@ from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.pgd import margin_of, search
 from popqorn_train.certificates.query import largest_tried, make_query
 from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.search import Decided
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region, Scope
 
@@ -42,10 +43,12 @@ def search_empirical(
     restarts: int = 2,
     seed: int = 0,
     rtol: float = 0.05,
+    decided: Decided | None = None,
 ) -> Tensor:
     """``empirical_radius`` for a ball that says what may move; its epsilon does not matter.
 
-    Every other argument is that of ``empirical_radius``.
+    ``decided`` is told how many samples are decided so far, to show progress. Every other argument
+    is that of ``empirical_radius``.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``empirical_radius``.
@@ -58,13 +61,13 @@ def search_empirical(
     with torch.no_grad(), undisturbed(layer.model):
         kept = kept_of(layer, inputs)
         if kept is None:
-            return _attacked(layer, inputs, target, ball, max_radius, rtol, descent)
+            return _attacked(layer, inputs, target, ball, max_radius, rtol, descent, decided)
         kept.warn()
         check_target(target, kept.size, kept.classes)
         if not len(kept.chosen):
             return torch.full((kept.size,), torch.nan, dtype=torch.float64)
         some = kept.inputs, kept.some(target), kept.ball(ball)
-        return kept.spread(_attacked(layer, *some, max_radius, rtol, descent))
+        return kept.spread(_attacked(layer, *some, max_radius, rtol, descent, decided))
 
 
 def _attacked(
@@ -75,6 +78,7 @@ def _attacked(
     max_radius: float | None,
     rtol: float,
     descent: dict[str, int],
+    decided: Decided | None,
 ) -> Tensor:
     """``search_empirical`` for samples all of which can be asked about."""
     method, chunks = method_named("ibp"), Chunks()
@@ -88,6 +92,8 @@ def _attacked(
     size = torch.minimum(1.5 * clean / fall.clamp(min=1e-12), cap)
     for _ in range(_ROUNDS):
         todo = ((broke > held * (1 + rtol)) & (held < cap)).nonzero()[:, 0]
+        if decided is not None:
+            decided(len(target) - len(todo))
         if not len(todo):
             break
         tried = replace(ball.pick(todo, len(target)), epsilon=size[todo])

@@ -26,7 +26,14 @@ from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.query import make_query
 from popqorn_train.certificates.radius_gradient import differentiable_radius
-from popqorn_train.certificates.search import RadiusSearch, Start, answer, in_float64, witnessed
+from popqorn_train.certificates.search import (
+    Decided,
+    RadiusSearch,
+    Start,
+    answer,
+    in_float64,
+    witnessed,
+)
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
 
@@ -48,11 +55,13 @@ def search_radius(
     epsilons: Sequence[float] = (),
     max_bytes: int | None = None,
     probes: int = PROBES,
+    decided: Decided | None = None,
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found.
 
     ``ball`` says what may move; its epsilon is what is searched, so the one given does not matter.
-    Every other argument is that of ``certified_radius``.
+    ``decided`` is told how many samples are decided so far, to show progress. Every other argument
+    is that of ``certified_radius``.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
@@ -64,7 +73,9 @@ def search_radius(
             f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}."
         )
     layer, ball, method = bound(model), replace(ball, epsilon=0.0), method_named(method)
-    options = _Options(method, max_radius, rtol, confirm, tuple(epsilons), max_bytes, probes)
+    options = _Options(
+        method, max_radius, rtol, confirm, tuple(epsilons), max_bytes, probes, decided
+    )
     with torch.no_grad(), undisturbed(layer.model):
         kept = kept_of(layer, inputs)
         if kept is None:
@@ -94,6 +105,7 @@ class _Options(NamedTuple):
     epsilons: tuple[float, ...]
     max_bytes: int | None
     probes: int
+    decided: Decided | None
 
 
 def _unanswered(like: Tensor, kept: Kept) -> RadiusSearch:
@@ -116,7 +128,8 @@ def _searched(
     method, lower, chunks = options.method, None, Chunks(options.max_bytes)
     if method.cheaper is not None and start is None:
         # What is proved by the cheaper method is taken over without another look.
-        cheaper = options._replace(method=method_named(method.cheaper), probes=0, epsilons=())
+        name = method_named(method.cheaper)
+        cheaper = options._replace(method=name, probes=0, epsilons=(), decided=None)
         easy = _searched(layer, inputs, target, ball, cheaper, against, None)
         start, lower = _BEYOND * easy.radius, easy.radius
     query = make_query(
@@ -134,6 +147,7 @@ def _searched(
         start=start,
         lower=lower,
         epsilons=options.epsilons,
+        decided=options.decided,
     )
     claim = Claim(found.radius > 0, against=query.against)
     probe.certificate(replace(ball, epsilon=found.radius.double()), claim)

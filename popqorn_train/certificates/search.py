@@ -9,10 +9,10 @@ B: batch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.margins import Witness, proved
 from popqorn_train.certificates.query import Query, largest_tried
+from popqorn_train.display import SHOWN, html_table
+
+Decided = Callable[[float], Any]  # is told how many samples are decided
 
 
 class Start(NamedTuple):
@@ -64,6 +67,29 @@ class RadiusSearch(NamedTuple):
         """Where the next search begins, when the weights have changed."""
         return Start(self.radius, self.rate)
 
+    def __repr__(self) -> str:
+        right = self.radius[self.correct]
+        median = f", median radius of these {right.median():.4g}" if len(right) else ""
+        wrong = f", {len(self.errors)} in error" if self.errors else ""
+        count = f"{len(right)} of {len(self.radius)} predicted right"
+        return f"RadiusSearch({count}{median}{wrong})"
+
+    def _repr_html_(self) -> str:
+        names = ("radius", "capped", "correct", "evaluations")
+        columns = [getattr(self, name).tolist() for name in names]
+        rows = [
+            (at, *values, self.errors.get(at, ""))
+            for at, values in enumerate(zip(*columns, strict=True))
+        ]
+        return html_table(("sample", *names, "error"), rows[:SHOWN], repr(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors are read-only, which pickle cannot keep
+        return RadiusSearch, (*self[:-1], dict(self.errors))
+
+
+# What torch.save keeps of a search, torch.load reads without being told to trust it.
+torch.serialization.add_safe_globals([RadiusSearch, Start])
+
 
 def in_float64(query: Query, layer: BoundModel, inputs: Inputs) -> Query | None:
     """The same question in float64; None where it is already."""
@@ -89,6 +115,7 @@ def answer(
     start: Tensor | Start | None = None,
     lower: Tensor | None = None,
     epsilons: Sequence[float] = (),
+    decided: Decided | None = None,
 ) -> RadiusSearch:
     """Find the radii, and confirm them with the twin where there is one.
 
@@ -100,6 +127,7 @@ def answer(
         start: where to begin.
         lower: ``(B,)`` radii known to be proved.
         epsilons: where certified samples are counted.
+        decided: told how many samples are decided, whenever margins were computed.
     """
     dtype = query.instance.value.dtype
     if twin is not None and not query.method.graded and query.target.device.type == "cpu":
@@ -128,6 +156,8 @@ def answer(
             monotone=query.method.monotone,
         )
         while len(chosen := state.open()):
+            if decided is not None:
+                decided(len(clean) - len(chosen))
             state.tell(chosen, query.margin(chosen, state.next[chosen]))
         return state
 

@@ -1,6 +1,7 @@
 """``popqorn-train certify MODEL --data ...``: certify a data set and write a report."""
 
 import argparse
+import math
 import shlex
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from popqorn_train.cli.files import write_certification
 from popqorn_train.cli.options import add_certify_options, class_names
 from popqorn_train.cli.subject import batches, first_inputs, loaded_model, opened_data, question_of
 from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.evaluation.batches import Picked
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.folder import FolderLock, is_disk_full
 from popqorn_train.evaluation.fragile import (
@@ -28,13 +30,15 @@ from popqorn_train.evaluation.fragile import (
 )
 from popqorn_train.evaluation.ledger import Ledger
 from popqorn_train.evaluation.loader import certify_loader
-from popqorn_train.evaluation.progress import Silent, shown
+from popqorn_train.evaluation.progress import Allowance, duration, shown
 from popqorn_train.evaluation.provenance import data_fingerprint, fingerprint, versions
 from popqorn_train.evaluation.sample_rows import Examination, SampleRow
 from popqorn_train.evaluation.summaries import nice_epsilons, promise, summary
 from popqorn_train.plots.report import Report
 from popqorn_train.plots.report_pictures import check_image, report_figures
 
+_FRAGILE = 8  # samples looked at frame by frame, if the time allows
+_SHARE, _LEAST = 0.25, 2.0  # of the time spent so far, and at least so many seconds
 _FIRST = 16  # samples whose fingerprint a resumed run must share
 REFUSED = (ValueError, TypeError, OSError, ImportError, RuntimeError, UnsupportedModelError)
 
@@ -146,7 +150,7 @@ class _Run:
         started = time.monotonic()
         rows = self._certified()
         self.ledger.rewrite(rows)
-        fragile = self._fragile(rows)
+        fragile = self._fragile(rows, time.monotonic() - started)
         certification = self._certification(rows, time.monotonic() - started)
         epsilons = self.options.epsilons or nice_epsilons(certification)
         print(summary(certification, epsilons))
@@ -180,20 +184,43 @@ class _Run:
             tell=self.ledger.add,
         )
 
-    def _fragile(self, rows: Sequence[SampleRow]) -> list[FragileSample]:
-        """The most fragile samples frame by frame, by radius; what is known is not done again."""
-        wanted = most_fragile(rows, self.options.fragile)
-        bar = shown("frames of the most fragile", len(wanted)) if wanted else Silent()
-        found = []
-        for row, picked in chosen_samples(self.model, self.loader, wanted):
-            radii = self.ledger.frames.get(row.index)
-            answer = (radii, "") if radii else examined_frames(self.model, picked, self.question)
-            if not radii and answer[0]:
-                self.ledger.add_frames(row.index, answer[0])
-            found.append(described(self.model, row, picked, answer, self.words))
-            bar.advance(1)
+    def _fragile(self, rows: Sequence[SampleRow], spent: float) -> list[FragileSample]:
+        """The most fragile samples frame by frame; what is known is not done again.
+
+        Args:
+            rows: of all samples.
+            spent: seconds so far, of which a share may be spent here unless a number was asked for.
+        """
+        asked = self.options.fragile
+        wanted = most_fragile(rows, _FRAGILE if asked is None else asked)
+        if not wanted:
+            return []
+        most = math.inf if asked is not None else max(_SHARE * spent, _LEAST)
+        limit = "" if asked is not None else f" for up to {duration(most)}"
+        _note(
+            f"looking at the {len(wanted)} most fragile samples frame by frame{limit}; "
+            "--fragile 0 leaves that out"
+        )
+        picked = {row.index: part for row, part in chosen_samples(self.model, self.loader, wanted)}
+        bar, found, clock = shown("frames of the most fragile", len(wanted)), [], Allowance(most)
+        for row in wanted:
+            if clock.allows() or row.index in self.ledger.frames:
+                found.append(self._frames_of(row, picked[row.index], clock))
+                bar.advance(1)
         bar.close()
-        return sorted(found, key=lambda one: wanted.index(one.row))
+        if len(found) < len(wanted):
+            _note(f"looked at {len(found)} of them in that time; --fragile {len(wanted)} does all")
+        return found
+
+    def _frames_of(self, row: SampleRow, picked: Picked, clock: Allowance) -> FragileSample:
+        radii = self.ledger.frames.get(row.index)
+        if radii:
+            return described(self.model, row, picked, (radii, ""), self.words)
+        with clock.spending():
+            answer = examined_frames(self.model, picked, self.question)
+        if answer[0]:
+            self.ledger.add_frames(row.index, answer[0])
+        return described(self.model, row, picked, answer, self.words)
 
     def _certification(self, rows: Sequence[SampleRow], seconds: float) -> Certification:
         settings = dict(self.settings)

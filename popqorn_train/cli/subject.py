@@ -112,7 +112,9 @@ def first_inputs(options: argparse.Namespace, model: BoundModel, loader: Iterabl
     """
     first = next(iter(loader), None)
     if first is None:
-        raise ValueError(f"`--data` {options.data} must give at least one batch, got none.")
+        raise ValueError(
+            f"`--data` {options.data} must give at least one batch, got none: it is empty."
+        )
     inputs, target = unpacked(unpack_pair, first)
     device = next((p.device for p in model.parameters()), target.device)
     return on_device(inputs, device)

@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
@@ -25,7 +31,8 @@ from popqorn_train.evaluation.batches import (
     unpack_pair,
     unpacked,
 )
-from popqorn_train.evaluation.progress import Progress, Silent, shown
+from popqorn_train.evaluation.progress import Group, Progress, Silent, shown
+from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import AtBall, Examination, Examiner, SampleRow, Status
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask, as_mask
@@ -109,13 +116,14 @@ class _Pass:
         if time.monotonic() > self.until:
             samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
             return [SampleRow(index, label, Status.NOT_ATTEMPTED) for index, label in samples]
-        examiner = Examiner(self.question, self.model)
+        group = Group(progress, len(picked.labels))
+        examiner = Examiner(self.question, self.model, group.reach)
         rows = examiner.rows(picked)
         if examiner.failure is not None and self._raises(self.rows + rows, examiner.failure):
             raise examiner.failure
         if self.tell is not None:
             self.tell(rows)
-        progress.advance(len(rows))
+        group.finish()
         return rows
 
 
@@ -144,7 +152,7 @@ def certify_loader(
     progress: bool = True,
     known: Mapping[int, SampleRow] | None = None,
     tell: Tell | None = None,
-) -> list[SampleRow]:
+) -> SampleRows:
     """Certify the samples of a loader, in its order, with a progress bar.
 
     With a ``ball`` every sample is certified in that ball; without one its radius is searched.
@@ -180,7 +188,8 @@ def certify_loader(
         tell: called with the rows of a few samples as soon as they are certified, to keep them.
 
     Returns:
-        One ``SampleRow`` a sample; its index is the position in the loader.
+        One ``SampleRow`` a sample, its index is the position in the loader; a list that has
+        ``to_pandas``.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius`` and ``certify``; a
@@ -224,7 +233,12 @@ def certify_loader(
             f"{len(wrong)} of {len(rows)} samples ended in an error, first {wrong[0].error}",
             stacklevel=2,
         )
-    return rows
+    if not rows:
+        raise ValueError(
+            "`loader` must give at least one batch, got none: its data set is empty, or it is an "
+            "iterator that was read before. Pass a DataLoader or a list of batches."
+        )
+    return SampleRows(rows)
 
 
 def _total(loader: Iterable[Any], most: float) -> int | None:
@@ -233,6 +247,19 @@ def _total(loader: Iterable[Any], most: float) -> int | None:
 
 
 def _check_loader(loader: Iterable[Any], samples: int | None, seconds: float | None) -> None:
+    if isinstance(loader, Dataset):
+        kind = "an IterableDataset" if isinstance(loader, IterableDataset) else "a data set"
+        raise TypeError(
+            f"`loader` must give batches, got {kind} ({type(loader).__name__}), which gives single "
+            "samples. Pass DataLoader(dataset, batch_size=32); batch_size=None where it gives "
+            "batches."
+        )
+    streamed = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    if streamed and getattr(loader, "num_workers", 0) > 1:
+        raise ValueError(
+            "`loader` reads an IterableDataset with several workers, which may give samples twice "
+            "or in another order. Pass num_workers=0."
+        )
     sampler = getattr(getattr(loader, "batch_sampler", loader), "sampler", None)
     if isinstance(sampler, _RANDOM) or getattr(sampler, "shuffle", False):
         raise ValueError(

@@ -20,7 +20,7 @@ from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.kept import check_samples
 from popqorn_train.certificates.probes import PROBES
 from popqorn_train.certificates.radius import search_radius
-from popqorn_train.certificates.search import Start
+from popqorn_train.certificates.search import Decided, Start
 from popqorn_train.errors import (
     BadSamplesError,
     BrokenWeightsError,
@@ -102,13 +102,16 @@ class Examination:
     epsilons: tuple[float, ...] = ()
     probes: int = PROBES
 
-    def rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
+    def rows(
+        self, model: BoundModel, picked: Picked, start: Start | None, decided: Decided
+    ) -> list[SampleRow]:
         """Examine samples at once.
 
         Args:
             model: the classifier.
             picked: S samples.
             start: where to begin, ``(S,)`` each.
+            decided: told how many samples are decided; each is half done before its attack.
 
         Raises:
             BadSamplesError: samples that cannot be asked about.
@@ -116,10 +119,12 @@ class Examination:
         """
         with undisturbed(model.model):  # one trace for all that is asked
             check_samples(model, picked.inputs)
-            return self._rows(model, picked, start)
+            return self._rows(model, picked, start, decided)
 
-    def _rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
-        inputs, labels = picked.inputs, picked.labels
+    def _rows(
+        self, model: BoundModel, picked: Picked, start: Start | None, decided: Decided
+    ) -> list[SampleRow]:
+        inputs, labels, share = picked.inputs, picked.labels, 0.5 if self.attack else 1.0
         found = search_radius(
             model,
             inputs,
@@ -132,12 +137,20 @@ class Examination:
             start=start,
             epsilons=self.epsilons,
             probes=self.probes,
+            decided=lambda count: decided(share * count),
         )
         columns = [found.radius, found.capped, found.evaluations, found.rate]
         columns.append(_predictions(model, inputs))
         empirical: Sequence[float | None] = [None] * len(labels)
         if self.attack:
-            broke = search_empirical(model, inputs, labels, self.ball, max_radius=self.max_radius)
+            broke = search_empirical(
+                model,
+                inputs,
+                labels,
+                self.ball,
+                max_radius=self.max_radius,
+                decided=lambda count: decided((len(labels) + count) / 2),
+            )
             empirical = broke.tolist()
         answers = zip(
             picked.positions.tolist(),
@@ -182,7 +195,9 @@ class AtBall:
     confirm: Confirm
     probes: int = PROBES
 
-    def rows(self, model: BoundModel, picked: Picked, start: Start | None) -> list[SampleRow]:
+    def rows(
+        self, model: BoundModel, picked: Picked, start: Start | None, decided: Decided
+    ) -> list[SampleRow]:
         """Certify samples at once; see ``Examination.rows``."""
         inputs, labels = picked.inputs, picked.labels
         options: dict[str, Any] = {"method": self.method, "confirm": self.confirm}
@@ -244,6 +259,10 @@ def _plain(value: float | Tensor | None) -> Any:
     return None if value is None else float(value)  # also from numpy's numbers
 
 
+def _unseen(count: float) -> None:
+    """Show no progress."""
+
+
 _SPLITS = 16  # groups split after a failure; more would cost more than they save
 
 
@@ -254,11 +273,13 @@ class Examiner:
     Attributes:
         question: what is asked.
         model: about which.
+        decided: told how many samples of the group in hand are decided.
         failure: the newest error; one of single samples only where there is no other.
     """
 
     question: "Examination | AtBall"
     model: BoundModel
+    decided: Decided = _unseen
     failure: Exception | None = None
     _splits: int = 0
 
@@ -270,7 +291,7 @@ class Examiner:
             start: where to begin, ``(S,)`` each.
         """
         try:
-            return self.question.rows(self.model, picked, start)
+            return self.question.rows(self.model, picked, start, self.decided)
         except BadSamplesError as error:
             return self._beside(picked, start, error)
         except (MixedSamplesError, ContradictionError, BrokenWeightsError) as error:

@@ -3,10 +3,15 @@
 B: batch, T: frames, N: features of a frame.
 """
 
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+_INFINITE = ("inf", "+inf", "-inf", "infinity", "-infinity")
 
 
 def check_mask(name: str, mask: Any, axis: str) -> None:
@@ -70,17 +75,67 @@ def check_order(edges: dict[str, Tensor]) -> None:
         )
 
 
-def numbers(name: str, value: Any) -> Tensor:
-    """An argument as float64.
+def as_numbers(name: str, value: Any) -> float | Tensor:
+    """An argument as a float or a tensor: arrays and lists become float64, "inf" a number.
 
     Raises:
         TypeError: not real numbers.
     """
-    real = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool
-    if not (real or (isinstance(value, int | float) and not isinstance(value, bool))):
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"`{name}` must be a float or a tensor of real numbers, got {kind}.")
-    return torch.as_tensor(value, dtype=torch.float64)
+    if type(value) in (int, float):
+        return value
+    if isinstance(value, Tensor):
+        kind: Any = value.dtype
+        if not value.is_complex() and value.dtype != torch.bool:
+            return value
+    else:
+        kind = type(value).__name__
+        if isinstance(value, str) and value.strip().lower() in _INFINITE:
+            return float(value)
+        array = _array_of(value)
+        if array is not None and array.dtype.kind in "iuf":
+            found = array.astype(np.float64)  # a copy: what the caller writes later is not seen
+            return float(found) if found.ndim == 0 else torch.from_numpy(found)
+    raise TypeError(
+        f"`{name}` must be a float, or a tensor, array or list of real numbers, got {kind}."
+    )
+
+
+def _array_of(value: Any) -> NDArray[Any] | None:
+    """A number, an array or a list, also of tensors, as an array; None for anything else."""
+    if isinstance(value, list | tuple):
+        value = [part.tolist() if isinstance(part, Tensor) else part for part in value]
+    elif not isinstance(value, Real) and not hasattr(value, "__array__"):
+        return None
+    try:
+        return np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return None
+
+
+def numbers(name: str, value: Any) -> Tensor:
+    """An argument as a float64 tensor.
+
+    Raises:
+        TypeError: not real numbers.
+    """
+    return torch.as_tensor(as_numbers(name, value), dtype=torch.float64)
+
+
+def as_norm(p: Any) -> float:
+    """The p of a norm, also as ``"inf"`` and as a number of numpy or torch.
+
+    Raises:
+        ValueError: not a number from 1 on.
+    """
+    try:
+        found = as_numbers("p", p)
+    except TypeError:
+        found = torch.empty(0)
+    if isinstance(found, Tensor):
+        found = found.item() if found.ndim == 0 else -1.0
+    if not found >= 1:
+        raise ValueError(f"`p` must be a number from 1 to math.inf, got {p!r}.")
+    return found
 
 
 def room(name: str, center: Tensor, edge: float | Tensor, bounded: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.perturbations.arguments import (
+    as_numbers,
     check_order,
     cut,
     edge_of_frames,
@@ -33,7 +34,7 @@ class Box:
         share: how much of the way from the input to the ends may be gone, from 0 to 1.
 
     Raises:
-        TypeError: an end that is no number.
+        TypeError: an end that is no number, and no tensor, array or list of numbers.
         ValueError: an end that is not finite, ``lower`` above ``upper``, or a share out of range,
             at construction.
     """
@@ -43,7 +44,10 @@ class Box:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        edges = {"lower": numbers("lower", self.lower), "upper": numbers("upper", self.upper)}
+        edges = {}
+        for name in ("lower", "upper"):
+            object.__setattr__(self, name, as_numbers(name, getattr(self, name)))
+            edges[name] = numbers(name, getattr(self, name))
         for name, edge in edges.items():
             if not edge.isfinite().all():
                 raise ValueError(f"`{name}` must be finite, got {shown(edge)}.")

@@ -5,11 +5,14 @@ B: batch, T: frames, N: features of a frame.
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from popqorn_train.perturbations.arguments import (
+    as_norm,
+    as_numbers,
     check_mask,
     check_order,
     cut,
@@ -18,6 +21,7 @@ from popqorn_train.perturbations.arguments import (
     placed_mask,
     room,
 )
+from popqorn_train.perturbations.masks import as_mask
 from popqorn_train.perturbations.region import Region, Scope
 
 
@@ -28,7 +32,8 @@ class LpBall:
     Frames are those that the first recurrent layer reads where layout changes and per-feature
     scalings alone lead to it. Else they lie on axis 1 of the tensor that moves, as passed (axis 0
     where time comes first), or on the ``frame_axis`` given to ``bound``; every other axis but the
-    batch is features. Everything is in the units of the input that moves.
+    batch is features. Everything is in the units of the input that moves. Numbers may also be those
+    of numpy, arrays, lists, or ``"inf"``: they become floats, and tensors for masks and edges.
 
     Attributes:
         epsilon: size of the ball; a float, ``(B,)``, or ``(B, T)`` with ``scope="frame"``.
@@ -58,14 +63,24 @@ class LpBall:
     features: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.p, int | float) or not self.p >= 1:
-            raise ValueError(f"`p` must be a number from 1 to math.inf, got {self.p!r}.")
+        self._read()
         if self.scope not in ("frame", "sequence"):
             raise ValueError(f"`scope` must be 'frame' or 'sequence', got {self.scope!r}.")
         self._check_epsilon()
         check_mask("frames", self.frames, "T")
         check_mask("features", self.features, "N")
         self._check_domain()
+
+    def _read(self) -> None:
+        """Take the arguments as they come: numbers of numpy, arrays, lists, ``"inf"``."""
+        read: dict[str, Any] = {"p": as_norm(self.p)}
+        for name in ("epsilon", "low", "high"):
+            value = getattr(self, name)
+            read[name] = as_numbers(name, value) if value is not None or name == "epsilon" else None
+        for name in ("frames", "features"):
+            read[name] = as_mask(name, getattr(self, name))
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
 
     def _check_epsilon(self) -> None:
         epsilon = numbers("epsilon", self.epsilon)

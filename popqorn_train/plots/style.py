@@ -1,5 +1,7 @@
 """What all figures share; matplotlib is an optional extra."""
 
+import functools
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,8 @@ from popqorn_train.plots.colors import ANCHORS, UNPROVED, RadiusScale, hexadecim
 CERTIFIED, STANDARD, ATTACK = "#0072B2", "#666666", "#D55E00"
 COLORS = (CERTIFIED, STANDARD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^DvPX"  # of the attacks on models that share a chart
+
+_SHARP = 2  # pixels of a picture per pixel that it takes, for screens that have them
 
 Numbers = Tensor | Sequence[Any] | NDArray[Any]
 
@@ -39,12 +43,22 @@ def check_radii(radii: Numbers, axes: int, name: str = "radii") -> NDArray[np.fl
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches, which no window shows.
+    """An empty figure of so many inches, which no window shows, but Jupyter does.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    return _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+    figure = _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = functools.partial(_picture, figure)
+    return figure
+
+
+def _picture(figure: Any) -> tuple[bytes, dict[str, int]]:
+    """What Jupyter shows of a figure: a PNG, and the size it is to be shown at."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_SHARP * figure.dpi)
+    width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
+    return file.getvalue(), {"width": width, "height": height}
 
 
 def settings(values: dict[str, Any]) -> Any:

@@ -130,10 +130,10 @@ def test_final_weights_are_bit_identical_with_and_without_it(cell, precision, tm
 class OneFails(Examination):
     """Certification fails in the second process, after the pre-flight."""
 
-    def rows(self, model, picked, start):
+    def rows(self, model, picked, start, decided):
         if torch.distributed.get_rank() == 1 and start is not None:
             raise FloatingPointError("the bounds fell over")
-        return super().rows(model, picked, start)
+        return super().rows(model, picked, start, decided)
 
 
 def with_one_failing(**options):

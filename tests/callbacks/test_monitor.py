@@ -4,7 +4,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import UnsupportedModelError, certified_radius
 from popqorn_train.callbacks import CertifiedRadiusMonitor
@@ -167,3 +167,22 @@ def test_a_second_fit_certifies_its_own_model_at_its_first_validation():
     x, y = val_loader().dataset.tensors
     radius = certified_radius(other.eval(), x, y, rtol=1e-2)
     torch.testing.assert_close(monitor.last.radii, radius.double(), rtol=3e-2, atol=1e-9)
+
+
+def test_its_text_says_what_it_watches_and_found():
+    monitor = CertifiedRadiusMonitor(2, samples=6, method="ibp")
+    assert repr(monitor) == ("<CertifiedRadiusMonitor: 6 samples, l_2, ibp; nothing certified yet>")
+    assert "nothing certified yet" in monitor._repr_html_()
+    fit(monitor, epochs=1)
+    assert "; epoch 0, SampleRows: 6 samples, " in repr(monitor)
+    assert monitor._repr_html_().count("<tr>") == 7
+
+
+def test_an_empty_validation_set_is_named():
+    nothing = DataLoader(TensorDataset(*[part[:0] for part in val_loader().dataset.tensors]), 4)
+    trainer = pl.Trainer(callbacks=[CertifiedRadiusMonitor()], logger=False, max_epochs=1, **QUIET)
+    with (
+        pytest.warns(UserWarning, match="Total length of"),
+        pytest.warns(UserWarning, match="certifies nothing: `val_dataloaders` is empty"),
+    ):
+        trainer.fit(Classifier(), val_loader(), nothing)

@@ -20,11 +20,11 @@ def failing(monkeypatch, when):
     """Let the examination of samples fail when ``when(picked, call)`` says so."""
     calls = []
 
-    def rows(self, model, picked, start):
+    def rows(self, model, picked, start, decided):
         calls.append(len(picked.labels))
         if when(picked, len(calls)):
             raise FloatingPointError("the bounds fell over")
-        return rows_of(self, model, picked, start)
+        return rows_of(self, model, picked, start, decided)
 
     monkeypatch.setattr(Examination, "rows", rows)
 
@@ -71,7 +71,7 @@ def test_a_sample_that_fails_costs_itself_alone_and_no_radii_of_others_are_logge
 
 def test_an_error_that_stays_is_told_once_and_is_not_asked_for_ever(monkeypatch):
     calls = []
-    failing(monkeypatch, lambda picked, call: call > 1 and not calls.append(call))
+    failing(monkeypatch, lambda picked, call: call > 2 and not calls.append(call))
     monitor = CertifiedRadiusMonitor(samples=20, max_overhead=None)
     with pytest.warns(UserWarning, match="20 of 20 samples could not be certified") as told:
         fit(monitor, epochs=3)

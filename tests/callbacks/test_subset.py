@@ -254,7 +254,6 @@ class Endless(IterableDataset):
         DataLoader(range(4), batch_sampler=iter([[0, 1], [2, 3]])),
         DataLoader(range(4), batch_sampler=BatchSampler(RandomSampler(range(4)), 2, False)),
         DataLoader(range(4), batch_size=None),
-        DataLoader(Endless(), 2),
         [1, 2],
     ],
 )
@@ -277,3 +276,10 @@ def test_batches_with_other_samples_than_the_sampler_names_are_refused():
     order = Order.of(DataLoader(samples(6), 2, collate_fn=doubled), 99)
     with pytest.raises(ValueError, match="reads 6 samples where its batches hold 12 labels"):
         order.labels(unpack_pair)
+
+
+def test_streams_and_empty_loaders_are_named():
+    with pytest.raises(ValueError, match=r"got the IterableDataset Endless\. Read it into a list"):
+        Order.of(DataLoader(Endless(), 2), 99)
+    with pytest.raises(ValueError, match="`val_dataloaders` is empty: there is no sample"):
+        Order.of(DataLoader([], 2, shuffle=False), 0)

@@ -74,6 +74,20 @@ def test_the_terminal_shows_summary_promise_and_files(tmp_path, capsys):
         assert part in out
 
 
+@pytest.mark.parametrize(("options", "looked_at"), [((), 1), (("--fragile", "3"), 3)])
+def test_frames_take_a_share_of_the_time_unless_asked_for(
+    tmp_path, capsys, monkeypatch, options, looked_at
+):
+    monkeypatch.setattr("popqorn_train.cli.certify._SHARE", 0.0)
+    monkeypatch.setattr("popqorn_train.cli.certify._LEAST", 0.0)
+    assert certify(tmp_path, "--method", "ibp", *options) == 0
+    assert len((tmp_path / "frames.jsonl").read_text().splitlines()) == looked_at
+    said = capsys.readouterr().err
+    assert "most fragile samples frame by frame" in said
+    assert "--fragile 0 leaves that out" in said
+    assert ("looked at 1 of them in that time; --fragile 8 does all" in said) == (looked_at == 1)
+
+
 def test_words_are_coloured_in_the_report(tmp_path):
     options = ["--words", "tests.subjects:spelled", "--method", "crown-ibp"]
     assert certify(tmp_path, *options, model="Tokens", data="questions") == 0

@@ -1,5 +1,6 @@
 """Masks as lists of booleans, as configurations and the command line hold them."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,19 +8,24 @@ from popqorn_train import CertifiedLoss, objectives
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.perturbations.masks import as_mask
 
+LISTED = [[True, False, True], (True, False, True), np.array([True, False, True])]
 
-@pytest.mark.parametrize("mask", [[True, False, True], (True, False, True)])
+
+@pytest.mark.parametrize("mask", LISTED)
 def test_a_list_is_a_mask(mask):
     found = as_mask("frames", mask)
     assert found.dtype == torch.bool
     assert found.tolist() == [True, False, True]
     assert as_mask("frames", found) is found
     assert as_mask("frames", None) is None
+    assert as_mask("frames", [[True], [False]]).shape == (2, 1)
 
 
-@pytest.mark.parametrize("mask", ["true", [1, 0], 3, [[True], [False]], [True, None]])
+@pytest.mark.parametrize(
+    "mask", ["true", [1, 0], 3, [[True], [False, True]], [True, None], np.array([1, 0])]
+)
 def test_anything_else_is_refused(mask):
-    with pytest.raises(TypeError, match="`features` must be a boolean tensor or a list of boolean"):
+    with pytest.raises(TypeError, match="`features` must be a boolean tensor or array, or a list"):
         as_mask("features", mask)
 
 
