@@ -80,7 +80,8 @@ def screened(
         found = [rows_of_output(run(filled), named) for filled in (trial, undefined)]
         if output is None or any(rows is None or rows.shape != output.shape for rows in found):
             continue
-        changed = ~torch.stack([(rows == output).all(1) for rows in found]).all(0)
+        kept = [(rows == output).all(1) for rows in found if rows is not None]
+        changed = ~torch.stack(kept).all(0)
         if name == moving or not changed.any():  # others may mean it: additive masks
             finite, names = trial, [*names, name]
             bad = changed if bad is None else bad | changed
