@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.certificates.bad_samples import Screened, faults, screened
+from popqorn_train.certificates.bad_samples import Screened, faults, screened, told
 from popqorn_train.certificates.fidelity import check_logits
 from popqorn_train.certificates.inputs import (
     Inputs,
@@ -281,7 +281,12 @@ class BoundModel(nn.Module):
 
     def _screened(self, named: dict[str, Any]) -> Screened:
         """The inputs, with 0 for numbers that are not finite."""
-        return screened(named, self.perturb, self._output)
+        found = screened(named, self.perturb, self._output)
+        if not found.names:
+            return found
+        plan = self._known(found.finite)
+        meant = told(named, found, plan, lambda own: self._lifter(own, plan, self._precision()))
+        return screened(named, self.perturb, self._output, meant) if meant else found
 
     def _output(self, named: dict[str, Any]) -> Any:
         """What the model itself returns."""

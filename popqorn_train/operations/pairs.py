@@ -100,4 +100,9 @@ def _gated_half(lifter: Lifter, step: Step, x: Node, dim: int = -1) -> Node:
 
 @module(nn.GLU)
 def _glu_module(lifter: Lifter, step: Step, layer: nn.GLU, x: Node) -> Node:
-    return _gated_half(lifter, step, x, layer.dim)
+    dim = layer.dim
+    if step.merged:  # counted without the axis that batch and rows have apart
+        dim = dim % (ndim(x) - 1) + 1
+        if dim == 1:
+            raise unsupported(step, "a glu over batch and time as one axis")
+    return _gated_half(lifter, step, x, dim)

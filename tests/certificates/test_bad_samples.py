@@ -209,3 +209,62 @@ def test_infinity_that_is_read_is_no_padding_even_where_logits_are_finite():
     x[0, 1] = torch.tensor([math.inf, 1.0, 1.0], dtype=F64)
     assert model(x).isfinite().all()
     assert list(certify(model, x, y, LpBall(0.1)).errors) == [0]
+
+
+class LogMask(nn.Module):
+    """A maximum over the frames that an additive mask leaves, against 0.3."""
+
+    def forward(self, x, mask):
+        best = (x + mask[..., None]).max(1).values
+        return torch.cat([best, torch.zeros_like(best) + 0.3], 1)
+
+
+class Missing(nn.Module):
+    """The same for frames that are not missing in another input."""
+
+    def forward(self, x, other):
+        best = x.masked_fill(~other.isfinite()[..., None], -1e9).max(1).values
+        return torch.cat([best, torch.zeros_like(best) + 0.3], 1)
+
+
+FIRST = torch.tensor([True, False, False])
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn"])
+@pytest.mark.parametrize(
+    ("kind", "value"), [(LogMask, -math.inf), (Missing, math.nan), (Missing, math.inf)]
+)
+def test_what_a_mask_leaves_out_is_not_let_in_where_that_is_the_same_at_the_clean_input(
+    kind, value, method
+):
+    model, x = kind().eval(), torch.tensor([[[0.5], [0.45], [0.4]]] * 2, dtype=F64)
+    mask = torch.tensor([[0.0, value, value], [0.0, 0.0, value]], dtype=F64)
+    ball = LpBall(0.3, frames=FIRST)
+    certificate = certify(model, (x, mask), torch.tensor([0, 0]), ball, method=method, probes=0)
+    expected = torch.tensor([-0.1, 0.15], dtype=F64)  # 0.2 - 0.3, 0.45 - 0.3
+    torch.testing.assert_close(certificate.margin, expected)
+
+
+def test_infinity_under_a_maximum_is_no_zero():
+    class Greatest(nn.Module):
+        def forward(self, x):
+            best = x.max(1).values
+            return torch.cat([best, torch.zeros_like(best) - 0.3], 1)
+
+    x = torch.tensor([[[0.5], [-math.inf], [0.0]]], dtype=F64)
+    ball = LpBall(0.9, frames=FIRST)
+    assert list(certify(Greatest().eval(), x, torch.tensor([0]), ball).errors) == [0]
+
+
+@pytest.mark.parametrize("value", WILD)
+def test_padding_of_an_input_that_does_not_move_may_hold_anything(value):
+    class Beside(Packed):
+        def forward(self, x, other, lengths):
+            return super().forward(torch.cat([x, other], -1), lengths)
+
+    model, x = Beside().eval(), sequences(4, 5)
+    right, wild = ((x[..., :2], padded(x[..., 2:], fill), LENGTHS) for fill in (0, value))
+    y = model(*right).argmax(1)
+    torch.testing.assert_close(
+        certified_radius(model, wild, y, **CHEAP), certified_radius(model, right, y, **CHEAP)
+    )

@@ -156,3 +156,19 @@ def mean_of_squares(net, h):
 def test_what_mixes_samples_is_refused(rows):
     with pytest.raises((MixedSamplesError, UnsupportedModelError), match=r"sample|one axis"):
         bounds(Net(rows), inputs())
+
+
+def test_a_gated_half_of_every_row_counts_its_axis_as_the_code_has_it():
+    class Gate(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.gate = nn.GLU(dim)
+
+        def forward(self, x):
+            return self.gate(x.reshape(-1, x.size(2))).reshape(len(x), x.size(1), -1).mean(1)
+
+    x = torch.cat([inputs(), inputs().flip(2)[..., :1]], 2)
+    found = [logit_bounds(Gate(dim).eval(), x, LpBall(0.1), probes=0) for dim in (1, -1)]
+    torch.testing.assert_close(found[0], found[1])
+    with pytest.raises((UnsupportedModelError, MixedSamplesError)):
+        logit_bounds(Gate(0).eval(), x, LpBall(0.1))

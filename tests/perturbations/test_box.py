@@ -139,7 +139,7 @@ BOXES = {
         ValueError,
         r"`lower` and `upper` must fit together.*\(2,\).*\(3,\)",
     ),
-    "a string": (("0", 1.0), TypeError, "`lower` must be a float or a tensor.*str"),
+    "a string": (("0", 1.0), TypeError, "`lower` must be a float, or a tensor.*str"),
 }
 
 
