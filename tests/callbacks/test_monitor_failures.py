@@ -80,10 +80,16 @@ def test_an_error_that_stays_is_told_once_and_is_not_asked_for_ever(monkeypatch)
 
 
 def test_raise_stops_training(monkeypatch):
-    failing(monkeypatch, lambda picked, call: call > 2)
+    now = {"epoch": 0}
+
+    class Watching(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            now["epoch"] = trainer.current_epoch
+
+    failing(monkeypatch, lambda picked, call: now["epoch"] == 1)
     monitor = CertifiedRadiusMonitor(samples=6, max_overhead=None, on_error="raise")
     with pytest.raises(RuntimeError, match="6 of 6 samples could not be certified in epoch 1"):
-        fit(monitor, epochs=3)
+        fit(monitor, Watching(), epochs=3)
 
 
 def test_samples_that_never_came_were_not_attempted():
@@ -103,7 +109,7 @@ def test_samples_that_never_came_were_not_attempted():
 def test_a_certificate_that_an_attack_beats_is_an_error(monkeypatch):
     monkeypatch.setattr(
         "popqorn_train.evaluation.sample_rows.search_empirical",
-        lambda model, inputs, target, ball, max_radius: torch.full((len(target),), 1e-9),
+        lambda model, inputs, target, *_, **__: torch.full((len(target),), 1e-9),
     )
     monitor = CertifiedRadiusMonitor(samples=20, attack=True)
     with pytest.warns(UserWarning, match="attacked at 1e-09, below the certified radius"):

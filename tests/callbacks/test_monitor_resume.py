@@ -47,12 +47,12 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert len(second.state_dict()["reports"]["history"]) == 4
     # The first certification of the resumed run starts from the last radii of the first.
     assert [start is not None and start.radius.any().item() for start in starts] == [
-        *(False, False, True),  # pre-flight, cold, warm
-        *(False, True, True),
+        *(False, False, False, True),  # pre-flight, as it is and with right predictions; cold, warm
+        *(False, False, True, True),
     ]
-    torch.testing.assert_close(starts[4].radius, found[1].radii)
+    torch.testing.assert_close(starts[6].radius, found[1].radii)
     rates = torch.tensor([row.rate or math.nan for row in found[1].rows], dtype=torch.float64)
-    torch.testing.assert_close(starts[4].rate, rates, equal_nan=True)
+    torch.testing.assert_close(starts[6].rate, rates, equal_nan=True)
 
 
 def test_whoever_watches_finds_a_value_at_the_first_validation_of_a_resumed_run(tmp_path):
