@@ -8,7 +8,11 @@ WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 SENSITIVE := tests/callbacks/test_training_guard.py tests/certificates/test_frames.py \
 	tests/certificates/test_radius.py tests/certificates/test_golden.py tests/bounds/test_rebound.py
 
-.PHONY: demo test test-processors test-all mutants gallery layout pages bench clean
+QUICK := tests/relaxations tests/perturbations tests/bounds/test_backward.py \
+	tests/tracing/test_in_place.py tests/certificates/test_fidelity.py \
+	tests/certificates/test_certificate.py tests/training/test_loss.py tests/test_layout.py
+
+.PHONY: demo quick test test-processors test-all mutants gallery layout pages bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -18,6 +22,11 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -m "not slow" $(WORKERS) $(ARGS)
+
+# The inner loop: what most mistakes in the core break, in less than a minute on two cores.
+quick: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/pytest -q -x -m "not slow" $(WORKERS) $(QUICK) $(ARGS)
 
 # The same arithmetic as on a processor without AVX; `make test` uses what this one has.
 test-processors: .venv/ready
