@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 
+from popqorn_train.tracing.packed_rows import has_size_of
+
 
 class ValueProxy(fx.Proxy):
     """A proxy whose shape is known, because it carries the example's value."""
@@ -17,20 +19,25 @@ class ValueProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.value, name)  # raises the usual AttributeError
+        if name in ("ndim", "shape"):
+            self._check_size(None)
         if isinstance(found, Tensor):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return Attribute(self, name) if callable(found) else found
 
     def size(self, dim: int | None = None) -> Any:
         """As a tensor's."""
+        self._check_size(dim)
         return self.value.size() if dim is None else self.value.size(dim)
 
     def dim(self) -> int:
         """As a tensor's."""
+        self._check_size(None)
         return int(self.value.dim())
 
     def numel(self) -> int:
         """As a tensor's."""
+        self._check_size(None)
         return int(self.value.numel())
 
     def is_floating_point(self) -> bool:
@@ -38,6 +45,8 @@ class ValueProxy(fx.Proxy):
         return bool(self.value.is_floating_point())
 
     def __len__(self) -> int:
+        if isinstance(self.value, Tensor):
+            self._check_size(0)
         return len(self.value)
 
     def __iter__(self) -> Any:
@@ -64,6 +73,14 @@ class ValueProxy(fx.Proxy):
         """``x += y`` and the like, which write into a tensor."""
         write = getattr(operator, name)
         return self.tracer.create_proxy("call_function", write, (self, other), {})
+
+    def _check_size(self, dim: int | None) -> None:
+        """Refuse to count the rows of a packed sequence, of which the recording has others."""
+        if not has_size_of(self.node.meta.get("packed"), dim):
+            raise self._refused(
+                "it reads the shape of packed rows, or of their order (the number of features is "
+                "data.size(-1))"
+            )
 
     def _refused(self, why: str) -> Exception:
         tracer: Any = self.tracer

@@ -31,6 +31,7 @@ from popqorn_train.tracing.in_place import (
 )
 from popqorn_train.tracing.made_tensors import Overwritten
 from popqorn_train.tracing.packed import REPLACED, call
+from popqorn_train.tracing.packed_rows import part_of
 from popqorn_train.tracing.patches import RECORDING, patched
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.proxy import ValueProxy
@@ -154,7 +155,11 @@ class Tracer(fx.Tracer):
     def _recorded(self, call: Call, *rest: Any, **more: Any) -> Any:
         proxy = super().create_proxy(*call, *rest, **more)
         if "value" not in proxy.node.meta:
-            proxy.node.meta["value"] = self._run(proxy.node)
+            try:
+                part = part_of(proxy.node, self.root, called_name(call.target))
+            except ValueError as error:
+                raise self.refused(str(error)) from None
+            proxy.node.meta.update(packed=part, value=self._run(proxy.node))
             proxy.node.meta["source"] = _user_line(sys._getframe())
             self._memory.note(proxy.node, self.root)
         if type(proxy.node.meta["value"]) is tuple:  # as a tuple, so that isinstance sees one
