@@ -28,9 +28,9 @@ from popqorn_train.certificates.probes import PROBES, check_probes
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.evaluation.batches import Unpack, unpack_pair
 from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.loader import OnError, check_on_error
 from popqorn_train.evaluation.sample_list import SampleRows
-from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask, as_mask

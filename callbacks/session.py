@@ -17,9 +17,10 @@ from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.search import Start
 from popqorn_train.errors import BadSamplesError, UnsupportedModelError
 from popqorn_train.evaluation.batches import Picked, Unpack, grouped, unpacked
+from popqorn_train.evaluation.examination import Examination, Examiner
 from popqorn_train.evaluation.progress import Group, Progress
 from popqorn_train.evaluation.provenance import fingerprint
-from popqorn_train.evaluation.sample_rows import Examination, Examiner, SampleRow, Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 _TRIED = 16  # samples of the pre-flight
 

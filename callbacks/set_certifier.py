@@ -24,10 +24,11 @@ from popqorn_train.callbacks.subset import choose
 from popqorn_train.callbacks.watched import watched_loader, watched_module
 from popqorn_train.evaluation.batches import Unpack
 from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.loader import OnError
 from popqorn_train.evaluation.progress import duration
 from popqorn_train.evaluation.provenance import versions
-from popqorn_train.evaluation.sample_rows import Examination, Status
+from popqorn_train.evaluation.sample_rows import Status
 
 _ABOUT, _FRESH = "certification/", "fresh/"
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")

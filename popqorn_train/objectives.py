@@ -18,7 +18,8 @@ from popqorn_train.bounds.methods import Method
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
-from popqorn_train.training.loss import CertifiedLoss, CrownIBPLoss
+from popqorn_train.training.crown_ibp_loss import CrownIBPLoss
+from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.mixture import Mixture
 from popqorn_train.training.objective import Objective
 from popqorn_train.training.radius_loss import RadiusLoss

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from popqorn_train import CertifiedLoss, LpBall, bound, certify, logit_bounds
 from popqorn_train.callbacks import CertifiedRadiusMonitor
-from popqorn_train.certificates import bound_model
+from popqorn_train.certificates import planning
 from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.tracing.steps import pick_samples
@@ -185,7 +185,7 @@ def test_tracing_is_quick_and_remembered(monkeypatch):
         started = time.process_time()
         bound(model).instance(x)
         seconds.append((time.process_time() - started, name))
-        monkeypatch.setattr(bound_model, "record", None)  # a second recording would fail
+        monkeypatch.setattr(planning, "record", None)  # a second recording would fail
         bound(model).instance(x, check=False)
         monkeypatch.undo()
     median, most = sorted(seconds)[len(seconds) // 2], max(seconds)

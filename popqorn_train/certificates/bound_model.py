@@ -17,12 +17,12 @@ from popqorn_train.certificates.inputs import (
     Inputs,
     as_tuple,
     dtype_of,
-    lengths_along,
     named_inputs,
     tensors_of,
 )
 from popqorn_train.certificates.instance import Instance, prepared
 from popqorn_train.certificates.isolation import hold_of, undisturbed
+from popqorn_train.certificates.planning import Planner, all_refusals
 from popqorn_train.certificates.traces import (
     Known,
     last_run,
@@ -35,21 +35,19 @@ from popqorn_train.certificates.whole_batch import (
     check_numbers,
     check_shape,
     other_numbers,
-    telling_samples,
 )
 from popqorn_train.errors import MixedSamplesError, UnboundedStepError, UnsupportedModelError
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.dependencies import structure
-from popqorn_train.tracing.input_path import Plan, plan
+from popqorn_train.tracing.input_path import Plan
 from popqorn_train.tracing.output_meaning import KINDS, OutputIs
 from popqorn_train.tracing.packed import call_sorted
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.randomness import nothing_random
 from popqorn_train.tracing.selection import Select, check_select, selected
 from popqorn_train.tracing.steps import pick_samples
-from popqorn_train.tracing.trace import record
 from popqorn_train.tracing.wrappers import unwrapped
 
 
@@ -196,12 +194,12 @@ class BoundModel(nn.Module):
         if last is not None and last.seen == seen:
             return last.plan
         output = self._output(named)  # first of all, inputs that the model itself can read
-        plan = self._make_plan(named) if last is None else last.plan
+        plan = self._planner.make(named) if last is None else last.plan
         own = self._instance(named, plan, self._precision())
         try:
             self._check(named, own, output)
         except UnboundedStepError as error:
-            raise _all_refusals(error, own) from error
+            raise all_refusals(error, own) from error
         known = Known(plan, hold, seen, structure(self.model, plan.trace.visited))
         remember(self.model, self._known_by, named, known)
         return plan
@@ -244,40 +242,16 @@ class BoundModel(nn.Module):
         return self.perturb, self.frame_axis, self.output_is
 
     @property
+    def _planner(self) -> Planner:
+        def lifter(named: dict[str, Any], found: Plan) -> Lifter:
+            return self._lifter(named, found, self._precision())
+
+        return Planner(self.model, self._asked, self.select, lifter)
+
+    @property
     def _known_by(self) -> tuple[Any, ...]:
         """What traces differ by."""
         return *self._asked, self.select
-
-    def _make_plan(self, named: dict[str, Any]) -> Plan:
-        """Trace with the batch on axis 0; if the logits then have no batch, on axis 1.
-
-        An axis on which all tensors are as long comes first.
-        """
-        failures: list[Exception] = []
-        for axis in sorted((0, 1), key=lambda axis: len(lengths_along(named, axis))):
-            try:
-                with torch.no_grad():
-                    trace = record(self.model, named, axis, (0, 1), self.select)
-                if trace.output_step.batch_axis == 0:
-                    return self._fitted(plan(trace, self.model, axis, *self._asked), named)
-            except UnsupportedModelError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
-        raise UnsupportedModelError(
-            f"{type(self.model).__name__} returns logits without a batch axis, expected (B, C). "
-            "Return one row of logits per sample."
-        )
-
-    def _fitted(self, found: Plan, named: dict[str, Any]) -> Plan:
-        """The plan of a recording with the numbers of the whole batch, if there is one."""
-        lifter = self._lifter(named, found, self._precision())
-        samples = telling_samples(found, lifter) if other_numbers(found, lifter) else None
-        if samples is None:
-            return found
-        with torch.no_grad():
-            trace = record(self.model, named, found.batch_axis, samples.tolist(), self.select)
-        return plan(trace, self.model, found.batch_axis, *self._asked)
 
     def _screened(self, named: dict[str, Any]) -> Screened:
         """The inputs, with 0 for numbers that are not finite."""
@@ -310,17 +284,6 @@ class BoundModel(nn.Module):
                 f"`inputs` must be what {type(self.model).__name__}.forward takes, got {shapes}, "
                 f"which it refuses: {error}"
             ) from error
-
-
-def _all_refusals(first: UnboundedStepError, instance: Instance) -> UnsupportedModelError:
-    """One error for all steps without a bound."""
-    found = instance.refusals()
-    if len(found) < 2:
-        return first
-    whats = "".join(f"\n- {error.what}" for error in found)
-    ways = " ".join(dict.fromkeys(error.way_out for error in found))
-    name = type(instance.lifter.model).__name__
-    return UnsupportedModelError(f"{name} has {len(found)} steps without a bound:{whats}\n{ways}")
 
 
 def bound(

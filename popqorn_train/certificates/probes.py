@@ -29,7 +29,7 @@ from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
 from popqorn_train.tracing.process_settings import without_cudnn
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import called_name
 
 PROBES = 8  # points at which a certificate is probed, if nobody asks for more or fewer
 _INSIDE = 2  # of these, points at which every node is looked at

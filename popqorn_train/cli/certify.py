@@ -18,6 +18,7 @@ from popqorn_train.cli.subject import batches, first_inputs, loaded_model, opene
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.evaluation.certification import Certification
+from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.folder import FolderLock, is_disk_full
 from popqorn_train.evaluation.fragile import (
     FragileSample,
@@ -32,7 +33,7 @@ from popqorn_train.evaluation.ledger import Ledger
 from popqorn_train.evaluation.loader import certify_loader
 from popqorn_train.evaluation.progress import Allowance, duration, shown
 from popqorn_train.evaluation.provenance import data_fingerprint, fingerprint, versions
-from popqorn_train.evaluation.sample_rows import Examination, SampleRow
+from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.evaluation.summaries import nice_epsilons, promise, summary
 from popqorn_train.plots.report import Report
 from popqorn_train.plots.report_pictures import check_image, report_figures

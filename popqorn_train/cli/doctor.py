@@ -22,8 +22,7 @@ from popqorn_train.cli.subject import select_of
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.resolve import resolved_model
 from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.tracing.steps import Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import Step, called_name
 
 _DTYPES = {"long": torch.int64, "int": torch.int32, "float": torch.float32, "double": torch.float64}
 

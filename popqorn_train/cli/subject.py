@@ -16,8 +16,8 @@ from popqorn_train.cli.options import mask_of
 from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
 from popqorn_train.evaluation.checkpoint import load_weights
 from popqorn_train.evaluation.dataset import Source, opened
+from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.resolve import resolved, resolved_model
-from popqorn_train.evaluation.sample_rows import Examination
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.selection import Select
 

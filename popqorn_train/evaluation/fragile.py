@@ -15,8 +15,9 @@ from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.frames import frame_radii
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.evaluation.batches import Picked, on_device, unpack_pair, unpacked
+from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.resolve import resolved
-from popqorn_train.evaluation.sample_rows import Examination, SampleRow
+from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.tracing.process_settings import without_cudnn
 
 Vocabulary = Callable[[list[int]], Sequence[str]]

@@ -31,9 +31,10 @@ from popqorn_train.evaluation.batches import (
     unpack_pair,
     unpacked,
 )
+from popqorn_train.evaluation.examination import AtBall, Examination, Examiner
 from popqorn_train.evaluation.progress import Group, Progress, Silent, shown
 from popqorn_train.evaluation.sample_list import SampleRows
-from popqorn_train.evaluation.sample_rows import AtBall, Examination, Examiner, SampleRow, Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope

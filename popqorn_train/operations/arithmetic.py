@@ -19,8 +19,7 @@ from popqorn_train.operations.shapes import (
 )
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
-from popqorn_train.tracing.steps import IDENTITIES, Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import IDENTITIES, Step, called_name
 
 
 @operation("add")

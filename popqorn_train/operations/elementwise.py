@@ -10,8 +10,7 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.operations.pairs import clamped
 from popqorn_train.relaxations.curves import CURVES, prelu
-from popqorn_train.tracing.steps import Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import Step, called_name
 
 _SETTINGS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),

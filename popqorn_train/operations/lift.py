@@ -24,8 +24,16 @@ from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_
 from popqorn_train.tracing.calls import tied
 from popqorn_train.tracing.in_place import out_of_place
 from popqorn_train.tracing.packed import call
-from popqorn_train.tracing.steps import Baked, Multiple, Ref, Repeated, Step, Trace, pick_samples
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import (
+    Baked,
+    Multiple,
+    Ref,
+    Repeated,
+    Step,
+    Trace,
+    called_name,
+    pick_samples,
+)
 
 T = TypeVar("T")
 Handler = Callable[..., Any]

@@ -22,8 +22,7 @@ from popqorn_train.errors import MixedSamplesError, UnboundedStepError
 from popqorn_train.nested import map_nested
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.sample_axis import deals, moves_entries
-from popqorn_train.tracing.steps import IDENTITIES, Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import IDENTITIES, Step, called_name
 
 if TYPE_CHECKING:
     from popqorn_train.operations.lift import Lifter

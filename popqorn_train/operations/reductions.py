@@ -15,8 +15,7 @@ from popqorn_train.operations.lift import OPERATIONS, Lifter, operation, unsuppo
 from popqorn_train.operations.packing import data_of
 from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
 from popqorn_train.tracing.packed import Packed
-from popqorn_train.tracing.steps import Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import Step, called_name
 
 
 @operation("sum", "mean")

@@ -12,8 +12,7 @@ from popqorn_train.bounds.concatenation import Concat, frame, frames
 from popqorn_train.bounds.node import Node
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.lift import Lifter, module, operation, unsupported
-from popqorn_train.tracing.steps import MOVES, REPEATS, Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import MOVES, REPEATS, Step, called_name
 
 
 def lifted(

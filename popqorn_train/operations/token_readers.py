@@ -15,8 +15,7 @@ from torch import Tensor
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.tracing.input_path import Plan
-from popqorn_train.tracing.steps import MOVES, REPEATS, Ref, Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import MOVES, REPEATS, Ref, Step, called_name
 
 _MOVES = (
     MOVES

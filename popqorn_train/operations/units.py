@@ -7,7 +7,7 @@ from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.tracing.input_path import Plan
 from popqorn_train.tracing.roads import SCALES, arranges
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import called_name
 
 
 def center_and_scale(found: Plan, lifter: Lifter) -> tuple[Tensor, Tensor | None]:

@@ -14,8 +14,7 @@ from popqorn_train.tracing.frame_axis import Frames, find_frames
 from popqorn_train.tracing.output_meaning import Meaning, OutputIs, meaning
 from popqorn_train.tracing.repeated_calls import check_called_once
 from popqorn_train.tracing.roads import SCALES, Roads, reached
-from popqorn_train.tracing.steps import Step, Trace
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import Step, Trace, called_name
 from popqorn_train.tracing.wrappers import plain_path
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from popqorn_train.nested import map_nested
 from popqorn_train.relaxations.curves import CURVES
-from popqorn_train.tracing.steps import Multiple, Ref, Repeated, Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import Multiple, Ref, Repeated, Step, called_name
 
 _PRODUCTS = frozenset(("mul", "multiply", "div", "divide", "true_divide", "truediv"))
 _ARITHMETIC = _PRODUCTS | frozenset(

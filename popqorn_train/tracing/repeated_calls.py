@@ -6,8 +6,7 @@ from typing import Any
 from torch import nn
 
 from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.tracing.steps import IDENTITIES, MOVES, Step, Trace
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import IDENTITIES, MOVES, Step, Trace, called_name
 from popqorn_train.tracing.wrappers import plain_path
 
 _LOOKUPS = frozenset(("embedding", "embedding_bag", "gather", "getitem", "index_select", "take"))

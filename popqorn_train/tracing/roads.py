@@ -8,8 +8,7 @@ from torch import nn
 
 from popqorn_train.tracing.packed import pack_lengths
 from popqorn_train.tracing.sample_axis import deals_samples, places_samples
-from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace, called_name
 
 SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
 _PIECES = frozenset(("chunk", "split", "unbind"))  # operations that give a tuple of parts

@@ -14,8 +14,7 @@ from torch.fx.node import map_arg
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.nested import map_nested
-from popqorn_train.tracing.steps import MOVES, REPEATS, Multiple, Ref, Repeated, Step
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import MOVES, REPEATS, Multiple, Ref, Repeated, Step, called_name
 
 _TURNS = ("flip", "roll")
 _PICKS = ("getitem", "narrow", "roll", "select")  # where a number is a place, not a size

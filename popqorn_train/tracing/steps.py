@@ -145,3 +145,8 @@ def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     return value.index_select(min(batch_axis, value.ndim - 1), chosen.to(value.device))
+
+
+def called_name(target: Any) -> str:
+    """``add`` for ``torch.add``, ``operator.add`` and ``Tensor.add``."""
+    return target if isinstance(target, str) else getattr(target, "__name__", "")

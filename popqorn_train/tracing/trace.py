@@ -22,9 +22,10 @@ from popqorn_train.tracing.steps import (
     Repeated,
     Step,
     Trace,
+    called_name,
     pick_samples,
 )
-from popqorn_train.tracing.tracer import called_name, run_tracer
+from popqorn_train.tracing.tracer import run_tracer
 
 _BATCHES = (2, 3)
 

@@ -7,11 +7,8 @@ Hooks are recorded as what they are, a part of what the module computes.
 
 import contextlib
 import inspect
-import linecache
 import operator
 import sys
-import traceback
-from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -36,13 +33,9 @@ from popqorn_train.tracing.patches import RECORDING, patched
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.proxy import ValueProxy
 from popqorn_train.tracing.selection import Select, selected
-from popqorn_train.tracing.steps import IDENTITIES
+from popqorn_train.tracing.steps import IDENTITIES, called_name
+from popqorn_train.tracing.user_lines import innermost, user_line
 from popqorn_train.tracing.wrappers import inside
-
-
-def called_name(target: Any) -> str:
-    """``add`` for ``torch.add``, ``operator.add`` and ``Tensor.add``."""
-    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 class Tracer(fx.Tracer):
@@ -109,7 +102,7 @@ class Tracer(fx.Tracer):
         """The error for what cannot be recorded; it holds even where user code catches it."""
         if self._refused is None:
             self._refused = TraceError(why)
-            self._refused.add_note(_user_line(sys._getframe()))
+            self._refused.add_note(user_line(sys._getframe()))
         return self._refused
 
     def refused_write(self, why: str) -> Exception:
@@ -133,7 +126,7 @@ class Tracer(fx.Tracer):
             if path is None:
                 a = self.baked[name] = a.detach().clone()  # it may be written to afterwards
             node = self.create_node("get_attr", name, (), {})
-            node.meta.update(value=a, source=_user_line(sys._getframe()))
+            node.meta.update(value=a, source=user_line(sys._getframe()))
             return node
         return super().create_arg(a)
 
@@ -160,7 +153,7 @@ class Tracer(fx.Tracer):
             except ValueError as error:
                 raise self.refused(str(error)) from None
             proxy.node.meta.update(packed=part, value=self._run(proxy.node))
-            proxy.node.meta["source"] = _user_line(sys._getframe())
+            proxy.node.meta["source"] = user_line(sys._getframe())
             self._memory.note(proxy.node, self.root)
         if type(proxy.node.meta["value"]) is tuple:  # as a tuple, so that isinstance sees one
             return tuple(iter(proxy))
@@ -170,7 +163,7 @@ class Tracer(fx.Tracer):
         """Record what a write computes, as the new value of what it writes into."""
         path = str(call.target) if call.kind == "call_module" else self._path
         where = f"module {path!r}, " if path else ""
-        what = f"{name} ({where}{_user_line(sys._getframe())})"
+        what = f"{name} ({where}{user_line(sys._getframe())})"
         whole = call.args[0] if call.args else call.kwargs.get("input")
         if isinstance(whole, fx.Proxy):
             old = self._memory.read(whole.node)
@@ -274,25 +267,6 @@ def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _user_line(frame: FrameType | None) -> str:
-    """The innermost line of code that is neither torch's nor ours."""
-    while frame is not None:
-        if _is_users(frame.f_code):
-            return _said(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back
-    return "unknown line"
-
-
-def _is_users(code: CodeType) -> bool:
-    name = code.co_filename.replace("\\", "/")
-    return "/torch/" not in name and "/popqorn_train/" not in name and not name.startswith("<")
-
-
-def _said(file: str, line: int) -> str:
-    text = linecache.getline(file, line).strip()
-    return f"{file.replace(chr(92), '/').rsplit('/', 1)[-1]}, line {line}: {text}"
-
-
 def run_tracer(
     model: nn.Module, inputs: dict[str, Any], select: Select | None = None
 ) -> tuple[fx.Graph, Tracer]:
@@ -308,7 +282,7 @@ def run_tracer(
     except UnsupportedModelError:
         raise
     except Exception as error:
-        line = next(iter(getattr(error, "__notes__", [])), None) or _innermost(error)
+        line = next(iter(getattr(error, "__notes__", [])), None) or innermost(error)
         way_out = (
             "Move what depends on data out of forward, or certify the part of the model after it."
             if error is not tracer.write
@@ -317,10 +291,3 @@ def run_tracer(
         raise UnsupportedModelError(
             f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). {way_out}"
         ) from error
-
-
-def _innermost(error: Exception) -> str:
-    """The innermost user's line that an error passed."""
-    places = [(f.f_code, line) for f, line in traceback.walk_tb(error.__traceback__)]
-    users = [(code.co_filename, line) for code, line in places if _is_users(code)]
-    return _said(*users[-1]) if users else "unknown line"

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from popqorn_train.callbacks import CertifiedEarlyStopping, CertifiedRadiusMonitor
 from popqorn_train.evaluation.certification import read_certifications
-from popqorn_train.evaluation.sample_rows import Examination
+from popqorn_train.evaluation.examination import Examination
 from tests.fitting import QUIET, Classifier, samples
 
 pytestmark = [

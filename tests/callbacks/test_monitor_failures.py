@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from popqorn_train import Status
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.evaluation.certification import read_certifications
-from popqorn_train.evaluation.sample_rows import Examination, count_statuses
+from popqorn_train.evaluation.examination import Examination
+from popqorn_train.evaluation.sample_rows import count_statuses
 from tests.fitting import QUIET, Classifier, fit, train_loader, val_loader
 
 rows_of = Examination.rows
@@ -108,7 +109,7 @@ def test_samples_that_never_came_were_not_attempted():
 
 def test_a_certificate_that_an_attack_beats_is_an_error(monkeypatch):
     monkeypatch.setattr(
-        "popqorn_train.evaluation.sample_rows.search_empirical",
+        "popqorn_train.evaluation.examination.search_empirical",
         lambda model, inputs, target, *_, **__: torch.full((len(target),), 1e-9),
     )
     monitor = CertifiedRadiusMonitor(samples=20, attack=True)

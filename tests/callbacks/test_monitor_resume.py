@@ -34,7 +34,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
         starts.append(start)
         return search_radius(*arguments, start=start, **options)
 
-    monkeypatch.setattr("popqorn_train.evaluation.sample_rows.search_radius", spied)
+    monkeypatch.setattr("popqorn_train.evaluation.examination.search_radius", spied)
     options = {"samples": 8, "max_overhead": None, "folder": tmp_path}
     first, second = CertifiedRadiusMonitor(**options), CertifiedRadiusMonitor(**options)
     run(first, 2, save=tmp_path / "last.ckpt")

@@ -13,7 +13,7 @@ from popqorn_train import (
     certify,
     logit_bounds,
 )
-from popqorn_train.certificates import bound_model
+from popqorn_train.certificates import planning
 from popqorn_train.tracing import trace
 from popqorn_train.training.objective import CHECK_EVERY
 
@@ -202,7 +202,7 @@ def test_classes_that_only_inherit_a_layer_are_that_layer():
 def test_a_counter_that_forward_does_not_read_traces_nothing_anew(monkeypatch):
     recorded = []
     record = trace.record
-    monkeypatch.setattr(bound_model, "record", lambda *a: recorded.append(a) or record(*a))
+    monkeypatch.setattr(planning, "record", lambda *a: recorded.append(a) or record(*a))
     model, x = Net(state_as_tuple).double(), inputs()
     loss = CertifiedLoss(0.1)
     for step in range(3):

@@ -286,10 +286,10 @@ def test_half_precision_raises_no_false_alarm(dtype):
 
 
 def test_a_trace_serves_the_calls_of_one_question_only(monkeypatch):
-    from popqorn_train.certificates import bound_model
+    from popqorn_train.certificates import planning
 
-    recorded, record = [], bound_model.record
-    monkeypatch.setattr(bound_model, "record", lambda *a: recorded.append(1) or record(*a))
+    recorded, record = [], planning.record
+    monkeypatch.setattr(planning, "record", lambda *a: recorded.append(1) or record(*a))
     model, x = make(), inputs()
     target = model(x).argmax(1)
     for count in (1, 2):

@@ -15,7 +15,7 @@ from popqorn_train import (
     certify_loader,
     frame_radii,
 )
-from popqorn_train.certificates import bound_model
+from popqorn_train.certificates import planning
 from popqorn_train.errors import MixedSamplesError
 from popqorn_train.tracing import trace
 from tests.problems import F64, sequences
@@ -149,7 +149,7 @@ def test_re_bounding_holds_the_length_of_the_batch():
 
 def test_losses_trace_once_for_every_length_of_a_batch(monkeypatch):
     recorded = []
-    monkeypatch.setattr(bound_model, "record", lambda *a: recorded.append(a) or trace.record(*a))
+    monkeypatch.setattr(planning, "record", lambda *a: recorded.append(a) or trace.record(*a))
     model, loss, x = Net(masked_to_the_longest), CertifiedLoss(0.05), sequences(4, 5)
     y = torch.tensor([0, 1, 2, 0])
     for lengths in (*LENGTHS, *LENGTHS):

@@ -7,6 +7,7 @@ import torch
 
 from popqorn_train import LpBall, SampleRow, Status, bound, certify_loader, frame_radii
 from popqorn_train.bounds.methods import method_named
+from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.fragile import (
     chosen_samples,
     described,
@@ -14,7 +15,6 @@ from popqorn_train.evaluation.fragile import (
     most_fragile,
     vocabulary,
 )
-from popqorn_train.evaluation.sample_rows import Examination
 from tests import subjects
 
 QUESTION = Examination(LpBall(0.0, 2), method_named("popqorn"), None, 1e-2, "float64", False)

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, T
 
 from popqorn_train import LpBall, Status, certified_radius, certify, certify_loader
 from popqorn_train.errors import BadSamplesError, BrokenWeightsError
-from popqorn_train.evaluation.sample_rows import Examination, count_statuses
+from popqorn_train.evaluation.examination import Examination
+from popqorn_train.evaluation.sample_rows import count_statuses
 from tests.problems import build, predicted, sequences
 
 MODEL = build("gru")

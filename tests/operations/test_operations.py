@@ -19,7 +19,7 @@ from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.operations.tables import MODULES, OPERATIONS
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.tracing.tracer import called_name
+from popqorn_train.tracing.steps import called_name
 from tests.operations.layer_rows import layer_rows, spread
 from tests.operations.move_rows import MOVE_ROWS
 from tests.operations.product_rows import PRODUCT_ROWS

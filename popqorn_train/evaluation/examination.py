@@ -1,0 +1,285 @@
+"""What is asked about samples: radii, or whether a ball is certified, and how failures are borne.
+
+B: batch, S: samples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.bounds.methods import Method, name_of
+from popqorn_train.certificates.bound_model import BoundModel
+from popqorn_train.certificates.certificate import Confirm, certify
+from popqorn_train.certificates.empirical import search_empirical
+from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.certificates.kept import check_samples
+from popqorn_train.certificates.probes import PROBES
+from popqorn_train.certificates.radius import search_radius
+from popqorn_train.certificates.search import Decided, Start
+from popqorn_train.errors import (
+    BadSamplesError,
+    BrokenWeightsError,
+    ContradictionError,
+    MixedSamplesError,
+)
+from popqorn_train.evaluation.batches import Picked
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
+from popqorn_train.perturbations.lp_ball import LpBall
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is asked about every sample.
+
+    Attributes:
+        ball: what may move; its epsilon does not matter.
+        method: how to bound.
+        max_radius: see ``certified_radius``, as for the next two.
+        rtol: relative precision.
+        confirm: prove every radius again in float64.
+        attack: also look for the smallest distortion that breaks the prediction.
+        epsilons: where certified samples will be counted; see ``certified_radius``.
+        probes: points at which the model is compared with what was proved, see ``certify``.
+    """
+
+    ball: LpBall
+    method: Method
+    max_radius: float | None
+    rtol: float
+    confirm: Confirm
+    attack: bool
+    epsilons: tuple[float, ...] = ()
+    probes: int = PROBES
+
+    def rows(
+        self, model: BoundModel, picked: Picked, start: Start | None, decided: Decided
+    ) -> list[SampleRow]:
+        """Examine samples at once.
+
+        Args:
+            model: the classifier.
+            picked: S samples.
+            start: where to begin, ``(S,)`` each.
+            decided: told how many samples are decided; each is half done before its attack.
+
+        Raises:
+            BadSamplesError: samples that cannot be asked about.
+            ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
+        """
+        with undisturbed(model.model):  # one trace for all that is asked
+            check_samples(model, picked.inputs)
+            return self._rows(model, picked, start, decided)
+
+    def _rows(
+        self, model: BoundModel, picked: Picked, start: Start | None, decided: Decided
+    ) -> list[SampleRow]:
+        inputs, labels, share = picked.inputs, picked.labels, 0.5 if self.attack else 1.0
+        found = search_radius(
+            model,
+            inputs,
+            labels,
+            self.ball,
+            method=self.method,
+            max_radius=self.max_radius,
+            rtol=self.rtol,
+            confirm=self.confirm,
+            start=start,
+            epsilons=self.epsilons,
+            probes=self.probes,
+            decided=lambda count: decided(share * count),
+        )
+        columns = [found.radius, found.capped, found.evaluations, found.rate]
+        columns.append(_predictions(model, inputs))
+        empirical: Sequence[float | None] = [None] * len(labels)
+        if self.attack:
+            broke = search_empirical(
+                model,
+                inputs,
+                labels,
+                self.ball,
+                max_radius=self.max_radius,
+                decided=lambda count: decided((len(labels) + count) / 2),
+            )
+            empirical = broke.tolist()
+        answers = zip(
+            picked.positions.tolist(),
+            labels.tolist(),
+            *[column.tolist() for column in columns],
+            empirical,
+            strict=True,
+        )
+        return [_row(*answer) for answer in answers]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that a radius depends on but the model, as plain values."""
+        ball = self.ball
+        edges = {"low": ball.low, "high": ball.high}
+        masks = {"frames": ball.frames, "features": ball.features}
+        return {
+            "p": str(ball.p),
+            "scope": ball.scope,
+            **{name: _plain(edge) for name, edge in (edges | masks).items()},
+            "method": name_of(self.method),
+            "max_radius": _plain(self.max_radius),
+            "rtol": _plain(self.rtol),
+            "confirm": self.confirm,
+            "attack": self.attack,
+            "probes": self.probes,
+        }
+
+
+@dataclass(frozen=True)
+class AtBall:
+    """Whether every sample is certified in one ball.
+
+    Attributes:
+        ball: of one epsilon.
+        method: how to bound.
+        confirm: prove again in float64.
+        probes: see ``certify``.
+    """
+
+    ball: LpBall
+    method: Method
+    confirm: Confirm
+    probes: int = PROBES
+
+    def rows(
+        self, model: BoundModel, picked: Picked, start: Start | None, decided: Decided
+    ) -> list[SampleRow]:
+        """Certify samples at once; see ``Examination.rows``."""
+        inputs, labels = picked.inputs, picked.labels
+        options: dict[str, Any] = {"method": self.method, "confirm": self.confirm}
+        with undisturbed(model.model):  # one trace for both
+            check_samples(model, inputs)
+            found = certify(model, inputs, labels, self.ball, probes=self.probes, **options)
+            predictions = _predictions(model, inputs)
+        columns = (
+            picked.positions,
+            labels,
+            found.certified,
+            predictions,
+            found.margin,
+        )
+        return [
+            SampleRow(
+                index,
+                label,
+                Status.CERTIFIED if certified else Status.NOT_CERTIFIED,
+                prediction,
+                margin=margin,
+            )
+            for index, label, certified, prediction, margin in zip(
+                *[column.tolist() for column in columns], strict=True
+            )
+        ]
+
+
+def _predictions(model: BoundModel, inputs: tuple[Any, ...]) -> Tensor:
+    with torch.no_grad(), undisturbed(model.model):
+        instance = model.instance(inputs, check=False)
+        logits = instance.logits(instance.center)
+        return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
+
+
+def _row(
+    index: int,
+    label: int,
+    radius: float,
+    capped: bool,
+    evaluations: int,
+    rate: float,
+    prediction: int,
+    empirical: float | None,
+) -> SampleRow:
+    status = Status.CERTIFIED if radius > 0 else Status.NOT_CERTIFIED
+    row = SampleRow(index, label, status, prediction, radius, capped, empirical, evaluations)
+    row = replace(row, rate=rate if math.isfinite(rate) else None)
+    if empirical is not None and empirical < radius:
+        # One of the two is wrong; neither may pass for an answer.
+        problem = f"attacked at {empirical:.6g}, below the certified radius {radius:.6g}"
+        row = replace(row, status=Status.ERROR, radius=None, empirical=None, error=problem)
+    return row
+
+
+def _plain(value: float | Tensor | None) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return None if value is None else float(value)  # also from numpy's numbers
+
+
+def _unseen(count: float) -> None:
+    """Show no progress."""
+
+
+_SPLITS = 16  # groups split after a failure; more would cost more than they save
+
+
+@dataclass
+class Examiner:
+    """Asks a question about samples so that one that fails costs itself alone.
+
+    Attributes:
+        question: what is asked.
+        model: about which.
+        decided: told how many samples of the group in hand are decided.
+        failure: the newest error; one of single samples only where there is no other.
+    """
+
+    question: "Examination | AtBall"
+    model: BoundModel
+    decided: Decided = _unseen
+    failure: Exception | None = None
+    _splits: int = 0
+
+    def rows(self, picked: Picked, start: Start | None = None) -> list[SampleRow]:
+        """Examine samples; a group that raises an error is halved, some times over.
+
+        Args:
+            picked: S samples.
+            start: where to begin, ``(S,)`` each.
+        """
+        try:
+            return self.question.rows(self.model, picked, start, self.decided)
+        except BadSamplesError as error:
+            return self._beside(picked, start, error)
+        except (MixedSamplesError, ContradictionError, BrokenWeightsError) as error:
+            self.failure = error  # a part of them would hide it
+            return _failed(picked, error)
+        except Exception as error:
+            self.failure = error
+        if len(picked.labels) == 1 or self._splits == _SPLITS:
+            return _failed(picked, self.failure)
+        self._splits += 1
+        halves = torch.arange(len(picked.labels)).chunk(2)
+        return [row for half in halves for row in self._part(picked, start, half)]
+
+    def _part(self, picked: Picked, start: Start | None, chosen: Tensor) -> list[SampleRow]:
+        begin = None if start is None else Start(*[part[chosen] for part in start])
+        return self.rows(picked.some(chosen, self.model.batch_axis(picked.inputs)), begin)
+
+    def _beside(
+        self, picked: Picked, start: Start | None, error: BadSamplesError
+    ) -> list[SampleRow]:
+        """Rows of samples that cannot be asked about, and those of the others."""
+        self.failure = self.failure or error
+        rows, left = [], []
+        samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
+        for at, (index, label) in enumerate(samples):
+            if at in error.errors:
+                text = f"sample {index}: {error.errors[at]}"
+                rows.append(SampleRow(index, label, Status.ERROR, error=text))
+            else:
+                left.append(at)
+        return rows + (self._part(picked, start, torch.tensor(left)) if left else [])
+
+
+def _failed(picked: Picked, error: Exception) -> list[SampleRow]:
+    """Rows of samples whose examination raised an error."""
+    text = f"{type(error).__name__}: {error}"
+    samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
+    return [SampleRow(index, label, Status.ERROR, error=text) for index, label in samples]
