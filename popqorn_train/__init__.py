@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from popqorn_train.bounds.methods import IBP, CrownIBP, Popqorn
+from popqorn_train.bounds.methods import IBP, CrownIBP, FastPopqorn, Popqorn
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.budget import certified_budget
 from popqorn_train.certificates.certificate import Certificate, certify, logit_bounds
@@ -29,6 +29,7 @@ __all__ = [
     "Certificate",
     "CertifiedLoss",
     "CrownIBP",
+    "FastPopqorn",
     "LpBall",
     "Objective",
     "Popqorn",

@@ -14,7 +14,7 @@ from popqorn_train import LpBall
 from popqorn_train.certificates.pgd import attack
 
 CELLS = ("tanh", "relu", "lstm", "gru")
-METHODS = ("ibp", "crown-ibp", "popqorn")
+METHODS = ("ibp", "crown-ibp", "popqorn-fast", "popqorn")
 NORMS = (1, 2, math.inf)
 F64 = torch.float64
 FEATURES, HIDDEN, CLASSES = 3, 4, 3

@@ -21,7 +21,7 @@ def problem(cell):
     return module, x, module(x).argmax(1)
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn"])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn-fast", "popqorn"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_margins_agree_with_the_cpu(cell, method):
     module, x, y = problem(cell)

@@ -8,7 +8,7 @@ import torch
 from popqorn_train import LpBall, bound, certified_radius, certify
 from tests.random_models import RandomModel
 
-METHODS = ("ibp", "crown-ibp", "popqorn")
+METHODS = ("ibp", "crown-ibp", "popqorn-fast", "popqorn")
 QUICK, ALL = 4, 1000
 
 

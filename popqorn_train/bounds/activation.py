@@ -22,6 +22,13 @@ from popqorn_train.relaxations.lines import Lines, relu_lines, sigmoid_lines, ta
 from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
 from popqorn_train.relaxations.planes import Plane, Planes
 from popqorn_train.relaxations.products import CANDIDATE, STATE, Product
+from popqorn_train.relaxations.strips import (
+    LineStrip,
+    relu_strip,
+    sigmoid_strip,
+    strip_of_lines,
+    tanh_strip,
+)
 
 
 class Function(Protocol):
@@ -43,6 +50,7 @@ class _Rising(NamedTuple):
     value: Callable[[Tensor], Tensor]
     lines: Callable[[Tensor, Tensor], Lines]
     closest: Callable[[Tensor, Tensor, Tensor], Lines]
+    strip: Callable[[Tensor, Tensor], LineStrip]
 
     def range(self, bounds: Bounds) -> Bounds:
         """Images of the ends."""
@@ -50,9 +58,9 @@ class _Rising(NamedTuple):
 
 
 _CURVES = {
-    "tanh": _Rising(torch.tanh, tanh_lines, closest_tanh),
-    "sigmoid": _Rising(torch.sigmoid, sigmoid_lines, closest_sigmoid),
-    "relu": _Rising(torch.relu, relu_lines, closest_relu),
+    "tanh": _Rising(torch.tanh, tanh_lines, closest_tanh, tanh_strip),
+    "sigmoid": _Rising(torch.sigmoid, sigmoid_lines, closest_sigmoid, sigmoid_strip),
+    "relu": _Rising(torch.relu, relu_lines, closest_relu, relu_strip),
 }
 
 
@@ -87,6 +95,12 @@ class Activation(Nonlinear):
         assert isinstance(self.curve, _Rising)
         lower, upper = (_of_rows(end, point) for end in x)
         return self.curve.closest(lower, upper, point)
+
+    def strip(self, x: Bounds) -> LineStrip:
+        """One line between both sides."""
+        if isinstance(self.curve, _Rising):
+            return self.curve.strip(*x)
+        return strip_of_lines(self.curve.lines(*x), *x)
 
     def sides(self, relaxation: Lines) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """See ``Nonlinear``."""
@@ -149,6 +163,14 @@ def _relaxed(
     return constant
 
 
+class Factors(NamedTuple):
+    """A product and the arguments it reads."""
+
+    product: Product
+    x: Argument
+    y: Argument
+
+
 class Gated(Nonlinear):
     """``sigmoid(a) g(b)`` with g = tanh or the identity, unit by unit."""
 
@@ -165,10 +187,14 @@ class Gated(Nonlinear):
         """Product of two rising functions."""
         return _scaled(_image(torch.sigmoid, inputs[0]), _image(self.product.g, inputs[1]))
 
+    def factors(self, *inputs: Bounds) -> list[Factors]:
+        """The product and its arguments."""
+        a, b = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
+        return [Factors(self.product, a, b)]
+
     def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Planes:
         """A plane below and one above."""
-        a, b = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
-        return relaxer.planes(self.product, a, b)
+        return relaxer.planes(*self.factors(*inputs)[0])
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Planes) -> Tensor:
         """Replace the product by the plane on the side that matters."""
@@ -213,11 +239,14 @@ class Blend(Nonlinear):
         step = _scaled(gate, Bounds(h.lower - n.lower, h.upper - n.upper))
         return Bounds(n.lower + step.lower, n.upper + step.upper)
 
+    def factors(self, *inputs: Bounds) -> list[Factors]:
+        """Both products, with 1 - sigmoid(a) = sigmoid(-a)."""
+        a, b, h = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
+        return [Factors(CANDIDATE, a.mirrored(), b), Factors(STATE, a, h)]
+
     def relax(self, relaxer: Relaxer, *inputs: Bounds) -> tuple[Sides, Sides]:
         """The sum of two planes below, and of two above."""
-        a, b, h = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
-        candidate = relaxer.planes(CANDIDATE, a.mirrored(), b)
-        state = relaxer.planes(STATE, a, h)
+        candidate, state = (relaxer.planes(*factors) for factors in self.factors(*inputs))
         return _joined(candidate.lower, state.lower), _joined(candidate.upper, state.upper)
 
     def size(self, relaxation: tuple[Sides, Sides], *inputs: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ class Bilinear(Nonlinear):
 
     def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Strip:
         """The strip between two parallel planes."""
+        return self.strip(*inputs)
+
+    def strip(self, *inputs: Bounds) -> Strip:
+        """The same."""
         x, y = inputs
         (xc, hx), (yc, hy) = (((b.lower + b.upper) / 2, (b.upper - b.lower) / 2) for b in (x, y))
         size = largest(*x) * largest(*y)

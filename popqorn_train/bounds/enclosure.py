@@ -5,7 +5,7 @@ B: batch, K: bounded rows.
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,9 +52,9 @@ def enclose(
     wanted.update(node for node in nodes if isinstance(node, Nonlinear) and node.kept)
     found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
-    for node in nodes if backward else _read(nodes):
-        parents = [found.ranges[parent] for parent in node.inputs if not _from_ball(node)]
-        if _from_ball(node):
+    for node in nodes if backward else read(nodes):
+        parents = [found.ranges[parent] for parent in node.inputs if not from_ball(node)]
+        if from_ball(node):
             found.ranges[node] = node.range_from_ball() or backward_range(node, found)
         else:
             found.ranges[node] = node.range(*parents)
@@ -65,14 +65,25 @@ def enclose(
             found.ranges[node] = intersect(found.ranges[node], tighter)
     if relaxer and not backward:
         nonlinear = [node for node in nodes if isinstance(node, Nonlinear)]
-        found.relaxations.update(_relaxations(nonlinear, found.ranges, relaxer))
+        found.relaxations.update(relaxed(nonlinear, found.ranges, lambda _: relaxer))
     return found
 
 
-def _relaxations(
-    nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
+def relaxed(
+    nodes: Sequence[Nonlinear],
+    ranges: Mapping[Node, Bounds],
+    relaxer: Callable[[Sequence[Nonlinear]], Relaxer],
 ) -> Iterator[tuple[Node, Any]]:
-    """Enclose nodes whose ranges are all known: those of one kind together, as far as it pays."""
+    """Enclose nodes whose ranges are all known: those of one kind together, as far as it pays.
+
+    Args:
+        nodes: to be enclosed.
+        ranges: of their inputs.
+        relaxer: for nodes that are enclosed together.
+
+    Returns:
+        Pairs of a node and its relaxation.
+    """
     groups: dict[Any, list[Nonlinear]] = {}
     for node in nodes:
         groups.setdefault((node.kind, node.shape), []).append(node)
@@ -80,10 +91,10 @@ def _relaxations(
         size = max(1, _TOGETHER // max(1, ranges[group[0]].lower.numel()))
         for start in range(0, len(group), size):
             some = group[start : start + size]
-            yield from zip(some, _relaxed(some, ranges, relaxer), strict=True)
+            yield from zip(some, _together(some, ranges, relaxer(some)), strict=True)
 
 
-def _relaxed(
+def _together(
     nodes: Sequence[Nonlinear], ranges: Mapping[Node, Bounds], relaxer: Relaxer
 ) -> list[Any]:
     """Relaxations of nodes of one kind, which are enclosed in one go."""
@@ -112,18 +123,18 @@ def _put_together(ranges: Sequence[Bounds], batch: int) -> Bounds:
     return Bounds(lower, upper)
 
 
-def _from_ball(node: Node) -> bool:
+def from_ball(node: Node) -> bool:
     """Whether the range of a node is that of a linear function of the input."""
     return node.affine and not node.exact and node.region is not None
 
 
-def _read(nodes: Sequence[Node]) -> list[Node]:
+def read(nodes: Sequence[Node]) -> list[Node]:
     """The nodes whose ranges something reads, of all nodes in order."""
     read: set[Node] = set()
     for node in reversed(nodes):
         if isinstance(node, Nonlinear) or node.state is not None:
             read.add(node)
-        if node in read and not _from_ball(node):
+        if node in read and not from_ball(node):
             read.update(node.inputs)
     return [node for node in nodes if node in read]
 

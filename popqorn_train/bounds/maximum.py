@@ -55,7 +55,7 @@ class Maximum(Nonlinear):
         """Greatest of the ends."""
         return Bounds(inputs[0].lower.amax(1), inputs[0].upper.amax(1))
 
-    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Sides:
+    def relax(self, relaxer: Relaxer | None, *inputs: Bounds) -> Sides:
         """The entry that is greatest at the centre below, the best line above."""
         lower, upper = inputs[0]
         best = (lower + upper).argmax(1, keepdim=True)
@@ -65,6 +65,20 @@ class Maximum(Nonlinear):
         top = (upper - above * (upper - lower)).amax(1)
         terms = (above * largest(lower, upper)).sum(1) * lower.shape[1]
         return Sides(below, above, top - base + slack(terms, top))
+
+    def strip(self, x: Bounds) -> tuple[Tensor, Tensor, Tensor]:
+        """Slopes ``(B, T, F)`` of one linear function, and the middle and half of the rest.
+
+        With the mean slopes, the rest lies between minus d . x and d . x + intercept, where d is
+        half of what the slopes differ by.
+        """
+        lower, upper = x
+        below, above, intercept = self.relax(None, x)
+        slopes, differ = (above + below) / 2, (above - below) / 2
+        most = torch.maximum(differ * lower, differ * upper).sum(1)
+        size = ((slopes + differ.abs()) * largest(lower, upper)).sum(1)
+        half = most + intercept / 2 + slack(size * lower.shape[1], intercept)
+        return slopes, intercept / 2, half
 
     def at(self, relaxation: Sides, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """See ``Nonlinear``."""

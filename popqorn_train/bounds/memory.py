@@ -58,15 +58,15 @@ class Chunks:
         self.dtype: torch.dtype | None = None  # that the size is known for
         self._calm = 0
 
-    def fit(self, output: Node, like: Tensor) -> None:
+    def fit(self, needed: int, like: Tensor) -> None:
         """Estimate the size of a chunk; one that was found by running out of memory stays.
 
         Args:
-            output: the logits of any sample.
+            needed: bytes that one sample takes.
             like: a tensor of the precision and on the device of the bounds.
         """
         limit = _free(like.device) if self.max_bytes is None else self.max_bytes
-        most = max(1, limit // bytes_a_sample(output, like))
+        most = max(1, limit // needed)
         self.size = most if self.size == self.most else min(self.size, most)
         self.most, self.dtype = most, like.dtype
 

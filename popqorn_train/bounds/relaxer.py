@@ -82,6 +82,37 @@ class Relaxer:
         return enclosing(product, Octagon(box, bands), self.policy)
 
 
+class KnownDomains(Relaxer):
+    """Encloses the products of several nodes at once, of which the domains are known.
+
+    Args:
+        settings: slopes and octagons.
+        domains: of all products of every node, in the order in which it encloses them.
+    """
+
+    def __init__(self, settings: Relaxation, domains: Sequence[Sequence[Octagon]]) -> None:
+        super().__init__(settings, _no_bounds)
+        self._domains = iter([_joined(column) for column in zip(*domains, strict=True)])
+
+    def planes(self, product: Product, x: Argument, y: Argument) -> Planes:
+        """One plane below and one above every unit of all nodes, ``(B, H)``."""
+        domain = next(self._domains)
+        octagon = product.name in self.settings.octagons
+        return enclosing(product, domain if octagon else domain.box, self.policy)
+
+
+def _no_bounds(terms: Rows) -> Tensor:
+    raise AssertionError("the domains of all products are known")
+
+
+def _joined(domains: Sequence[Octagon]) -> Octagon:
+    """One domain of many batches."""
+    batch = max(len(domain.box.ly) for domain in domains)
+    columns = zip(*[(*domain.box, *domain.bands) for domain in domains], strict=True)
+    ends = [torch.cat([end.expand(batch, *end.shape[1:]) for end in column]) for column in columns]
+    return Octagon(Rectangle(*ends[:4]), Bands(*ends[4:]))
+
+
 def band_rows(scale: Scale, x: Argument, y: Argument, unit: Tensor) -> Rows:
     """Rows for the sum, minus the sum, the difference and minus the difference.
 

@@ -38,7 +38,7 @@ def certified_budget(
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
         candidates: see ``Substitutions``.
-        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn"``, or an object.
+        method: ``"ibp"``, ``"crown-ibp"``, ``"popqorn-fast"``, ``"popqorn"``, or an object.
         confirm: as in ``certify``.
         probes: replaced sentences that are looked at, as in ``certify``.
 

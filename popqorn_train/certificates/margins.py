@@ -152,7 +152,8 @@ def chunked_margins(
 
     if chunks.dtype != instance.value.dtype:
         one = chosen[:1]
-        chunks.fit(instance.pick(one).graph(ball.pick(one, len(target))), instance.value)
+        alone = instance.pick(one).graph(ball.pick(one, len(target)))
+        chunks.fit(method.bytes_a_sample(alone, instance.value), instance.value)
     return chunks.map(run, chosen)
 
 

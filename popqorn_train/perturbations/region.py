@@ -115,24 +115,36 @@ class Region:
         if self.p == math.inf:
             center, half = (part[:, :time] for part in self.box)
             return dot(slope, center) - dot(slope.abs(), half)
-        own = slope if self.scale is None else slope * self._cut(self.scale, time)
+        return dot(slope, self.value[:, :time]) + self.fall(slope)
+
+    def fall(self, slope: Tensor, first: int = 0) -> Tensor:
+        """How far ``sum(slope * x)`` may fall below its value at the centre, for p < inf.
+
+        Args:
+            slope: ``(B, K, t, N)`` or ``(1, K, t, N)``, on t frames.
+            first: of these frames.
+
+        Returns:
+            ``(B, K)``, not positive.
+        """
+        frames = slice(first, first + slope.shape[2])
+        own = slope if self.scale is None else slope * self._cut(self.scale, frames)
         if self.scope == "sequence":
-            own = own * self.moved[:, None, :time, None]
+            own = own * self.moved[:, None, frames, None]
             fall = -self.epsilon.amax(1, keepdim=True) * dual_norm(own.flatten(2), self.p)
         else:
-            fall = -self.epsilon[:, None, :time] * dual_norm(own, self.p)  # (B, K, t)
+            fall = -self.epsilon[:, None, frames] * dual_norm(own, self.p)  # (B, K, t)
         if self.clipped:
-            fall = torch.maximum(fall, self._box_fall(slope, time))
-        fall = fall if self.scope == "sequence" else fall.sum(-1)
-        return dot(slope, self.value[:, :time]) + fall
+            fall = torch.maximum(fall, self._box_fall(slope, frames))
+        return fall if self.scope == "sequence" else fall.sum(-1)
 
-    def _cut(self, scale: Tensor, time: int) -> Tensor:
-        return scale.expand(self.value.shape)[:, None, :time]
+    def _cut(self, scale: Tensor, frames: slice) -> Tensor:
+        return scale.expand(self.value.shape)[:, None, frames]
 
-    def _box_fall(self, slope: Tensor, time: int) -> Tensor:
+    def _box_fall(self, slope: Tensor, frames: slice) -> Tensor:
         """How far ``slope . x`` can fall over the box: ``(B, K, t)``, or ``(B, K)`` in all."""
-        middle = self._middle()[:, None, :time]
-        half = self.box[1][:, None, :time]
+        middle = self._middle()[:, None, frames]
+        half = self.box[1][:, None, frames]
         fall = (slope * middle - slope.abs() * half).sum(-1)
         return fall.sum(-1) if self.scope == "sequence" else fall
 

@@ -43,15 +43,26 @@ class Choices(NamedTuple):
         Returns:
             ``(B, K)``.
         """
+        return dot(slope, self.value[:, : slope.shape[2]]) + self.fall(slope)
+
+    def fall(self, slope: Tensor, first: int = 0) -> Tensor:
+        """How far ``sum(slope * x)`` may fall below its value at the centre.
+
+        Args:
+            slope: ``(B, K, t, N)`` or ``(1, K, t, N)``, on t frames.
+            first: of these frames.
+
+        Returns:
+            ``(B, K)``, not positive.
+        """
         time = slope.shape[2]
-        changes = self.changes[:, :time].transpose(-1, -2)  # (B, t, N, C)
+        changes = self.changes[:, first : first + time].transpose(-1, -2)  # (B, t, N, C)
         gains = torch.matmul(slope.transpose(1, 2), changes)  # (B, t, K, C)
         best = gains.amin(-1).clamp(max=0).transpose(1, 2)  # (B, K, t)
         totals = best.sort(-1).values.cumsum(-1)
         totals = torch.cat([torch.zeros_like(totals[..., :1]), totals], -1)
         place = self.budget.clamp(max=time).view(-1, 1, 1).expand(-1, totals.shape[1], 1)
-        fall = totals.expand(len(place), -1, -1).gather(2, place)
-        return dot(slope, self.value[:, :time]) + fall.squeeze(-1)
+        return totals.expand(len(place), -1, -1).gather(2, place).squeeze(-1)
 
     def frame(self, t: int) -> "Choices":
         """One frame alone, as a sequence of one."""

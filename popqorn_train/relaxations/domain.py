@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_FLAT = 128.0  # units in the last place
+
 
 class Rectangle(NamedTuple):
     """``[lx, ux] x [ly, uy]``, each ``(B, H)``."""
@@ -54,6 +56,13 @@ class Rectangle(NamedTuple):
         half_x = torch.maximum((ux - lx) / 2, least * (1 + x.abs().detach()))
         half_y = torch.maximum((uy - ly) / 2, least * (1 + y.abs().detach()))
         return Scale(x, half_x, y, half_y)
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Where a side, in x and in y, is no wider than the rounding of what it was made from."""
+        lx, ux, ly, uy = (end.detach() for end in self)
+        least = _FLAT * torch.finfo(lx.dtype).eps
+        flat_x = ux - lx <= least * (1 + (lx + ux).abs())
+        return flat_x, uy - ly <= least * (1 + (ly + uy).abs())
 
 
 class Scale(NamedTuple):

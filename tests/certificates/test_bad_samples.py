@@ -230,7 +230,7 @@ class Missing(nn.Module):
 FIRST = torch.tensor([True, False, False])
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn"])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn-fast", "popqorn"])
 @pytest.mark.parametrize(
     ("kind", "value"), [(LogMask, -math.inf), (Missing, math.nan), (Missing, math.inf)]
 )

@@ -149,7 +149,7 @@ def test_the_signal_term_comes_from_the_pass_of_the_bound(cell, monkeypatch):
     plain = CertifiedLoss(0.3, kappa=0.2).parts(model, x, y)
     passes = []
     monkeypatch.setattr(
-        "popqorn_train.bounds.methods.enclose", lambda *a, **k: passes.append(1) or enclose(*a, **k)
+        "popqorn_train.bounds.method.enclose", lambda *a, **k: passes.append(1) or enclose(*a, **k)
     )
     parts = CertifiedLoss(0.3, kappa=0.2, signal=0.5).parts(model, x, y)
     assert len(passes) == 1

@@ -1,0 +1,243 @@
+"""One pass forward with affine forms: ranges of everything that nonlinearities read.
+
+Every nonlinearity is replaced by one linear function and an error. The range of a form is
+intersected with the interval, and the octagons of products are read off the forms of both
+arguments. Symbols a frame: 2 H of an LSTM (those of i g and f c share one), H of a GRU or an RNN.
+
+B: batch, T: frames, H: units.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from popqorn_train.bounds.activation import Activation, Blend, Gated
+from popqorn_train.bounds.affine import Sum
+from popqorn_train.bounds.backward import Enclosure, ancestors, whole
+from popqorn_train.bounds.bilinear import Bilinear
+from popqorn_train.bounds.concatenation import Stack
+from popqorn_train.bounds.enclosure import backward_range, from_ball, intersect, read, relaxed
+from popqorn_train.bounds.forms import Error, Form, Term, constant_form, weighted
+from popqorn_train.bounds.images import Image, Stacked, added, frame_of, image, joined, sources
+from popqorn_train.bounds.maximum import Maximum
+from popqorn_train.bounds.node import Node, Nonlinear, Root
+from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
+from popqorn_train.bounds.symbols import Symbols
+from popqorn_train.perturbations.region import Bounds
+from popqorn_train.relaxations.domain import Domain, Octagon, Rectangle
+from popqorn_train.relaxations.products import Product
+from popqorn_train.relaxations.strips import PlaneStrip
+
+_MOST = 2**24  # numbers in a form of one sample; what would be larger is left to its range
+_LIVE = 4  # forms as wide as the widest node that live at once, temporary ones included
+_ELEMENTWISE = Sum, Gated, Blend, Activation
+
+Plane = Callable[[Product, Domain], PlaneStrip]
+
+
+def bytes_of_forms(output: Node, like: Tensor) -> int:
+    """Estimate of what the forms of one sample take that live at once, from above.
+
+    Every symbol has a coefficient in every unit: of a few nodes at once, and of all frames of a
+    layer that another layer reads.
+    """
+    nodes = ancestors(output)
+    errors = sum(math.prod(node.shape) for node in nodes if isinstance(node, Nonlinear))
+    symbols = errors + sum(math.prod(node.shape) for node in nodes if isinstance(node, Root))
+    widest = max((node.shape[0] for node in nodes if len(node.shape) == 1), default=1)
+    stacked = sum(math.prod(node.shape) for node in nodes if isinstance(node, Stack))
+    return like.element_size() * symbols * (_LIVE * widest + stacked)
+
+
+class ForwardPass:
+    """Ranges of the nodes before an output, and octagons of its products.
+
+    Args:
+        output: the node to be bounded in the end.
+        plane: one plane through a product (strips.py).
+        relaxation: of the backward bounds that are made from it.
+
+    Attributes:
+        found: ranges of every node that is read, and relaxations of the nonlinear ones.
+    """
+
+    def __init__(self, output: Node, plane: Plane, relaxation: Relaxation) -> None:
+        assert output.region is not None
+        self._nodes, self._plane, self._relaxation = ancestors(output), plane, relaxation
+        self._symbols = Symbols(output.region)
+        self.found = Enclosure({}, {})
+        self._domains: dict[Node, list[Octagon]] = {}
+        self._forms: dict[Node, Image] = {}
+        self._nonlinear = [node for node in self._nodes if isinstance(node, Nonlinear)]
+        self._wanted = {whole(parent) for node in self._nonlinear for parent in node.inputs}
+        self._readers = self._find_readers()
+        self._left = {node: len(readers) for node, readers in self._readers.items()}
+
+    def _find_readers(self) -> dict[Node, list[Node]]:
+        """The nodes that read the form of every node."""
+        readers: dict[Node, list[Node]] = {node: [] for node in self._nodes}
+        for node in reversed(self._nodes):
+            moves = not node.affine and (readers[node] or node in self._wanted)
+            if isinstance(node, Nonlinear) or moves:
+                for source in sources(node):
+                    readers[source].append(node)
+        return readers
+
+    def run(self) -> Enclosure:
+        """Visit every node once, first to last."""
+        ranges = self.found.ranges
+        for node in read(self._nodes):
+            if from_ball(node):
+                ranges[node] = node.range_from_ball() or backward_range(node, self.found)
+            else:
+                ranges[node] = node.range(*[ranges[parent] for parent in node.inputs])
+            if not node.affine:
+                self._visit(node)
+        self._relax(self._nonlinear)
+        return self.found
+
+    def _visit(self, node: Node) -> None:
+        """Make the form of a node that moves, and forget those that nobody reads any more."""
+        wanted = node in self._wanted
+        if isinstance(node, Gated | Blend):
+            self._domains[node] = list(self._octagons(node))
+        if wanted or self._left[node]:
+            self._forms[node] = self._made(node)
+        if wanted:
+            tighter = self._measured(node)
+            self.found.ranges[node] = intersect(self.found.ranges[node], tighter)
+        for source in sources(node):
+            self._left[source] -= node in self._readers[source]
+        for done in (node, *sources(node)):
+            if not self._left[done]:
+                self._forms.pop(done, None)
+
+    def _measured(self, node: Node) -> Bounds:
+        """Range of the form of a node, or of all frames; from now on its size too."""
+        form = self._forms[node]
+        if isinstance(form, Form):
+            bounds = self._symbols.range(form)
+            self._forms[node] = self._symbols.sized(form, bounds)
+            return bounds
+        pairs = [(frame, self._symbols.range(frame)) for frame in form.frames]
+        self._forms[node] = Stacked(tuple(self._symbols.sized(*pair) for pair in pairs))
+        ends = zip(*[bounds for _, bounds in pairs], strict=True)
+        return Bounds(*(torch.stack(end, 1) for end in ends))
+
+    def _form(self, node: Node) -> Image:
+        """The form of a node that another one reads."""
+        if node not in self._forms:
+            assert node.affine
+            large = node.region is not None and self._is_large(node)
+            self._forms[node] = self._as_box(node) if large else self._symbols.affine(node)
+        return self._forms[node]
+
+    def _made(self, node: Node) -> Image:
+        """The form of a node that is not affine."""
+        if isinstance(node, Gated | Blend):
+            return self._product(node)
+        images = [self._form(source) for source in sources(node)]
+        if isinstance(node, Activation):
+            return self._activation(node, images[0])
+        if isinstance(node, Maximum):
+            return self._maximum(node, images[0])
+        if isinstance(node, Bilinear):
+            return self._bilinear(node, *map(joined, images))
+        if isinstance(node, Sum) and all(isinstance(part, Form) for part in images):
+            forms = [joined(part) for part in images]
+            return added(node, forms, self._error(node, loose=any(form.loose for form in forms)))
+        apart = any(isinstance(part, Stacked) for part in images)
+        if isinstance(node, Nonlinear) or (apart and self._is_large(node)):
+            return self._as_box(node)
+        return image(node, *images)
+
+    def _is_large(self, node: Node) -> bool:
+        """Whether one form of a whole sequence would hold too many numbers."""
+        return len(node.shape) > 1 and math.prod(node.shape) * self._symbols.total > _MOST
+
+    def _error(self, node: Node, gap: Tensor | None = None, *, loose: bool = False) -> Error:
+        """The error of a node; with names, unless one node reads it, unit by unit."""
+        readers = self._readers[node]
+        alone = len(readers) == 1 and isinstance(readers[0], _ELEMENTWISE)
+        if alone or (gap is None and not loose):
+            return Error(gap)
+        units = math.prod(node.shape) if gap is None else gap[0].numel()
+        return Error(gap, self._symbols.name(units))
+
+    def _octagons(self, node: Gated | Blend) -> Iterator[Octagon]:
+        """The domain of every product of a node."""
+        for _, x, y in node.factors(*[self.found.ranges[parent] for parent in node.inputs]):
+            box = Rectangle(*x.bounds, *y.bounds)
+            forms = [joined(self._form(argument.node)) for argument in (x, y)]
+            yield Octagon(box, self._symbols.bands(forms[0], forms[1], (x.sign, y.sign), box))
+
+    def _product(self, node: Gated | Blend) -> Form:
+        """One plane through every product of a node."""
+        factors = node.factors(*[self.found.ranges[parent] for parent in node.inputs])
+        strips = [
+            self._plane(product, domain)
+            for (product, *_), domain in zip(factors, self._domains[node], strict=True)
+        ]
+        scales: dict[Node, Tensor] = {}
+        for (_, *arguments), strip in zip(factors, strips, strict=True):
+            for argument, slope in zip(arguments, strip[:2], strict=True):
+                before = scales.get(argument.node)
+                slope = argument.sign * slope
+                scales[argument.node] = slope if before is None else before + slope
+        terms = [Term(joined(self._form(read)), scale) for read, scale in scales.items()]
+        middle, gap = (
+            functools.reduce(torch.add, [strip[place] for strip in strips]) for place in (2, 3)
+        )
+        return weighted(terms, middle, self._error(node, gap))
+
+    def _activation(self, node: Activation, x: Image) -> Image:
+        """One line through every unit; a sequence frame by frame."""
+        strip = node.strip(self.found.ranges[node.inputs[0]])
+
+        def of(form: Form, slope: Tensor, middle: Tensor, half: Tensor) -> Form:
+            return weighted([Term(form, slope)], middle, self._error(node, half))
+
+        if isinstance(x, Form):
+            return of(x, *strip)
+        columns = zip(x.frames, *(part.unbind(1) for part in strip), strict=True)
+        return Stacked(tuple(of(*column) for column in columns))
+
+    def _bilinear(self, node: Bilinear, x: Form, y: Form) -> Form:
+        """The strip of the product of two nodes."""
+        on_x, on_y, middle, half = node.strip(*[self.found.ranges[p] for p in node.inputs])
+        return weighted([Term(x, on_x), Term(y, on_y)], middle, self._error(node, half))
+
+    def _maximum(self, node: Maximum, x: Image) -> Form:
+        """One linear function of all entries over which the maximum is taken."""
+        slopes, middle, half = node.strip(self.found.ranges[node.inputs[0]])
+        terms = [Term(frame_of(x, place), slope) for place, slope in enumerate(slopes.unbind(1))]
+        return weighted(terms, middle, self._error(node, half))
+
+    def _as_box(self, node: Node) -> Image:
+        """A form that knows no more of a node than its range; a sequence frame by frame."""
+        self._relax([past for past in ancestors(node)[:-1] if isinstance(past, Nonlinear)])
+        bounds = intersect(self.found.ranges[node], backward_range(node, self.found))
+        self.found.ranges[node] = bounds
+        if len(node.shape) < 2:
+            return self._box(bounds)
+        frames = zip(*(end.unbind(1) for end in bounds), strict=True)
+        return Stacked(tuple(self._box(Bounds(*ends)) for ends in frames))
+
+    def _box(self, bounds: Bounds) -> Form:
+        lower, upper = (end.expand(self._symbols.center.shape[0], *end.shape[1:]) for end in bounds)
+        half = (upper - lower) / 2
+        error = Error(half, self._symbols.name(half[0].numel()))
+        return weighted([Term(constant_form((lower + upper) / 2))], None, error)
+
+    def _relax(self, nodes: Sequence[Nonlinear]) -> None:
+        """Enclose nodes between linear functions, on the octagons that are known."""
+        new = [node for node in nodes if node not in self.found.relaxations]
+        found = relaxed(new, self.found.ranges, self._relaxer)
+        self.found.relaxations.update(found)
+
+    def _relaxer(self, nodes: Sequence[Nonlinear]) -> KnownDomains:
+        """A relaxer for nodes that are enclosed together."""
+        return KnownDomains(self._relaxation, [self._domains.get(node, []) for node in nodes])

@@ -1,0 +1,102 @@
+"""What a bounding method is, and the two whose ranges are intervals.
+
+Sources: Gowal et al., "IBP", ICCV 2019; Zhang et al., "CROWN-IBP", ICLR 2020.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from popqorn_train.bounds.backward import Enclosure, minimum
+from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.memory import bytes_a_sample
+from popqorn_train.bounds.node import Logits, Node
+from popqorn_train.bounds.relaxer import Relaxation
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to bound linear functions of the output from below.
+
+    Attributes:
+        shares_rows: whether rows that are the same for all samples cost next to nothing.
+        monotone: whether no bound is larger on a larger ball.
+        graded: whether the size of every positive margin says how much larger the ball can be.
+    """
+
+    shares_rows: ClassVar[bool] = False
+    monotone: ClassVar[bool] = False
+    graded: ClassVar[bool] = True
+
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """Bound ``rows . output`` from below.
+
+        Args:
+            output: node of shape ``(C,)``.
+            rows: ``(B, K, C)`` or ``(1, K, C)``.
+
+        Returns:
+            ``(B, K)``, and the ranges that it comes from.
+        """
+        raise NotImplementedError
+
+    def lower(self, output: Node, rows: Tensor) -> Tensor:
+        """Bound ``rows . output`` from below, ``(B, K)``; see ``bounded``."""
+        return self.bounded(output, rows)[0]
+
+    def margins(self, output: Logits, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """Bound margins ``(B, K)``, of which all have to be positive; see ``bounded``."""
+        return self.bounded(output, rows)
+
+    def bytes_a_sample(self, output: Node, like: Tensor) -> int:
+        """Estimate of what bounding one sample takes, from above; see memory.py."""
+        return bytes_a_sample(output, like)
+
+    @property
+    def cheaper(self) -> "Method | None":
+        """A method whose radius is never larger and a good start for the search, if any."""
+        return None
+
+
+@dataclass(frozen=True)
+class IBP(Method):
+    """Intervals alone: the cheapest, linear in the number of frames."""
+
+    shares_rows: ClassVar[bool] = True
+    monotone: ClassVar[bool] = True  # every range contains that of a smaller ball
+
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``."""
+        found = enclose(output)
+        return minimum(output, rows, found, intervals=True), found
+
+
+@dataclass(frozen=True)
+class CrownIBP(Method):
+    """Interval ranges, then one backward pass through linear relaxations.
+
+    Attributes:
+        beta: None takes the larger of the linear and the interval bound; a number from 0 to 1
+            makes ``beta linear + (1 - beta) interval`` of them, as for training.
+    """
+
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.beta is not None and not 0 <= self.beta <= 1:
+            raise ValueError(f"`beta` must be None or lie between 0 and 1, got {self.beta!r}.")
+
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``."""
+        if self.beta == 0:
+            return IBP().bounded(output, rows)
+        found = enclose(output, relax=Relaxation())
+        linear = minimum(output, rows, found)
+        if self.beta == 1:
+            return linear, found
+        interval = minimum(output, rows, found, intervals=True)
+        if self.beta is None:
+            return torch.maximum(linear, interval), found
+        return torch.lerp(interval, linear, self.beta), found

@@ -1,0 +1,125 @@
+"""POPQORN, and its cheap form.
+
+Source: Ko et al., "POPQORN", ICML 2019.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from popqorn_train.bounds.backward import Enclosure, minimum
+from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.forward import ForwardPass, bytes_of_forms
+from popqorn_train.bounds.method import CrownIBP, Method
+from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.relaxer import Relaxation
+from popqorn_train.relaxations.gap_search import least_gap
+from popqorn_train.relaxations.products import PRODUCTS
+from popqorn_train.relaxations.slopes import POLICIES
+from popqorn_train.relaxations.strips import chords
+
+STRIPS = {"least_gap": least_gap, "chords": chords}
+_OCTAGONS = ("sigmoid_tanh", "reset")
+
+
+@dataclass(frozen=True)
+class Popqorn(Method):
+    """A backward bound for everything a nonlinearity reads, quadratic in the number of frames.
+
+    Attributes:
+        slopes: how planes are chosen: ``"lambda"``, ``"tilted"``, ``"constant"`` or ``"line"``
+            (slopes.py), or ``"best"``, the larger margin of lambda and tilted.
+        octagons: the products that are enclosed on octagons, by name (products.py). All four
+            cost about twice as much as boxes; the default has nearly all of the gain.
+        own_lines: let every bounded row choose the lines around tanh, sigmoid and relu that are
+            closest where its worst input lies; three times the cost for networks that have them.
+
+    Gradients hold tilted slopes and own lines fixed; those of
+    ``Popqorn("lambda", octagons=(), own_lines=False)`` are exact.
+    """
+
+    slopes: str = "tilted"
+    octagons: tuple[str, ...] = _OCTAGONS
+    own_lines: bool = True
+
+    def __post_init__(self) -> None:
+        _check_slopes(self.slopes, (*POLICIES, "best"))
+        _check_octagons(self.octagons)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """What ``slopes`` stands for."""
+        return ("lambda", "tilted") if self.slopes == "best" else (self.slopes,)
+
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``; the ranges are those of the last policy."""
+        bounds = []
+        for policy in self.policies:
+            relaxation = Relaxation(policy, self.octagons)
+            found = enclose(output, relax=relaxation, backward=True, chosen=self.own_lines)
+            bounds.append(minimum(output, rows, found))
+            bounds.append(minimum(output, rows, found, intervals=True))
+        return functools.reduce(torch.maximum, bounds), found
+
+
+@dataclass(frozen=True)
+class FastPopqorn(Method):
+    """Ranges from affine forms, linear in the number of bounded quantities; one backward pass.
+
+    The margin is the largest of that of the backward pass, the interval one, and that of
+    ``CrownIBP``. Octagons cost nothing in the forward pass, where every product has one.
+
+    Attributes:
+        strips: the linear functions of the forward pass: ``"least_gap"`` or ``"chords"``
+            (strips.py, gap_search.py).
+        slopes: of the planes of the backward pass, as in ``Popqorn``.
+        octagons: the products that the backward pass encloses on octagons, likewise.
+        own_lines: as in ``Popqorn``.
+
+    Gradients hold searched slopes and own lines fixed; those of
+    ``FastPopqorn("chords", "lambda", own_lines=False)`` are exact.
+    """
+
+    strips: str = "least_gap"
+    slopes: str = "tilted"
+    octagons: tuple[str, ...] = _OCTAGONS
+    own_lines: bool = True
+
+    def __post_init__(self) -> None:
+        if self.strips not in STRIPS:
+            known = ", ".join(map(repr, STRIPS))
+            raise ValueError(f"`strips` must be one of {known}, got {self.strips!r}.")
+        _check_slopes(self.slopes, tuple(POLICIES))
+        _check_octagons(self.octagons)
+
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``."""
+        if output.region is None:  # nothing moves: no symbols
+            return CrownIBP().bounded(output, rows)
+        relaxation = Relaxation(self.slopes, self.octagons)
+        found = ForwardPass(output, STRIPS[self.strips], relaxation).run()
+        found = found._replace(chosen=self.own_lines)
+        bounds = [
+            minimum(output, rows, found),
+            minimum(output, rows, found, intervals=True),
+            CrownIBP().bounded(output, rows)[0],
+        ]
+        return functools.reduce(torch.maximum, bounds), found
+
+    def bytes_a_sample(self, output: Node, like: Tensor) -> int:
+        """See ``Method``; the forms that live at once, beside one backward pass."""
+        return bytes_of_forms(output, like) + super().bytes_a_sample(output, like)
+
+
+def _check_slopes(slopes: str, known: tuple[str, ...]) -> None:
+    if slopes not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"`slopes` must be one of {names}, got {slopes!r}.")
+
+
+def _check_octagons(octagons: tuple[str, ...]) -> None:
+    if isinstance(octagons, str) or not set(octagons) <= set(PRODUCTS):
+        known = ", ".join(PRODUCTS)
+        raise ValueError(f"`octagons` must be a tuple of {known}, got {octagons!r}.")

@@ -1,0 +1,214 @@
+"""What the symbols of affine forms stand for, and how far a form reaches.
+
+A coordinate of the input counts as a symbol of size 1 where the perturbation is a box: its
+coefficients are multiplied by the half width. Any other perturbation says itself how far a linear
+function of the input falls and rises.
+
+B: batch, T: frames, N: features of a frame, n: symbols of a block.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from popqorn_train.bounds.backward import visits
+from popqorn_train.bounds.concatenation import Projected
+from popqorn_train.bounds.forms import (
+    Block,
+    Form,
+    Term,
+    added_blocks,
+    constant_form,
+    mapped,
+    unit_of_rounding,
+)
+from popqorn_train.bounds.node import Node, Root
+from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
+from popqorn_train.perturbations.region import Bounds, Region
+from popqorn_train.perturbations.substitutions import Choices
+from popqorn_train.relaxations.domain import Bands, Rectangle
+from popqorn_train.relaxations.extremum import largest
+
+_WIDER = 16.0  # units in the last place by which a band is widened, as in relaxer.py
+
+
+class Symbols:
+    """The symbols of one pass.
+
+    Args:
+        region: what moves the input.
+
+    Attributes:
+        count: of named errors so far.
+    """
+
+    def __init__(self, region: Region | Choices) -> None:
+        self.region, self.count = region, 0
+        self.boxed = isinstance(region, Region) and region.p == math.inf
+        lower, upper = region.coordinate_bounds()
+        self.center = region.box[0] if isinstance(region, Region) and self.boxed else region.value
+        self._even = self.boxed or (isinstance(region, Region) and not region.clipped)
+        self.reach = torch.maximum(upper - self.center, self.center - lower)  # (B, T, N)
+
+    @property
+    def total(self) -> int:
+        """All symbols so far, coordinates of the input included."""
+        return self.count + self.reach[0].numel()
+
+    def name(self, units: int) -> int:
+        """The first of as many new symbols."""
+        self.count += units
+        return self.count - units
+
+    def affine(self, node: Node) -> Form:
+        """The form of an affine function of the input, or of what does not move."""
+        if node.region is None:
+            return constant_form(_still(node).expand(len(self.center), *node.shape))
+        if isinstance(node, Projected) and isinstance(node.layer.inputs[0], Root):
+            layer, t = node.layer, node.t
+            slope, constant = layer.weight.T[:, None], layer.bias
+            center = linear(self.center[:, t], layer.weight, constant)
+            return self._of_input(slope[None], center, t, constant)
+        slope, constant = self._walked(node)
+        first = int((slope != 0).any(3).flatten(0, 1).any(0).to(torch.uint8).argmax())
+        center = (slope * self.center[:, None, : slope.shape[2]]).flatten(2).sum(-1) + constant
+        columns = slope[:, :, first:].permute(2, 3, 0, 1)
+        form = self._of_input(columns, center, first, constant)
+        return _shaped(form, node.shape)
+
+    def _of_input(
+        self, columns: Tensor, center: Tensor, first: int, constant: Tensor | None
+    ) -> Form:
+        """Coefficients ``(t, N, B or 1, K)`` on the frames from ``first`` on, as a form."""
+        frames = slice(first, first + len(columns))
+        reach, middle = (
+            part[:, frames].permute(1, 2, 0)[..., None] for part in (self.reach, self.center)
+        )
+        data = columns * reach if self.boxed else columns.expand(-1, -1, len(center), -1)
+        sizes = (columns.abs() * (reach + middle.abs())).flatten(0, 1).sum(0)
+        size = sizes if constant is None else sizes + constant.abs()
+        own = size.detach() * unit_of_rounding(len(columns.flatten(0, 1)), size.dtype)
+        width = self.center.shape[2]
+        return Form(center, Block(first * width, data.flatten(0, 1)), None, own, size)
+
+    def _walked(self, node: Node) -> tuple[Tensor, Tensor]:
+        """Slopes ``(B or 1, K, t, N)`` of every entry on the input, and the constants."""
+        count = math.prod(node.shape)
+        unit = torch.eye(count, dtype=self.center.dtype, device=self.center.device)
+        terms = [(node, unit.view(1, count, *node.shape))]
+        constant = self.center.new_zeros(1, count)
+        for visited, weight, tape in visits(terms, len(self.center)):
+            if isinstance(visited, Root):
+                return weight, constant
+            left = visited.backward(weight, tape, None)
+            constant = constant if left is None else constant + left
+        raise RuntimeError("a node that moves without reading the input")
+
+    def range(self, form: Form) -> Bounds:
+        """Range of a form, with the rounding of adding it up."""
+        low, high = self._spread(form.inputs, form.noise)
+        if form.own is not None:
+            low, high = low - form.own, high + form.own
+        low, high = self._rounded(low, high)
+        rest = 4 * torch.finfo(low.dtype).eps * form.center.detach().abs()
+        return Bounds(form.center + low - rest, form.center + high + rest)
+
+    def sized(self, form: Form, bounds: Bounds) -> Form:
+        """A form with its range as the sum of the absolute values of its terms.
+
+        The sums that are known from its inputs grow with every layer, as intervals do. A linear
+        function of a norm ball reaches as far whatever the signs of its coefficients are; of
+        anything else, the box around it is taken.
+        """
+        size = largest(*bounds).detach()
+        if not self._even and form.inputs is not None:
+            first, count = form.inputs.start, len(form.inputs.data)
+            reach = self.reach.flatten(1)[:, first : first + count].T
+            columns = form.inputs.data.abs().flatten(2)
+            size = size + torch.einsum("nbf,nb->bf", columns, reach).view_as(size)
+        return form._replace(size=size)
+
+    def _rounded(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends of a sum over all symbols, moved out by its rounding."""
+        more = unit_of_rounding(self.total, low.dtype) * torch.maximum(high, -low).detach()
+        return low - more, high + more
+
+    def _spread(self, inputs: Block | None, noise: Block | None) -> tuple[Tensor, Tensor]:
+        """How far both parts fall and rise, ``(B, *shape)``."""
+        zero = self.center.new_zeros(())
+        reach = zero if noise is None else absolute_sum(noise.data)
+        if inputs is None:
+            return -reach, reach
+        if self.boxed:
+            reach = reach + absolute_sum(inputs.data)
+            return -reach, reach
+        low, high = self._of_ball(inputs)
+        return low - reach, high + reach
+
+    def _of_ball(self, inputs: Block) -> tuple[Tensor, Tensor]:
+        """How far a linear function of the input falls and rises."""
+        width, shape = self.center.shape[2], inputs.data.shape[1:]
+        slope = inputs.data.reshape(-1, width, shape[0], shape[1:].numel()).permute(2, 3, 0, 1)
+        first = inputs.start // width
+        low = self.region.fall(slope, first).view(shape)
+        return low, -low if self._even else -self.region.fall(-slope, first).view(shape)
+
+    def _spreads(self, x: Form, y: Form, on_x: Tensor, on_y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """How far the weighted sum of two forms falls and rises, and the difference."""
+        noises = absolute_sums(x.noise, y.noise, on_x, on_y)
+        if self.boxed:
+            of_input = absolute_sums(x.inputs, y.inputs, on_x, on_y)
+            reaches = [one + other for one, other in zip(noises, of_input, strict=True)]
+            return [(-reach, reach) for reach in reaches]
+        found = []
+        for reach, on in zip(noises, (on_y, -on_y), strict=True):
+            terms = [(Term(form, scale), form.inputs) for form, scale in ((x, on_x), (y, on))]
+            inputs = added_blocks([(term, block) for term, block in terms if block is not None])
+            if inputs is None:
+                found.append((-reach, reach))
+            else:
+                low, high = self._of_ball(inputs)
+                found.append((low - reach, high + reach))
+        return found
+
+    def bands(self, x: Form, y: Form, signs: tuple[float, float], box: Rectangle) -> Bands:
+        """Bands of the octagon of two forms.
+
+        Args:
+            x: of the first argument of a product.
+            y: of the second one.
+            signs: -1 where the product reads minus the form.
+            box: ranges of the arguments.
+        """
+        scale = box.scale()
+        on_x, on_y = signs[0] / scale.half_x, signs[1] / scale.half_y
+        own = x.center.new_zeros(())
+        for form, factor in ((x, on_x), (y, on_y)):
+            own = own if form.own is None else own + form.own * factor.abs()
+        p = x.center * on_x - scale.x / scale.half_x
+        q = y.center * on_y - scale.y / scale.half_y
+        size = largest(box.lx, box.ux) / scale.half_x + largest(box.ly, box.uy) / scale.half_y + 2
+        wide = own + _WIDER * torch.finfo(p.dtype).eps * size.detach()
+        flat_x, flat_y = box.flat()
+        uncut = flat_x | flat_y  # there, rounding would decide
+        ends: list[Tensor] = []
+        spreads = self._spreads(x, y, on_x, on_y)
+        for middle, spread in zip((p + q, p - q), spreads, strict=True):
+            low, high = self._rounded(*spread)
+            low, high = (middle + low - wide).clamp(-2, 2), (middle + high + wide).clamp(-2, 2)
+            ends.append(torch.minimum(low, high).masked_fill(uncut, -2))
+            ends.append(torch.maximum(low, high).masked_fill(uncut, 2))
+        return Bands(*ends)
+
+
+def _shaped(form: Form, shape: tuple[int, ...]) -> Form:
+    """A flat form as one of a shape."""
+    return mapped(form, lambda x: x.reshape(*x.shape[:-1], *shape))
+
+
+def _still(node: Node) -> Tensor:
+    """What a node is that does not move."""
+    values = [_still(parent) for parent in node.inputs]
+    return node.range(*[Bounds(value, value) for value in values]).lower
