@@ -107,6 +107,12 @@ class BoundModel(nn.Module):
         with undisturbed(self.model):
             return self._known(self._screened(named_inputs(self.model, inputs)).finite).batch_axis
 
+    def moved(self, inputs: Inputs) -> str:
+        """The name of the tensor that moves."""
+        with undisturbed(self.model):
+            plan = self._known(self._screened(named_inputs(self.model, inputs)).finite)
+            return plan.source.name
+
     def errors(self, inputs: Inputs) -> dict[int, str]:
         """Samples that cannot be asked about, and what is wrong with each.
 

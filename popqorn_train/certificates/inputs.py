@@ -16,8 +16,9 @@ Inputs = Tensor | PackedSequence | tuple[Any, ...]
 
 def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
     """The arguments of forward."""
-    several = isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence)
-    return inputs if several else (inputs,)
+    if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
+        return inputs
+    return (inputs,)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:

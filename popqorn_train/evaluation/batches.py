@@ -82,11 +82,10 @@ def unpacked(unpack: Unpack, batch: Any) -> tuple[Inputs, Tensor]:
 
 def on_device(inputs: Any, device: torch.device) -> Any:
     """Inputs with their tensors on a device."""
-    if isinstance(inputs, PackedSequence):
-        return inputs.to(device)
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
         return tuple(on_device(value, device) for value in inputs)
-    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+    moves: Any = inputs
+    return moves.to(device) if isinstance(inputs, Tensor | PackedSequence) else inputs
 
 
 def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -42,7 +42,7 @@ def data_fingerprint(
     return digest.hexdigest()[:16]
 
 
-def _samples(value: Any, axis: int) -> Sequence[Tensor] | None:
+def _samples(value: Any, axis: int) -> Any:
     """An input sample by sample; None for what is no tensor."""
     if isinstance(value, PackedSequence):
         return unpack_sequence(value)
