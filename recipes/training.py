@@ -142,7 +142,8 @@ class RecipeCLI(LightningCLI):
         """How the network is certified and attacked: where the loss lets move, if it says so."""
         found: EvaluationSettings = self._get(self.config_init, "evaluation")
         names = [name for name in _MASKS if getattr(found, name) is None]
-        return replace(found, **{name: _mask_of(self.model.loss, name) for name in names})
+        masks: dict[str, Any] = {name: _mask_of(self.model.loss, name) for name in names}
+        return replace(found, **masks)
 
     @property
     def _device(self) -> torch.device:

@@ -5,6 +5,7 @@ from popqorn_train.operations import (  # noqa: F401
     contractions,
     convolution,
     elementwise,
+    functional_norms,
     layers,
     norms,
     packing,
@@ -25,6 +26,7 @@ _TITLES = {
     "elementwise": "activations",
     "convolution": "convolution and pooling",
     "norms": "normalisation",
+    "functional_norms": "normalisation",
     "reductions": "sums, means, maxima, masks",
     "shapes": "shapes, picking, joining",
     "padding": "padding",
@@ -36,17 +38,17 @@ def supported() -> dict[str, tuple[list[str], list[str]]]:
     spoken = {ours.__name__: torchs.__name__ for torchs, ours in REPLACED.items()}
     spoken["repack"] = "PackedSequence"
     spoken["log_sigmoid"] = "logsigmoid"  # as torch calls it in its own name
-    found: dict[str, tuple[list[str], list[str]]] = {key: ([], []) for key in _TITLES}
+    found: dict[str, tuple[list[str], list[str]]] = {title: ([], []) for title in _TITLES.values()}
     for kind, handler in MODULES.items():
-        found[_file(handler)][0].append(f"nn.{kind.__name__}")
+        found[_title(handler)][0].append(f"nn.{kind.__name__}")
     for name, handler in OPERATIONS.items():
-        found[_file(handler)][1].append(spoken.get(name, name))
-    return {_TITLES[key]: (sorted(one), sorted(two)) for key, (one, two) in found.items()}
+        found[_title(handler)][1].append(spoken.get(name, name))
+    return {title: (sorted(one), sorted(two)) for title, (one, two) in found.items()}
 
 
-def _file(handler: object) -> str:
+def _title(handler: object) -> str:
     function = getattr(handler, "func", handler)  # what a partial calls
-    return str(function.__module__).rsplit(".", 1)[-1]
+    return _TITLES[str(function.__module__).rsplit(".", 1)[-1]]
 
 
 def supported_table() -> str:

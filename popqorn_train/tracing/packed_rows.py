@@ -30,6 +30,7 @@ _ELEMENTWISE = (
 _MAPS = ("embedding", "linear", "matmul", "mm")  # with a matrix, on every row
 _ALONG = ("cat", "chunk", "cumsum", "glu", "split")  # an axis that stays
 _REDUCED = ("amax", "amin", "mean", "sum")  # an axis that stays with keepdim=True
+_NORMS = ("layer_norm", "rms_norm")  # of the last axes
 _LAYERS = (
     nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Embedding, nn.LayerNorm, nn.RMSNorm,
 )  # fmt: skip
@@ -127,6 +128,9 @@ def _row_by_row(node: fx.Node, model: nn.Module, name: str) -> bool:
         whole = node.all_input_nodes[0].meta["value"]
         last = rest[0] if isinstance(rest[0], tuple) else ()
         return isinstance(whole, tuple | list) or (len(last) == 2 and last[0] is Ellipsis)
+    if name in _NORMS:
+        shape = rest[0] if rest else node.kwargs.get("normalized_shape", ())
+        return _is_rows(node.args[0]) and len(shape) == 1 and not any(map(_is_rows, rest[1:]))
     if name in _MAPS:
         return _is_rows(node.args[0]) and not any(map(_is_rows, rest))
     if name in _ALONG or name in _REDUCED:
