@@ -102,10 +102,9 @@ def _batch_norm_module(
     lifter: Lifter, step: Step, layer: nn.BatchNorm1d | nn.InstanceNorm1d, x: Node
 ) -> Node:
     """In eval mode a scale and a shift for every feature, which are axis 1."""
-    names = ("running_mean", "running_var", "weight", "bias")
-    return batch_normed(
-        lifter, step, x, *[lifter.weight(step.target, name) for name in names], layer.eps
-    )
+    mean, var = (lifter.weight(step.target, name) for name in ("running_mean", "running_var"))
+    weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
+    return batch_normed(lifter, step, x, mean, var, weight, bias, layer.eps)
 
 
 def batch_normed(

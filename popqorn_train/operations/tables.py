@@ -13,6 +13,7 @@ from popqorn_train.operations import (  # noqa: F401
     pairs,
     reductions,
     shapes,
+    writes,
 )
 from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.tracing.packed import REPLACED
@@ -30,13 +31,14 @@ _TITLES = {
     "reductions": "sums, means, maxima, masks",
     "shapes": "shapes, picking, joining",
     "padding": "padding",
+    "writes": "writes of slices, `x[:, t] = v`",
 }
 
 
 def supported() -> dict[str, tuple[list[str], list[str]]]:
     """Modules and operations by kind, sorted, as users write them."""
     spoken = {ours.__name__: torchs.__name__ for torchs, ours in REPLACED.items()}
-    spoken["repack"] = "PackedSequence"
+    spoken |= {"repack": "PackedSequence", "written": "setitem"}
     spoken["log_sigmoid"] = "logsigmoid"  # as torch calls it in its own name
     found: dict[str, tuple[list[str], list[str]]] = {title: ([], []) for title in _TITLES.values()}
     for kind, handler in MODULES.items():

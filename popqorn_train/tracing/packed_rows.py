@@ -129,7 +129,7 @@ def _row_by_row(node: fx.Node, model: nn.Module, name: str) -> bool:
         last = rest[0] if isinstance(rest[0], tuple) else ()
         return isinstance(whole, tuple | list) or (len(last) == 2 and last[0] is Ellipsis)
     if name in _NORMS:
-        shape = rest[0] if rest else node.kwargs.get("normalized_shape", ())
+        shape: Any = rest[0] if rest else node.kwargs.get("normalized_shape", ())
         return _is_rows(node.args[0]) and len(shape) == 1 and not any(map(_is_rows, rest[1:]))
     if name in _MAPS:
         return _is_rows(node.args[0]) and not any(map(_is_rows, rest))

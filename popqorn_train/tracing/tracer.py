@@ -54,7 +54,7 @@ class Tracer(fx.Tracer):
         self.tied: dict[tuple[str, str], str] = {}
         self._memory, self._overwritten = (
             Memory(self.refused_write),
-            Overwritten(self.refused_write),
+            Overwritten(self.refused_write, self.proxy),
         )
         self._modes = contextlib.ExitStack()
         self._path = ""
