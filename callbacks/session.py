@@ -37,6 +37,7 @@ class Session:
         seconds: spent so far.
         rows: of the samples that this process has certified.
         weights: fingerprint of what was certified.
+        moved: name of the tensor that moves; None where nothing was certified.
     """
 
     order: Order | None
@@ -46,6 +47,7 @@ class Session:
     seconds: float = 0.0
     rows: list[SampleRow] = field(default_factory=list)
     weights: str = ""
+    moved: str | None = None
     _picked: list[Picked] = field(default_factory=list)
     _failure: Exception | None = None
 
@@ -110,6 +112,8 @@ class Session:
         self.weights = fingerprint(root)
         examiner = Examiner(self.question, bound(model))
         with isolated_random(), muted(root):
+            if self._picked:
+                self.moved = examiner.model.moved(self._picked[0].inputs)
             for picked in self._chunks(examiner.model):
                 group = Group(progress, len(picked.labels))
                 examiner.decided = group.reach

@@ -68,6 +68,7 @@ class SetCertifier:
         self._stage = "fit"
         self._order: Order | None = None
         self._chosen: dict[str, dict[str, Any]] = {}  # by stage: positions, and of what
+        self._moved: str | None = None
         self._warned: set[str] = set()
         self._session: Session | None = None
         self.unpublished: Certification | None = None
@@ -83,7 +84,8 @@ class SetCertifier:
         names = ("samples", "seed", "dataloader", "model", "epsilons")
         options = {name: getattr(self.options, name) for name in names}
         known = versions("torch", "popqorn-train")
-        return {**self.question.settings(), **options, "versions": known}
+        moved = {"moved": self._moved}
+        return {**self.question.settings(), **moved, **options, "versions": known}
 
     def describe(self) -> str:
         """What is watched, in a few words."""
@@ -115,7 +117,7 @@ class SetCertifier:
             )
         self._model(pl_module)
         self._stage, self._order = TrainerFn(stage).value, None
-        self._reports.begin(trainer, self._stage, self.settings())
+        self._reports.begin(trainer, self._stage)
 
     def check_order(self, trainer: Trainer) -> Order:
         """How this process reads the watched loader; every process must ask at once.
@@ -243,7 +245,7 @@ class SetCertifier:
                 self.last = self.unpublished
             self._deal_with_errors(self.unpublished)
         prefix = self._reports.prefix
-        self._reports.define(prefix + key for key in values)
+        self._reports.define((prefix + key for key in values), self.settings())
         # All processes hold the same values: any of them is their maximum.
         how: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "reduce_fx": "max"}
         pl_module.log_dict({prefix + key: value for key, value in values.items()}, **how)
@@ -263,6 +265,8 @@ class SetCertifier:
 
     def _certification(self, trainer: Trainer, session: Session) -> Certification:
         rows, seconds = gathered(trainer, session.rows, session.seconds)
+        names = [name for name in all_values(trainer, session.moved) if name is not None]
+        self._moved = next(iter(names), self._moved)
         return Certification(
             epoch=trainer.current_epoch,
             step=trainer.global_step,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from popqorn_train.evaluation.certification import count_certified, lower_quantile
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.plots import AccuracyCurve
 
 
@@ -26,6 +28,9 @@ class EvaluationSettings:
         p: norm of the ball around every frame.
         low: least value of an input; None where there is none.
         high: greatest value of an input.
+        frames: mask of the frames that move, a list of booleans; None takes that of the loss that
+            trained the network, if it has one.
+        features: mask of the features that move, likewise.
         method: bounding method; everything is certified with intervals at least.
         samples: how many of the test set are looked at, drawn by the seed 0; None takes them all.
         method_samples: how many of these are certified by ``method``; all are then certified with
@@ -37,13 +42,15 @@ class EvaluationSettings:
         attack_restarts: starts, the clean input first.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError, TypeError: a value out of range, or a mask that is none.
     """
 
     epsilons: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     p: float = math.inf
     low: float | None = None
     high: float | None = None
+    frames: Mask | None = None
+    features: Mask | None = None
     method: str = "popqorn"
     samples: int | None = None
     method_samples: int | None = None
@@ -56,12 +63,25 @@ class EvaluationSettings:
         rising = [0.0, *self.epsilons]
         if not self.epsilons or any(a >= b for a, b in itertools.pairwise(rising)):
             raise ValueError(f"`epsilons` must be positive and increasing, got {self.epsilons}.")
+        for name in ("frames", "features"):
+            as_mask(name, getattr(self, name))
         for name in ("samples", "method_samples", "attack_samples"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1 or null, got {count}.")
         if self.undecided_at is not None and not self.undecided_at > 0:
             raise ValueError(f"`undecided_at` must be positive or null, got {self.undecided_at}.")
+
+    def ball(self, epsilon: float) -> LpBall:
+        """What may move, of one size."""
+        return LpBall(
+            epsilon,
+            self.p,
+            frames=as_mask("frames", self.frames),
+            features=as_mask("features", self.features),
+            low=self.low,
+            high=self.high,
+        )
 
 
 class Evaluation(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from popqorn_train import LpBall, certify_loader
+from popqorn_train import certify_loader
 from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.evaluation.progress import shown
@@ -105,6 +105,8 @@ def _certified(
         net,
         _part(loader, ordered),
         p=settings.p,
+        frames=settings.frames,
+        features=settings.features,
         low=settings.low,
         high=settings.high,
         method=method,
@@ -139,10 +141,7 @@ def _attacked(
     device = _device(net)
     started, chosen = seconds_used(device), found.positions[: settings.attack_samples]
     bar = shown("attacking", len(chosen))
-    balls = [
-        LpBall(epsilon, settings.p, low=settings.low, high=settings.high)
-        for epsilon in settings.epsilons
-    ]
+    balls = [settings.ball(epsilon) for epsilon in settings.epsilons]
     standing = []
     for batch in _part(loader, chosen.tolist()):
         inputs, labels = tuple(x.to(device) for x in as_tuple(batch[0])), batch[1].to(device)

@@ -113,9 +113,10 @@ def _percent(share: float | None) -> str:
 def draw(folder: Path, evaluations: dict[str, Evaluation], settings: EvaluationSettings) -> Path:
     """Draw certified and attacked accuracy against epsilon, one colour per model."""
     norm = "l_inf" if settings.p == float("inf") else f"l_{settings.p:g}"
-    domain = ""
+    chosen = [name for name in ("frames", "features") if getattr(settings, name) is not None]
+    domain = f", chosen {' and '.join(chosen)}" if chosen else ""
     if settings.low is not None and settings.high is not None:
-        domain = f", within [{settings.low:g}, {settings.high:g}]"
+        domain += f", within [{settings.low:g}, {settings.high:g}]"
     figure, _ = draw_accuracy_curves(
         [evaluation.curve(f"{name} training") for name, evaluation in evaluations.items()],
         xlabel=f"perturbation of every frame, epsilon ({norm}{domain})",

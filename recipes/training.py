@@ -4,8 +4,10 @@ Everything that a configuration may hold is an argument of ``RobustClassifier``,
 of a loss, of a callback or of Lightning's Trainer.
 """
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 
 from popqorn_train.evaluation.folder import FolderLock
+from popqorn_train.perturbations.masks import as_mask
 from popqorn_train.recipes.arguments import (
     ConfigurationError,
     Parser,
@@ -30,6 +33,10 @@ from popqorn_train.recipes.data.text import TextData
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 from popqorn_train.recipes.final_evaluation import evaluate, seconds_used
 from popqorn_train.recipes.results import draw, model_results, table, write_results
+from popqorn_train.training.loss import CertifiedLoss
+from popqorn_train.training.objective import Objective
+
+_MASKS = ("frames", "features")  # of what moves
 
 __all__ = ["ConfigurationError", "RecipeCLI", "run", "start"]
 
@@ -132,9 +139,11 @@ class RecipeCLI(LightningCLI):
 
     @property
     def settings(self) -> EvaluationSettings:
-        """How the network is certified and attacked."""
+        """How the network is certified and attacked: where the loss lets move, if it says so."""
         found: EvaluationSettings = self._get(self.config_init, "evaluation")
-        return found
+        names = [name for name in _MASKS if getattr(found, name) is None]
+        masks: dict[str, Any] = {name: _mask_of(self.model.loss, name) for name in names}
+        return replace(found, **masks)
 
     @property
     def _device(self) -> torch.device:
@@ -244,6 +253,9 @@ class RecipeCLI(LightningCLI):
             "evaluation.undecided_at": "null",  # intervals decide nothing there
             "folder": str(self.folder / "standard"),
         }
+        masks = {name: as_mask(name, getattr(self.settings, name)) for name in _MASKS}
+        for name, mask in masks.items():  # of the loss, which the other network does not have
+            changes[f"evaluation.{name}"] = json.dumps(None if mask is None else mask.tolist())
         own = {"callbacks", "logger"} | ({"max_epochs"} if epochs is not None else set())
         options = {name: value for name, value in self._trainer_options.items() if name not in own}
         if epochs is not None:
@@ -278,6 +290,20 @@ class RecipeCLI(LightningCLI):
             f"\n{table(self.models)}\n\nwritten to {folder}: results.json, table.txt, radii.csv, "
             "certified_accuracy.png, config.yaml"
         )
+
+
+def _mask_of(loss: Objective | None, name: str) -> torch.Tensor | None:
+    """What a loss lets move, if all of its objectives agree."""
+    if loss is None:
+        return None
+    parts = [one for one in loss.modules() if isinstance(one, CertifiedLoss)]
+    first, *others = [getattr(one, name) for one in parts] or [None]
+    agree = all(_is_same(first, one) for one in others)
+    return first if agree else None
+
+
+def _is_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def _last_checkpoint(folder: Path) -> ModelCheckpoint:

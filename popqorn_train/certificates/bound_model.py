@@ -5,7 +5,7 @@ B: batch, T: frames, N: features of a frame, C: classes.
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ from popqorn_train.tracing.dependencies import structure
 from popqorn_train.tracing.input_path import Plan
 from popqorn_train.tracing.output_meaning import KINDS, OutputIs
 from popqorn_train.tracing.packed import call_sorted
+from popqorn_train.tracing.packed_inputs import together
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.randomness import nothing_random
 from popqorn_train.tracing.selection import Select, check_select, selected
@@ -106,6 +107,12 @@ class BoundModel(nn.Module):
         with undisturbed(self.model):
             return self._known(self._screened(named_inputs(self.model, inputs)).finite).batch_axis
 
+    def moved(self, inputs: Inputs) -> str:
+        """The name of the tensor that moves."""
+        with undisturbed(self.model):
+            plan = self._known(self._screened(named_inputs(self.model, inputs)).finite)
+            return plan.source.name
+
     def errors(self, inputs: Inputs) -> dict[int, str]:
         """Samples that cannot be asked about, and what is wrong with each.
 
@@ -155,14 +162,15 @@ class BoundModel(nn.Module):
         """The batch as a plan reads it."""
         return self._instance(screen.read(named, found.batch_axis), found, dtype)
 
-    def run(self, values: Sequence[Any]) -> Any:
+    def run(self, named: dict[str, Any]) -> Any:
         """What the model itself returns, or is selected of it; call it inside ``undisturbed``."""
 
         def called(*values: Any) -> Any:
-            return selected(self.model(*values), self.select)
+            arguments = together(dict(zip(named, values, strict=True)))
+            return selected(self.model(*arguments), self.select)
 
         with preserved(self.model):
-            return call_sorted(called, values)
+            return call_sorted(called, list(named.values()))
 
     def _instance(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
         lifter = self._lifter(named, found, dtype)
@@ -274,7 +282,7 @@ class BoundModel(nn.Module):
     def _ran(self, named: dict[str, Any]) -> Any:
         try:
             with torch.no_grad(), nothing_random(self.model):
-                own = [v.clone() if isinstance(v, Tensor) else v for v in named.values()]
+                own = {n: v.clone() if isinstance(v, Tensor) else v for n, v in named.items()}
                 return self.run(own)  # which may write into them
         except UnsupportedModelError:
             raise

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-Inputs = Tensor | tuple[Any, ...]
+from popqorn_train.tracing.packed_inputs import apart
+
+Inputs = Tensor | PackedSequence | tuple[Any, ...]
 
 
 def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
     """The arguments of forward."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+    if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
+        return inputs
+    return (inputs,)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:
@@ -23,21 +27,15 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
 
 
 def named_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """The arguments of forward by name.
+    """The arguments of forward by name; packed sequences as ``packed_inputs.apart`` gives them.
 
     Raises:
         ValueError, TypeError: what no model of this kind can read.
     """
     values = as_tuple(inputs)
-    if any(isinstance(value, PackedSequence) for value in (inputs, *values)):
-        raise TypeError(
-            "`inputs` must not be packed, got a PackedSequence. Pass the padded tensor and its "
-            "lengths, and pack them in forward with pack_padded_sequence(x, lengths.cpu(), "
-            "batch_first=True, enforce_sorted=False)."
-        )
     names = _arguments(type(model).forward)
     names = names + [f"argument_{index}" for index in range(len(names), len(values))]
-    named = dict(zip(names, values, strict=False))
+    named = apart(dict(zip(names, values, strict=False)))
     tensors = tensors_of(named)
     if not tensors:
         raise TypeError(

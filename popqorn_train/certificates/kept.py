@@ -27,7 +27,7 @@ class Kept(NamedTuple):
         errors: what is wrong with the others.
         size: B.
         chosen: ``(b,)`` the samples.
-        inputs: of these.
+        inputs: of these; nothing where there are none.
         frames: in a sample.
         classes: of the model.
     """
@@ -76,7 +76,8 @@ def kept_of(layer: BoundModel, inputs: Inputs) -> Kept | None:
         whole, axis = layer.instance(inputs), layer.batch_axis(inputs)
     size, frames, _ = whole.center.shape
     chosen = torch.tensor([at for at in range(size) if at not in errors], dtype=torch.long)
-    picked = tuple(pick_samples(value, chosen, axis) for value in as_tuple(inputs))
+    values = as_tuple(inputs) if len(chosen) else ()
+    picked = tuple(pick_samples(value, chosen, axis) for value in values)
     return Kept(errors, size, chosen, picked, frames, whole.plan.classes)
 
 

@@ -103,7 +103,7 @@ class StandIn:
     def _run(self, values: dict[str, Any]) -> Any:
         kernels = without_cudnn() if torch.is_grad_enabled() else contextlib.nullcontext()
         with kernels:
-            return self._layer.run(list(values.values()))
+            return self._layer.run(values)
 
     def _raw(self, moved: Tensor, chosen: Tensor) -> Tensor:
         """The source's own tensor, with what moves replaced in it."""

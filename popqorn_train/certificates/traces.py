@@ -77,7 +77,7 @@ def remember_run(model: nn.Module, hold: int, named: dict[str, Any], output: Any
 
 
 def _shapes(named: dict[str, Any], axis: int) -> tuple[Any, ...]:
-    """Shapes with the size of the batch left out; other arguments as text."""
+    """Names, and shapes with the size of the batch left out; other arguments as text."""
 
     def shape(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -85,4 +85,4 @@ def _shapes(named: dict[str, Any], axis: int) -> tuple[Any, ...]:
         at = min(axis, value.ndim - 1)
         return (*value.shape[:at], None, *value.shape[at + 1 :], value.dtype)
 
-    return tuple(shape(value) for value in named.values())
+    return tuple((name, shape(value)) for name, value in named.items())

@@ -3,11 +3,13 @@
 A recording holds for a batch only if such numbers are what they were when it was recorded, since
 sizes follow from them. Chunks and picked samples keep those of the batch. And as a bound speaks of
 one sample, the logits must not depend on them: the model itself is run on samples whose own
-numbers are others.
+numbers are others. What is unpacked is as long as the longest sample of a batch, which is such a
+number too.
 
 B: batch.
 """
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -19,9 +21,12 @@ from popqorn_train.certificates.fidelity import agree, as_rows, measured
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.sample_order import order_after, samples_of
 from popqorn_train.tracing.input_path import Plan
-from popqorn_train.tracing.steps import Step
+from popqorn_train.tracing.packed import pack_lengths, pad_lengths
+from popqorn_train.tracing.steps import Ref, Step
 
+_ARGUMENTS = {function: inspect.signature(function) for function in (pack_lengths, pad_lengths)}
 _RECORDED = 2  # samples in a recording
 _TRIED = 4  # samples that are run alone
 
@@ -107,11 +112,12 @@ def check_apart(
     """
     found, lifter = instance.plan, instance.lifter
     names = [step.name for step in found.whole]
-    outsiders = [
+    others = {
         sample
         for sample, alone in _alone(found, lifter)
         if any(not _same(alone.value(name), lifter.value(name)) for name in names)
-    ]
+    }
+    outsiders = sorted(others | _shorter(found, lifter))
     if not outsiders:
         return
     precise, near = measured(instance, exact(), dtype or instance.value.dtype)
@@ -120,6 +126,28 @@ def check_apart(
         theirs, its_own = as_rows(output, precise), as_rows(run(twice), precise[twice])
         if theirs is None or its_own is None or not agree(its_own, theirs[twice], near).all():
             raise mixing(instance)
+
+
+def _shorter(found: Plan, lifter: Lifter) -> set[int]:
+    """Samples that have fewer frames alone, where forward unpacks without a total length."""
+    steps, short = found.trace.steps, set[int]()
+    if not any(step.target is pad_lengths and _longest_counts(step) for step in steps):
+        return short
+    for step in steps:
+        if step.target is pack_lengths:
+            recorded = _ARGUMENTS[pack_lengths].bind(*step.args, **step.kwargs).arguments["lengths"]
+            order = None
+            if isinstance(recorded, Ref):
+                lifter.value(recorded.name)
+                order = order_after(lifter, recorded.name)
+            lengths = samples_of(torch.as_tensor(lifter.resolved(recorded)), order)
+            short.update((lengths < lengths.max()).nonzero()[:, 0].tolist())
+    return short
+
+
+def _longest_counts(step: Step) -> bool:
+    given = _ARGUMENTS[pad_lengths].bind(*step.args, **step.kwargs).arguments
+    return given.get("total_length") is None
 
 
 def _alone(found: Plan, lifter: Lifter) -> Iterator[tuple[int, Lifter]]:

@@ -11,6 +11,7 @@ from torch import nn
 from popqorn_train.bounds.methods import method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
+from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.radius import check_search
 from popqorn_train.cli.options import mask_of
 from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
@@ -124,4 +125,4 @@ def batches(loader: Iterable[Any]) -> Iterable[tuple[tuple[Any, ...], torch.Tens
     """Inputs as a tuple and labels of every batch."""
     for batch in loader:
         inputs, target = unpacked(unpack_pair, batch)
-        yield (inputs if isinstance(inputs, tuple) else (inputs,)), target
+        yield as_tuple(inputs), target

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from popqorn_train.certificates.inputs import Inputs, as_tuple
 from popqorn_train.evaluation.dict_batches import pair_of
+from popqorn_train.tracing.packed_inputs import join_packed
 from popqorn_train.tracing.steps import pick_samples
 
 Unpack = Callable[[Any], tuple[Inputs, Tensor]]
@@ -80,9 +82,10 @@ def unpacked(unpack: Unpack, batch: Any) -> tuple[Inputs, Tensor]:
 
 def on_device(inputs: Any, device: torch.device) -> Any:
     """Inputs with their tensors on a device."""
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence):
         return tuple(on_device(value, device) for value in inputs)
-    return inputs.to(device) if isinstance(inputs, Tensor) else inputs
+    moves: Any = inputs
+    return moves.to(device) if isinstance(inputs, Tensor | PackedSequence) else inputs
 
 
 def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:
@@ -101,6 +104,8 @@ def grouped(picked: list[Picked], axis: int) -> Iterator[Picked]:
 
 
 def _shape(value: Any, axis: int) -> Any:
+    if isinstance(value, PackedSequence):
+        return "packed", value.data.shape[1:], value.data.dtype
     if not isinstance(value, Tensor):
         return value
     at = min(axis, value.ndim - 1)
@@ -109,6 +114,8 @@ def _shape(value: Any, axis: int) -> Any:
 
 def _joined(column: Sequence[Any], axis: int) -> Any:
     first = column[0]
+    if isinstance(first, PackedSequence):
+        return join_packed(column)
     if not isinstance(first, Tensor):
         return first
     return torch.cat(list(column), min(axis, first.ndim - 1))

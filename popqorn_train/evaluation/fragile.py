@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.frames import frame_radii
@@ -133,7 +134,8 @@ def _read_frames(model: BoundModel, picked: Picked) -> tuple[Tensor, int]:
 
 def _tokens(inputs: tuple[Any, ...], frames: int) -> list[int]:
     """The tokens of one sample; none where its input is not whole numbers."""
-    for value in inputs:
+    for given in inputs:
+        value = given.data if isinstance(given, PackedSequence) else given
         if isinstance(value, Tensor) and not value.is_floating_point() and value.numel() == frames:
             return value.flatten().tolist()
     return []

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -31,8 +32,7 @@ def data_fingerprint(
     """
     digest, seen = hashlib.sha256(), 0
     for inputs, target in batches:
-        values = [value for value in inputs if isinstance(value, Tensor)]
-        values = [value.movedim(min(axis, value.ndim - 1), 0) for value in values]
+        values = [found for value in inputs if (found := _samples(value, axis)) is not None]
         for at in range(int(min(len(target), samples - seen))):
             for value in (*values, target):
                 _add(digest, "", value[at])
@@ -40,6 +40,13 @@ def data_fingerprint(
         if seen >= samples:
             break
     return digest.hexdigest()[:16]
+
+
+def _samples(value: Any, axis: int) -> Any:
+    """An input sample by sample; None for what is no tensor."""
+    if isinstance(value, PackedSequence):
+        return unpack_sequence(value)
+    return value.movedim(min(axis, value.ndim - 1), 0) if isinstance(value, Tensor) else None
 
 
 def _add(digest: Any, name: str, value: Tensor) -> None:

@@ -32,9 +32,10 @@ _ROW_WISE = (
     | CURVES.keys()
     | frozenset(
         (
-            "add", "addmm", "clamp_max", "clamp_min", "div", "divide", "getattr", "lerp", "linear",
-            "masked_fill", "matmul", "maximum", "minimum", "mm", "mul", "multiply", "neg", "pow",
-            "relu", "rsub", "sigmoid", "sub", "subtract", "tanh", "true_divide", "truediv", "where",
+            "add", "addmm", "batch_norm", "clamp_max", "clamp_min", "div", "divide", "getattr",
+            "layer_norm", "lerp", "linear", "masked_fill", "matmul", "maximum", "minimum", "mm",
+            "mul", "multiply", "neg", "pow", "relu", "rms_norm", "rsub", "sigmoid", "sub",
+            "subtract", "tanh", "true_divide", "truediv", "where",
         )
     )
 )  # fmt: skip

@@ -8,6 +8,7 @@ F: features.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,11 +30,12 @@ def _scaled(
     lifter: Lifter, step: Step, x: Node, weight: Tensor | None, bias: Tensor | None
 ) -> Node:
     """A weight and a bias for every feature."""
-    if weight is None:
+    if weight is None and bias is None:
         return x
 
     def scale(x: Tensor) -> Tensor:
-        return x * weight if bias is None else x * weight + bias
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
 
     return lifted(lifter, step, scale, (x,), {})
 
@@ -101,12 +103,26 @@ def _batch_norm_module(
 ) -> Node:
     """In eval mode a scale and a shift for every feature, which are axis 1."""
     mean, var = (lifter.weight(step.target, name) for name in ("running_mean", "running_var"))
-    if mean is None or var is None:
-        raise unsupported(step, "a BatchNorm1d without running statistics", "Track them.")
-    if x.batch_axis and not step.merged:
-        raise unsupported(step, "a BatchNorm1d with the batch elsewhere than on axis 0")
     weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
-    scale = (var + layer.eps).rsqrt()
+    return batch_normed(lifter, step, x, mean, var, weight, bias, layer.eps)
+
+
+def batch_normed(
+    lifter: Lifter,
+    step: Step,
+    x: Node,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Node:
+    """A scale and a shift for every feature, from running statistics."""
+    if mean is None or var is None:
+        raise unsupported(step, "a batch norm without running statistics", "Track them.")
+    if x.batch_axis and not step.merged:
+        raise unsupported(step, "a batch norm with the batch elsewhere than on axis 0")
+    scale = (var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     ones = [1] * (len(x.shape) - 1 - step.merged)
@@ -117,19 +133,36 @@ def _batch_norm_module(
 def _layer_norm_module(
     lifter: Lifter, step: Step, layer: nn.LayerNorm | nn.RMSNorm, x: Node
 ) -> Node:
-    if len(layer.normalized_shape) != 1 or x.batch_axis > len(x.shape) - 1:
-        raise unsupported(step, "a normalisation over something else than the last axis")
     weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
-    eps = layer.eps
-    if isinstance(layer, nn.LayerNorm):
-        x = _centred(lifter, x)
+    centred = isinstance(layer, nn.LayerNorm)
+    return layer_normed(
+        lifter, step, x, layer.normalized_shape, weight, bias, layer.eps, centred=centred
+    )
+
+
+def layer_normed(
+    lifter: Lifter,
+    step: Step,
+    x: Node,
+    shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    *,
+    centred: bool,
+) -> Node:
+    """Normalise the last axis, minus its mean or as it is."""
+    if len(shape) != 1 or x.batch_axis > len(x.shape) - 1:
+        raise unsupported(step, "a normalisation over something else than the last axis")
+    x = _centred(lifter, x) if centred else x
     eps = eps_of(lifter.model, lifter.dtype) if eps is None else eps
     return _scaled(lifter, step, Activation(Normalising(eps), x), weight, bias)
 
 
 @module(nn.GroupNorm)
 def _group_norm_module(lifter: Lifter, step: Step, layer: nn.GroupNorm, x: Node) -> Node:
-    return _grouped(lifter, step, layer, x, layer.num_groups)
+    weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
+    return group_normed(lifter, step, x, layer.num_groups, weight, bias, layer.eps)
 
 
 @module(nn.InstanceNorm1d)
@@ -137,13 +170,27 @@ def _instance_norm_module(lifter: Lifter, step: Step, layer: nn.InstanceNorm1d, 
     """Over time, channel by channel; with running statistics as a batch norm."""
     if layer.running_mean is not None:
         return _batch_norm_module(lifter, step, layer, x)
+    weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
+    return instance_normed(lifter, step, x, weight, bias, layer.eps)
+
+
+def instance_normed(
+    lifter: Lifter, step: Step, x: Node, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Node:
+    """Normalise every channel over time."""
     if len(x.shape) != 2:
-        raise unsupported(step, "an InstanceNorm1d of something else than (B, C, T)")
-    return _grouped(lifter, step, layer, x, x.shape[0])
+        raise unsupported(step, "an instance norm of something else than (B, C, T)")
+    return group_normed(lifter, step, x, x.shape[0], weight, bias, eps)
 
 
-def _grouped(
-    lifter: Lifter, step: Step, layer: nn.GroupNorm | nn.InstanceNorm1d, x: Node, groups: int
+def group_normed(
+    lifter: Lifter,
+    step: Step,
+    x: Node,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> Node:
     """Normalise neighbouring channels, axis 1, together with all that comes after them."""
     if x.batch_axis:
@@ -152,12 +199,11 @@ def _grouped(
     rows = affine_of(
         lambda x: x.reshape(len(x), groups, -1), (x,), {}, shape=(groups, size), axis=0
     )
-    normal = Activation(Normalising(layer.eps), _centred(lifter, rows))
+    normal = Activation(Normalising(eps), _centred(lifter, rows))
     shape = x.shape
     back = affine_of(lambda x: x.reshape(len(x), *shape), (normal,), {}, shape=shape, axis=0)
     ones = [-1, *[1] * (len(shape) - 1)]
-    weights = [lifter.weight(step.target, name) for name in ("weight", "bias")]
-    weight, bias = (None if found is None else found.view(ones) for found in weights)
+    weight, bias = (None if found is None else found.view(ones) for found in (weight, bias))
     return _scaled(lifter, step, back, weight, bias)
 
 

@@ -35,19 +35,26 @@ def _pack(
             f"{input.batch_axis}",
             "Pack (B, T, N) with batch_first=True, or (T, B, N) without it.",
         )
-    return Packed(input, torch.as_tensor(lengths), input.batch_axis)
+    return Packed(input, torch.as_tensor(lengths), input.batch_axis, enforce_sorted)
 
 
 @operation("repack")
-def _repack(lifter: Lifter, step: Step, data: Any, batch_sizes: Any, *indices: Any) -> Packed:
-    return Packed(data, batch_sizes, 0)
+def _repack(
+    lifter: Lifter,
+    step: Step,
+    data: Any,
+    batch_sizes: Any,
+    sorted_indices: Any = None,
+    unsorted_indices: Any = None,
+) -> Packed:
+    return Packed(data, batch_sizes, 0, sorted_indices is None)
 
 
 @operation("_replace")
 def _replaced(lifter: Lifter, step: Step, x: Any, **fields: Any) -> Packed:
     if not isinstance(x, Packed) or "data" not in fields:
         raise unsupported(step, "a change of fields", "Replace the data of a packed sequence.")
-    return Packed(fields["data"], x.lengths, 0)
+    return Packed(fields["data"], x.lengths, 0, x.ordered)
 
 
 def data_of(x: Packed) -> Node:

@@ -5,6 +5,7 @@ from popqorn_train.operations import (  # noqa: F401
     contractions,
     convolution,
     elementwise,
+    functional_norms,
     layers,
     norms,
     packing,
@@ -12,6 +13,7 @@ from popqorn_train.operations import (  # noqa: F401
     pairs,
     reductions,
     shapes,
+    writes,
 )
 from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.tracing.packed import REPLACED
@@ -25,28 +27,30 @@ _TITLES = {
     "elementwise": "activations",
     "convolution": "convolution and pooling",
     "norms": "normalisation",
+    "functional_norms": "normalisation",
     "reductions": "sums, means, maxima, masks",
     "shapes": "shapes, picking, joining",
     "padding": "padding",
+    "writes": "writes of slices, `x[:, t] = v`",
 }
 
 
 def supported() -> dict[str, tuple[list[str], list[str]]]:
     """Modules and operations by kind, sorted, as users write them."""
     spoken = {ours.__name__: torchs.__name__ for torchs, ours in REPLACED.items()}
-    spoken["repack"] = "PackedSequence"
+    spoken |= {"repack": "PackedSequence", "written": "setitem"}
     spoken["log_sigmoid"] = "logsigmoid"  # as torch calls it in its own name
-    found: dict[str, tuple[list[str], list[str]]] = {key: ([], []) for key in _TITLES}
+    found: dict[str, tuple[list[str], list[str]]] = {title: ([], []) for title in _TITLES.values()}
     for kind, handler in MODULES.items():
-        found[_file(handler)][0].append(f"nn.{kind.__name__}")
+        found[_title(handler)][0].append(f"nn.{kind.__name__}")
     for name, handler in OPERATIONS.items():
-        found[_file(handler)][1].append(spoken.get(name, name))
-    return {_TITLES[key]: (sorted(one), sorted(two)) for key, (one, two) in found.items()}
+        found[_title(handler)][1].append(spoken.get(name, name))
+    return {title: (sorted(one), sorted(two)) for title, (one, two) in found.items()}
 
 
-def _file(handler: object) -> str:
+def _title(handler: object) -> str:
     function = getattr(handler, "func", handler)  # what a partial calls
-    return str(function.__module__).rsplit(".", 1)[-1]
+    return _TITLES[str(function.__module__).rsplit(".", 1)[-1]]
 
 
 def supported_table() -> str:

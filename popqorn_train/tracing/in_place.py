@@ -78,8 +78,36 @@ def without_write(call: Call, model: nn.Module) -> tuple[Call, str] | None:
             return call._replace(target=bare), name
         return call._replace(target=_function(bare)), name
     if bare == "setitem":
-        raise NotImplementedError(name)
+        whole, index, value = call.args
+        if not is_basic(index):
+            raise NotImplementedError(
+                "x[...] = ... by an index that is a tensor or a list; use torch.where"
+            )
+        args = whole, index if isinstance(index, tuple) else (index,), value
+        return Call("call_function", written, args, {}), "x[...] = ..."
     return _told(call, name)
+
+
+def may_write(call: Call) -> bool:
+    """Whether a function writes into an argument."""
+    try:
+        return "out" in call.kwargs or without_write(call, nn.Identity()) is not None
+    except NotImplementedError:
+        return True
+
+
+def written(x: Tensor, index: tuple[Any, ...], value: Any) -> Tensor:
+    """``x[index] = value`` in a copy."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+def is_basic(index: Any) -> bool:
+    """Whether an index consists of numbers and slices."""
+    parts = index if isinstance(index, tuple) else (index,)
+    plain = (part for part in parts if not isinstance(part, slice) and part is not ...)
+    return all(isinstance(part, int) and not isinstance(part, bool) for part in plain)
 
 
 def _function(name: str) -> Any:

@@ -30,11 +30,13 @@ class _Packed(NamedTuple):
         padded: ``(B, T, F)`` or ``(T, B, F)``; a node where it moves.
         lengths: ``(B,)`` valid frames of each sample.
         batch_axis: 0 or 1.
+        ordered: whether the samples are sorted already, which torch does not look into then.
     """
 
     padded: Any
     lengths: Tensor
     batch_axis: int
+    ordered: bool = False
 
 
 class Packed(_Packed):
@@ -54,15 +56,16 @@ class Packed(_Packed):
         return self.lengths
 
     @property
-    def sorted_indices(self) -> Tensor:
+    def sorted_indices(self) -> Tensor | None:
         """Nothing is sorted here; alike for all samples."""
-        return torch.zeros_like(self.lengths)
+        return None if self.ordered else torch.zeros_like(self.lengths)
 
     unsorted_indices = sorted_indices
 
     def _replace(self, **fields: Any) -> "Packed":
         if "data" in fields:
-            return repack(fields.pop("data"), fields.pop("batch_sizes", self.lengths), **fields)
+            names = ("batch_sizes", "sorted_indices", "unsorted_indices")
+            return repack(**{name: getattr(self, name) for name in names} | fields)
         return super()._replace(**fields)
 
 
@@ -77,7 +80,7 @@ def pack_lengths(
     input: Any, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
 ) -> Packed:
     """Stands for ``pack_padded_sequence``; the order of samples does not matter here."""
-    packed = Packed(input, torch.as_tensor(lengths), 0 if batch_first else 1)
+    packed = Packed(input, torch.as_tensor(lengths), 0 if batch_first else 1, enforce_sorted)
     batch = input.shape[packed.batch_axis]
     if packed.lengths.shape != (batch,):
         raise ValueError(f"lengths must be ({batch},), got {tuple(packed.lengths.shape)}")
@@ -91,7 +94,7 @@ def pad_lengths(
     total_length: int | None = None,
 ) -> Padded:
     """Stands for ``pad_packed_sequence``; as long as the sequence was before it was packed."""
-    padded, lengths, axis = sequence
+    padded, lengths, axis = sequence.padded, sequence.lengths, sequence.batch_axis
     time = frames_left(sequence, padded.shape[1 - axis], total_length)
     padded = padded.narrow(1 - axis, 0, time)
     mask = torch.arange(time, device=padded.device)[None] < lengths.to(padded.device)[:, None]
@@ -109,7 +112,7 @@ def repack(
     """Stands for ``PackedSequence``, of rows that were made of those of another one."""
     if not isinstance(batch_sizes, Tensor) or batch_sizes.shape != data.shape[:1]:
         raise ValueError("PackedSequence must be made with the batch_sizes of another one")
-    return Packed(data, batch_sizes, 0)
+    return Packed(data, batch_sizes, 0, sorted_indices is None)
 
 
 def frames_left(sequence: Packed, time: int, total_length: Any) -> int:

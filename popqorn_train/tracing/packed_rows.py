@@ -30,6 +30,7 @@ _ELEMENTWISE = (
 _MAPS = ("embedding", "linear", "matmul", "mm")  # with a matrix, on every row
 _ALONG = ("cat", "chunk", "cumsum", "glu", "split")  # an axis that stays
 _REDUCED = ("amax", "amin", "mean", "sum")  # an axis that stays with keepdim=True
+_NORMS = ("layer_norm", "rms_norm")  # of the last axes
 _LAYERS = (
     nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Embedding, nn.LayerNorm, nn.RMSNorm,
 )  # fmt: skip
@@ -41,12 +42,14 @@ class Part(NamedTuple):
     """What a recorded result is of a packed sequence.
 
     Attributes:
-        kind: ``"rows"``, or ``"order"`` for what says which row is whose.
+        kind: the field that it is, or is made of: ``"data"``, or what says which row is whose.
         lengths: identity of the lengths, which tell sequences apart.
+        ordered: whether the samples are sorted, so that no indices sort them.
     """
 
     kind: str
     lengths: int
+    ordered: bool
 
 
 def part_of(node: fx.Node, model: nn.Module, name: str) -> Part | None:
@@ -72,11 +75,11 @@ def part_of(node: fx.Node, model: nn.Module, name: str) -> Part | None:
     if not parts:
         return None
     part = parts[0]
-    if len(parts) > 1 or (part.kind == "order" and name not in IDENTITIES):
+    if len(parts) > 1 or (part.kind != "data" and name not in IDENTITIES):
         raise ValueError(
             "it brings rows or sizes of packed sequences together; do it where nothing is packed"
         )
-    if part.kind == "rows" and not _row_by_row(node, model, name):
+    if part.kind == "data" and not _row_by_row(node, model, name):
         raise ValueError(f"{name} is not done to packed rows one by one; {_WAY_OUT}")
     return part
 
@@ -84,22 +87,33 @@ def part_of(node: fx.Node, model: nn.Module, name: str) -> Part | None:
 def _field(node: fx.Node, whole: Packed, name: str) -> Part | None:
     """A packed sequence is read: its fields by name, or whole."""
     if name == "getattr" and node.args[1] in ("data", *_ORDER):
-        return Part("rows" if node.args[1] == "data" else "order", id(whole.lengths))
+        return Part(str(node.args[1]), id(whole.lengths), whole.ordered)
     if name in ("getattr", "getitem"):
         raise ValueError("it reads a packed sequence by place; read data and batch_sizes by name")
     if name == "_replace":
-        _check_repacked(node, id(whole.lengths))
+        _check_repacked(node, whole)
     return None
 
 
-def _check_repacked(node: fx.Node, lengths: int | None) -> None:
+def _check_repacked(node: fx.Node, whole: Packed | None) -> None:
     """Rows and order are those of one packed sequence, each in its place."""
-    given = dict(zip(("data", *_ORDER), node.args, strict=False)) if lengths is None else {}
-    parts = {name: _part(value) for name, value in {**given, **node.kwargs}.items()}
-    known = {part.lengths for part in parts.values() if part is not None} | ({lengths} - {None})
+    given = dict(zip(("data", *_ORDER), node.args, strict=False)) if whole is None else {}
+    given = {name: value for name, value in {**given, **node.kwargs}.items() if value is not None}
+    parts = {name: _part(value) for name, value in given.items()}
+    known = {(part.lengths, part.ordered) for part in parts.values() if part is not None}
+    known |= set() if whole is None else {(id(whole.lengths), whole.ordered)}
     for name, part in parts.items():
-        if part is None or part.kind != ("rows" if name == "data" else "order") or len(known) > 1:
+        if part is None or part.kind != name or len(known) > 1:
             raise ValueError(f"`{name}` of a packed sequence is not made of that of another one")
+    if whole is None:
+        dropped = "sorted_indices" not in given
+    else:
+        dropped = any(name in node.kwargs and name not in given for name in _ORDER)
+    if dropped and not all(ordered for _, ordered in known):
+        raise ValueError(
+            "it leaves out the order of a packed sequence; pass on p.sorted_indices and "
+            "p.unsorted_indices"
+        )
 
 
 def _part(value: Any) -> Part | None:
@@ -114,6 +128,9 @@ def _row_by_row(node: fx.Node, model: nn.Module, name: str) -> bool:
         whole = node.all_input_nodes[0].meta["value"]
         last = rest[0] if isinstance(rest[0], tuple) else ()
         return isinstance(whole, tuple | list) or (len(last) == 2 and last[0] is Ellipsis)
+    if name in _NORMS:
+        shape: Any = rest[0] if rest else node.kwargs.get("normalized_shape", ())
+        return _is_rows(node.args[0]) and len(shape) == 1 and not any(map(_is_rows, rest[1:]))
     if name in _MAPS:
         return _is_rows(node.args[0]) and not any(map(_is_rows, rest))
     if name in _ALONG or name in _REDUCED:
@@ -142,7 +159,7 @@ def _dim(node: fx.Node, name: str) -> Any:
 
 def _is_rows(value: Any) -> bool:
     part = _part(value)
-    return part is not None and part.kind == "rows"
+    return part is not None and part.kind == "data"
 
 
 def _fit(node: fx.Node) -> bool:
@@ -162,4 +179,4 @@ def _fit(node: fx.Node) -> bool:
 
 def has_size_of(part: Part | None, dim: Any) -> bool:
     """Whether the size of an axis is that which the code has: the last one of rows."""
-    return part is None or (part.kind == "rows" and dim == -1)
+    return part is None or (part.kind == "data" and dim == -1)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
 from popqorn_train.tracing.packed import REPLACED, Packed, repack
@@ -163,7 +164,7 @@ def _places(
 
 
 def _packed_names(globals_: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
-    """Where user's code names ``PackedSequence``; torch's own code means its own class."""
+    """Where user's code names ``PackedSequence``; elsewhere torch's code means its own class."""
     modules = [getattr(module, "__dict__", {}) for module in [*sys.modules.values()]]
     own = ("torch", "popqorn_train")
     others = [
@@ -172,7 +173,7 @@ def _packed_names(globals_: list[dict[str, Any]]) -> list[tuple[dict[str, Any], 
         if names.get("PackedSequence") is PackedSequence
         and str(names.get("__name__")).split(".")[0] not in own
     ]
-    users = {id(names): names for names in (*globals_, *others)}.values()
+    users = {id(names): names for names in (*globals_, *others, vars(rnn))}.values()
     return [(n, name) for n in users for name, value in [*n.items()] if value is PackedSequence]
 
 

@@ -69,6 +69,9 @@ class ValueProxy(fx.Proxy):
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise self._refused("it turns data into an array of NumPy")
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
     def _written(self, name: str, other: Any) -> Any:
         """``x += y`` and the like, which write into a tensor."""
         write = getattr(operator, name)

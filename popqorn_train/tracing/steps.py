@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from popqorn_train.nested import map_nested
+from popqorn_train.tracing.packed_inputs import pick_packed
 
 IDENTITIES = frozenset(
     (
@@ -141,7 +143,9 @@ class Trace(NamedTuple):
 
 
 def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
-    """Some samples of an input; a number, or what is not a tensor, belongs to all."""
+    """Some samples of an input; a number, or what is no tensor, belongs to all."""
+    if isinstance(value, PackedSequence):
+        return pick_packed(value, chosen)
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     return value.index_select(min(batch_axis, value.ndim - 1), chosen.to(value.device))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.calls import check_own_code, set_weights, tied, with_hooks
@@ -28,6 +29,7 @@ from popqorn_train.tracing.in_place import (
 )
 from popqorn_train.tracing.made_tensors import Overwritten
 from popqorn_train.tracing.packed import REPLACED, call
+from popqorn_train.tracing.packed_inputs import together
 from popqorn_train.tracing.packed_rows import part_of
 from popqorn_train.tracing.patches import RECORDING, patched
 from popqorn_train.tracing.preserve import preserved
@@ -52,7 +54,7 @@ class Tracer(fx.Tracer):
         self.tied: dict[tuple[str, str], str] = {}
         self._memory, self._overwritten = (
             Memory(self.refused_write),
-            Overwritten(self.refused_write),
+            Overwritten(self.refused_write, self.proxy),
         )
         self._modes = contextlib.ExitStack()
         self._path = ""
@@ -72,10 +74,13 @@ class Tracer(fx.Tracer):
         }
         own = [*root.parameters(), *root.buffers(), *self.tensor_attrs]
         self._places = set(map(place_of, tensors_in(own)))
-        args = [
-            self.create_proxy("placeholder", name, (), {}) if isinstance(value, Tensor) else value
+        proxies = {
+            name: self.create_proxy("placeholder", name, (), {})
+            if isinstance(value, Tensor)
+            else value
             for name, value in self.inputs.items()
-        ]
+        }
+        args = together(proxies, self._pack)
         parameters: dict[str, fx.Proxy] = {}
         original_call, original_read = nn.Module.__call__, nn.Module.__getattr__
 
@@ -97,6 +102,9 @@ class Tracer(fx.Tracer):
             found = self.create_arg(output) if one else None
             self.create_node("output", "output", (found,), {})
         return self.graph
+
+    def _pack(self, *args: Any) -> Any:
+        return self.create_proxy("call_function", pack_padded_sequence, args, {})
 
     def refused(self, why: str) -> Exception:
         """The error for what cannot be recorded; it holds even where user code catches it."""

@@ -105,6 +105,7 @@ def test_the_settings_of_certification_are_in_the_configuration(run):
     assert settings["high"] is None
     assert settings["method"] == "crown-ibp"
     assert settings["samples"] == 9
+    assert settings["moved"] == "x"
     assert settings["versions"]["torch"] == torch.__version__
 
 
@@ -115,6 +116,7 @@ def test_the_file_of_a_run_lies_in_its_own_folder_and_draws_the_same_chart(run):
     labels = [line.get_label() for line in ax.lines]
     assert len(labels) == 21
     assert labels[-2:] == [f"epoch {EPOCHS - 1}", f"attacked, epoch {EPOCHS - 1}"]
+    assert ax.get_xlabel().startswith("perturbation epsilon\n(l_2 of 'x', a ball for every frame")
 
 
 def test_tensorboard_gets_a_histogram_and_a_figure(tmp_path):

@@ -120,8 +120,8 @@ INPUTS = {
     "nothing": ((), TypeError, "`inputs`"),
     "a packed sequence": (
         pack_sequence([x[0], x[1]]),
-        TypeError,
-        "PackedSequence. Pass the padded tensor and its lengths",
+        ValueError,
+        r"`inputs` must be what .*lengths \(2,\), which it refuses",
     ),
     "too many": ((x, x), (TypeError, ValueError), "`inputs`"),
 }

@@ -6,6 +6,12 @@ import torch
 
 from tests.operations.rows import F, T, join
 
+
+def write(x, index, value):
+    x[index] = value
+    return x
+
+
 MOVE_ROWS = {
     "cat": join(torch.cat),
     "concat": join(torch.concat),
@@ -133,4 +139,15 @@ MOVE_ROWS = {
     "full_like": [lambda m, a, b: torch.full_like(a, -0.5) - a],
     "zeros_like": [lambda m, a, b: torch.zeros_like(a) - a],
     "ones_like": [lambda m, a, b: torch.ones_like(a.transpose(0, 1)).transpose(0, 1) - a],
+    "written": [
+        lambda m, a, b: write(a.clone(), (slice(None), 1), b[:, 0]),
+        lambda m, a, b: write(a - b, (slice(None), slice(1, 3)), b[:, :1]),
+        lambda m, a, b: write(a - b, (..., 0), 0.5),
+        lambda m, a, b: write(a - b, (slice(None), -1), m.c),
+        lambda m, a, b: write((a - b).transpose(0, 1).contiguous(), 2, b[:, 0]).transpose(0, 1),
+        lambda m, a, b: write(
+            a.new_zeros(len(a), T, F), (slice(None), slice(None, None, 2), 1), b[:, :2, 0]
+        ),
+        lambda m, a, b: write(a.new_ones(len(a), F), slice(None), a[:, 0]),
+    ],
 }

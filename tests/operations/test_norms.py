@@ -1,10 +1,13 @@
 """Normalisation layers: their ranges and lines hold, the rounding of small numbers included."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from popqorn_train import LpBall, certify
+from popqorn_train import LpBall, UnsupportedModelError, certify, logit_bounds
 from popqorn_train.operations.norms import Normalising
 from popqorn_train.perturbations.region import Bounds
 from tests.problems import Base, sequences
@@ -66,3 +69,82 @@ def test_the_eps_of_a_norm_without_one_is_that_of_the_weights():
     own = logits.gather(1, y[:, None]) - logits
     finite = found.margins.isfinite()
     torch.testing.assert_close(found.margins[finite].float(), own[finite], rtol=0, atol=1e-4)
+
+
+class Normed(nn.Module):
+    """A recurrent layer, a norm of its states, a head."""
+
+    def __init__(self, norm, call=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
+        self.norm, self.call = copy.deepcopy(norm), call
+        for weight in self.norm.parameters():
+            nn.init.uniform_(weight, 0.5, 2)
+        self.double().eval()
+
+    def forward(self, x):
+        h = self.rnn(x)[0].transpose(1, 2)
+        h = self.norm(h) if self.call is None else self.call(self.norm, h)
+        return self.head(h.sum(2))
+
+
+def running(norm, h, function, *rest, **options):
+    weights = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    return function(h, *weights, *rest, **options, eps=norm.eps)
+
+
+FUNCTIONS = {
+    "batch": (nn.BatchNorm1d(4), lambda m, h: running(m, h, functional.batch_norm, m.training)),
+    "layer": (
+        nn.LayerNorm(5),
+        lambda m, h: functional.layer_norm(h, m.normalized_shape, m.weight, m.bias, m.eps),
+    ),
+    "rms": (nn.RMSNorm(5), lambda m, h: functional.rms_norm(h, (5,), m.weight, m.eps)),
+    "group": (nn.GroupNorm(2, 4), lambda m, h: functional.group_norm(h, 2, m.weight, m.bias)),
+    "instance": (
+        nn.InstanceNorm1d(4, affine=True),
+        lambda m, h: functional.instance_norm(h, weight=m.weight, bias=m.bias),
+    ),
+    "instance, by statistics": (
+        nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        lambda m, h: running(m, h, functional.instance_norm, use_input_stats=m.training),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_the_bounds_of_its_module(name):
+    norm, call = FUNCTIONS[name]
+    for epsilon in (0.0, 0.05):
+        one, two = (
+            logit_bounds(Normed(norm, how), sequences(3, 5), LpBall(epsilon), method="crown-ibp")
+            for how in (None, call)
+        )
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+REFUSED = {
+    "of the batch": (
+        lambda m, h: functional.batch_norm(h, None, None, training=True),
+        "mixes samples|statistics of the batch",
+    ),
+    "of another order": (
+        lambda m, h: torch.batch_norm(
+            h, m.weight, m.bias, m.running_mean, m.running_var, False, 0.1, 1e-5, False
+        ),
+        r"Use torch.nn.functional.batch_norm",
+    ),
+    "weights that move": (
+        lambda m, h: functional.layer_norm(h, (5,), h[0, 0]),
+        "weights that move|mixes samples",
+    ),
+    "several axes": (lambda m, h: functional.layer_norm(h, (4, 5)), "else than the last axis"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_functions_are_refused_with_the_line(name):
+    call, message = REFUSED[name]
+    with pytest.raises(UnsupportedModelError, match=message):
+        logit_bounds(Normed(nn.BatchNorm1d(4), call), sequences(3, 5), LpBall(0.01))

@@ -19,7 +19,7 @@ from popqorn_train.evaluation.folder import FolderLock
 from popqorn_train.recipes.cli import TRAINING, main
 from popqorn_train.recipes.configurations import configs
 from popqorn_train.recipes.networks import load_net
-from popqorn_train.recipes.training import ConfigurationError, run
+from popqorn_train.recipes.training import ConfigurationError, RecipeCLI, run
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = (
@@ -170,12 +170,20 @@ def test_masks_are_lists_of_booleans(tmp_path):
         "--model.loss.frames=[true,true,true,true,false]",
         "--model.loss.features=[true,false,true]",
     ]
-    assert fit(tmp_path, ALONE, *masks) == 0
+    arguments = ["fit", "--config", "generated", *QUICK, f"--folder={tmp_path}", *masks]
+    recipe = RecipeCLI([*arguments, "--standard_epochs=1"])
     loss = results(tmp_path)["config"]["model"]["loss"]["init_args"]
     assert loss["frames"] == [True, True, True, True, False]
     assert loss["features"] == [True, False, True]
-    [metrics] = tmp_path.rglob("metrics.csv")
-    assert "certified_training/bound" in metrics.read_text()
+    metrics = [path.read_text() for path in (tmp_path / "logs").rglob("metrics.csv")]
+    assert any("certified_training/bound" in text for text in metrics)
+    standard = results(tmp_path / "standard")["config"]["evaluation"]
+    assert (standard["frames"], standard["features"]) == (loss["frames"], loss["features"])
+    found, data = recipe.evaluations["certified"][-1], recipe.datamodule.test_dataloader().dataset
+    x, y = (torch.stack(column) for column in zip(*data, strict=True))
+    ball = {"low": 0.0, "high": 1.0, "frames": loss["frames"], "features": loss["features"]}
+    radii = certified_radius(recipe.model.net, x, y, method="ibp", **ball)
+    torch.testing.assert_close(found.radii, radii.double(), rtol=2e-3, atol=0)
 
 
 def test_the_sweep_gives_options_that_train(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,19 @@ def test_radii_and_predictions_are_those_of_the_library(net, frames):
     assert found.certified(0.05) == pytest.approx((radius >= 0.05).double().mean().item())
     assert found.certified(0.05) <= found.attacked(0.05) <= found.accuracy()
     assert found.median() == found.radii.sort().values[14]
+
+
+def test_masks_hold_for_radii_and_attacks(net, frames):
+    masks = {"frames": [True, False, True, True], "features": [False, True, False]}
+    settings = replace(SETTINGS, **masks)
+    [found], [whole] = evaluate(net, frames, settings), evaluate(net, frames, SETTINGS)
+    x, labels = frames.dataset.tensors
+    ball = LpBall(0.0, **{k: torch.tensor(m) for k, m in masks.items()}, low=0.0, high=1.0)
+    radius = search_radius(net, x, labels, ball, method="crown-ibp").radius
+    assert torch.allclose(found.radii, radius.double(), rtol=2e-3)
+    assert (found.radii[found.radii > 0] > whole.radii[found.radii > 0]).all()
+    assert found.attacked(0.05) >= whole.attacked(0.05)
+    assert settings.ball(0.05) != SETTINGS.ball(0.05)
 
 
 def test_a_part_is_drawn_for_the_strong_method_and_the_whole_set_has_intervals(net, frames):

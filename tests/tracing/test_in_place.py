@@ -169,11 +169,12 @@ def made_and_viewed(net, h):
     return torch.cat([view, view], 1)
 
 
-def made_and_looked_at(net, h):
+def made_and_written(net, h):
     total = torch.zeros(len(h), H, dtype=h.dtype)
     other = total
     total += h
-    return h if bool((other > 0).any()) else net.lin(h)
+    other.add_(1)
+    return h
 
 
 def parts(net, h):
@@ -198,7 +199,7 @@ REFUSED = {
     "whole": (whole_read, "works in place on memory that 'lin' shares"),
     "copy": (perhaps_a_copy, "works in place"),
     "made": (made_and_viewed, "under another name"),
-    "looked at": (made_and_looked_at, "under another name"),
+    "made and written": (made_and_written, "under another name"),
     "parts": (parts, "sigmoid_.*one of several parts"),
     "out": (into_out, "in place"),
     "weight": (weight, "in place"),

@@ -43,8 +43,14 @@ def states(net, x, lengths):
 
 def outputs(net, x, lengths):
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    out, lengths = pad_packed_sequence(net.rnn(packed)[0], batch_first=True, padding_value=-2.0)
+    options = {"batch_first": True, "padding_value": -2.0, "total_length": x.size(1)}
+    out, lengths = pad_packed_sequence(net.rnn(packed)[0], **options)
     return net.head(out.sum(1))
+
+
+def of_the_longest(net, x, lengths):
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return net.head(pad_packed_sequence(net.rnn(packed)[0], batch_first=True)[0].mean(1))
 
 
 def packed_twice(net, x, lengths):
@@ -166,6 +172,7 @@ def branching(net, x, lengths):
 REFUSED = {
     "its data": (packed_data, UnsupportedModelError, r"expected logits \(B, C\)"),
     "other lengths": (wrong_axis, ValueError, "`inputs`"),
+    "the longest of the batch": (of_the_longest, UnsupportedModelError, "mixes samples"),
     "a length as a number": (branching, UnsupportedModelError, "data into a Python number"),
 }
 

@@ -97,6 +97,7 @@ ROW_BY_ROW = {
     "slices": lambda d: torch.cat([d[..., 1:].tanh(), 2 * d[..., :1]], -1),
     "gates": lambda d: glu(torch.cat([d, -d], -1)),
     "cumulative": lambda d: d.cumsum(dim=-1),
+    "norm": lambda d: nn.functional.layer_norm(d, (3,), eps=0.1),
     "constants": lambda d: (
         torch.where(torch.tensor([True, False, True]), d, 0.5 * d + 1) * d.size(-1)
     ),
