@@ -108,6 +108,7 @@ def close(one, two):
 
 CODES = {
     "popqorn": (ends, total, time_first, rows, either),
+    "popqorn-fast": (ends, total, rows),
     "crown-ibp": (total, rows),
     "ibp": (total, rows),
 }
