@@ -11,6 +11,8 @@ from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.relaxations.tanh_product import _on_border, sigmoid_tanh_intercept
 from tests.problems import F64
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 
 def sigmoid_identity(x, y):
     return x.sigmoid() * y
