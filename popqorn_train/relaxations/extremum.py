@@ -24,6 +24,7 @@ from torch.autograd.function import FunctionCtx
 Edges = tuple[Tensor, Tensor]
 _SLACK = 4.0  # units in the last place; the need measured is below 2
 _FLOOR = 1e-30  # covers gates that are denormal numbers
+LEAST_GATE = 1e-28  # what a gate counts as, beside a large factor: ratios below LEAST are cut off
 LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
 
 
@@ -237,5 +238,6 @@ def product_intercept(
         x_low, x_high = product_edges(a, lx, ux, ly, uy)
         gain = x_high.sigmoid() * uy - x_low.sigmoid() * ly - a * (x_high - x_low) - b * (uy - ly)
         (x, y), height = prefer(gain, (x_low, x_high), (ly, uy)), largest(ly, uy)
-        allowance = slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))
+        gate = ux.sigmoid().clamp_(min=LEAST_GATE)
+        allowance = slack(gate * height, b * height, a * largest(lx, ux))
     return gap_at(x, y, a, b, (lx, ux, ly, uy), curved=False) + allowance

@@ -89,6 +89,17 @@ def test_float32_planes_enclose_the_real_product(f, planes, intercept, width):
         assert (gap >= 0).all()
 
 
+def test_gates_that_are_nearly_shut_count_beside_large_states():
+    """A slope below 1e-36 of the state is taken for that: its gate is none of the smallest."""
+    ends = [torch.full((1, 8), end) for end in (-99.0, -82.0, -6e7, -5.9e7)]
+    found = [
+        type(plane)(*[field.double() for field in plane])
+        for plane in planes_over(MEMORY)(Rectangle(*ends))
+    ]
+    for gap in gaps(sigmoid_identity, found, *across(Rectangle(*[end.double() for end in ends]))):
+        assert (gap >= 0).all()
+
+
 @products
 def test_planes_of_a_point_are_exact(f, planes, intercept):
     box = boxes(0.0)

@@ -2,13 +2,16 @@
 //
 // sigmoid and tanh are within 2 eps of their values, relatively, so that a product is within 4 eps;
 // its difference from the plane adds 1.5 eps of the largest term. 8 eps of the sum of the largest
-// terms cover both, and `floor` the numbers below the smallest normal one.
+// terms cover both, and 1e-30 the numbers below the smallest normal one. A gate counts as 1e-28 at
+// least, since ratios of slopes below `least` are taken for `least` (extremum.h).
 #pragma once
 #include "extremum.h"
 
 template <class V> INLINE V slack(V height, V in_x, V in_y) {
   return (abs(height) + abs(in_x) + abs(in_y)) * (8 * Of<V>::eps) + Number<V>(1e-30);
 }
+
+template <class V> INLINE V counted(V gate) { return at_least(gate, 1e-28); }
 
 // A point, and how high sigmoid(x) tanh(y) - a x - b y is there.
 template <class V> struct High {
@@ -75,8 +78,7 @@ template <class V> static V memory_top(Box<V> box, Slopes<V> p) {
   V low = memory_edge(p.a, box.lx, box.ux, box.ly).height - p.b * box.ly;
   V high = memory_edge(p.a, box.lx, box.ux, box.uy).height - p.b * box.uy;
   V size = largest(box.ly, box.uy);
-  return max(low, high) + slack(sigmoid(box.ux) * size, p.b * size, p.a * largest(box.lx, box.ux)) +
-         2 * Of<V>::tiny * size;
+  return max(low, high) + slack(counted(sigmoid(box.ux)) * size, p.b * size, p.a * largest(box.lx, box.ux));
 }
 
 // The lowest plane above sigmoid(x) y for a slope in x, see memory_planes.py.
@@ -91,6 +93,5 @@ template <class V> static Plane<V> memory_plane(Box<V> box, V a) {
   V free = narrow ? (low.gate + high.gate) / 2 : (high.height - low.height) / (narrow ? V{} + 1 : width);
   V gate = sigmoid(box.ux), b = clip(free, sigmoid(box.lx), gate), size = largest(box.ly, box.uy);
   V top = max(low.height - b * box.ly, high.height - b * box.uy);
-  V room = slack(gate * size, b * size, a * largest(box.lx, box.ux)) + 2 * Of<V>::tiny * size;
-  return {a, b, top + room};
+  return {a, b, top + slack(counted(gate) * size, b * size, a * largest(box.lx, box.ux))};
 }

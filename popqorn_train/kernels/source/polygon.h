@@ -147,6 +147,6 @@ static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& s
     V height = gap(product<true>(held.x, held.y), slopes, held.x, held.y) + held.miss;
     best = max(best, held.there ? height : best);
   }
-  V height = sigmoid(box.ux) * largest(second<curved>(box.ly), second<curved>(box.uy));
+  V height = counted(sigmoid(box.ux)) * largest(second<curved>(box.ly), second<curved>(box.uy));
   return best + 2 * slack(height, slopes.a * largest(box.lx, box.ux), slopes.b * largest(box.ly, box.uy));
 }
