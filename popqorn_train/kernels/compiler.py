@@ -23,7 +23,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent / "source"
 _FLAGS = (
     "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
-    "-fno-exceptions", "-fno-rtti", "-shared", "-fPIC", "-fvisibility=hidden", "-w",
+    "-fno-exceptions", "-fno-rtti", "-shared", "-fPIC", "-fvisibility=hidden", "-w", "-Wno-psabi",
 )  # fmt: skip
 _COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
 _SECONDS = 300

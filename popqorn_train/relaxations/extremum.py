@@ -87,12 +87,13 @@ def _artanh_root(ratio: Tensor, least: float) -> Tensor:
     """Where tanh' equals a ratio, right of 0: the artanh of sqrt(1 - ratio).
 
     Ratios are kept a little inside (0, 1), since roots and logarithms of 0 and infinity cost
-    twenty times as much; a negative ratio, below which no tanh' falls, gives infinity or nearly.
+    twenty times as much; a negative ratio, below which no tanh' falls, gives 1e30, however small
+    it is.
     """
     inside = ratio.clamp(least, 1 - 2 * torch.finfo(ratio.dtype).eps)
     root = torch.rsub(inside, 1).sqrt_()
     x = root.add_(1).div_(inside.sqrt_()).log_()
-    return x.sub_(ratio.clamp_(max=0), alpha=1e30)
+    return x.sub_(ratio.clamp_(max=0).sign_(), alpha=1e30)
 
 
 @torch.no_grad()

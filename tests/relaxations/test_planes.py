@@ -100,6 +100,15 @@ def test_gates_that_are_nearly_shut_count_beside_large_states():
         assert (gap >= 0).all()
 
 
+def test_edges_end_at_the_end_for_slopes_that_point_there_a_little():
+    """A negative ratio of slopes near 0 must not stop on the way to a far end."""
+    ends = [torch.full((1, 1), end, dtype=F64) for end in (-3000.0, -60.0, -4.0, 50.0)]
+    for slope in (1e-26, 1e-29, 1e-33):
+        a = torch.full((1, 1), slope, dtype=F64)
+        top = product_intercept(a, torch.zeros_like(a), *ends)
+        assert top >= 3000 * slope
+
+
 @products
 def test_planes_of_a_point_are_exact(f, planes, intercept):
     box = boxes(0.0)

@@ -13,11 +13,11 @@ template <class V> struct Box {
   V lx, ux, ly, uy;
 };
 
-// Where tanh' takes a value, right of 0; as good as infinite for a negative one.
+// Where tanh' takes a value, right of 0; as good as infinite for a negative one, however small.
 template <class V> INLINE V artanh_root(V ratio) {
   typedef Of<V> O;
   V inside = clip(ratio, O::least, 1 - 2 * O::eps);
-  return log((root(1 - inside) + 1) / root(inside)) - at_most(ratio, 0) * Number<V>(1e30);
+  return ratio < 0 ? all<V>(1e30) : log((root(1 - inside) + 1) / root(inside));
 }
 
 // Stationary point of weight tanh(y) - slope y that may be a maximum, for a positive weight.

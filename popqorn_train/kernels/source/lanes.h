@@ -6,7 +6,14 @@
 #pragma once
 #include <stdint.h>
 
-#define BYTES 64  // of a vector; the compiler splits it where registers are smaller
+// Of a vector: those of a register.
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
 
 typedef float Float __attribute__((vector_size(BYTES)));
 typedef double Double __attribute__((vector_size(BYTES)));
