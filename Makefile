@@ -28,9 +28,11 @@ quick: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/pytest -q -x -m "not slow" $(WORKERS) $(QUICK) $(ARGS)
 
-# The same arithmetic as on a processor without AVX; `make test` uses what this one has.
+# The same arithmetic as on a processor without AVX, then as without a C++ compiler; `make test` uses
+# what this machine has.
 test-processors: .venv/ready
 	ATEN_CPU_CAPABILITY=default $(BIN)/pytest -q -m "not slow" $(WORKERS) $(SENSITIVE) $(ARGS)
+	POPQORN_KERNELS=0 $(BIN)/pytest -q -m "not slow" $(WORKERS) $(SENSITIVE) $(ARGS)
 
 test-all: .venv/ready
 	$(BIN)/pytest -q $(WORKERS) $(ARGS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import popqorn_train
+from popqorn_train.kernels.library import SWITCH, kernels
 from tests.thinning import LEAST, cover
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,15 @@ def seeded():
     """Every test starts from the same global generator, and hears what Lightning says."""
     torch.manual_seed(0)
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO)  # a command may have quieted it
+
+
+@pytest.fixture(params=["compiled", "eager"])
+def loops(request, monkeypatch):
+    """A test runs with the compiled loops, where there are some, and with torch alone."""
+    if request.param == "eager":
+        monkeypatch.setenv(SWITCH, "0")
+    elif kernels().library is None:
+        pytest.skip(f"no compiled loops: {kernels().reason}")
 
 
 @pytest.fixture

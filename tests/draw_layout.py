@@ -20,6 +20,7 @@ _QUESTIONS = {
     "tracing": "what does the user's forward do?",
     "relaxations": "which lines enclose a nonlinearity?",
     "perturbations": "what may be perturbed, and how far?",
+    "kernels": "which loops run compiled?",
 }
 
 

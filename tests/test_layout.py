@@ -31,6 +31,7 @@ LAYERS = (
     {"tracing"},
     {"relaxations"},
     {"perturbations"},
+    {"kernels"},
     {"errors", "nested", "display"},
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

@@ -8,17 +8,14 @@ commands of the recipes.
 
 import argparse
 import difflib
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-import torch
-
-from popqorn_train import __version__
 from popqorn_train.cli.certify import add_certify
 from popqorn_train.cli.compare import add_compare
 from popqorn_train.cli.doctor import add_doctor
+from popqorn_train.cli.machine import versions
 from popqorn_train.operations.tables import supported_table
 
 
@@ -60,9 +57,7 @@ def _commands(others: Mapping[str, str], more: str) -> tuple[argparse.ArgumentPa
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"popqorn-train {__version__}, torch {torch.__version__}"
-    version += f", Python {platform.python_version()}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, meaning in others.items():
         commands.add_parser(name, help=meaning)

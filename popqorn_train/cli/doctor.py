@@ -1,7 +1,8 @@
 """``popqorn-train doctor module:Model --input 1,7,112``: can this model be certified?
 
 Prints the traced graph, what moves, which recurrent layers run over how many frames, what one
-certification costs, and, where something has no bound, the user's own line.
+certification costs, and, where something has no bound, the user's own line. Without a model it says
+what certificates run on here (machine.py).
 """
 
 import argparse
@@ -17,6 +18,7 @@ from popqorn_train.bounds.node import Nonlinear
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import certify
 from popqorn_train.certificates.instance import Instance
+from popqorn_train.cli.machine import machine_lines
 from popqorn_train.cli.options import add_moved, add_output
 from popqorn_train.cli.subject import select_of
 from popqorn_train.errors import UnsupportedModelError
@@ -31,11 +33,16 @@ def add_doctor(commands: Any) -> None:
     """Add the command to a parser's sub-commands."""
     doctor = commands.add_parser("doctor", help="say whether a model can be certified, and how")
     doctor.set_defaults(run=run_doctor)
-    doctor.add_argument("model", help="module:Name of a class, a function or an object")
+    doctor.add_argument(
+        "model",
+        nargs="?",
+        help="module:Name of a class, a function or an object; without it, versions, devices and "
+        "whether compiled loops run are printed",
+    )
     doctor.add_argument(
         "--input",
         action="append",
-        required=True,
+        default=[],
         help="sizes of an argument of forward, batch first: 1,7,112; with a kind and the number of "
         "tokens: 1,20:long:5000; again for further arguments",
     )
@@ -47,6 +54,16 @@ def add_doctor(commands: Any) -> None:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Print what is found; the exit status is 1 where the model cannot be certified."""
+    if options.model is None and not options.input:
+        print("\n".join(machine_lines()))
+        return 0
+    if options.model is None or not options.input:
+        print(
+            "`doctor` needs a model, module:Name, and the sizes of its inputs, --input 1,7,112; "
+            "without both it describes this machine.",
+            file=sys.stderr,
+        )
+        return 2
     try:
         model = resolved_model(options.model).eval()
         inputs = tuple(_example(text, model) for text in options.input)

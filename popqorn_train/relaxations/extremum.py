@@ -24,6 +24,7 @@ from torch.autograd.function import FunctionCtx
 Edges = tuple[Tensor, Tensor]
 _SLACK = 4.0  # units in the last place; the need measured is below 2
 _FLOOR = 1e-30  # covers gates that are denormal numbers
+LEAST_GATE = 1e-28  # what a gate counts as, beside a large factor: ratios below LEAST are cut off
 LEAST = {torch.float32: 1e-36, torch.float64: 1e-300}  # ratio that counts as 0
 
 
@@ -86,12 +87,13 @@ def _artanh_root(ratio: Tensor, least: float) -> Tensor:
     """Where tanh' equals a ratio, right of 0: the artanh of sqrt(1 - ratio).
 
     Ratios are kept a little inside (0, 1), since roots and logarithms of 0 and infinity cost
-    twenty times as much; a negative ratio, below which no tanh' falls, gives infinity or nearly.
+    twenty times as much; a negative ratio, below which no tanh' falls, gives 1e30, however small
+    it is.
     """
     inside = ratio.clamp(least, 1 - 2 * torch.finfo(ratio.dtype).eps)
     root = torch.rsub(inside, 1).sqrt_()
     x = root.add_(1).div_(inside.sqrt_()).log_()
-    return x.sub_(ratio.clamp_(max=0), alpha=1e30)
+    return x.sub_(ratio.clamp_(max=0).sign_(), alpha=1e30)
 
 
 @torch.no_grad()
@@ -237,5 +239,6 @@ def product_intercept(
         x_low, x_high = product_edges(a, lx, ux, ly, uy)
         gain = x_high.sigmoid() * uy - x_low.sigmoid() * ly - a * (x_high - x_low) - b * (uy - ly)
         (x, y), height = prefer(gain, (x_low, x_high), (ly, uy)), largest(ly, uy)
-        allowance = slack(ux.sigmoid() * height, b * height, a * largest(lx, ux))
+        gate = ux.sigmoid().clamp_(min=LEAST_GATE)
+        allowance = slack(gate * height, b * height, a * largest(lx, ux))
     return gap_at(x, y, a, b, (lx, ux, ly, uy), curved=False) + allowance

@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.relaxations.extremum import largest, on_ends, prefer, product_edge, slack
+from popqorn_train.relaxations.extremum import (
+    LEAST_GATE,
+    largest,
+    on_ends,
+    prefer,
+    product_edge,
+    slack,
+)
 
 
 class _Edge(NamedTuple):
@@ -51,7 +58,7 @@ class _MemoryPlane(torch.autograd.Function):
         at_low = low.height.addcmul(b, ly, value=-1)
         at_high = high.height.addcmul(b, uy, value=-1)
         size = largest(ly, uy)
-        allowance = slack(size * opened, b * size, a * largest(lx, ux))
+        allowance = slack(size * opened.clamp(min=LEAST_GATE), b * size, a * largest(lx, ux))
         above = (at_high - at_low).sign_().relu_()
         kept = (low.x, low.gate, high.x, high.gate, b, free, narrow, above, closed, opened)
         ctx.save_for_backward(a, lx, ux, ly, uy, *kept)

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from popqorn_train.relaxations.domain import Octagon, Scale
-from popqorn_train.relaxations.extremum import argmax_sigmoid, clip, follow_ends, largest, slack
+from popqorn_train.relaxations.extremum import (
+    LEAST_GATE,
+    argmax_sigmoid,
+    clip,
+    follow_ends,
+    largest,
+    slack,
+)
 from popqorn_train.relaxations.lines import sigmoid_slope
 from popqorn_train.relaxations.products import SIGMOID_BEND, Product
 from popqorn_train.relaxations.tanh_product import Point, interior
@@ -141,7 +148,8 @@ def octagon_intercept(product: Product, a: Tensor, b: Tensor, octagon: Octagon) 
 
 def _allowance(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> Tensor:
     lx, ux, ly, uy = octagon.box
-    height = ux.sigmoid() * largest(product.g(ly), product.g(uy))
+    gate = ux.sigmoid().clamp(min=LEAST_GATE)
+    height = gate * largest(product.g(ly), product.g(uy))
     return slack(height, a * largest(lx, ux), b * largest(ly, uy))
 
 

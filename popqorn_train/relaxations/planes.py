@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.kernels import enclosing as compiled
 from popqorn_train.relaxations.domain import Domain, Octagon
 from popqorn_train.relaxations.octagon import octagon_intercept
 from popqorn_train.relaxations.products import Product
-from popqorn_train.relaxations.slopes import Policy, closed_form
+from popqorn_train.relaxations.slopes import REFERENCE, Policy, closed_form, tilted, tilted_steps
 
 
 class Plane(NamedTuple):
@@ -57,10 +58,28 @@ def enclosing(product: Product, domain: Domain, policy: Policy = closed_form) ->
         domain: where, ``(B, H)``.
         policy: how to choose slopes.
     """
+    known = _compiled(product, domain, policy)
+    if known is not None:
+        return known
     both = domain.with_mirror()
-    a, b, known = policy(product, both)
-    top = intercept(product, a, b, both, known)
+    a, b, over_box = policy(product, both)
+    top = intercept(product, a, b, both, over_box)
     parts = (part.expand_as(top).unbind() for part in (a, b, top))
     upper, mirrored = (Plane(*plane) for plane in zip(*parts, strict=True))
     # f(x, -y) = -f(x, y)
     return Planes(Plane(-mirrored.x, mirrored.y, -mirrored.intercept), upper)
+
+
+def _compiled(product: Product, domain: Domain, policy: Policy) -> Planes | None:
+    """The same by one compiled loop, where there is one for this policy."""
+    if policy not in (closed_form, tilted):
+        return None
+    ends = (*domain.box, *domain.bands) if isinstance(domain, Octagon) else domain
+    found = compiled.planes(
+        ends,
+        curved=product.curved,
+        share=product.share,
+        shift=REFERENCE if policy is tilted else None,
+        steps=tilted_steps(product, domain),
+    )
+    return None if found is None else Planes(Plane(*found[:3]), Plane(*found[3:]))

@@ -41,7 +41,7 @@ class Slopes(NamedTuple):
 
 
 Policy = Callable[[Product, Domain], Slopes]
-_REFERENCE = (-0.1, 0.25)  # where a tilted plane is lowest, in half widths off the centre
+REFERENCE = (-0.1, 0.25)  # where a tilted plane is lowest, in half widths off the centre
 
 
 def _mix(lower: Tensor, upper: Tensor, share: float) -> Tensor:
@@ -76,7 +76,7 @@ def tilted(
     product: Product,
     domain: Domain,
     *,
-    reference: tuple[float, float] = _REFERENCE,
+    reference: tuple[float, float] = REFERENCE,
     steps: int | None = None,
 ) -> Slopes:
     """The plane that is lowest at a reference point, without gradient.
@@ -85,14 +85,20 @@ def tilted(
         product: the function enclosed.
         domain: where.
         reference: off the centre, in half widths of x and y.
-        steps: 8 bisections on a box for sigmoid(x) y, else 3 pivots of a simplex, unless given.
+        steps: of the search, see ``tilted_steps``, unless given.
     """
+    steps = tilted_steps(product, domain) if steps is None else steps
     with torch.no_grad():
         if isinstance(domain, Rectangle) and not product.curved:
-            return _bisected(domain, reference, 8 if steps is None else steps)
+            return _bisected(domain, reference, steps)
         if isinstance(domain, Rectangle):
             domain = domain.expanded()
-        return Slopes(*lowest_plane(product, domain, reference, 3 if steps is None else steps))
+        return Slopes(*lowest_plane(product, domain, reference, steps))
+
+
+def tilted_steps(product: Product, domain: Domain) -> int:
+    """8 bisections on a box for sigmoid(x) y, else 3 pivots of a simplex."""
+    return 8 if isinstance(domain, Rectangle) and not product.curved else 3
 
 
 def _bisected(box: Rectangle, reference: tuple[float, float], steps: int) -> Slopes:

@@ -7,6 +7,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from popqorn_train.bounds.back_substitution import back_substitute
 from tests.problems import F64
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 SHAPES = {
     "units": ((2, 3, 4), (2, 1, 4)),
     "the same rows for all samples": ((1, 3, 4), (2, 1, 4)),

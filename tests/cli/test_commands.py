@@ -11,6 +11,7 @@ from torch import nn
 
 import popqorn_train
 from popqorn_train.cli import main
+from popqorn_train.kernels.library import kernels
 from popqorn_train.operations.lift import MODULES, OPERATIONS
 from popqorn_train.operations.tables import supported, supported_table
 from tests.zoo import BinarySigmoid
@@ -27,6 +28,24 @@ def test_the_doctor_shows_the_graph_what_moves_and_the_cost(capsys):
     assert "frames: axis 1 as passed" in out
     assert "3 classes" in out
     assert "by popqorn" in out
+
+
+def test_the_doctor_describes_the_machine_without_a_model(capsys, monkeypatch):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in out
+    assert "cpu (" in out
+    known = kernels()
+    assert (str(known.file) if known.library is not None else known.reason) in out
+    monkeypatch.setenv("POPQORN_KERNELS", "0")
+    assert main(["doctor"]) == 0
+    assert "torch does their work: POPQORN_KERNELS=0 is set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["tests.zoo:SpeechGRU"], ["--input", "2,5,3"]])
+def test_the_doctor_needs_a_model_and_its_input(given, capsys):
+    assert main(["doctor", *given]) == 2
+    assert "--input 1,7,112" in capsys.readouterr().err
 
 
 def test_the_doctor_takes_tokens_and_lengths_and_knows_a_single_logit(capsys):

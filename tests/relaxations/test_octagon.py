@@ -9,6 +9,8 @@ from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.relaxations.slopes import POLICIES, closed_form, tilted
 from tests.problems import F64
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 PRODUCTS = (SIGMOID_TANH, MEMORY)
 products = pytest.mark.parametrize("product", PRODUCTS, ids=[p.name for p in PRODUCTS])
 policies = pytest.mark.parametrize("policy", POLICIES)

@@ -11,6 +11,8 @@ from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.relaxations.tanh_product import _on_border, sigmoid_tanh_intercept
 from tests.problems import F64
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 
 def sigmoid_identity(x, y):
     return x.sigmoid() * y
@@ -85,6 +87,26 @@ def test_float32_planes_enclose_the_real_product(f, planes, intercept, width):
     found = [type(plane)(*[field.double() for field in plane]) for plane in planes(box)]
     for gap in gaps(f, found, *across(Rectangle(*[end.double() for end in box]))):
         assert (gap >= 0).all()
+
+
+def test_gates_that_are_nearly_shut_count_beside_large_states():
+    """A slope below 1e-36 of the state is taken for that: its gate is none of the smallest."""
+    ends = [torch.full((1, 8), end) for end in (-99.0, -82.0, -6e7, -5.9e7)]
+    found = [
+        type(plane)(*[field.double() for field in plane])
+        for plane in planes_over(MEMORY)(Rectangle(*ends))
+    ]
+    for gap in gaps(sigmoid_identity, found, *across(Rectangle(*[end.double() for end in ends]))):
+        assert (gap >= 0).all()
+
+
+def test_edges_end_at_the_end_for_slopes_that_point_there_a_little():
+    """A negative ratio of slopes near 0 must not stop on the way to a far end."""
+    ends = [torch.full((1, 1), end, dtype=F64) for end in (-3000.0, -60.0, -4.0, 50.0)]
+    for slope in (1e-26, 1e-29, 1e-33):
+        a = torch.full((1, 1), slope, dtype=F64)
+        top = product_intercept(a, torch.zeros_like(a), *ends)
+        assert top >= 3000 * slope
 
 
 @products

@@ -1,0 +1,90 @@
+"""Whether a compiled library reckons right on this machine, which is asked before it is used.
+
+A compiler, or a processor other than it was told, may be wrong; a false plane would be a false
+certificate. Planes are looked at on boxes of all kinds, rows on a few numbers: some milliseconds.
+"""
+
+import ctypes
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+POINTER = ctypes.c_void_p
+
+
+def is_right(library: ctypes.CDLL, suffix: str, dtype: torch.dtype) -> bool:
+    """Compare the loops of one dtype with what torch says."""
+    planes, rows = (getattr(library, f"{name}_{suffix}") for name in ("planes", "substitute"))
+    kinds = itertools.product((False, True), repeat=3)
+    least = getattr(library, f"minimum_{suffix}")
+    enclosed = all(_encloses(planes, dtype, *kind) for kind in kinds)
+    return enclosed and _substitutes(rows, dtype) and _concretises(least, dtype)
+
+
+def pointers(*tensors: Tensor) -> Any:
+    """Addresses of the first numbers; the tensors must outlive the call."""
+    return (POINTER * len(tensors))(*[x.data_ptr() for x in tensors])
+
+
+def _boxes(dtype: torch.dtype) -> list[Tensor]:
+    """lx, ux, ly, uy of boxes from a point to saturation."""
+    places = torch.tensor([-30.0, -3.0, -0.4, 0.0, 0.7, 2.0, 30.0], dtype=dtype)
+    halves = torch.tensor([0.0, 1e-3, 0.5, 4.0], dtype=dtype)
+    x, y, half, other = (
+        part.flatten() for part in torch.meshgrid(places, places, halves, halves, indexing="ij")
+    )
+    return [x - half, x + half, y - other, y + other]
+
+
+def _encloses(loop: Any, dtype: torch.dtype, curved: bool, octagon: bool, tilted: bool) -> bool:
+    ends = _boxes(dtype)
+    bands = [torch.full_like(ends[0], band) for band in (-2, 2, -2, 2)]
+    found = torch.empty(6, len(ends[0]), dtype=dtype)
+    parts = ends + bands if octagon else ends
+    loop(
+        len(ends[0]), curved, octagon, tilted, 3, 0.25, -0.1, 0.25,
+        pointers(*parts), found.data_ptr(),
+    )  # fmt: skip
+    lx, ux, ly, uy = (end.double() for end in ends)
+    share = torch.linspace(0, 1, 5, dtype=torch.float64)
+    x = torch.lerp(lx, ux, share[:, None])[:, None]
+    y = torch.lerp(ly, uy, share[:, None])[None]
+    f = x.sigmoid() * (y.tanh() if curved else y)
+    lower, upper = (side[0] * x + side[1] * y + side[2] for side in found.double().view(2, 3, -1))
+    room = 1e-14 * (1 + y.abs())  # the points are rounded
+    return bool(((lower <= f + room) & (f <= upper + room)).all())
+
+
+def _rows(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Slopes ``(2, 3, 37)``, and numbers ``(2, 37)`` beside them."""
+    slope = torch.linspace(-3, 3, 222, dtype=dtype).sin().view(2, 3, 37)
+    return slope, torch.linspace(0, 9, 74, dtype=dtype).cos().view(2, 37)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=256 * torch.finfo(one.dtype).eps)
+
+
+def _substitutes(loop: Any, dtype: torch.dtype) -> bool:
+    slope, side = _rows(dtype)
+    lower, upper = [side, side - 1], [side + 1, side]
+    found, constant = torch.empty_like(slope), slope.new_empty(2, 3)
+    loop(
+        2, 3, 37, 1, slope.data_ptr(), 111, pointers(*lower), pointers(*upper), 37, 0,
+        pointers(found), constant.data_ptr(),
+    )  # fmt: skip
+    on_x, on_one = (
+        torch.where(slope > 0, slope * low[:, None], slope * high[:, None])
+        for low, high in zip(lower, upper, strict=True)
+    )
+    return torch.equal(found, on_x) and _close(constant, on_one.sum(-1))
+
+
+def _concretises(loop: Any, dtype: torch.dtype) -> bool:
+    slope, center = _rows(dtype)
+    half, found = center.abs(), slope.new_empty(2, 3)
+    loop(2, 3, 37, slope.data_ptr(), 111, center.data_ptr(), half.data_ptr(), 37, found.data_ptr())
+    terms = slope * center[:, None] - slope.abs() * half[:, None]
+    return _close(found, terms.sum(-1))

@@ -1,0 +1,79 @@
+"""One pass over rows of slopes: the step over a nonlinearity, and the least value over a box.
+
+Each row is summed on its own, in an order that its length alone decides, so that it has the same
+bits in any batch. B: batch, K: rows.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from popqorn_train.kernels.check import pointers
+from popqorn_train.kernels.library import function
+
+
+def substitute(
+    slope: Tensor, lower: Sequence[Tensor], upper: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor] | None:
+    """``max(slope, 0) lower + min(slope, 0) upper``, see bounds/back_substitution.py.
+
+    Args:
+        slope: ``(B or 1, K, *shape)``.
+        lower: for every argument, then the intercept: ``(B or 1, 1 or K, *shape)``.
+        upper: likewise.
+
+    Returns:
+        ``(B, K, *shape)`` for every argument, and the sum for the intercept, ``(B, K)``; None
+        without kernels.
+    """
+    loop = function("substitute", slope, *lower, *upper)
+    shape, first = slope.shape, lower[0].shape
+    fits = first[1] in (1, shape[1]) and first[2:] == shape[2:] and _alike(shape[0], first[0])
+    if loop is None or not fits or any(side.shape != first for side in (*lower, *upper)):
+        return None
+    batch, rows = max(shape[0], first[0]), shape[1]
+    size = shape[2:].numel()
+    slope, below, above = slope.contiguous(), _contiguous(lower), _contiguous(upper)
+    found = [slope.new_empty(batch, *shape[1:]) for _ in lower[1:]]
+    constant = slope.new_empty(batch, rows)
+    loop(
+        batch, rows, size, len(found), slope.data_ptr(), rows * size if shape[0] > 1 else 0,
+        pointers(*below), pointers(*above), first[1:].numel() if first[0] > 1 else 0,
+        size if first[1] > 1 else 0, pointers(*found), constant.data_ptr(),
+    )  # fmt: skip
+    return found, constant
+
+
+def _alike(one: int, other: int) -> bool:
+    return one == other or 1 in (one, other)
+
+
+def _contiguous(sides: Sequence[Tensor]) -> list[Tensor]:
+    return [side.contiguous() for side in sides]
+
+
+def minimum(slope: Tensor, center: Tensor, half: Tensor) -> Tensor | None:
+    """The least value of ``sum(slope * x)`` with x within ``half`` of ``center``.
+
+    Args:
+        slope: ``(B or 1, K, t, N)``, over the first t frames.
+        center: ``(B, T, N)``.
+        half: ``(B, T, N)``, not negative.
+
+    Returns:
+        ``(B, K)``; None without kernels.
+    """
+    loop = function("minimum", slope, center, half)
+    if loop is None or not _alike(len(slope), len(center)) or half.shape != center.shape:
+        return None
+    batch, (rows, *shape) = max(len(slope), len(center)), slope.shape[1:]
+    size = torch.Size(shape).numel()
+    slope, center, half = slope.contiguous(), center.contiguous(), half.contiguous()
+    least = slope.new_empty(batch, rows)
+    loop(
+        batch, rows, size, slope.data_ptr(), rows * size if len(slope) > 1 else 0,
+        center.data_ptr(), half.data_ptr(), center[0].numel() if len(center) > 1 else 0,
+        least.data_ptr(),
+    )  # fmt: skip
+    return least

@@ -1,0 +1,97 @@
+// The greatest gap over a box: max sigmoid(x) g(y) - a x - b y, raised by what rounding may take.
+//
+// sigmoid and tanh are within 2 eps of their values, relatively, so that a product is within 4 eps;
+// its difference from the plane adds 1.5 eps of the largest term. 8 eps of the sum of the largest
+// terms cover both, and 1e-30 the numbers below the smallest normal one. A gate counts as 1e-28 at
+// least, since ratios of slopes below `least` are taken for `least` (extremum.h).
+#pragma once
+#include "extremum.h"
+
+template <class V> INLINE V slack(V height, V in_x, V in_y) {
+  return (abs(height) + abs(in_x) + abs(in_y)) * (8 * Of<V>::eps) + Number<V>(1e-30);
+}
+
+template <class V> INLINE V counted(V gate) { return at_least(gate, 1e-28); }
+
+// A point, and how high sigmoid(x) tanh(y) - a x - b y is there.
+template <class V> struct High {
+  V x, y, height;
+};
+
+template <class V> INLINE High<V> higher(High<V> one, High<V> other) {
+  auto mask = other.height > one.height;
+  return {mask ? other.x : one.x, mask ? other.y : one.y, max(other.height, one.height)};
+}
+
+template <class V> INLINE V gap(V f, Slopes<V> p, V x, V y) { return f - p.a * x - p.b * y; }
+
+template <class V> INLINE High<V> side(Slopes<V> p, Box<V> box, V x, V gate, V at_low) {
+  V y = argmax_tanh(gate, p.b, box.ly, box.uy), height = gate * tanh(y) - p.b * y;
+  V corner = gate * at_low - p.b * box.ly;
+  return {x, height > corner ? y : box.ly, max(height, corner) - p.a * x};
+}
+
+template <class V> INLINE High<V> end(Slopes<V> p, Box<V> box, V y, V value) {
+  V x = argmax_sigmoid(value, p.a, box.lx, box.ux);
+  return {x, y, gap(sigmoid(x) * value, p, x, y)};
+}
+
+// A box, and its gates and values at the ends, which every question needs.
+template <class V> struct Curved {
+  Box<V> box;
+  V gate_low, gate_high, value_low, value_high;
+  Wholes<V> roomy;  // whether there may be a local maximum inside, see tanh_product.py
+
+  explicit Curved(Box<V> of) : box(of) {
+    gate_low = sigmoid(of.lx), gate_high = sigmoid(of.ux);
+    value_low = tanh(of.ly), value_high = tanh(of.uy);
+    V t = at_least(value_high, 0);
+    roomy = t * t * (3 * gate_high - 1) + gate_high > Number<V>(1 - 1e-3);
+  }
+};
+
+// Where sigmoid(x) tanh(y) - a x - b y is largest, without allowance.
+template <class V> static High<V> argmax_curved(const Curved<V>& on, Slopes<V> p) {
+  const Box<V>& box = on.box;
+  High<V> best = higher(
+      side(p, box, box.lx, on.gate_low, on.value_low), side(p, box, box.ux, on.gate_high, on.value_low));
+  best = higher(best, end(p, box, box.ly, on.value_low));
+  best = higher(best, end(p, box, box.uy, on.value_high));
+  Inner<V> inner = interior(p, on.roomy);
+  if (!any(inner.there)) return best;
+  V x = clip(inner.x, box.lx, box.ux), y = clip(inner.y, box.ly, box.uy);
+  V height = gap(sigmoid(x) * tanh(y), p, x, y) + inner.miss;
+  auto inside = inner.there & (sigmoid(-box.lx) > inner.near_w) & (inner.far_w > sigmoid(-box.ux));
+  auto gains = inside & (height > best.height);
+  return {gains ? x : best.x, gains ? y : best.y, gains ? height : best.height};
+}
+
+template <class V> static V curved_top(const Curved<V>& on, Slopes<V> p) {
+  const Box<V>& box = on.box;
+  V size = largest(box.ly, box.uy);
+  V room = slack(on.gate_high * tanh(size), p.a * largest(box.lx, box.ux), p.b * size);
+  return argmax_curved(on, p).height + room;
+}
+
+// The same of sigmoid(x) y, which is linear in y.
+template <class V> static V memory_top(Box<V> box, Slopes<V> p) {
+  V low = memory_edge(p.a, box.lx, box.ux, box.ly).height - p.b * box.ly;
+  V high = memory_edge(p.a, box.lx, box.ux, box.uy).height - p.b * box.uy;
+  V size = largest(box.ly, box.uy);
+  return max(low, high) + slack(counted(sigmoid(box.ux)) * size, p.b * size, p.a * largest(box.lx, box.ux));
+}
+
+// The lowest plane above sigmoid(x) y for a slope in x, see memory_planes.py.
+template <class V> struct Plane {
+  V a, b, top;
+};
+
+template <class V> static Plane<V> memory_plane(Box<V> box, V a) {
+  Edge<V> low = memory_edge(a, box.lx, box.ux, box.ly), high = memory_edge(a, box.lx, box.ux, box.uy);
+  V width = box.uy - box.ly;
+  auto narrow = width < Of<V>::narrow;
+  V free = narrow ? (low.gate + high.gate) / 2 : (high.height - low.height) / (narrow ? V{} + 1 : width);
+  V gate = sigmoid(box.ux), b = clip(free, sigmoid(box.lx), gate), size = largest(box.ly, box.uy);
+  V top = max(low.height - b * box.ly, high.height - b * box.uy);
+  return {a, b, top + slack(counted(gate) * size, b * size, a * largest(box.lx, box.ux))};
+}

@@ -1,0 +1,94 @@
+// Where a product less a plane is largest on an edge of a box, and its local maximum inside.
+//
+// The formulas, with their proofs, are those of relaxations/extremum.py and tanh_product.py.
+#pragma once
+#include "functions.h"
+
+// An upper plane's slopes in x and y.
+template <class V> struct Slopes {
+  V a, b;
+};
+
+template <class V> struct Box {
+  V lx, ux, ly, uy;
+};
+
+// Where tanh' takes a value, right of 0; as good as infinite for a negative one, however small.
+template <class V> INLINE V artanh_root(V ratio) {
+  typedef Of<V> O;
+  V inside = clip(ratio, O::least, 1 - 2 * O::eps);
+  return ratio < 0 ? all<V>(1e30) : log((root(1 - inside) + 1) / root(inside));
+}
+
+// Stationary point of weight tanh(y) - slope y that may be a maximum, for a positive weight.
+template <class V> INLINE V argmax_tanh(V weight, V slope, V low, V high) {
+  return clip(artanh_root(slope / at_least(weight, Of<V>::tiny)), low, high);
+}
+
+// The same of weight sigmoid(x) - slope x, for any weight.
+template <class V> INLINE V argmax_sigmoid(V weight, V slope, V low, V high) {
+  V ratio = (weight < 0 ? -slope : slope) * 4 / at_least(abs(weight), Of<V>::tiny);
+  V x = 2 * artanh_root(ratio);
+  return clip(weight < 0 ? -x : x, low, high);
+}
+
+// The best x on the edge of one y: sigmoid(x) y - slope x, and the gate there.
+template <class V> struct Edge {
+  V x, gate, height;
+};
+
+template <class V> static Edge<V> memory_edge(V slope, V lx, V ux, V y) {
+  V inner = argmax_sigmoid(y, slope, lx, ux), end = y < 0 ? ux : lx;
+  V at_inner = sigmoid(inner), at_end = sigmoid(end);
+  auto gains = y * (at_inner - at_end) > slope * (inner - end);
+  V x = gains ? inner : end, gate = gains ? at_inner : at_end;
+  return {x, gate, gate * y - slope * x};
+}
+
+// The one local maximum of sigmoid(x) tanh(y) - a x - b y, between `near` and `far`.
+template <class V> struct Inner {
+  V x, y, miss, near_w, far_w, b;
+  Wholes<V> there;  // whether there is one at all
+};
+
+template <class V> INLINE V over_w(V w, V beta) {
+  return root(at_least((1 - w) * (beta - w), 10 * Of<V>::tiny));
+}
+
+template <class V> INLINE V x_at(V w) { return log(1 - w) - log(at_least(w, 10 * Of<V>::tiny)); }
+
+template <class V> INLINE V y_at(V w, V b) {
+  V ratio = clip(b / (1 - w), 10 * Of<V>::tiny, 1);
+  return log((root(1 - ratio) + 1) / root(ratio));
+}
+
+// One step towards w over_w(w) = a from the left.
+template <class V> INLINE V newton(V w, V a, V beta) {
+  V height = over_w(w, beta), slope = height - w * (1 + beta - 2 * w) / (2 * height);
+  return w - (height * w - a) / max(slope, height * Of<V>::root3_eps);
+}
+
+template <class V> INLINE V peak_of(V beta) {
+  V spread = 3 + 3 * beta;
+  return 4 * beta / (root(at_least(spread * spread - 32 * beta, 10 * Of<V>::tiny)) + spread);
+}
+
+// `wanted` are the lanes that are looked at; where none is left, the rest is not worked out.
+template <class V> static Inner<V> interior(Slopes<V> p, Wholes<V> wanted) {
+  typedef Of<V> O;
+  V b = clip(p.b, 10 * O::tiny, 1 - 4 * O::eps), a = at_least(p.a, 10 * O::tiny), beta = 1 - b;
+  V w_peak = peak_of(beta), r_peak = w_peak * over_w(w_peak, beta);
+  auto room = (p.a > 0) & (p.b > 0) & (p.b < 1) & (r_peak * Number<V>(1 + 1e-3) > a);
+  Inner<V> found = {};
+  found.there = wanted & room;
+  if (!any(found.there)) return found;
+  V rho = at_most(a / at_least(r_peak, O::tiny), 1 - O::eps), least = min(a / root(beta), w_peak);
+  V w = max(w_peak * rho / (root(1 - rho) + 1), least);
+  for (int k = 0; k < O::newton_steps; k++) w = clip(newton(w, a, beta), least, w_peak);
+  V r = w * over_w(w, beta), missing = at_least(a - r, 0);
+  V share = at_most((missing + 8 * O::eps * r_peak) / at_least(r_peak - r + 4 * O::eps * r_peak, O::tiny), 1);
+  found.x = x_at(w), found.y = y_at(w, b), found.b = b;
+  found.near_w = w, found.far_w = w + share * (w_peak - w);
+  found.miss = missing * at_least(found.x - x_at(w_peak), 0);
+  return found;
+}

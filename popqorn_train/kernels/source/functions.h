@@ -1,0 +1,74 @@
+// exp, log, sigmoid and tanh, by Taylor's series, whose remainder is below the precision:
+//
+//   exp    x = n ln 2 + r, |r| <= ln 2 / 2;  sum of r^k / k!;  times 2^n
+//   log    x = 2^n m, m within [1/sqrt 2, sqrt 2);  2 artanh s = 2 (s + s^3/3 + ...),  s = (m-1)/(m+1)
+//
+// tests/kernels/test_functions.py measures the errors that planes.h allows for.
+#pragma once
+#include "lanes.h"
+
+// x = n ln 2 + r: 2^n by its exponent, and exp(r) - 1.
+template <class V> struct Power {
+  Wholes<V> n;
+  V rest;
+};
+
+template <class V> INLINE Power<V> power(V x) {
+  typedef Of<V> O;
+  V shifted = x * Number<V>(1.4426950408889634) + Number<V>(O::round), whole = shifted - O::round;
+  V r = (x - whole * O::ln2_high) - whole * O::ln2_low;
+  V sum = V{};
+  for (int k = O::exp_terms; k > 1; k--) sum = (sum + 1) * r * Number<V>(1.0 / k);
+  return {(Wholes<V>)shifted - (Wholes<V>)all<V>(O::round), r + r * sum};
+}
+
+template <class V> INLINE V two_to(Wholes<V> n) { return (V)((n + Of<V>::bias) << Of<V>::mantissa); }
+
+// exp(-x) for x >= 0; in two factors, for numbers below the smallest normal one.
+template <class V> INLINE V exp_minus(V x) {
+  Power<V> part = power(-at_most(x, Of<V>::deepest));
+  Wholes<V> half = part.n >> 1;
+  return (1 + part.rest) * two_to<V>(half) * two_to<V>(part.n - half);
+}
+
+template <class V> INLINE V sigmoid(V x) {
+  V e = exp_minus(abs(x)), upper = 1 / (1 + e);
+  return x < 0 ? e * upper : upper;
+}
+
+template <class V> INLINE V tanh(V x) {
+  Power<V> part = power(-2 * at_most(abs(x), 20));
+  V scale = two_to<V>(part.n), below = scale * part.rest + (scale - 1);  // exp(-2 |x|) - 1
+  return with_sign_of(-below / (2 + below), x);
+}
+
+// For positive normal numbers.
+template <class V> INLINE V log(V x) {
+  typedef Of<V> O;
+  // The exponent goes up by one from a mantissa of sqrt 2 on.
+  const Wholes<V> root_half = (Wholes<V>)all<V>(0.70710678118654752), bits = (Wholes<V>)x;
+  Wholes<V> n = (bits - root_half) >> O::mantissa;
+  V m = (V)(bits - (n << O::mantissa)), s = (m - 1) / (m + 1), square = s * s;
+  V sum = V{};
+  for (int k = O::log_terms; k > 0; k--) sum = (sum + Number<V>(1.0 / (2 * k + 1))) * square;
+  V whole = __builtin_convertvector(n, V);
+  return whole * O::ln2_high + (whole * O::ln2_low + 2 * (s + s * sum));
+}
+
+template <class V> INLINE V tanh_slope(V x) {
+  V t = tanh(x);
+  return 1 - t * t;
+}
+
+template <class V> INLINE V sigmoid_slope(V x) { return sigmoid(x) * sigmoid(-x); }
+
+// Slope of a chord, given tanh at both ends; without cancellation.
+template <class V> INLINE V tanh_secant(V low, V high, V at_low, V at_high) {
+  V width = at_least(high - low, 1e-30);
+  return tanh(width) / width * (1 - at_low * at_high);
+}
+
+template <class V> INLINE V sigmoid_secant(V low, V high) {
+  V l = low / 2, h = high / 2;
+  return tanh_secant(l, h, tanh(l), tanh(h)) / 4;
+}

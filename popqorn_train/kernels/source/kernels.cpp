@@ -1,0 +1,88 @@
+// What Python calls. Every array is contiguous; n units lie in one, and `ends` are lx, ux, ly, uy
+// and, for octagons, sum_low, sum_high, diff_low, diff_high.
+#include "planes.h"
+#include "rows.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// The last block is filled up with its last unit.
+template <class V> static V load(const Number<V>* from, int64_t count) {
+  V found;
+  if (count >= lanes<V>) {
+    __builtin_memcpy(&found, from, BYTES);
+    return found;
+  }
+  for (int i = 0; i < lanes<V>; i++) found[i] = from[i < count ? i : count - 1];
+  return found;
+}
+
+template <class V> static void store(V value, Number<V>* to, int64_t count) {
+  __builtin_memcpy(to, &value, (count < lanes<V> ? count : lanes<V>) * sizeof(Number<V>));
+}
+
+// 0 where all ends are numbers that can be reckoned with, else NaN.
+template <class V> static V failure(const Box<V>& box, const Bands<V>& bands) {
+  const Number<V> most = Of<V>::largest;
+  auto fine = (abs(box.lx) <= most) & (abs(box.ux) <= most) & (abs(box.ly) <= most) & (abs(box.uy) <= most);
+  fine &= (abs(bands.sum_low) <= 4) & (abs(bands.sum_high) <= 4);
+  fine &= (abs(bands.diff_low) <= 4) & (abs(bands.diff_high) <= 4);
+  return fine ? V{} : all<V>(__builtin_nan(""));
+}
+
+template <class V>
+static Plane<V> above(const Box<V>& box, const Bands<V>& bands, int kind, const Choice<V>& choice) {
+  switch (kind) {
+    case 0: return memory_on_box(box, choice);
+    case 1: return curved_on_box(box, choice);
+    case 2: return on_octagon<false>(box, bands, choice);
+    default: return on_octagon<true>(box, bands, choice);
+  }
+}
+
+// `planes` are x, y and intercept of the lower plane, then of the upper one, n numbers each.
+template <class V>
+static void enclose(int64_t n, int64_t curved, int64_t octagon, const Choice<V>& choice, const Number<V>* const* ends,
+                    Number<V>* planes) {
+  int kind = (octagon ? 2 : 0) + (curved ? 1 : 0);
+  for (int64_t i = 0; i < n; i += lanes<V>) {
+    int64_t count = n - i;
+    Box<V> box = {load<V>(ends[0] + i, count), load<V>(ends[1] + i, count), load<V>(ends[2] + i, count),
+                  load<V>(ends[3] + i, count)};
+    Bands<V> bands = {V{}, V{}, V{}, V{}};
+    if (octagon)
+      bands = {load<V>(ends[4] + i, count), load<V>(ends[5] + i, count), load<V>(ends[6] + i, count),
+               load<V>(ends[7] + i, count)};
+    V nan = failure(box, bands);
+    Plane<V> upper = above(box, bands, kind, choice);
+    Box<V> mirror = {box.lx, box.ux, -box.uy, -box.ly};
+    Bands<V> mirrored = {bands.diff_low, bands.diff_high, bands.sum_low, bands.sum_high};
+    Plane<V> lower = above(mirror, mirrored, kind, choice);
+    V found[6] = {-lower.a, lower.b, -lower.top, upper.a, upper.b, upper.top};
+    for (int k = 0; k < 6; k++) store(found[k] + nan, planes + k * n + i, count);
+  }
+}
+
+template <class V> static void each(V (*f)(V), int64_t n, const Number<V>* x, Number<V>* found) {
+  for (int64_t i = 0; i < n; i += lanes<V>) store(f(load<V>(x + i, n - i)), found + i, n - i);
+}
+
+template <class V> static void function(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {
+  if (which == 0) each<V>([](V v) { return sigmoid(v); }, n, x, found);
+  if (which == 1) each<V>([](V v) { return tanh(v); }, n, x, found);
+  if (which == 2) each<V>([](V v) { return log(v); }, n, x, found);
+}
+
+#define EXPORTS(V, suffix)                                                                                          \
+  EXPORT void planes_##suffix(int64_t n, int64_t curved, int64_t octagon, int64_t tilted, int64_t steps,            \
+                              double share, double shift_x, double shift_y, const Number<V>* const* ends,           \
+                              Number<V>* planes) {                                                                  \
+    Choice<V> choice = {tilted, steps, Number<V>(share), {Number<V>(shift_x), Number<V>(shift_y)}};                 \
+    enclose<V>(n, curved, octagon, choice, ends, planes);                                                           \
+  }                                                                                                                 \
+  EXPORT void function_##suffix(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {                   \
+    function<V>(which, n, x, found);                                                                                \
+  }                                                                                                                 \
+  ROWS(Number<V>, suffix)
+
+EXPORTS(Float, float)
+EXPORTS(Double, double)

@@ -1,0 +1,88 @@
+// Numbers side by side: one vector register holds one unit a lane, and every lane does the same.
+//
+// A block is always computed whole, so that a unit has the same bits whatever lies beside it.
+// Comparisons give lanes of 0 or -1, and `mask ? a : b` chooses lane by lane. Where a number is NaN
+// the minimum and the maximum are the second argument: kernels.cpp returns NaN for such units.
+#pragma once
+#include <stdint.h>
+
+// Of a vector: those of a register.
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+
+typedef float Float __attribute__((vector_size(BYTES)));
+typedef double Double __attribute__((vector_size(BYTES)));
+typedef int32_t Int __attribute__((vector_size(BYTES)));
+typedef int64_t Long __attribute__((vector_size(BYTES)));
+
+// What depends on the precision.
+template <class V> struct Of;
+
+template <> struct Of<Float> {
+  typedef float Number;
+  typedef int32_t Whole;
+  typedef Int Wholes;
+  static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 6, newton_steps = 2;
+  static constexpr float eps = 0x1p-23f, tiny = 0x1p-126f, least = 1e-36f, narrow = 1e-3f;
+  static constexpr float root3_eps = 4.9215666e-3f, gain = 1e-7f;  // eps^(1/3)
+  static constexpr float round = 0x1.8p23f, ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
+  static constexpr float deepest = 110, largest = 1e15f;
+};
+
+template <> struct Of<Double> {
+  typedef double Number;
+  typedef int64_t Whole;
+  typedef Long Wholes;
+  static constexpr int mantissa = 52, bias = 1023, exp_terms = 13, log_terms = 11, newton_steps = 3;
+  static constexpr double eps = 0x1p-52, tiny = 0x1p-1022, least = 1e-300, narrow = 1e-7;
+  static constexpr double root3_eps = 6.0554544523933395e-06, gain = 1e-9;
+  static constexpr double round = 0x1.8p52, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double deepest = 750, largest = 1e100;
+};
+
+template <class V> using Number = typename Of<V>::Number;
+template <class V> using Wholes = typename Of<V>::Wholes;
+template <class V> constexpr int lanes = BYTES / sizeof(Number<V>);
+
+#define INLINE static inline __attribute__((always_inline))
+
+template <class V> INLINE V all(double x) { return V{} + Number<V>(x); }
+template <class V> INLINE V min(V a, V b) { return a < b ? a : b; }
+template <class V> INLINE V max(V a, V b) { return a > b ? a : b; }
+template <class V> INLINE V clip(V x, V low, V high) { return min(max(x, low), high); }
+template <class V> INLINE V clip(V x, double low, double high) { return clip(x, all<V>(low), all<V>(high)); }
+template <class V> INLINE V at_least(V x, double low) { return max(x, all<V>(low)); }
+template <class V> INLINE V at_most(V x, double high) { return min(x, all<V>(high)); }
+
+template <class V> INLINE Wholes<V> sign_bit() { return (Wholes<V>)-V{}; }
+template <class V> INLINE V abs(V x) { return (V)((Wholes<V>)x & ~sign_bit<V>()); }
+template <class V> INLINE V with_sign_of(V size, V sign) {
+  return (V)((Wholes<V>)size | ((Wholes<V>)sign & sign_bit<V>()));
+}
+template <class V> INLINE V largest(V low, V high) { return max(abs(low), abs(high)); }
+
+INLINE float root(float x) { return __builtin_sqrtf(x); }
+INLINE double root(double x) { return __builtin_sqrt(x); }
+template <class V> INLINE V root(V x) {
+  V found;
+  for (int i = 0; i < lanes<V>; i++) found[i] = root(x[i]);
+  return found;
+}
+
+template <class W> INLINE bool any(W mask) {
+  int64_t parts[BYTES / 8], found = 0;
+  __builtin_memcpy(parts, &mask, BYTES);
+  for (int i = 0; i < BYTES / 8; i++) found |= parts[i];
+  return found != 0;
+}
+
+// From start to stop as torch.lerp does it: exact at both ends.
+template <class V> INLINE V between(V start, V stop, Number<V> share) {
+  if (share < Number<V>(0.5)) return start + share * (stop - start);
+  return stop - (stop - start) * (1 - share);
+}

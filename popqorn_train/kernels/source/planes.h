@@ -1,0 +1,103 @@
+// The lowest of the planes above a product that a policy allows, unit by unit; the plane below is
+// the mirrored one above the mirror image in y.
+#pragma once
+#include "simplex.h"
+
+// What planes.py of this package passes.
+template <class V> struct Choice {
+  int64_t tilted, steps;
+  Number<V> share, shift[2];
+};
+
+template <class V> INLINE V mix(V low, V high, Number<V> share) { return high + share * (low - high); }
+
+template <bool curved, class V> INLINE V slope_in_x(const Box<V>& box, Number<V> share) {
+  return mix(second<curved>(box.ly), second<curved>(box.uy), share) * sigmoid_secant(box.lx, box.ux);
+}
+
+template <class V> INLINE Slopes<V> chords(const Curved<V>& on, Number<V> share) {
+  const Box<V>& box = on.box;
+  V in_y = tanh_secant(box.ly, box.uy, on.value_low, on.value_high);
+  return {slope_in_x<true>(box, share), mix(on.gate_high, on.gate_low, share) * in_y};
+}
+
+// The slope in x for which the plane is lowest at the reference: its height there is convex.
+template <class V> static V bisected(const Box<V>& box, const Choice<V>& choice) {
+  V least = min(sigmoid_slope(box.lx), sigmoid_slope(box.ux)), most = sigmoid_slope(clip(V{}, box.lx, box.ux));
+  V low = min(box.ly * least, box.ly * most), high = max(box.uy * least, box.uy * most);
+  V goal = box.lx + box.ux + choice.shift[0] * (box.ux - box.lx);
+  for (int64_t step = 0; step < choice.steps; step++) {
+    V a = (low + high) / 2;
+    V x_low = memory_edge(a, box.lx, box.ux, box.ly).x, x_high = memory_edge(a, box.lx, box.ux, box.uy).x;
+    auto steeper = (1 - choice.shift[1]) * x_low + (1 + choice.shift[1]) * x_high > goal;
+    low = steeper ? a : low, high = steeper ? high : a;
+  }
+  return (low + high) / 2;
+}
+
+template <class V> static Slopes<V> lowest_on_box(const Curved<V>& on, const Choice<V>& choice) {
+  Scale<V> scale(on.box);
+  V p[4], q[4], z[4];
+  corners(p, q);
+  for (int i = 0; i < 4; i++) z[i] = product<true>(scale.x + scale.half_x * p[i], scale.y + scale.half_y * q[i]);
+  return lowest_plane(p, q, z, steepness<true>(on.box, scale), scale, choice.shift, choice.steps, [&](Slopes<V> s) {
+    High<V> best = argmax_curved(on, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
+    V z = product<true>(best.x, best.y);
+    return Point<V>{(best.x - scale.x) / scale.half_x, (best.y - scale.y) / scale.half_y, z};
+  });
+}
+
+template <bool curved, class V>
+static Slopes<V> lowest_on_octagon(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale,
+                                   const Border<V>& on, const Choice<V>& choice) {
+  V p[border_points], q[border_points];
+  for (int i = 0; i < border_points; i++)
+    p[i] = (on.x[i] - scale.x) / scale.half_x, q[i] = (on.y[i] - scale.y) / scale.half_y;
+  V step = prefer_first(on.z);
+  auto oracle = [&](Slopes<V> s) {
+    V height = on.z[0] - s.a * p[0] - s.b * q[0];
+    Point<V> best = {p[0], q[0], on.z[0]};
+    for (int i = 1; i < border_points; i++) {
+      V here = on.z[i] - s.a * p[i] - s.b * q[i] - step * Number<V>(i);
+      auto better = here > height;
+      height = better ? here : height;
+      best = {better ? p[i] : best.p, better ? q[i] : best.q, better ? on.z[i] : best.z};
+    }
+    if (!curved) return best;
+    Held<V> held = inside(box, bands, scale, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
+    if (!any(held.there)) return best;
+    V at_p = (held.x - scale.x) / scale.half_x, at_q = (held.y - scale.y) / scale.half_y;
+    V z = product<true>(held.x, held.y);
+    auto better = held.there & (z - s.a * at_p - s.b * at_q > height);
+    return Point<V>{better ? at_p : best.p, better ? at_q : best.q, better ? z : best.z};
+  };
+  return lowest_plane(on.corner_p, on.corner_q, on.corner_z, steepness<curved>(box, scale), scale, choice.shift,
+                      choice.steps, oracle);
+}
+
+template <class V> static Plane<V> curved_on_box(const Box<V>& box, const Choice<V>& choice) {
+  Curved<V> on(box);
+  Slopes<V> slopes = choice.tilted ? lowest_on_box(on, choice) : chords(on, choice.share);
+  return {slopes.a, slopes.b, curved_top(on, slopes)};
+}
+
+template <class V> static Plane<V> memory_on_box(const Box<V>& box, const Choice<V>& choice) {
+  return memory_plane(box, choice.tilted ? bisected(box, choice) : slope_in_x<false>(box, choice.share));
+}
+
+template <bool curved, class V>
+static Plane<V> on_octagon(const Box<V>& box, const Bands<V>& bands, const Choice<V>& choice) {
+  Scale<V> scale(box);
+  Border<V> on;
+  set_border<curved>(on, box, bands, scale);
+  Plane<V> plane;
+  if (choice.tilted) {
+    Slopes<V> slopes = lowest_on_octagon<curved>(box, bands, scale, on, choice);
+    V over_box = curved ? curved_top(Curved<V>(box), slopes) : memory_top(box, slopes);
+    plane = {slopes.a, slopes.b, over_box};
+  } else {
+    plane = curved ? curved_on_box(box, choice) : memory_on_box(box, choice);
+  }
+  plane.top = min(plane.top, octagon_top<curved>(box, bands, scale, on, Slopes<V>{plane.a, plane.b}));
+  return plane;
+}

@@ -1,0 +1,152 @@
+// The domain of a product, scaled to the square, and its border: see relaxations/domain.py and
+// octagon.py.
+#pragma once
+#include "box.h"
+
+constexpr int pieces = 8, inner_points = 3;  // of a diagonal; sampled on a side along x or y
+constexpr int diagonal_points = 4 * (pieces + 1), border_points = diagonal_points + 4 * inner_points;
+
+template <class V> struct Bands {
+  V sum_low, sum_high, diff_low, diff_high;
+};
+
+template <class V> struct Scale {
+  V x, half_x, y, half_y;
+
+  explicit Scale(const Box<V>& box) {
+    const Number<V> least = 8 * Of<V>::eps;
+    x = (box.lx + box.ux) / 2, y = (box.ly + box.uy) / 2;
+    half_x = max((box.ux - box.lx) / 2, least * (1 + abs(x)));
+    half_y = max((box.uy - box.ly) / 2, least * (1 + abs(y)));
+  }
+};
+
+template <bool curved, class V> INLINE V second(V y) { return curved ? tanh(y) : y; }
+template <bool curved, class V> INLINE V product(V x, V y) { return sigmoid(x) * second<curved>(y); }
+
+// Corners in turn, anticlockwise.
+template <class V> INLINE void corners(V (&p)[4], V (&q)[4]) {
+  V one = V{} + 1;
+  p[0] = p[1] = q[1] = q[2] = one, p[2] = p[3] = q[0] = q[3] = -one;
+}
+
+template <class V> static void corners(const Bands<V>& bands, V (&p)[8], V (&q)[8]) {
+  V sum_low = bands.sum_low, sum_high = bands.sum_high, diff_low = bands.diff_low, diff_high = bands.diff_high;
+  V p_high = at_most((sum_high + diff_high) / 2, 1), p_low = at_least((sum_low + diff_low) / 2, -1);
+  V q_high = at_most((sum_high - diff_low) / 2, 1), q_low = at_least((sum_low - diff_high) / 2, -1);
+  sum_high = min(sum_high, p_high + q_high), sum_low = max(sum_low, p_low + q_low);
+  diff_high = min(diff_high, p_high - q_low), diff_low = max(diff_low, p_low - q_high);
+  p[0] = p_high, q[0] = p_high - diff_high;
+  p[1] = p_high, q[1] = sum_high - p_high;
+  p[2] = sum_high - q_high, q[2] = q_high;
+  p[3] = diff_low + q_high, q[3] = q_high;
+  p[4] = p_low, q[4] = p_low - diff_low;
+  p[5] = p_low, q[5] = sum_low - p_low;
+  p[6] = sum_low - q_low, q[6] = q_low;
+  p[7] = diff_high + q_low, q[7] = q_low;
+  for (int i = 0; i < 8; i++) p[i] = clip(p[i], -1, 1), q[i] = clip(q[i], -1, 1);
+}
+
+// Corners of an octagon and points of its border: first 9 of each diagonal, from corner to corner,
+// place by place, then 3 of each other side.
+template <class V> struct Border {
+  V corner_p[8], corner_q[8], corner_x[8], corner_y[8], corner_z[8];
+  V x[border_points], y[border_points], z[border_points];
+  V bend[4];  // what a piece of each diagonal may rise above its ends
+};
+
+template <bool curved, class V> static void set_bend(Border<V>& on, const Box<V>& box) {
+  V mixed = sigmoid_slope(clip(V{}, box.lx, box.ux));
+  if (curved) mixed *= tanh_slope(clip(V{}, box.ly, box.uy));
+  V height = largest(second<curved>(box.ly), second<curved>(box.uy));
+  V along_y = sigmoid(box.ux) * Number<V>(curved ? 0.7699 : 0);
+  for (int side = 0; side < 4; side++) {
+    int start = 2 * side + 1, stop = (start + 1) % 8;
+    V dx = (on.corner_x[stop] - on.corner_x[start]) / pieces;
+    V dy = (on.corner_y[stop] - on.corner_y[start]) / pieces;
+    V against = at_least(-dx * dy, 0);
+    on.bend[side] = (Number<V>(0.0963) * height * dx * dx + 2 * mixed * against + along_y * dy * dy) / 8;
+  }
+}
+
+template <bool curved, class V>
+static void set_border(Border<V>& on, const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale) {
+  corners(bands, on.corner_p, on.corner_q);
+  for (int i = 0; i < 8; i++) {
+    V x = on.corner_x[i] = scale.x + scale.half_x * on.corner_p[i];
+    V y = on.corner_y[i] = scale.y + scale.half_y * on.corner_q[i];
+    on.corner_z[i] = product<curved>(x, y);
+  }
+  int at = 0;
+  auto add = [&](int start, int stop, double share) {
+    on.x[at] = between(on.corner_x[start], on.corner_x[stop], Number<V>(share));
+    on.y[at] = between(on.corner_y[start], on.corner_y[stop], Number<V>(share));
+    on.z[at] = product<curved>(on.x[at], on.y[at]), at++;
+  };
+  for (int place = 0; place <= pieces; place++)
+    for (int side = 1; side < 8; side += 2) add(side, (side + 1) % 8, place / double(pieces));
+  for (int place = 1; place <= inner_points; place++)
+    for (int side = 0; side < 8; side += 2) add(side, side + 1, place / double(inner_points + 1));
+  set_bend<curved>(on, box);
+}
+
+// The local maximum inside, and in which lanes the octagon may hold it.
+template <class V> struct Held {
+  V x, y, miss;
+  Wholes<V> there;
+};
+
+template <class V>
+static Held<V> inside(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, Slopes<V> slopes) {
+  const Number<V> near = 1e-3;
+  Inner<V> found = interior(slopes, V{} == V{});
+  Held<V> held = {clip(found.x, box.lx, box.ux), clip(found.y, box.ly, box.uy), found.miss, found.there};
+  if (!any(held.there)) return held;
+  V p = (found.x - scale.x) / scale.half_x, q = (found.y - scale.y) / scale.half_y;
+  V far_p = (x_at(found.far_w) - scale.x) / scale.half_x;
+  V far_q = (y_at(found.far_w, found.b) - scale.y) / scale.half_y;
+  held.there &= (p >= -1 - near) & (far_p <= 1 + near) & (q >= -1 - near) & (far_q <= 1 + near);
+  held.there &= (p + q >= bands.sum_low - near) & (far_p + far_q <= bands.sum_high + near);
+  held.there &= (p - far_q >= bands.diff_low - near) & (far_p - q <= bands.diff_high + near);
+  return held;
+}
+
+// The greatest value of the sides along x or y.
+template <bool curved, class V> INLINE V sides_top(const Border<V>& on, Slopes<V> slopes) {
+  V best = all<V>(-__builtin_huge_val());
+  for (int side = 0; side < 8; side += 2) {
+    V x = on.corner_x[side], y = on.corner_y[side], to_x = on.corner_x[side + 1], to_y = on.corner_y[side + 1];
+    V value = second<curved>(y);
+    if (side % 4 == 0) {  // x stays
+      V low = min(y, to_y), high = max(y, to_y), gate = sigmoid(x);
+      y = curved ? argmax_tanh(gate, slopes.b, low, high) : (gate > slopes.b ? high : low);
+    } else {
+      x = argmax_sigmoid(value, slopes.a, min(x, to_x), max(x, to_x));
+    }
+    best = max(best, gap(product<curved>(x, y), slopes, x, y));
+  }
+  return best;
+}
+
+// Bounds max sigmoid(x) g(y) - a x - b y over an octagon, see octagon.py.
+template <bool curved, class V>
+static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, const Border<V>& on, Slopes<V> slopes) {
+  V best = sides_top<curved>(on, slopes), last[4], steep[4];
+  for (int side = 0; side < 4; side++) steep[side] = 1 / at_least(4 * on.bend[side], Of<V>::tiny);
+  for (int i = 0; i < diagonal_points; i++) {
+    int side = i % 4;
+    V here = gap(on.z[i], slopes, on.x[i], on.y[i]);
+    if (i >= 4) {
+      V share = at_least(1 - abs(here - last[side]) * steep[side], 0);
+      best = max(best, max(here, last[side]) + on.bend[side] * share * share);
+    }
+    last[side] = here;
+  }
+  if (curved) {
+    Held<V> held = inside(box, bands, scale, slopes);
+    V height = gap(product<true>(held.x, held.y), slopes, held.x, held.y) + held.miss;
+    best = max(best, held.there ? height : best);
+  }
+  V height = counted(sigmoid(box.ux)) * largest(second<curved>(box.ly), second<curved>(box.uy));
+  return best + 2 * slack(height, slopes.a * largest(box.lx, box.ux), slopes.b * largest(box.ly, box.uy));
+}

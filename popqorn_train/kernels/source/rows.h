@@ -1,0 +1,79 @@
+// One pass over rows of slopes: the step over a nonlinearity, and the least value over a box.
+//
+// Every row is summed on its own, in an order that depends on its length alone.
+#pragma once
+#include <stdint.h>
+
+// The sides of a nonlinearity are one array for every argument and one for the intercept.
+template <class R> struct Sides {
+  const R* const* lower;
+  const R* const* upper;
+  int64_t sample, row;  // numbers from one sample, and from one row, to the next; 0: the same
+};
+
+template <class R>
+static void side(int64_t n, const R* __restrict slope, const R* __restrict low, const R* __restrict high, R* __restrict found) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    R positive = slope[i] > 0 ? slope[i] : R(0), negative = slope[i] - positive;
+    found[i] = positive * low[i] + negative * high[i];
+  }
+}
+
+template <class R>
+static R constant(int64_t n, const R* __restrict slope, const R* __restrict low, const R* __restrict high) {
+  R sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) {
+    R positive = slope[i] > 0 ? slope[i] : R(0), negative = slope[i] - positive;
+    sum += positive * low[i] + negative * high[i];
+  }
+  return sum;
+}
+
+// slope: (batch, rows, n), the same for all samples where `step` is 0; found: like it, one for every
+// argument; constants: (batch, rows).
+template <class R>
+static void substitute(int64_t batch, int64_t rows, int64_t n, int64_t arguments, const R* slope, int64_t step,
+                       const Sides<R>& sides, R* const* found, R* constants) {
+  for (int64_t b = 0; b < batch; b++) {
+    for (int64_t k = 0; k < rows; k++) {
+      const R* own = slope + b * step + k * n;
+      int64_t from = b * sides.sample + k * sides.row, to = (b * rows + k) * n;
+      for (int64_t j = 0; j < arguments; j++) side(n, own, sides.lower[j] + from, sides.upper[j] + from, found[j] + to);
+      constants[b * rows + k] = constant(n, own, sides.lower[arguments] + from, sides.upper[arguments] + from);
+    }
+  }
+}
+
+// The least value of slope . x where x lies within `half` of `center`, which have `stride` numbers a
+// sample, of which the first n are meant.
+template <class R>
+static void concretise(int64_t batch, int64_t rows, int64_t n, const R* slope, int64_t step, const R* __restrict center,
+                       const R* __restrict half, int64_t stride, R* __restrict least) {
+  for (int64_t b = 0; b < batch; b++) {
+    const R *c = center + b * stride, *h = half + b * stride;
+    for (int64_t k = 0; k < rows; k++) {
+      const R* own = slope + b * step + k * n;
+      R middle = 0, fall = 0;
+#pragma omp simd reduction(+ : middle, fall)
+      for (int64_t i = 0; i < n; i++) {
+        middle += own[i] * c[i];
+        fall += (own[i] < 0 ? -own[i] : own[i]) * h[i];
+      }
+      least[b * rows + k] = middle - fall;
+    }
+  }
+}
+
+#define ROWS(R, suffix)                                                                                            \
+  EXPORT void substitute_##suffix(int64_t batch, int64_t rows, int64_t n, int64_t arguments, const R* slope,       \
+                                  int64_t step, const R* const* lower, const R* const* upper, int64_t sample,      \
+                                  int64_t row, R* const* found, R* constants) {                                    \
+    Sides<R> sides = {lower, upper, sample, row};                                                                  \
+    substitute<R>(batch, rows, n, arguments, slope, step, sides, found, constants);                                \
+  }                                                                                                                \
+  EXPORT void minimum_##suffix(int64_t batch, int64_t rows, int64_t n, const R* slope, int64_t step,               \
+                               const R* center, const R* half, int64_t stride, R* least) {                         \
+    concretise<R>(batch, rows, n, slope, step, center, half, stride, least);                                       \
+  }
