@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.forms import Block
+from popqorn_train.kernels import sums as compiled
 
 _BYTES = 2**18  # of coefficients at once
 
@@ -20,11 +21,16 @@ def _parts(data: Tensor) -> int:
 
 def absolute_sum(data: Tensor) -> Tensor:
     """Sum of ``|data|`` over the first axis."""
-    first, *rest = (part.abs().sum(0) for part in torch.split(data, _parts(data)))
-    return sum(rest, first)
+    total = data.new_zeros(data.shape[1:])
+    if not compiled.add_absolute(data, total):
+        for part in torch.split(data, _parts(data)):
+            total = total + part.abs().sum(0)
+    return total
 
 
-def absolute_sums(x: Block | None, y: Block | None, on_x: Tensor, on_y: Tensor) -> list[Tensor]:
+def absolute_sums(
+    x: Block | None, y: Block | None, on_x: Tensor, on_y: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sums over all symbols of ``|on_x x + on_y y|`` and of ``|on_x x - on_y y|``.
 
     Args:
@@ -33,9 +39,8 @@ def absolute_sums(x: Block | None, y: Block | None, on_x: Tensor, on_y: Tensor) 
         on_x: ``(B, *shape)`` scale of the first.
         on_y: of the second.
     """
-    zero = torch.zeros_like(on_x)
-    plus, minus = zero, zero
     start, stop = _overlap(x, y)
+    plus, minus = _of_both(x, y, (on_x, on_y), (start, stop))
     for block, scale in ((x, on_x), (y, on_y)):
         if block is None:
             continue
@@ -45,14 +50,24 @@ def absolute_sums(x: Block | None, y: Block | None, on_x: Tensor, on_y: Tensor) 
             if len(rest):
                 alone = absolute_sum(rest) * scale.abs()
                 plus, minus = plus + alone, minus + alone
-    if x is not None and y is not None and start < stop:
-        both = [block.data[start - block.start : stop - block.start] for block in (x, y)]
-        size = _parts(both[0])
-        for one, other in zip(*[torch.split(data, size) for data in both], strict=True):
-            one, other = one * on_x, other * on_y
-            plus = plus + (one + other).abs().sum(0)
-            minus = minus + (one - other).abs().sum(0)
-    return [plus, minus]
+    return plus, minus
+
+
+def _of_both(
+    x: Block | None, y: Block | None, scales: tuple[Tensor, Tensor], overlap: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The same over the symbols that both have."""
+    (on_x, on_y), (start, stop) = scales, overlap
+    plus, minus = (torch.zeros_like(on_x, memory_format=torch.contiguous_format) for _ in range(2))
+    if x is None or y is None or start == stop:
+        return plus, minus
+    one, other = (block.data[start - block.start : stop - block.start] for block in (x, y))
+    if not compiled.add_pairs(one, other, on_x, on_y, plus, minus):
+        size = _parts(one)
+        for part, beside in zip(torch.split(one, size), torch.split(other, size), strict=True):
+            u, v = part * on_x, beside * on_y
+            plus, minus = plus + (u + v).abs().sum(0), minus + (u - v).abs().sum(0)
+    return plus, minus
 
 
 def _overlap(x: Block | None, y: Block | None) -> tuple[int, int]:

@@ -51,3 +51,23 @@ def planes(
         pointers(*parts), found.data_ptr(),
     )  # fmt: skip
     return found
+
+
+def strips(ends: Sequence[Tensor], *, curved: bool) -> Tensor | None:
+    """One plane through each unit, see relaxations/gap_search.py.
+
+    Args:
+        ends: of boxes and bands, as of ``planes``.
+        curved: likewise.
+
+    Returns:
+        ``(4, *shape)``: slope in x, slope in y, middle and half; NaN as of ``planes``. None without
+        kernels.
+    """
+    loop = function("strips", *ends)
+    if loop is None or any(end.shape != ends[0].shape for end in ends):
+        return None
+    parts = [end.contiguous() for end in ends]
+    found = torch.empty(4, *ends[0].shape, dtype=ends[0].dtype)
+    loop(ends[0].numel(), curved, pointers(*parts), found.data_ptr())
+    return found

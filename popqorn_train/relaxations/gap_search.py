@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.kernels import enclosing as compiled
 from popqorn_train.relaxations.domain import Bands, Domain, Octagon, Rectangle
 from popqorn_train.relaxations.extremum import clip, largest, slack
 from popqorn_train.relaxations.lines import sigmoid_secant, sigmoid_slope
@@ -84,6 +85,13 @@ def _shape_of(product: Product, box: Rectangle) -> _Shape:
 def least_gap(product: Product, domain: Domain) -> PlaneStrip:
     """The plane whose greatest distance from f is smallest, nearly; slopes without gradient."""
     octagon = domain if isinstance(domain, Octagon) else _uncut(domain)
+    ends = [end.expand_as(octagon.box.ly) for end in (*octagon.box, *octagon.bands)]
+    found = compiled.strips(ends, curved=product.curved)
+    return _least_gap(product, octagon) if found is None else PlaneStrip(*found)
+
+
+def _least_gap(product: Product, octagon: Octagon) -> PlaneStrip:
+    """The same, in operations of torch."""
     edge, shape = _border(product, octagon), _shape_of(product, octagon.box)
     with torch.no_grad():
         a, b = _searched(edge, *_first_slopes(product, octagon), octagon.box.flat())

@@ -2,6 +2,8 @@
 // and, for octagons, sum_low, sum_high, diff_low, diff_high.
 #include "planes.h"
 #include "rows.h"
+#include "strips.h"
+#include "sums.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -62,6 +64,22 @@ static void enclose(int64_t n, int64_t curved, int64_t octagon, const Choice<V>&
   }
 }
 
+// `strips` are the slopes in x and y, the middle and the half, n numbers each.
+template <class V>
+static void narrow(int64_t n, int64_t curved, const Number<V>* const* ends, Number<V>* strips) {
+  for (int64_t i = 0; i < n; i += lanes<V>) {
+    int64_t count = n - i;
+    V at[8];
+    for (int k = 0; k < 8; k++) at[k] = load<V>(ends[k] + i, count);
+    Box<V> box = {at[0], at[1], at[2], at[3]};
+    Bands<V> bands = {at[4], at[5], at[6], at[7]};
+    V nan = failure(box, bands);
+    Strip<V> found = curved ? strip<true>(box, bands) : strip<false>(box, bands);
+    V parts[4] = {found.a, found.b, found.middle, found.half};
+    for (int k = 0; k < 4; k++) store(parts[k] + nan, strips + k * n + i, count);
+  }
+}
+
 template <class V> static void each(V (*f)(V), int64_t n, const Number<V>* x, Number<V>* found) {
   for (int64_t i = 0; i < n; i += lanes<V>) store(f(load<V>(x + i, n - i)), found + i, n - i);
 }
@@ -79,10 +97,14 @@ template <class V> static void function(int64_t which, int64_t n, const Number<V
     Choice<V> choice = {tilted, steps, Number<V>(share), {Number<V>(shift_x), Number<V>(shift_y)}};                 \
     enclose<V>(n, curved, octagon, choice, ends, planes);                                                           \
   }                                                                                                                 \
+  EXPORT void strips_##suffix(int64_t n, int64_t curved, const Number<V>* const* ends, Number<V>* strips) {         \
+    narrow<V>(n, curved, ends, strips);                                                                             \
+  }                                                                                                                 \
   EXPORT void function_##suffix(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {                   \
     function<V>(which, n, x, found);                                                                                \
   }                                                                                                                 \
-  ROWS(Number<V>, suffix)
+  ROWS(Number<V>, suffix)                                                                                           \
+  SUMS(Number<V>, suffix)
 
 EXPORTS(Float, float)
 EXPORTS(Double, double)
