@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.activation import Activation, Blend, Gated
-from popqorn_train.bounds.affine import Sum
-from popqorn_train.bounds.backward import Enclosure, ancestors, whole
+from popqorn_train.bounds.affine import Linear, Sum
+from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.bilinear import Bilinear
 from popqorn_train.bounds.concatenation import Stack
 from popqorn_train.bounds.enclosure import backward_range, from_ball, intersect, read, relaxed
+from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forms import Error, Form, Term, constant_form, weighted
-from popqorn_train.bounds.images import Image, Stacked, added, frame_of, image, joined, sources
+from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
@@ -33,7 +34,6 @@ from popqorn_train.relaxations.strips import PlaneStrip
 
 _MOST = 2**24  # numbers in a form of one sample; what would be larger is left to its range
 _LIVE = 4  # forms as wide as the widest node that live at once, temporary ones included
-_ELEMENTWISE = Sum, Gated, Blend, Activation
 
 Plane = Callable[[Product, Domain], PlaneStrip]
 
@@ -72,19 +72,8 @@ class ForwardPass:
         self._domains: dict[Node, list[Octagon]] = {}
         self._forms: dict[Node, Image] = {}
         self._nonlinear = [node for node in self._nodes if isinstance(node, Nonlinear)]
-        self._wanted = {whole(parent) for node in self._nonlinear for parent in node.inputs}
-        self._readers = self._find_readers()
-        self._left = {node: len(readers) for node, readers in self._readers.items()}
-
-    def _find_readers(self) -> dict[Node, list[Node]]:
-        """The nodes that read the form of every node."""
-        readers: dict[Node, list[Node]] = {node: [] for node in self._nodes}
-        for node in reversed(self._nodes):
-            moves = not node.affine and (readers[node] or node in self._wanted)
-            if isinstance(node, Nonlinear) or moves:
-                for source in sources(node):
-                    readers[source].append(node)
-        return readers
+        self._reads = FormReaders(self._nodes)
+        self._left = {node: len(readers) for node, readers in self._reads.readers.items()}
 
     def run(self) -> Enclosure:
         """Visit every node once, first to last."""
@@ -101,7 +90,7 @@ class ForwardPass:
 
     def _visit(self, node: Node) -> None:
         """Make the form of a node that moves, and forget those that nobody reads any more."""
-        wanted = node in self._wanted
+        wanted = node in self._reads.wanted
         if isinstance(node, Gated | Blend):
             self._domains[node] = list(self._octagons(node))
         if wanted or self._left[node]:
@@ -109,9 +98,9 @@ class ForwardPass:
         if wanted:
             tighter = self._measured(node)
             self.found.ranges[node] = intersect(self.found.ranges[node], tighter)
-        for source in sources(node):
-            self._left[source] -= node in self._readers[source]
-        for done in (node, *sources(node)):
+        for source in self._reads.sources(node):
+            self._left[source] -= node in self._reads.readers[source]
+        for done in (node, *self._reads.sources(node)):
             if not self._left[done]:
                 self._forms.pop(done, None)
 
@@ -139,7 +128,7 @@ class ForwardPass:
         """The form of a node that is not affine."""
         if isinstance(node, Gated | Blend):
             return self._product(node)
-        images = [self._form(source) for source in sources(node)]
+        images = [self._form(source) for source in self._reads.sources(node)]
         if isinstance(node, Activation):
             return self._activation(node, images[0])
         if isinstance(node, Maximum):
@@ -147,12 +136,24 @@ class ForwardPass:
         if isinstance(node, Bilinear):
             return self._bilinear(node, *map(joined, images))
         if isinstance(node, Sum) and all(isinstance(part, Form) for part in images):
-            forms = [joined(part) for part in images]
-            return added(node, forms, self._error(node, loose=any(form.loose for form in forms)))
+            return self._sum(node, [joined(part) for part in images])
         apart = any(isinstance(part, Stacked) for part in images)
         if isinstance(node, Nonlinear) or (apart and self._is_large(node)):
             return self._as_box(node)
         return image(node, *images)
+
+    def _sum(self, node: Sum, forms: Sequence[Form]) -> Form:
+        """The form of a sum, of which linear terms are worked out in its place."""
+        terms, constants = [], [] if node.constant is None else [node.constant]
+        for form, parent in zip(forms, node.inputs, strict=True):
+            if parent in self._reads.fused and isinstance(parent, Linear):
+                terms.append(Term(form, weight=parent.weight))
+                constants += [] if parent.bias is None else [parent.bias]
+            else:
+                terms.append(Term(form))
+        error = self._error(node, loose=any(form.loose for form in forms))
+        constant = functools.reduce(torch.add, constants) if constants else None
+        return weighted(terms, constant, error)
 
     def _is_large(self, node: Node) -> bool:
         """Whether one form of a whole sequence would hold too many numbers."""
@@ -160,9 +161,7 @@ class ForwardPass:
 
     def _error(self, node: Node, gap: Tensor | None = None, *, loose: bool = False) -> Error:
         """The error of a node; with names, unless one node reads it, unit by unit."""
-        readers = self._readers[node]
-        alone = len(readers) == 1 and isinstance(readers[0], _ELEMENTWISE)
-        if alone or (gap is None and not loose):
+        if self._reads.by_units(node) or (gap is None and not loose):
             return Error(gap)
         units = math.prod(node.shape) if gap is None else gap[0].numel()
         return Error(gap, self._symbols.name(units))

@@ -20,7 +20,11 @@ def is_right(library: ctypes.CDLL, suffix: str, dtype: torch.dtype) -> bool:
     kinds = itertools.product((False, True), repeat=3)
     least = getattr(library, f"minimum_{suffix}")
     enclosed = all(_encloses(planes, dtype, *kind) for kind in kinds)
-    return enclosed and _substitutes(rows, dtype) and _concretises(least, dtype)
+    strips, pairs = (getattr(library, f"{name}_{suffix}") for name in ("strips", "pairs"))
+    narrow = all(_misses_no_more(strips, dtype, curved) for curved in (False, True))
+    summed = _adds(getattr(library, f"absolute_{suffix}"), pairs, dtype)
+    rest = _substitutes(rows, dtype) and _concretises(least, dtype)
+    return enclosed and narrow and summed and rest
 
 
 def pointers(*tensors: Tensor) -> Any:
@@ -38,6 +42,15 @@ def _boxes(dtype: torch.dtype) -> list[Tensor]:
     return [x - half, x + half, y - other, y + other]
 
 
+def _inside(ends: list[Tensor], curved: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of the boxes in float64, and the product there."""
+    lx, ux, ly, uy = (end.double() for end in ends)
+    share = torch.linspace(0, 1, 5, dtype=torch.float64)
+    x = torch.lerp(lx, ux, share[:, None])[:, None]
+    y = torch.lerp(ly, uy, share[:, None])[None]
+    return x, y, x.sigmoid() * (y.tanh() if curved else y)
+
+
 def _encloses(loop: Any, dtype: torch.dtype, curved: bool, octagon: bool, tilted: bool) -> bool:
     ends = _boxes(dtype)
     bands = [torch.full_like(ends[0], band) for band in (-2, 2, -2, 2)]
@@ -47,14 +60,32 @@ def _encloses(loop: Any, dtype: torch.dtype, curved: bool, octagon: bool, tilted
         len(ends[0]), curved, octagon, tilted, 3, 0.25, -0.1, 0.25,
         pointers(*parts), found.data_ptr(),
     )  # fmt: skip
-    lx, ux, ly, uy = (end.double() for end in ends)
-    share = torch.linspace(0, 1, 5, dtype=torch.float64)
-    x = torch.lerp(lx, ux, share[:, None])[:, None]
-    y = torch.lerp(ly, uy, share[:, None])[None]
-    f = x.sigmoid() * (y.tanh() if curved else y)
+    x, y, f = _inside(ends, curved)
     lower, upper = (side[0] * x + side[1] * y + side[2] for side in found.double().view(2, 3, -1))
     room = 1e-14 * (1 + y.abs())  # the points are rounded
     return bool(((lower <= f + room) & (f <= upper + room)).all())
+
+
+def _misses_no_more(loop: Any, dtype: torch.dtype, curved: bool) -> bool:
+    ends = _boxes(dtype)
+    bands = [torch.full_like(ends[0], band) for band in (-2, 2, -2, 2)]
+    found = torch.empty(4, len(ends[0]), dtype=dtype)
+    loop(len(ends[0]), curved, pointers(*ends, *bands), found.data_ptr())
+    x, y, f = _inside(ends, curved)
+    a, b, middle, half = found.double()
+    return bool(((f - a * x - b * y - middle).abs() <= half + 1e-14 * (1 + y.abs())).all())
+
+
+def _adds(alone: Any, pairs: Any, dtype: torch.dtype) -> bool:
+    x, on = _rows(dtype)
+    x, y, other = x.transpose(0, 1).contiguous(), x.transpose(0, 1).cos().contiguous(), on.sin()
+    sums, plus, minus = (torch.zeros_like(on) for _ in range(3))
+    alone(3, 2, 37, x.data_ptr(), 74, 37, sums.data_ptr())
+    ends = [part.data_ptr() for part in (on, other, plus, minus)]
+    pairs(3, 2, 37, x.data_ptr(), 74, 37, y.data_ptr(), 74, 37, *ends)
+    right = _close(plus, (on * x + other * y).abs().sum(0))
+    right &= _close(minus, (on * x - other * y).abs().sum(0))
+    return right and _close(sums, x.abs().sum(0))
 
 
 def _rows(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from popqorn_train.bounds.forms import (
 from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
 from tests.problems import F64
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 
 def form(start=0, symbols=3, units=2, *, seed=0, own=0.0, dtype=F64):
     """A form of random coefficients on two samples."""

@@ -19,6 +19,8 @@ from popqorn_train.relaxations.strips import (
 from tests.problems import F64
 from tests.relaxations.test_octagon import octagons, points_of, rectangles, whole
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 PRODUCTS = (SIGMOID_TANH, MEMORY)
 products = pytest.mark.parametrize("product", PRODUCTS, ids=[p.name for p in PRODUCTS])
 strips = pytest.mark.parametrize("strip", [least_gap, chords], ids=["least_gap", "chords"])
@@ -133,8 +135,8 @@ def test_a_line_misses_an_activation_by_exactly_what_it_says(name, dtype):
         x = torch.lerp(box.lx.double(), box.ux.double(), share)
         off = (f(x) - slope * x - middle).abs()
         assert (off <= half + 1e-15).all()
-        if width >= 0.1:
-            assert (off.amax(0) >= 0.99 * half - 1e-5 * (1 + width)).all()
+        if width >= 0.1 and dtype is F64:
+            assert (off.amax(0) >= 0.99 * half - 1e-7 * (1 + width)).all()
 
 
 def test_lines_of_any_function_make_a_strip():
