@@ -6,6 +6,7 @@ import time
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from torch.utils.data import DataLoader
 
 from popqorn_train import CertifiedLoss, LpBall, bound, certify, logit_bounds
@@ -34,7 +35,7 @@ def some(every, first=0):
 # Models in which padding changes nothing: neither values nor what a mean is divided by.
 PADDED = (
     "SentimentPacked", "BiLSTMText", "BiGRUMasked", "LastValid", "LastByIndex", "MaskedMean",
-    "MaskedMax",
+    "MaskedMax", "GatedPooling", "PackedRows",
 )  # fmt: skip
 
 
@@ -152,8 +153,16 @@ def unpack(batch):
     return tuple(batch[:-1]), batch[-1]
 
 
+def packed(rows):
+    x, y = zip(*rows, strict=True)
+    return [pack_sequence(x, enforce_sorted=False), torch.stack(y)]
+
+
 def batches(inputs, axis):
     """Two batches with the same samples, in the user's layout."""
+    if isinstance(inputs[0], PackedSequence):
+        samples = [(one, torch.tensor(0)) for one in unpack_sequence(inputs[0])]
+        return DataLoader(samples * 2, B, collate_fn=packed)
     places = [min(axis, value.ndim - 1) for value in inputs]
     samples = [
         (*[v.select(at, i) for v, at in zip(inputs, places, strict=True)], torch.tensor(0))

@@ -70,7 +70,8 @@ def search_radius(
     check_probes(probes)
     if not isinstance(ball, LpBall):
         raise TypeError(
-            f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}."
+            f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}. "
+            "What has no size is certified as it is, by certify or certify_loader."
         )
     layer, ball, method = bound(model), replace(ball, epsilon=0.0), method_named(method)
     options = _Options(

@@ -28,6 +28,7 @@ from popqorn_train.errors import (
 )
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
+from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.lp_ball import LpBall
 
 
@@ -137,13 +138,13 @@ class AtBall:
     """Whether every sample is certified in one ball.
 
     Attributes:
-        ball: of one epsilon.
+        ball: of one size for all samples.
         method: how to bound.
         confirm: prove again in float64.
         probes: see ``certify``.
     """
 
-    ball: LpBall
+    ball: Perturbation
     method: Method
     confirm: Confirm
     probes: int = PROBES

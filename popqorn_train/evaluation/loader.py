@@ -35,6 +35,7 @@ from popqorn_train.evaluation.examination import AtBall, Examination, Examiner
 from popqorn_train.evaluation.progress import Group, Progress, Silent, shown
 from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
+from popqorn_train.perturbations.box import Box, Perturbation, check_ball
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
@@ -131,7 +132,7 @@ class _Pass:
 def certify_loader(
     model: nn.Module,
     loader: Iterable[Any],
-    ball: LpBall | None = None,
+    ball: Perturbation | None = None,
     *,
     p: float = math.inf,
     method: str | Method = "popqorn",
@@ -161,7 +162,8 @@ def certify_loader(
     Args:
         model: a classifier, or ``bound(model)``; inputs are moved to its device.
         loader: gives batches, in the same order every time.
-        ball: fixed size; None searches the largest one.
+        ball: an ``LpBall`` of fixed size, or a ``Box`` around every sample, whose ``share`` is how
+            much of the way to its ends may be gone; None searches the largest ball.
         p: norm of the ball that is searched; see ``certified_radius``, as for everything down to
             ``confirm``. With a ``ball`` only ``method`` and ``confirm`` matter.
         method: bounding method.
@@ -273,9 +275,8 @@ def _check_loader(loader: Iterable[Any], samples: int | None, seconds: float | N
         raise ValueError(f"`seconds` must be positive, got {seconds!r}.")
 
 
-def _check_ball(ball: LpBall, described: LpBall, *, attack: bool) -> None:
-    if not isinstance(ball, LpBall):
-        raise TypeError(f"`ball` must be an LpBall, got {type(ball).__name__}.")
+def _check_ball(ball: Perturbation, described: LpBall, *, attack: bool) -> None:
+    check_ball(ball)
     other = described.p != math.inf or described.scope != "frame" or attack
     parts = (described.frames, described.features, described.low, described.high)
     if other or any(part is not None for part in parts):
@@ -283,5 +284,10 @@ def _check_ball(ball: LpBall, described: LpBall, *, attack: bool) -> None:
             "`ball` says what may move: pass p, frames, features, scope, low and high to LpBall, "
             "and leave out `attack`, which searches radii."
         )
-    if isinstance(ball.epsilon, Tensor) and ball.epsilon.ndim > 0:
-        raise ValueError("`ball` must have one epsilon for all batches, a float.")
+    sizes = (ball.lower, ball.upper) if isinstance(ball, Box) else (ball.epsilon,)
+    axes = 2 if isinstance(ball, Box) else 0  # of frames and features
+    if any(isinstance(size, Tensor) and size.ndim > axes for size in sizes):
+        raise ValueError(
+            "`ball` must be of one size for all batches: `epsilon` a float, the ends of a Box "
+            "floats or (T, N)."
+        )

@@ -233,5 +233,6 @@ def _check(step: Step, samples: Tensor) -> None:
 
 
 def _refused(step: Step, what: str) -> UnboundedStepError:
-    what = f"node {step.name!r} is {what}, which has no bound ({step.source})."
+    where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
+    what = f"{where} is {what}, which has no bound ({step.source})."
     return UnboundedStepError(what, _WAY_OUT)

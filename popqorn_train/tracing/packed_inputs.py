@@ -48,11 +48,6 @@ def together(named: dict[str, Any], pack: Callable[..., Any] = pack_padded_seque
     return found
 
 
-def packed_names(named: dict[str, Any]) -> list[str]:
-    """The arguments that are packed sequences."""
-    return [name for name in named if name + _LENGTHS in named]
-
-
 def pick_packed(value: PackedSequence, chosen: Tensor) -> PackedSequence:
     """Some samples of a packed sequence."""
     padded, lengths = pad_packed_sequence(value, batch_first=True)

@@ -21,6 +21,7 @@ from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes
 from popqorn_train.perturbations.box import Perturbation
+from popqorn_train.tracing.selection import selected
 from popqorn_train.tracing.wrappers import as_written
 from popqorn_train.training.running_statistics import may_move, moves_buffers
 
@@ -94,9 +95,9 @@ class Prepared:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def run(self) -> Tensor:
-        """What the model returns, called as it was given: in its mode, with its wrapper."""
+        """The logits of the model as it was given: in its mode, with its wrapper."""
         given = self._given.model if isinstance(self._given, BoundModel) else self._given
-        found: Tensor = given(*as_tuple(self.inputs))
+        found: Tensor = selected(given(*as_tuple(self.inputs)), self._layer.select)
         return found
 
     def eval_logits(self) -> Tensor:

@@ -202,11 +202,16 @@ def as_number(net, x, lengths):
     return packed(net, x[:, : int(lengths.max())], lengths)
 
 
+def by_a_builtin(net, x, lengths):
+    return packed(net, x[:, : max(lengths)], lengths)
+
+
 REFUSED = {
     "the last frame of the longest": (last_frame, "treats a sample differently when it is alone"),
     "a mean length": (scaled, "treats a sample differently when it is alone"),
     "a sum of lengths": (summed, r"from all samples of the batch .*lengths.sum\(\)"),
     "a Python number": (as_number, r"a size may stay a tensor: x\[:, :lengths.max\(\)\]"),
+    "a builtin": (by_a_builtin, r"longest length is lengths.max\(\).item\(\)"),
 }
 
 
@@ -219,4 +224,5 @@ def test_what_makes_samples_depend_on_each_other_is_refused(code, message, last)
         with pytest.raises(UnsupportedModelError, match=message) as caught:
             bound(model).instance((x, lengths))
         # A loader takes no batch apart whose samples were mixed.
-        assert isinstance(caught.value, MixedSamplesError) is (code is not as_number)
+        untraced = code in (as_number, by_a_builtin)
+        assert isinstance(caught.value, MixedSamplesError) is not untraced

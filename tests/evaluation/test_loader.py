@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
-from popqorn_train import LpBall, Status, certified_radius, certify, certify_loader
+from popqorn_train import Box, LpBall, Status, certified_radius, certify, certify_loader
 from popqorn_train.errors import BadSamplesError, BrokenWeightsError
 from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.sample_rows import count_statuses
@@ -155,7 +155,8 @@ def test_a_bar_is_shown_on_a_terminal(monkeypatch, capsys):
         ({"ball": LpBall(0.1), "p": 2}, "`ball` says what may move"),
         ({"ball": LpBall(0.1), "low": -9.0}, "`ball` says what may move"),
         ({"ball": LpBall(0.1), "attack": True}, "`ball` says what may move"),
-        ({"ball": LpBall(torch.full((90,), 0.1))}, "`ball` must have one epsilon"),
+        ({"ball": LpBall(torch.full((90,), 0.1))}, "`ball` must be of one size"),
+        ({"ball": Box(torch.full((90, 1, 1), -9.0), 9.0)}, "`ball` must be of one size"),
         ({"low": 0.0}, r"`inputs` must lie inside \[low, high\]"),
     ],
 )
@@ -165,8 +166,18 @@ def test_bad_arguments_are_refused(options, message):
 
 
 def test_a_ball_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="`ball` must be an LpBall, got float"):
+    with pytest.raises(TypeError, match="`ball` must be an LpBall or a Box, got float"):
         certify_loader(MODEL, loader(), 0.1)
+
+
+def test_a_box_is_certified_as_batch_by_batch():
+    box = Box(-9.0, torch.full((3,), 9.0), share=0.001)
+    rows = run(ball=box)
+    found = torch.tensor([row.margin for row in rows])
+    whole = certify(MODEL, X, Y, box, method="crown-ibp")
+    torch.testing.assert_close(found.double(), whole.margin.double(), rtol=1e-6, atol=1e-9)
+    assert [row.status == "certified" for row in rows] == whole.certified.tolist()
+    assert whole.certified.any()
 
 
 def test_batches_in_another_form_go_through_unpack():

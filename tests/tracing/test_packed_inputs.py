@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import (
     pack_sequence,
     pad_packed_sequence,
     pad_sequence,
+    unpack_sequence,
 )
 from torch.utils.data import DataLoader
 
@@ -31,6 +32,7 @@ from popqorn_train import (
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.evaluation.provenance import data_fingerprint
+from popqorn_train.tracing.packed_inputs import join_packed, pick_packed
 from tests import fitting
 from tests.bounds.test_backward import contains
 from tests.fitting import Classifier
@@ -213,6 +215,18 @@ def test_loaders_give_packed_batches_of_any_length():
     close([row.radius for row in one], [row.radius for row in two])
     some = certify_loader(Net(ends), loader(packed), p=2, samples=4, progress=False)
     close([row.radius for row in some], [row.radius for row in one[:4]])
+
+
+def test_picked_and_joined_samples_are_those_of_the_batch():
+    some, packed = samples(), both()[0]
+    picked = pick_packed(packed, torch.tensor([2, 0]))
+    joined = join_packed([picked, pick_packed(packed, torch.tensor([1]))])
+    for found, chosen in ((picked, (2, 0)), (joined, (2, 0, 1))):
+        pairs = zip(unpack_sequence(found), chosen, strict=True)
+        assert all(torch.equal(one, some[at]) for one, at in pairs)
+    ordered = pack_sequence(sorted(some, key=len, reverse=True))
+    assert pick_packed(ordered, torch.tensor([0, 3])).sorted_indices is None
+    assert pick_packed(ordered, torch.tensor([3, 0])).sorted_indices is not None
 
 
 @pytest.mark.filterwarnings("ignore")
