@@ -18,9 +18,13 @@ _NAMES = {torch.float32: "float", torch.float64: "double"}
 _WHOLE, _REAL = ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {
     "planes": 5 * [_WHOLE] + 3 * [_REAL] + 2 * [POINTER],
+    "gradient": 2 * [_WHOLE] + [_REAL] + 3 * [POINTER],
     "function": 2 * [_WHOLE] + 2 * [POINTER],
     "substitute": 4 * [_WHOLE]
     + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, _WHOLE, POINTER, POINTER],
+    "rows_gradient": 4 * [_WHOLE]
+    + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, _WHOLE]
+    + 4 * [POINTER],
     "minimum": 3 * [_WHOLE] + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, POINTER],
 }
 
