@@ -19,11 +19,15 @@ _WHOLE, _REAL = ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {
     "planes": 5 * [_WHOLE] + 3 * [_REAL] + 2 * [POINTER],
     "strips": 2 * [_WHOLE] + 2 * [POINTER],
+    "gradient": 2 * [_WHOLE] + [_REAL] + 3 * [POINTER],
     "function": 2 * [_WHOLE] + 2 * [POINTER],
     "absolute": 3 * [_WHOLE] + [POINTER, _WHOLE, _WHOLE, POINTER],
     "pairs": 3 * [_WHOLE] + 2 * [POINTER, _WHOLE, _WHOLE] + 4 * [POINTER],
     "substitute": 4 * [_WHOLE]
     + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, _WHOLE, POINTER, POINTER],
+    "rows_gradient": 4 * [_WHOLE]
+    + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, _WHOLE]
+    + 4 * [POINTER],
     "minimum": 3 * [_WHOLE] + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, POINTER],
 }
 

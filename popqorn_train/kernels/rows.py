@@ -5,6 +5,7 @@ bits in any batch. B: batch, K: rows.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,21 +29,40 @@ def substitute(
         without kernels.
     """
     loop = function("substitute", slope, *lower, *upper)
-    shape, first = slope.shape, lower[0].shape
-    fits = first[1] in (1, shape[1]) and first[2:] == shape[2:] and _alike(shape[0], first[0])
-    if loop is None or not fits or any(side.shape != first for side in (*lower, *upper)):
+    layout = _layout(slope, [*lower, *upper])
+    if loop is None or layout is None:
         return None
-    batch, rows = max(shape[0], first[0]), shape[1]
-    size = shape[2:].numel()
     slope, below, above = slope.contiguous(), _contiguous(lower), _contiguous(upper)
-    found = [slope.new_empty(batch, *shape[1:]) for _ in lower[1:]]
-    constant = slope.new_empty(batch, rows)
+    found = [slope.new_empty(layout.batch, *slope.shape[1:]) for _ in lower[1:]]
+    constant = slope.new_empty(layout.batch, layout.rows)
     loop(
-        batch, rows, size, len(found), slope.data_ptr(), rows * size if shape[0] > 1 else 0,
-        pointers(*below), pointers(*above), first[1:].numel() if first[0] > 1 else 0,
-        size if first[1] > 1 else 0, pointers(*found), constant.data_ptr(),
+        *layout[:3], len(found), slope.data_ptr(), layout.step, pointers(*below), pointers(*above),
+        layout.sample, layout.row, pointers(*found), constant.data_ptr(),
     )  # fmt: skip
     return found, constant
+
+
+class _Layout(NamedTuple):
+    """Sizes, and numbers from one sample or row to the next; 0 where they share them."""
+
+    batch: int
+    rows: int
+    size: int
+    step: int  # of slopes, from sample to sample
+    sample: int  # of sides
+    row: int
+
+
+def _layout(slope: Tensor, sides: Sequence[Tensor]) -> _Layout | None:
+    """How slopes and sides lie, if they do as ``substitute`` says."""
+    shape, first = slope.shape, sides[0].shape
+    fits = first[1] in (1, shape[1]) and first[2:] == shape[2:] and _alike(shape[0], first[0])
+    if not fits or any(side.shape != first for side in sides):
+        return None
+    size = shape[2:].numel()
+    step, sample = shape[1] * size if shape[0] > 1 else 0, first[1] * size if first[0] > 1 else 0
+    row = size if first[1] > 1 else 0
+    return _Layout(max(shape[0], first[0]), shape[1], size, step, sample, row)
 
 
 def _alike(one: int, other: int) -> bool:
@@ -51,6 +71,38 @@ def _alike(one: int, other: int) -> bool:
 
 def _contiguous(sides: Sequence[Tensor]) -> list[Tensor]:
     return [side.contiguous() for side in sides]
+
+
+def substitute_gradient(
+    slope: Tensor,
+    lower: Sequence[Tensor],
+    upper: Sequence[Tensor],
+    worths: Sequence[Tensor],
+) -> tuple[Tensor, ...] | None:
+    """The gradient of ``substitute``.
+
+    Args:
+        slope: as there.
+        lower: likewise.
+        upper: likewise.
+        worths: of every result, in their order.
+
+    Returns:
+        Of the slope, every lower side and every upper one; None without kernels.
+    """
+    loop = function("rows_gradient", slope, *lower, *upper, *worths)
+    layout = _layout(slope, [*lower, *upper])
+    if loop is None or layout is None:
+        return None
+    flat, below, above, own = slope.contiguous(), *map(_contiguous, (lower, upper, worths))
+    of_slope = slope.new_zeros(layout.batch, *slope.shape[1:])
+    of_sides = [torch.zeros_like(side) for side in (*below, *above)]
+    loop(
+        *layout[:3], len(worths) - 1, flat.data_ptr(), layout.step, pointers(*below),
+        pointers(*above), layout.sample, layout.row, pointers(*own[:-1]), own[-1].data_ptr(),
+        of_slope.data_ptr(), pointers(*of_sides),
+    )  # fmt: skip
+    return (of_slope.sum_to_size(slope.shape), *of_sides)
 
 
 def minimum(slope: Tensor, center: Tensor, half: Tensor) -> Tensor | None:

@@ -12,12 +12,13 @@ Both functions are odd in y, so the lower plane is the mirrored upper plane of t
 domain. B: batch, H: units.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from popqorn_train.kernels import enclosing as compiled
+from popqorn_train.kernels.closed_form import planes_with_gradient
 from popqorn_train.relaxations.domain import Domain, Octagon
 from popqorn_train.relaxations.octagon import octagon_intercept
 from popqorn_train.relaxations.products import Product
@@ -71,15 +72,16 @@ def enclosing(product: Product, domain: Domain, policy: Policy = closed_form) ->
 
 
 def _compiled(product: Product, domain: Domain, policy: Policy) -> Planes | None:
-    """The same by one compiled loop, where there is one for this policy."""
+    """The same by one compiled loop, where there is one."""
     if policy not in (closed_form, tilted):
         return None
-    ends = (*domain.box, *domain.bands) if isinstance(domain, Octagon) else domain
-    found = compiled.planes(
-        ends,
-        curved=product.curved,
-        share=product.share,
-        shift=REFERENCE if policy is tilted else None,
-        steps=tilted_steps(product, domain),
-    )
+    options: dict[str, Any] = {"curved": product.curved, "share": product.share}
+    if policy is tilted:
+        options |= {"shift": REFERENCE, "steps": tilted_steps(product, domain)}
+    if isinstance(domain, Octagon):
+        found = compiled.planes((*domain.box, *domain.bands), **options)
+    elif policy is tilted or not (torch.is_grad_enabled() and any(e.requires_grad for e in domain)):
+        found = compiled.planes(domain, **options)
+    else:
+        found = planes_with_gradient(domain, **options)
     return None if found is None else Planes(Plane(*found[:3]), Plane(*found[3:]))

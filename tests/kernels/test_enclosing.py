@@ -138,7 +138,7 @@ def test_planes_are_those_of_torch(product, octagon, policy, dtype, monkeypatch)
     near = torch.ones_like(size, dtype=torch.bool)
     for one, other in zip(itertools.chain(*found), itertools.chain(*known), strict=True):
         near &= (one - other).abs() <= eps**0.5 * size
-    assert near.double().mean() > 0.97
+    assert near.double().mean() > (0.9 if dtype == F32 else 0.97)
     scale = domain.scale()
     for one, other in zip(found, known, strict=True):
         height = (one.x - other.x) * scale.x + (one.y - other.y) * scale.y

@@ -49,6 +49,22 @@ def test_steps_are_those_of_torch(on, of, arguments, dtype, monkeypatch):
     torch.testing.assert_close(constant, sums, rtol=0, atol=200 * torch.finfo(dtype).eps)
 
 
+@shapes
+@dtypes
+@pytest.mark.parametrize("arguments", [0, 2])
+def test_gradients_are_those_of_torch(on, of, arguments, dtype, monkeypatch):
+    parts = problem(on, of, arguments, dtype)
+    live = [part.requires_grad_() for part in (parts[0], *parts[1], *parts[2])]
+    found = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(SWITCH, switch)
+        slopes, constant = back_substitute(*parts)
+        loss = sum(slope.sin().sum() for slope in slopes) + constant.cos().sum()
+        found.append(torch.autograd.grad(loss, live))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=500 * torch.finfo(dtype).eps)
+
+
 @dtypes
 def test_a_sample_has_the_same_bits_alone(dtype):
     slope, lower, upper = problem((5, 6, 37), (5, 1, 37), 2, dtype)

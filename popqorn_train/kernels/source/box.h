@@ -86,11 +86,22 @@ template <class V> struct Plane {
   V a, b, top;
 };
 
-template <class V> static Plane<V> memory_plane(Box<V> box, V a) {
-  Edge<V> low = memory_edge(a, box.lx, box.ux, box.ly), high = memory_edge(a, box.lx, box.ux, box.uy);
+// From the best point of one edge to that of the other: the slope, before it is kept among the gates.
+template <class V> struct Between {
+  V slope, width;
+  Wholes<V> narrow;
+};
+
+template <class V> INLINE Between<V> between_edges(const Box<V>& box, const Edge<V>& low, const Edge<V>& high) {
   V width = box.uy - box.ly;
   auto narrow = width < Of<V>::narrow;
-  V free = narrow ? (low.gate + high.gate) / 2 : (high.height - low.height) / (narrow ? V{} + 1 : width);
+  V divisor = narrow ? V{} + 1 : width;
+  return {narrow ? (low.gate + high.gate) / 2 : (high.height - low.height) / divisor, divisor, narrow};
+}
+
+template <class V> static Plane<V> memory_plane(Box<V> box, V a) {
+  Edge<V> low = memory_edge(a, box.lx, box.ux, box.ly), high = memory_edge(a, box.lx, box.ux, box.uy);
+  V free = between_edges(box, low, high).slope;
   V gate = sigmoid(box.ux), b = clip(free, sigmoid(box.lx), gate), size = largest(box.ly, box.uy);
   V top = max(low.height - b * box.ly, high.height - b * box.uy);
   return {a, b, top + slack(counted(gate) * size, b * size, a * largest(box.lx, box.ux))};

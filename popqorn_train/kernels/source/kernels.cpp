@@ -1,6 +1,6 @@
 // What Python calls. Every array is contiguous; n units lie in one, and `ends` are lx, ux, ly, uy
 // and, for octagons, sum_low, sum_high, diff_low, diff_high.
-#include "planes.h"
+#include "gradients.h"
 #include "rows.h"
 #include "strips.h"
 #include "sums.h"
@@ -80,6 +80,23 @@ static void narrow(int64_t n, int64_t curved, const Number<V>* const* ends, Numb
   }
 }
 
+// The gradient of closed-form planes on boxes in lx, ux, ly and uy, n numbers each.
+template <class V>
+static void gradient(int64_t n, int64_t curved, Number<V> share, const Number<V>* const* ends, const Number<V>* planes,
+                     Number<V>* of_ends) {
+  auto of = curved ? of_curved<V> : of_memory<V>;
+  for (int64_t i = 0; i < n; i += lanes<V>) {
+    int64_t count = n - i;
+    V worth[6], in[4];
+    for (int k = 0; k < 6; k++) worth[k] = load<V>(planes + k * n + i, count);
+    for (int k = 0; k < 4; k++) in[k] = load<V>(ends[k] + i, count);
+    Box<V> upper = of({in[0], in[1], in[2], in[3]}, share, {worth[3], worth[4], worth[5]});
+    Box<V> lower = of({in[0], in[1], -in[3], -in[2]}, share, {-worth[0], worth[1], -worth[2]});
+    V found[4] = {upper.lx + lower.lx, upper.ux + lower.ux, upper.ly - lower.uy, upper.uy - lower.ly};
+    for (int k = 0; k < 4; k++) store(found[k], of_ends + k * n + i, count);
+  }
+}
+
 template <class V> static void each(V (*f)(V), int64_t n, const Number<V>* x, Number<V>* found) {
   for (int64_t i = 0; i < n; i += lanes<V>) store(f(load<V>(x + i, n - i)), found + i, n - i);
 }
@@ -99,6 +116,10 @@ template <class V> static void function(int64_t which, int64_t n, const Number<V
   }                                                                                                                 \
   EXPORT void strips_##suffix(int64_t n, int64_t curved, const Number<V>* const* ends, Number<V>* strips) {         \
     narrow<V>(n, curved, ends, strips);                                                                             \
+  }                                                                                                                 \
+  EXPORT void gradient_##suffix(int64_t n, int64_t curved, double share, const Number<V>* const* ends,               \
+                                const Number<V>* planes, Number<V>* of_ends) {                                       \
+    gradient<V>(n, curved, Number<V>(share), ends, planes, of_ends);                                                \
   }                                                                                                                 \
   EXPORT void function_##suffix(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {                   \
     function<V>(which, n, x, found);                                                                                \

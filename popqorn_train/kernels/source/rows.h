@@ -46,6 +46,41 @@ static void substitute(int64_t batch, int64_t rows, int64_t n, int64_t arguments
   }
 }
 
+// Adds the gradient of one argument, of which a row is worth `worth`, or of the constant, which is worth
+// one number.
+template <bool one, class R>
+static void add_gradient(int64_t n, const R* __restrict slope, const R* __restrict low, const R* __restrict high,
+                         const R* __restrict worth, R* __restrict of_slope, R* __restrict of_low, R* __restrict of_high) {
+  const R constant = *worth;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    R own = one ? constant : worth[i], positive = slope[i] > 0 ? slope[i] : R(0);
+    of_slope[i] += own * (slope[i] > 0 ? low[i] : high[i]);
+    of_low[i] += own * positive;
+    of_high[i] += own * (slope[i] - positive);
+  }
+}
+
+// The gradient of `substitute`: worths of every argument and of the constants, laid out like these;
+// of_slope: (batch, rows, n); of_sides: lower ones, then upper ones, like the sides. All start at 0.
+template <class R>
+static void gradient_of_rows(int64_t batch, int64_t rows, int64_t n, int64_t arguments, const R* slope, int64_t step,
+                             const Sides<R>& sides, const R* const* worths, const R* constants, R* of_slope,
+                             R* const* of_sides) {
+  for (int64_t b = 0; b < batch; b++) {
+    for (int64_t k = 0; k < rows; k++) {
+      int64_t from = b * sides.sample + k * sides.row, row = b * rows + k;
+      const R* own = slope + b * step + k * n;
+      for (int64_t j = 0; j <= arguments; j++) {
+        const R *low = sides.lower[j] + from, *high = sides.upper[j] + from;
+        R *of_low = of_sides[j] + from, *of_high = of_sides[arguments + 1 + j] + from, *to = of_slope + row * n;
+        if (j < arguments) add_gradient<false>(n, own, low, high, worths[j] + row * n, to, of_low, of_high);
+        else add_gradient<true>(n, own, low, high, constants + row, to, of_low, of_high);
+      }
+    }
+  }
+}
+
 // The least value of slope . x where x lies within `half` of `center`, which have `stride` numbers a
 // sample, of which the first n are meant.
 template <class R>
@@ -72,6 +107,13 @@ static void concretise(int64_t batch, int64_t rows, int64_t n, const R* slope, i
                                   int64_t row, R* const* found, R* constants) {                                    \
     Sides<R> sides = {lower, upper, sample, row};                                                                  \
     substitute<R>(batch, rows, n, arguments, slope, step, sides, found, constants);                                \
+  }                                                                                                                \
+  EXPORT void rows_gradient_##suffix(int64_t batch, int64_t rows, int64_t n, int64_t arguments, const R* slope,    \
+                                     int64_t step, const R* const* lower, const R* const* upper, int64_t sample,   \
+                                     int64_t row, const R* const* worths, const R* constants, R* of_slope,         \
+                                     R* const* of_sides) {                                                         \
+    Sides<R> sides = {lower, upper, sample, row};                                                                  \
+    gradient_of_rows<R>(batch, rows, n, arguments, slope, step, sides, worths, constants, of_slope, of_sides);     \
   }                                                                                                                \
   EXPORT void minimum_##suffix(int64_t batch, int64_t rows, int64_t n, const R* slope, int64_t step,               \
                                const R* center, const R* half, int64_t stride, R* least) {                         \
