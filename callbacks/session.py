@@ -22,7 +22,7 @@ from popqorn_train.evaluation.progress import Group, Progress
 from popqorn_train.evaluation.provenance import fingerprint
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
-_TRIED = 16  # samples of the pre-flight
+_TRIED = 32  # samples of the pre-flight; fewer at once cost more each
 
 
 @dataclass

@@ -189,10 +189,10 @@ class SetCertifier:
         count = min(self.options.samples, total)
         ball, method = self.question.ball, self.question.method
         now, later = (seconds * count / trainer.world_size for seconds in cost)
-        grown = f" at first, up to {duration(later)} later" if later > 1.2 * now else ""
+        wrong = f" once predictions are right, {duration(now)} before" if later > 1.2 * now else ""
         rank_zero_info(
             f"CertifiedRadiusMonitor: {count} of {total} samples, l_{ball.p:g}, {name_of(method)}; "
-            f"one certification takes about {duration(now)}{grown}."
+            f"one certification takes about {duration(later)}{wrong}."
         )
 
     def collect(

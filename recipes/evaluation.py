@@ -37,6 +37,7 @@ class EvaluationSettings:
             intervals as well. None takes them all.
         undecided_at: with ``method_samples``, an epsilon up to which ``method`` is also tried on
             every sample for which intervals are too weak; None leaves that out.
+        rtol: relative precision of radii; they are rounded down.
         attack_samples: how many of these are attacked; None takes them all.
         attack_steps: gradient steps of a start.
         attack_restarts: starts, the clean input first.
@@ -55,6 +56,7 @@ class EvaluationSettings:
     samples: int | None = None
     method_samples: int | None = None
     undecided_at: float | None = None
+    rtol: float = 1e-3
     attack_samples: int | None = None
     attack_steps: int = 40
     attack_restarts: int = 2

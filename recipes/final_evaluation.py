@@ -18,7 +18,6 @@ from popqorn_train.evaluation.progress import shown
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 
 Loader = DataLoader[Any]
-_RTOL = 1e-3  # of the radii
 _CHUNK = 50  # samples certified at once; more would not fit the cache
 
 
@@ -83,7 +82,7 @@ def _decided(
     if not left.any():
         return intervals._replace(method=name)
     positions = intervals.positions[left].tolist()
-    cap = at * (1 + _RTOL)  # rounding must not leave a radius just below
+    cap = at * (1 + settings.rtol)  # rounding must not leave a radius just below
     more = _certified(net, loader, settings.method, positions, settings, max_radius=cap)
     radii = intervals.radii.clone()
     radii[left] = torch.maximum(radii[left], more.radii)
@@ -111,7 +110,7 @@ def _certified(
         high=settings.high,
         method=method,
         max_radius=max_radius,
-        rtol=_RTOL,
+        rtol=settings.rtol,
         epsilons=settings.epsilons,
         on_error="raise",
     )

@@ -1,6 +1,6 @@
 """Every kind of figure, drawn small for ``docs/gallery.md``: ``make gallery``.
 
-Digits come from a run of the recipe ``digits`` over 30 epochs (trained first if need be), words,
+Digits come from the results of ``make demo`` (trained first if need be), words,
 planes and targets from the experiments of this folder, as far as they were run: ``--experiments``
 names the folder of their results. What is missing is said, and its picture left as it is.
 """
@@ -38,7 +38,6 @@ from popqorn_train.recipes.networks import load_net
 _PIXELS = "l_inf, pixels in [0, 1]"
 _ROW = "certified radius of the row alone (l_2)"
 _IMAGES = 10
-_EPOCHS = 30
 LARGEST = 150_000  # bytes of a picture
 
 Figure = tuple[Any, Any]
@@ -72,7 +71,7 @@ def draw_gallery(
 
 def _of_digits(folder: Path, images: int) -> dict[str, Callable[[], Figure]]:
     if not (folder / "radii.csv").is_file():
-        run_digits(Config(epochs=_EPOCHS, folder=folder))
+        run_digits(Config(folder=folder))
     radii, labels = _radii(folder)
     label = f"certified radius ({_PIXELS})"
     certified = folder / "certified"
@@ -166,7 +165,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Draw the pictures of docs/gallery.md.")
     parser.add_argument("--folder", type=Path, default=Path("docs/gallery"))
-    parser.add_argument("--digits", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--digits", type=Path, default=Path("runs/digits"))
     parser.add_argument("--experiments", type=Path, default=Path("runs/experiments"))
     prepare()
     given = parser.parse_args()

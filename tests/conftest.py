@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items):
     """Mark as slow what repeats a path of the code; see thinning.py."""
     tests = defaultdict(list)
     for item in items:
-        if hasattr(item, "callspec") and len(item.callspec.params) > 1:
+        slow = item.get_closest_marker("slow")
+        if hasattr(item, "callspec") and len(item.callspec.params) > 1 and not slow:
             tests[item.path, item.originalname].append(item)
     for combined in tests.values():
         rows = [{n: id(v) for n, v in item.callspec.params.items()} for item in combined]

@@ -12,26 +12,26 @@ WORDS = ("<pad>", "what", "is", NASTY, "&amp;", "$x_2$", "dog", "?")
 
 
 class Tokens(nn.Module):
-    """Tokens, an embedding, a packed GRU."""
+    """Tokens, an embedding, a packed recurrent layer."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(3)
         self.embedding = nn.Embedding(len(WORDS), 4)
-        self.gru = nn.GRU(4, 5, batch_first=True)
+        self.rnn = nn.RNN(4, 5, batch_first=True)
         self.head = nn.Linear(5, 2)
 
     def forward(self, tokens, lengths):
         packed = pack_padded_sequence(self.embedding(tokens), lengths, True, enforce_sorted=False)
-        return self.head(self.gru(packed)[1][-1])
+        return self.head(self.rnn(packed)[1][-1])
 
 
 def net():
-    return build("gru")
+    return build("tanh")
 
 
 def other_net():
-    return build("gru", seed=1)
+    return build("tanh", seed=1)
 
 
 def pair():

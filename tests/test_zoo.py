@@ -1,6 +1,5 @@
 """Every classifier of the zoo is certified soundly, and as people would use it."""
 
-import math
 import time
 
 import pytest
@@ -32,6 +31,16 @@ def some(every, first=0):
     return pytest.mark.parametrize("name", marks)
 
 
+def in_turn(argument, values):
+    """Every model with the next of the values in the fast run, with all in the slow one."""
+    rows = [
+        pytest.param(name, value, marks=[pytest.mark.slow] * ((at + turn) % len(values) > 0))
+        for at, name in enumerate(ZOO)
+        for turn, value in enumerate(values)
+    ]
+    return pytest.mark.parametrize(("name", argument), rows)
+
+
 # Models in which padding changes nothing: neither values nor what a mean is divided by.
 PADDED = (
     "SentimentPacked", "BiLSTMText", "BiGRUMasked", "LastValid", "LastByIndex", "MaskedMean",
@@ -49,32 +58,30 @@ def logits_inside(case, epsilon, p):
     return logits.view(POINTS, shape[0], -1)
 
 
-@every_model
-def test_no_sampled_or_attacked_point_leaves_the_bounds(name):
+@in_turn("ball", (LpBall(0.3, 2), LpBall(0.15)))
+def test_no_sampled_or_attacked_point_leaves_the_bounds(name, ball):
     model, x = ZOO[name]
     layer = bound(model)
     case = layer.instance(x)
-    for p, epsilon in ((2, 0.3), (math.inf, 0.15)):
-        logits = logits_inside(case, epsilon, p)
-        target = case.logits(case.center).argmax(1)
-        reached = attack(layer, x, target, LpBall(epsilon, p), steps=5, restarts=1).margin
-        for method in METHODS:
-            lower, upper = logit_bounds(layer, x, LpBall(epsilon, p), method=method)
-            assert (logits >= lower - 1e-11).all(), method
-            assert (logits <= upper + 1e-11).all(), method
-            found = certify(layer, x, target, LpBall(epsilon, p), method=method)
-            assert (found.margin <= reached + 1e-11).all(), method
+    logits = logits_inside(case, ball.epsilon, ball.p)
+    target = case.logits(case.center).argmax(1)
+    reached = attack(layer, x, target, ball, steps=5, restarts=1).margin
+    for method in METHODS:
+        lower, upper = logit_bounds(layer, x, ball, method=method)
+        assert (logits >= lower - 1e-11).all(), method
+        assert (logits <= upper + 1e-11).all(), method
+        found = certify(layer, x, target, ball, method=method)
+        assert (found.margin <= reached + 1e-11).all(), method
 
 
-@every_model
-def test_epsilon_zero_gives_the_logits(name):
+@in_turn("method", METHODS)
+def test_epsilon_zero_gives_the_logits(name, method):
     model, x = ZOO[name]
     case = bound(model).instance(x)
     logits = case.logits(case.center)
-    for method in METHODS:
-        lower, upper = logit_bounds(model, x, LpBall(0.0), method=method)
-        torch.testing.assert_close(lower, logits, rtol=0, atol=1e-12)
-        torch.testing.assert_close(upper, logits, rtol=0, atol=1e-12)
+    lower, upper = logit_bounds(model, x, LpBall(0.0), method=method)
+    torch.testing.assert_close(lower, logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(upper, logits, rtol=0, atol=1e-12)
 
 
 @some(3)

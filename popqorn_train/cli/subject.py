@@ -101,6 +101,7 @@ def opened_data(options: argparse.Namespace, model: BoundModel) -> Iterable[Any]
             options.divide,
             model.weights_dtype or torch.float32,
             options.batch_size,
+            options.samples,
         )
     )
 
@@ -114,7 +115,8 @@ def first_inputs(options: argparse.Namespace, model: BoundModel, loader: Iterabl
     first = next(iter(loader), None)
     if first is None:
         raise ValueError(
-            f"`--data` {options.data} must give at least one batch, got none: it is empty."
+            f"`--data` {options.data} must give at least one batch, got none: its data set is "
+            "empty, or it is an iterator that was read before."
         )
     inputs, target = unpacked(unpack_pair, first)
     device = next((p.device for p in model.parameters()), target.device)

@@ -7,6 +7,7 @@ run certified after the step that it starts from.
 B: batch, R: epsilons.
 """
 
+import html
 import json
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 _COLUMNS = tuple(column.name for column in fields(SampleRow))
@@ -59,6 +61,13 @@ class Certification:
     settings: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     stage: str = "fit"
+
+    def __repr__(self) -> str:
+        rows = repr(SampleRows(self.rows)).strip("<>").removeprefix("SampleRows: ")
+        return f"<Certification: {self.stage}, epoch {self.epoch}, step {self.step}, {rows}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self).strip('<>'))}</p>{SampleRows(self.rows)._repr_html_()}"
 
     @property
     def answered(self) -> list[SampleRow]:

@@ -1,5 +1,6 @@
 """The data set that a command names: a loader from a function, or arrays from an ``.npz`` file."""
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from popqorn_train.evaluation.batches import unpack_pair, unpacked
 from popqorn_train.evaluation.resolve import resolved
 
 
@@ -23,6 +25,7 @@ class Source(NamedTuple):
         divide: what the inputs of the file are divided by, as floats; None leaves them.
         dtype: of the floats of the file.
         batch_size: where the loader is made here.
+        samples: how many are read of a stream, which may have no end; None takes all.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Source(NamedTuple):
     divide: float | None = None
     dtype: torch.dtype = torch.float32
     batch_size: int = 32
+    samples: int | None = None
 
 
 def opened(source: Source) -> Iterable[Any]:
@@ -49,9 +53,9 @@ def opened(source: Source) -> Iterable[Any]:
         inputs = found[0] if isinstance(found[0], tuple) else (found[0],)
         return _batched(inputs, found[1], source.batch_size)
     if isinstance(found, Dataset):
-        return DataLoader(found, source.batch_size)
-    if isinstance(found, Iterator):
-        return list(found)  # it is read more than once
+        found = DataLoader(found, source.batch_size)
+    if isinstance(found, Iterator) or isinstance(getattr(found, "dataset", None), IterableDataset):
+        return _kept(found, source)
     if not isinstance(found, Iterable):
         raise ValueError(
             f"`--data` {source.name} must give a loader or (inputs, target), got "
@@ -60,10 +64,26 @@ def opened(source: Source) -> Iterable[Any]:
     return found
 
 
+def _kept(stream: Iterable[Any], source: Source) -> list[Any]:
+    """Batches of what may give others when it is read again."""
+    if getattr(stream, "num_workers", 0) > 1:
+        raise ValueError(
+            f"`--data` {source.name} reads an IterableDataset with several workers, which may give "
+            "samples twice and in any order. Use num_workers=0 or 1."
+        )
+    kept, left = [], math.inf if source.samples is None else source.samples
+    for batch in stream:
+        kept.append(batch)
+        left -= len(unpacked(unpack_pair, batch)[1])
+        if left <= 0:
+            break
+    return kept
+
+
 def _called(found: Any, source: Source) -> Any:
     """What a function or a class gives; the user's own error in one sentence."""
     gives = hasattr(found, "__iter__") or isinstance(found, Dataset)
-    if gives or not callable(found):
+    if not callable(found) or (gives and not isinstance(found, type)):
         return found
     try:
         return found()

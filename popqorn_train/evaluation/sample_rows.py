@@ -1,8 +1,9 @@
 """Radii of samples, one row each, with a status: what the monitor and ``certify_loader`` report."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 
 class Status(StrEnum):
@@ -46,10 +47,22 @@ class SampleRow:
     error: str = ""
     rate: float | None = None
 
+    def __repr__(self) -> str:
+        """Show what was worked out."""
+        values = (
+            (column.name, column.default, getattr(self, column.name)) for column in fields(self)
+        )
+        said = [f"{name}={_text(value)}" for name, default, value in values if value != default]
+        return f"SampleRow({', '.join(said)})"
+
     @property
     def answered(self) -> bool:
         """Whether it was found out if the sample can be certified."""
         return self.status in (Status.CERTIFIED, Status.NOT_CERTIFIED)
+
+
+def _text(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Status) else repr(value)
 
 
 def count_statuses(rows: Iterable[SampleRow]) -> dict[Status, int]:

@@ -75,7 +75,12 @@ SHAPES = {
     "two layers, both ways": ("tanh", {"bidirectional": True, "num_layers": 2}),
     "gru, both ways": ("gru", {"bidirectional": True}),
 }
-shapes = pytest.mark.parametrize(("cell", "options"), SHAPES.values(), ids=SHAPES)
+SLOW = ("gru, both ways",)
+SHAPED = [
+    pytest.param(*shape, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name, shape in SHAPES.items()
+]
+shapes = pytest.mark.parametrize(("cell", "options"), SHAPED)
 
 
 @shapes
@@ -180,8 +185,12 @@ def test_a_picked_graph_has_the_same_nodes(kind):
         assert all(one.time == two.time for one, two in pairs.items())
 
 
-@pytest.mark.parametrize("method", TIGHT)
-@pytest.mark.parametrize("kind", ["first states", "frames that move"])
+KINDS = [("first states", TIGHT[0]), ("frames that move", TIGHT[1])]
+OTHERS = [("first states", TIGHT[1]), ("frames that move", TIGHT[0])]
+SLOWER = [pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS]
+
+
+@pytest.mark.parametrize(("kind", "method"), [*KINDS, *SLOWER])
 def test_samples_of_other_first_states_and_frames_are_bounded_together(kind, method):
     model, x, start = Plain(), sequences(3, 3), torch.zeros(3, 3, dtype=F64)
     frames = torch.ones(3, 3, dtype=torch.bool)

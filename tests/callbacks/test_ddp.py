@@ -100,7 +100,7 @@ def test_two_and_three_processes_certify_what_one_does(tmp_path, loader):
             assert also_logged[name] == pytest.approx(logged[name], abs=1e-7)
 
 
-def trained(count, monitor, cell=nn.GRU, precision="32-true"):
+def trained(count, monitor, cell=nn.RNN, precision="32-true"):
     """Final weights of a training in so many processes."""
     pl.seed_everything(0, verbose=False)
     module = Classifier(cell)
@@ -113,8 +113,13 @@ def trained(count, monitor, cell=nn.GRU, precision="32-true"):
     return module.state_dict()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
+GATED = [pytest.param(cell, marks=pytest.mark.slow) for cell in (nn.LSTM, nn.GRU)]
+
+
+@pytest.mark.parametrize(
+    "precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("cell", [nn.RNN, *GATED])
 def test_final_weights_are_bit_identical_with_and_without_it(cell, precision, tmp_path):
     monitor = CertifiedRadiusMonitor(samples=5, attack=True, folder=tmp_path)
     without = trained(2, None, cell, precision)

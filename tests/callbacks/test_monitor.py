@@ -11,12 +11,11 @@ from popqorn_train.callbacks import CertifiedRadiusMonitor
 from tests.fitting import QUIET, Classifier, fit, samples, val_loader
 
 
-@pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
-def test_final_weights_are_bit_identical_with_and_without_it(cell):
+def test_final_weights_are_bit_identical_with_and_without_it():
     weights = []
     for callbacks in ([], [CertifiedRadiusMonitor(samples=7)]):
         pl.seed_everything(0, verbose=False)
-        _, module = fit(*callbacks, module=Classifier(cell))
+        _, module = fit(*callbacks, module=Classifier(nn.GRU))
         weights.append(module.state_dict())
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name

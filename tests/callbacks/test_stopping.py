@@ -24,7 +24,7 @@ def medians(monkeypatch):
 
 
 def run(stopping, epochs=12, **options):
-    monitor = CertifiedRadiusMonitor(samples=3, max_overhead=None, **options)
+    monitor = CertifiedRadiusMonitor(samples=3, method="ibp", max_overhead=None, **options)
     trainer, _ = fit(monitor, stopping, epochs=epochs)
     return trainer.current_epoch
 
@@ -74,7 +74,7 @@ def rates(monitor, epochs, **options):
             found.append(self.optimizers().param_groups[0]["lr"])
 
     found = []
-    watching = CertifiedRadiusMonitor(samples=3, max_overhead=None, **options)
+    watching = CertifiedRadiusMonitor(samples=3, method="ibp", max_overhead=None, **options)
     fit(watching, module=Plateau(), epochs=epochs)
     return found
 
@@ -99,7 +99,7 @@ def test_fresh_values_are_gone_in_the_next_epoch_and_are_not_logged(tmp_path):
             seen.append({key for key in trainer.callback_metrics if key.startswith("fresh/")})
 
     logger = CSVLogger(tmp_path, name="", version="")
-    monitor = CertifiedRadiusMonitor(samples=3, max_overhead=None, every_n_epochs=2)
+    monitor = CertifiedRadiusMonitor(samples=3, method="ibp", max_overhead=None, every_n_epochs=2)
     fit(monitor, Watching(), epochs=4, logger=logger, log_every_n_steps=1)
     assert [bool(keys) for keys in seen] == [True, False, True, True]
     assert {"fresh/certified_radius/median", "fresh/certified_accuracy/0p05"} < seen[0]

@@ -16,6 +16,7 @@ from tests.problems import (
     CLASSES,
     METHODS,
     NORMS,
+    SOME_CELLS,
     build,
     logits_at,
     margins,
@@ -25,6 +26,7 @@ from tests.problems import (
 )
 
 cells = pytest.mark.parametrize("cell", CELLS)
+some_cells = pytest.mark.parametrize("cell", SOME_CELLS)
 methods = pytest.mark.parametrize("method", METHODS)
 norms = pytest.mark.parametrize("p", NORMS)
 
@@ -54,7 +56,7 @@ def test_epsilon_zero_gives_the_clean_margins(cell, method):
     assert found.certified.all()
 
 
-@cells
+@some_cells
 def test_the_parts_of_a_certificate_agree(cell):
     model, x, y = problem(cell)
     middle = certified_radius(model, x, y).median().item()
@@ -79,7 +81,7 @@ def test_folded_margins_are_never_looser_than_logits_bounded_apart(cell, method)
     assert (found[~own] > apart[~own] + 1e-3).any()
 
 
-@cells
+@some_cells
 def test_certificates_of_a_sample_alone_and_in_a_batch_agree(cell):
     model, x, y = problem(cell)
     whole = certify(model, x, y, LpBall(0.1, 2)).margins

@@ -13,7 +13,8 @@ from tests.problems import F64, build, margins, predicted, sequences
 
 EXACT = Popqorn("lambda", (), own_lines=False)  # its gradients hold nothing fixed
 OPTIONS = {"rtol": 1e-9, "confirm": None, "method": EXACT}
-cells = pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+lstm = pytest.param("lstm", marks=pytest.mark.slow)
+cells = pytest.mark.parametrize("cell", ["tanh", lstm, "gru"])
 
 
 def problem(cell, batch=4, time=4, **options):

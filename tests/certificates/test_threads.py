@@ -22,7 +22,7 @@ class Packed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+        self.rnn, self.head = nn.RNN(3, 4, batch_first=True), nn.Linear(4, 2)
 
     def forward(self, x, lengths):
         packed = rnn.pack_padded_sequence(x, lengths, batch_first=True)

@@ -231,7 +231,7 @@ REFUSED = {
     "no model": (["--samples", "2"], {"model": "none"}, "`model` must be module:Name"),
     "no data": ([], {"data": "none"}, "`--data` must be module:Name"),
     "data fails": ([], {"data": "broken"}, "KeyError: 'no such file'"),
-    "no batch": ([], {"data": "empty"}, "at least one batch"),
+    "no batch": ([], {"data": "empty"}, "at least one batch, got none: its data set is empty"),
     "shuffled": ([], {"data": "shuffled"}, "got one that shuffles"),
     "no checkpoint": (["--checkpoint", "none.pt"], {}, "`--checkpoint` must be a file"),
     "prefix alone": (["--prefix", "net."], {}, "`--prefix` belongs to --checkpoint"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from popqorn_train.evaluation.dataset import Source, opened
 from tests import subjects
@@ -21,6 +22,32 @@ def test_every_way_to_name_data_gives_the_same_samples_again_and_again(name):
         inputs, target = whole(found)
         torch.testing.assert_close(inputs, x)
         assert target.equal(y)
+
+
+class Fresh(IterableDataset):
+    """Gives other samples whenever it is read, without end."""
+
+    def __iter__(self):
+        while True:
+            yield torch.randn(4, 3), 0
+
+
+def endless():
+    return DataLoader(Fresh(), 5)
+
+
+def by_workers():
+    return DataLoader(Fresh(), 5, num_workers=2)
+
+
+def test_as_much_of_a_stream_is_kept_as_will_be_asked_about():
+    for name in (f"{__name__}:endless", f"{__name__}:Fresh"):
+        found = opened(Source(name, batch_size=5, samples=7))
+        (first, target), (again, _) = whole(found), whole(found)
+        assert len(target) == 10
+        assert first.equal(again)
+    with pytest.raises(ValueError, match=r"`--data` .* reads an IterableDataset with several"):
+        opened(Source(f"{__name__}:by_workers", samples=7))
 
 
 def test_arrays_of_a_file_become_floats_only_where_they_are_divided(tmp_path):

@@ -16,7 +16,7 @@ X, Y = torch.rand(4, 3, 2), torch.tensor([0, 1, 1, 0])
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.rnn, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 2)
+        self.rnn, self.head = nn.RNN(2, 4, batch_first=True), nn.Linear(4, 2)
 
     def forward(self, x):
         return self.head(self.rnn(x)[0][:, -1])

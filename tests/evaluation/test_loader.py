@@ -13,7 +13,7 @@ from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.sample_rows import count_statuses
 from tests.problems import build, predicted, sequences
 
-MODEL = build("gru")
+MODEL = build("tanh")
 X = sequences(90, 4)
 Y = predicted(MODEL, X)
 Y[::7] = (Y[::7] + 1) % 3  # wrong
@@ -235,7 +235,7 @@ def test_a_bad_sample_is_one_row_that_names_it(size, ball):
 
 
 def test_weights_that_are_nan_are_an_error():
-    model = build("gru")
+    model = build("tanh")
     with torch.no_grad():
         model.head.bias[0] = math.nan
     with pytest.raises(BrokenWeightsError, match=r"head\.bias"):

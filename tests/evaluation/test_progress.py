@@ -139,7 +139,7 @@ def test_the_pre_flight_says_what_a_certification_will_cost(capsys, caplog):
         pl.Trainer(callbacks=[monitor], **settings).fit(Classifier(), train_loader(), val_loader())
     [line] = [text for text in caplog.messages if "one certification takes about" in text]
     assert line.startswith("CertifiedRadiusMonitor: 12 of 20 samples, l_2, popqorn; one")
-    assert (" at first, up to " in line) == line.endswith(" later.")
+    assert (" once predictions are right, " in line) == line.endswith(" before.")
 
 
 def test_the_cost_later_is_that_of_right_predictions(monkeypatch):
@@ -148,7 +148,7 @@ def test_the_cost_later_is_that_of_right_predictions(monkeypatch):
         return rows, float(sum(row.evaluations for row in rows))
 
     monkeypatch.setattr("popqorn_train.callbacks.session._timed", counted)
-    net = build("gru")
+    net = build("tanh")
     x = sequences(6, 4)
     y = predicted(net, x)
     y[:4] = (y[:4] + 1) % 3  # wrong
@@ -169,7 +169,7 @@ def recorder(monkeypatch):
 
 @pytest.mark.parametrize("attack", [False, True])
 def test_bars_move_by_samples_of_one_batch(monkeypatch, attack):
-    told, net, x = recorder(monkeypatch), build("gru"), sequences(40, 4)
+    told, net, x = recorder(monkeypatch), build("tanh"), sequences(40, 4)
     batch = [(x, predicted(net, x))]
     certify_loader(net, batch, method="ibp", attack=attack)
     assert told.pop() == "closed"

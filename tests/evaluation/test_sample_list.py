@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from popqorn_train import SampleRow, Status
+from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.sample_list import SampleRows
 
 ROWS = SampleRows(
@@ -27,6 +28,20 @@ def test_their_text_counts_what_became_of_them():
     text = "<SampleRows: 3 samples, 1 certified, 1 not certified, 1 error, median radius 0>"
     assert repr(ROWS) == text
     assert repr(SampleRows()) == "<SampleRows: 0 samples>"
+
+
+def test_a_row_shows_what_was_worked_out():
+    text = (
+        "SampleRow(index=0, label=1, status='certified', prediction=1, radius=0.25, empirical=0.5)"
+    )
+    assert repr(ROWS[0]) == text
+
+
+def test_a_certification_shows_its_epoch_and_its_rows():
+    found = Certification(2, 60, tuple(ROWS), settings={"p": "inf"})
+    assert repr(found).startswith("<Certification: fit, epoch 2, step 60, 3 samples, 1 certified")
+    assert len(repr(found)) < 120
+    assert "<th>radius</th>" in found._repr_html_()
 
 
 def test_their_table_is_text_and_leaves_out_empty_columns():

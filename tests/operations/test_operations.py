@@ -31,7 +31,9 @@ FORMS = ROWS | MOVE_ROWS | PRODUCT_ROWS | NORM_ROWS
 LAYERS = {kind.__name__: kind for kind in layer_rows()}
 B, P, EPSILON = 2, 96, 0.4
 DTYPES = {"float": torch.float32}  # what it does in float64 is to round
-every_row = pytest.mark.parametrize("name", [*FORMS, *LAYERS])
+# What is known of a row is kept from test to test, in one process.
+IN_GROUPS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in (*FORMS, *LAYERS)]
+every_row = pytest.mark.parametrize("name", IN_GROUPS)
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
 
@@ -67,7 +69,7 @@ class Net(nn.Module):
         return torch.cat([found, torch.tanh(found)], 1)
 
 
-@functools.lru_cache
+@functools.cache
 def problem(name):
     """A network whose numbers are those of float32, its inputs, and what bounds it."""
     torch.manual_seed(len(name))
@@ -76,7 +78,7 @@ def problem(name):
     return net, inputs, bound(net)
 
 
-@functools.lru_cache
+@functools.cache
 def bounds(name, method):
     _, inputs, layer = problem(name)
     return logit_bounds(layer, inputs, LpBall(EPSILON), method=method)
@@ -89,7 +91,7 @@ def points(x):
     return x + EPSILON * steps.to(x.dtype)
 
 
-@functools.lru_cache
+@functools.cache
 @torch.no_grad()
 def sampled(name):
     """Logits ``(P, B, C)``."""
@@ -112,7 +114,7 @@ def test_nothing_is_registered_without_its_row():
     assert set(layer_rows()) == set(MODULES)
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", IN_GROUPS[: len(FORMS)])
 def test_a_row_calls_its_operation(name):
     _, inputs, layer = problem(name)
     steps = layer.instance(inputs).plan.trace.steps

@@ -203,6 +203,7 @@ def test_the_sweep_gives_options_that_train(tmp_path, monkeypatch):
     assert name == "${program}"
     small = ["--trainer.max_epochs=1", "--evaluation.samples=4", "--evaluation.method=ibp"]
     small += [*QUICK[:2], "--evaluation.attack_steps=1", "--trainer.callbacks.samples=2"]
+    small += ["--trainer.callbacks.method=ibp"]
     assert main([*arguments, *small, f"--folder={tmp_path}"]) == 0
     import wandb
 

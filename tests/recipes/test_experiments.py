@@ -79,7 +79,10 @@ def knows(folder):
     return net
 
 
-@pytest.mark.parametrize(("kind", "name"), [("trec", "trec.json"), ("news", "news.json")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("trec", "trec.json"), pytest.param("news", "news.json", marks=pytest.mark.slow)],
+)
 def test_every_word_has_its_radius_in_every_network(data, tmp_path, kind, name):
     given = {"trec": "who is the word1 ?", "news": "topic3 in the news 3"}[kind]
     config = words.Config(

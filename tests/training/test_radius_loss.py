@@ -10,7 +10,8 @@ from popqorn_train import certified_radius, objectives
 from popqorn_train.bounds.methods import Popqorn
 from tests.problems import build, predicted, sequences
 
-cells = pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+lstm = pytest.param("lstm", marks=pytest.mark.slow)
+cells = pytest.mark.parametrize("cell", ["tanh", lstm, "gru"])
 
 
 def problem(cell="gru", batch=12, wrong=3):
