@@ -19,17 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Block(NamedTuple):
-    """Coefficients of neighbouring symbols: those from ``start`` on, ``(n, B, *shape)``."""
-
-    start: int
-    data: Tensor
-
-    @property
-    def stop(self) -> int:
-        """The symbol after the last one."""
-        return self.start + len(self.data)
+from popqorn_train.bounds.block_sums import Block, Named, Part, added_blocks, scaled
 
 
 class Form(NamedTuple):
@@ -40,7 +30,7 @@ class Form(NamedTuple):
         inputs: coefficients of coordinates of the input, frame after frame; None for none.
         noise: coefficients of named errors; None for none.
         own: ``(B, *shape)``, not negative; None for 0.
-        size: ``(B, *shape)`` at least the sum of the absolute values of all terms.
+        size: ``(B, *shape)`` at least the sum of the absolute values of all terms; no gradient.
         loose: whether ``own`` is more than rounding.
     """
 
@@ -60,34 +50,17 @@ class Term(NamedTuple):
     weight: Tensor | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """The factor times a value, or times coefficients."""
-        if self.weight is not None:
-            return x @ self.weight.T
-        return x if self.scale is None else x * self.scale
+        """The factor times a value."""
+        return scaled(x, self.scale, self.weight)
 
     def of_size(self, x: Tensor) -> Tensor:
         """The same of absolute values."""
-        if self.weight is not None:
-            return x @ self.weight.abs().T
-        return x if self.scale is None else x * self.scale.abs()
+        scale, weight = (None if factor is None else factor.abs() for factor in self[1:])
+        return scaled(x, scale, weight)
 
-    def add_to(self, out: Tensor, x: Tensor) -> None:
-        """Add the factor times coefficients in place."""
-        if self.weight is not None:
-            out += x @ self.weight.T
-        elif self.scale is not None:
-            out.addcmul_(x, self.scale)
-        else:
-            out += x
-
-    def write_to(self, out: Tensor, x: Tensor) -> None:
-        """Write the factor times coefficients, without gradient."""
-        if self.weight is not None:
-            torch.matmul(x, self.weight.T, out=out)
-        elif self.scale is not None:
-            torch.mul(x, self.scale, out=out)
-        else:
-            out.copy_(x)
+    def part(self, block: Block | None) -> list[Part]:
+        """The factor times coefficients of the form, if there are any."""
+        return [] if block is None else [Part(block, self.scale, self.weight)]
 
 
 class Error(NamedTuple):
@@ -124,30 +97,27 @@ def weighted(terms: Sequence[Term], constant: Tensor | None, error: Error = NO_E
         error: of the nonlinearity that the sum stands for.
     """
     center = _added([t.of(t.form.center) for t in terms], constant)
-    sizes = [t.of_size(t.form.size) for t in terms]
-    size = _added(sizes, None if constant is None else constant.abs())
+    with torch.no_grad():
+        sizes = [t.of_size(t.form.size) for t in terms]
+        size = _added(sizes, None if constant is None else constant.abs())
+        size = size if error.gap is None else size + error.gap
     owns = [t.of_size(t.form.own) for t in terms if t.form.own is not None]
-    count = max(t.weight.shape[1] if t.weight is not None else 1 for t in terms) + len(terms)
-    exact = len(terms) == 1 and constant is None and terms[0].scale is terms[0].weight is None
-    if error.rounds and not exact:
-        owns.append(size.detach() * unit_of_rounding(count, size.dtype))
-    if error.gap is not None:
-        owns.append(error.gap)
-        size = size + error.gap
+    owns += [] if error.gap is None else [error.gap]
+    if error.rounds and not _is_exact(terms, constant):
+        count = max(t.weight.shape[1] if t.weight is not None else 1 for t in terms) + len(terms)
+        owns.append(size * unit_of_rounding(count, size.dtype))
     own = _added(owns, None) if owns else None
     loose = error.gap is not None or any(t.form.loose for t in terms)
-    inputs = added_blocks([(t, t.form.inputs) for t in terms if t.form.inputs is not None])
-    rest = [(t, t.form.noise) for t in terms if t.form.noise is not None]
+    inputs = added_blocks([part for t in terms for part in t.part(t.form.inputs)])
+    noise = [part for t in terms for part in t.part(t.form.noise)]
     if error.first is None or own is None:
-        return Form(center, inputs, added_blocks(rest), own, size, loose)
-    return Form(center, inputs, added_blocks(rest, named=Named(error.first, own)), None, size)
+        return Form(center, inputs, added_blocks(noise), own, size, loose)
+    return Form(center, inputs, added_blocks(noise, Named(error.first, own)), None, size)
 
 
-class Named(NamedTuple):
-    """Errors ``(B, *shape)`` that get symbols of their own, from the first one on."""
-
-    first: int
-    error: Tensor
+def _is_exact(terms: Sequence[Term], constant: Tensor | None) -> bool:
+    """Whether nothing is worked out."""
+    return len(terms) == 1 and constant is None and terms[0][1:] == (None, None)
 
 
 def _added(parts: Sequence[Tensor], constant: Tensor | None) -> Tensor:
@@ -155,46 +125,6 @@ def _added(parts: Sequence[Tensor], constant: Tensor | None) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total if constant is None else total + constant
-
-
-def added_blocks(parts: Sequence[tuple[Term, Block]], named: Named | None = None) -> Block | None:
-    """Sum of blocks, each through its factor, beside new symbols; None where there are none."""
-    if not parts and named is None:
-        return None
-    if len(parts) == 1 and named is None:
-        term, block = parts[0]
-        return Block(block.start, term.of(block.data))
-    new = [named.first, named.first + named.error[0].numel()] if named else []
-    start = min([block.start for _, block in parts] + new)
-    stop = max([block.stop for _, block in parts] + new)
-    like = named.error if named else parts[0][0].of(parts[0][1].data[0])
-    out = _sum(parts, like, start, stop)
-    if named:
-        _write_diagonal(out[named.first - start : new[1] - start], named.error)
-    return Block(start, out)
-
-
-def _sum(parts: Sequence[tuple[Term, Block]], like: Tensor, start: int, stop: int) -> Tensor:
-    """Blocks added up in the place of all symbols between two, the largest one written first."""
-    shape = (stop - start, *like.shape)
-    parts = sorted(parts, key=lambda part: -len(part[1].data))
-    if torch.is_grad_enabled() or not parts:
-        out = like.new_zeros(shape)
-    else:
-        out, (term, first) = like.new_empty(shape), parts[0]
-        out[: first.start - start] = 0
-        out[first.stop - start :] = 0
-        term.write_to(out[first.start - start : first.stop - start], first.data)
-        parts = parts[1:]
-    for term, block in parts:
-        term.add_to(out[block.start - start : block.stop - start], block.data)
-    return out
-
-
-def _write_diagonal(out: Tensor, error: Tensor) -> None:
-    """Coefficients ``(F, B, F)`` of one symbol for every unit, ``(B, F)``; flat inside."""
-    flat = error.flatten(1)
-    out.view(len(out), len(flat), -1).diagonal(dim1=0, dim2=2).add_(flat)
 
 
 def constant_form(value: Tensor) -> Form:

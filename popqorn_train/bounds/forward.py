@@ -22,10 +22,11 @@ from popqorn_train.bounds.concatenation import Stack
 from popqorn_train.bounds.enclosure import backward_range, from_ball, intersect, read, relaxed
 from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forms import Error, Form, Term, constant_form, weighted
-from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined
+from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
+from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbols import Symbols
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.domain import Domain, Octagon, Rectangle
@@ -93,7 +94,7 @@ class ForwardPass:
         wanted = node in self._reads.wanted
         if isinstance(node, Gated | Blend):
             self._domains[node] = list(self._octagons(node))
-        if wanted or self._left[node]:
+        if (wanted or self._left[node]) and node not in self._forms:
             self._forms[node] = self._made(node)
         if wanted:
             tighter = self._measured(node)
@@ -129,6 +130,8 @@ class ForwardPass:
         if isinstance(node, Gated | Blend):
             return self._product(node)
         images = [self._form(source) for source in self._reads.sources(node)]
+        if isinstance(node, Span) and isinstance(images[0], Form):
+            return self._span(node, images[0])
         if isinstance(node, Activation):
             return self._activation(node, images[0])
         if isinstance(node, Maximum):
@@ -154,6 +157,14 @@ class ForwardPass:
         error = self._error(node, loose=any(form.loose for form in forms))
         constant = functools.reduce(torch.add, constants) if constants else None
         return weighted(terms, constant, error)
+
+    def _span(self, node: Span, whole: Form) -> Image:
+        """The form of a span, made together with all others of the same node."""
+        pieces = spans(whole, node.sizes)
+        for other in self._reads.readers[node.inputs[0]]:
+            if isinstance(other, Span) and other.sizes == node.sizes and self._left[other]:
+                self._forms[other] = pieces[other.place]
+        return pieces[node.place]
 
     def _is_large(self, node: Node) -> bool:
         """Whether one form of a whole sequence would hold too many numbers."""

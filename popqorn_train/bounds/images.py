@@ -10,16 +10,16 @@ B: batch, T: frames, F: features, n: symbols of a block.
 import math
 from collections.abc import Callable, Sequence
 from functools import singledispatch
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from popqorn_train.bounds.affine import Linear, Negative, Sum
+from popqorn_train.bounds.block_sums import Block
 from popqorn_train.bounds.concatenation import Projected, Select, Stack
 from popqorn_train.bounds.forms import (
     NO_ERROR,
-    Block,
     Error,
     Form,
     Term,
@@ -113,9 +113,10 @@ def image(node: Node, *forms: Image) -> Image:
         data = [_widened(block, start, stop, zero) for block, zero in pairs]
         return Block(start, torch.vmap(linear)(*data))
 
-    size = node.size(None, *[form.size for form in inputs])
+    with torch.no_grad():
+        size = node.size(None, *[form.size for form in inputs])
     terms = sum(math.prod(parent.shape) for parent in node.inputs)
-    own = size.detach() * unit_of_rounding(terms, size.dtype)
+    own = size * unit_of_rounding(terms, size.dtype)
     if any(form.own is not None for form in inputs):
         owns = [z if f.own is None else f.own for f, z in zip(inputs, zeros, strict=True)]
         own = own + (node.size(None, *owns) - node.size(None, *zeros))
@@ -159,8 +160,22 @@ def frame_of(x: Image, t: int) -> Form:
 
 @image.register
 def _(node: Span, x: Image) -> Image:
-    cut = slice(node.start, node.stop)
-    return framewise(lambda form: mapped(form, lambda data: data[..., cut]), x)
+    return framewise(lambda form: spans(form, node.sizes)[node.place], x)
+
+
+def spans(form: Form, sizes: Sequence[int]) -> list[Form]:
+    """Neighbouring spans of the last axis, all at once: the gradient of one is as large as all."""
+    center, inputs, noise, own, size = (_split(part, sizes) for part in form[:5])
+    places = range(len(sizes))
+    return [Form(center[k], inputs[k], noise[k], own[k], size[k], form.loose) for k in places]
+
+
+def _split(part: Block | Tensor | None, sizes: Sequence[int]) -> list[Any]:
+    if part is None:
+        return [None] * len(sizes)
+    if isinstance(part, Block):
+        return [Block(part.start, piece) for piece in torch.split(part.data, list(sizes), -1)]
+    return list(torch.split(part, list(sizes), -1))
 
 
 @image.register

@@ -14,16 +14,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from popqorn_train.bounds.backward import visits
+from popqorn_train.bounds.block_sums import Block, added_blocks
 from popqorn_train.bounds.concatenation import Projected
-from popqorn_train.bounds.forms import (
-    Block,
-    Form,
-    Term,
-    added_blocks,
-    constant_form,
-    mapped,
-    unit_of_rounding,
-)
+from popqorn_train.bounds.forms import Form, Term, constant_form, mapped, unit_of_rounding
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
 from popqorn_train.perturbations.region import Bounds, Region
@@ -87,9 +80,11 @@ class Symbols:
             part[:, frames].permute(1, 2, 0)[..., None] for part in (self.reach, self.center)
         )
         data = columns * reach if self.boxed else columns.expand(-1, -1, len(center), -1)
-        sizes = (columns.abs() * (reach + middle.abs())).flatten(0, 1).sum(0)
-        size = sizes if constant is None else sizes + constant.abs()
-        own = size.detach() * unit_of_rounding(len(columns.flatten(0, 1)), size.dtype)
+        with torch.no_grad():
+            most = (reach + middle.abs())[..., 0]
+            size = torch.einsum("tnbk,tnb->bk", columns.abs().expand_as(data), most)
+            size = size if constant is None else size + constant.abs()
+            own = size * unit_of_rounding(len(columns.flatten(0, 1)), size.dtype)
         width = self.center.shape[2]
         return Form(center, Block(first * width, data.flatten(0, 1)), None, own, size)
 
@@ -164,8 +159,8 @@ class Symbols:
             return [(-reach, reach) for reach in reaches]
         found = []
         for reach, on in zip(noises, (on_y, -on_y), strict=True):
-            terms = [(Term(form, scale), form.inputs) for form, scale in ((x, on_x), (y, on))]
-            inputs = added_blocks([(term, block) for term, block in terms if block is not None])
+            terms = Term(x, on_x), Term(y, on)
+            inputs = added_blocks([part for t in terms for part in t.part(t.form.inputs)])
             if inputs is None:
                 found.append((-reach, reach))
             else:

@@ -2,17 +2,10 @@
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 
-from popqorn_train.bounds.forms import (
-    Block,
-    Error,
-    Form,
-    Term,
-    added_blocks,
-    constant_form,
-    mapped,
-    weighted,
-)
+from popqorn_train.bounds.block_sums import Block, Named, Part, added_blocks
+from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped, weighted
 from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
 from tests.problems import F64
 
@@ -97,6 +90,36 @@ def test_gradients_do_not_change_values():
         plain = weighted(terms, None, error)
     assert torch.equal(tracked.noise.data, plain.noise.data)
     assert torch.equal(tracked.inputs.data, plain.inputs.data)
+
+
+def test_gradients_of_sums_are_exact():
+    scale, weight, gap = (
+        torch.rand(2, 2).double(),
+        torch.randn(2, 2).double(),
+        torch.rand(2, 2).double(),
+    )
+    data = torch.randn(3, 2, 2).double(), torch.randn(4, 2, 2).double()
+
+    def run(one, other, scale, weight, gap):
+        parts = [
+            Part(Block(1, one), scale),
+            Part(Block(0, other), None, weight),
+            Part(Block(6, one)),
+        ]
+        return added_blocks(parts, Named(8, gap)).data
+
+    assert gradcheck(run, [x.requires_grad_() for x in (*data, scale, weight, gap)])
+
+
+def test_gradients_of_absolute_sums_are_exact():
+    data = torch.randn(5, 2, 3).double(), torch.randn(4, 2, 3).double()
+    scales = torch.rand(2, 3).double() + 0.5, torch.rand(2, 3).double() - 2
+
+    def run(one, other, on_x, on_y):
+        pairs = absolute_sums(Block(0, one), Block(2, other), on_x, on_y)
+        return absolute_sum(one), *pairs
+
+    assert gradcheck(run, [x.requires_grad_() for x in (*data, *scales)])
 
 
 def test_rounding_is_part_of_the_error():

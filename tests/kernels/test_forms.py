@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from popqorn_train.bounds.forms import Block
+from popqorn_train.bounds.block_sums import Block
 from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
 from popqorn_train.kernels.library import SWITCH, kernels
 from popqorn_train.kernels.sums import add_absolute, add_pairs
