@@ -104,7 +104,7 @@ class Brackets:
     def _gap(self) -> Tensor:
         """The rung above ``lower`` that is yet to be tried, ``(B,)``; infinite where none is."""
         rung = self.ladder.after(self.lower)
-        tried = rung >= (self.upper if self.monotone else self.ladder.bottom)
+        tried = rung >= self.upper if self.monotone else self.ladder.tried(rung)
         return torch.where(tried | self._beyond(rung), math.inf, rung)
 
     def _at_top(self) -> Tensor:
@@ -183,7 +183,7 @@ class Brackets:
         if self.graded and not self.monotone:
             rough = torch.where(self.evaluations == 1, _ROUGH, 1.0)
             rung = self.ladder.after(torch.where(usable, self.root * rough, self.lower))
-            known = rung >= self.ladder.bottom
+            known = self.ladder.tried(rung)
             aim = torch.where(known & ~self._at_top(), top, aim)
             aim = torch.where(usable & ~known & (rung < self.upper), rung, aim)
         far = (self.lower > 0) & self.upper.isinf()

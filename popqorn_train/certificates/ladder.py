@@ -38,7 +38,7 @@ class Ladder:
     def failed(self, chosen: Tensor, epsilon: Tensor, ended: Tensor) -> None:
         """Say that samples were not proved at these epsilons, ``(b,)`` each."""
         bottom, top = self.bottom[chosen], self.top[chosen]
-        below = (epsilon < bottom) & (self.after(epsilon) >= bottom)
+        below = (epsilon < bottom) & _reaches(self.after(epsilon), bottom)
         longer = below | (epsilon > top)  # one that leaves a gap begins a new run
         self.bottom[chosen] = torch.minimum(epsilon, bottom)
         self.top[chosen] = torch.where(longer, torch.maximum(epsilon, top), epsilon)
@@ -51,6 +51,10 @@ class Ladder:
         self.top[chosen] = torch.where(over, math.inf, self.top[chosen])
         self.ended[chosen] &= ~over
 
+    def tried(self, rung: Tensor) -> Tensor:
+        """Whether a rung belongs to the run or lies above it, ``(B,)``."""
+        return _reaches(rung, self.bottom)
+
     def after(self, at: Tensor) -> Tensor:
         """The lowest rung above ``at``, ``(B,)``."""
         power = (at.log() / math.log(RATIO) + 1e-9).floor() + 1
@@ -60,3 +64,8 @@ class Ladder:
         asked = self._epsilons.expand(len(at), -1)
         asked = asked.masked_fill(asked <= at[:, None], torch.inf)
         return torch.minimum(rung, asked.amin(1))
+
+
+def _reaches(one: Tensor, other: Tensor) -> Tensor:
+    # The last bit of a power depends on where it stands in a tensor.
+    return one >= (1 - 1e-12) * other

@@ -137,6 +137,16 @@ def test_monotone_margins_are_not_tried_again_above_the_root():
     assert not Method.monotone
 
 
+def test_a_radius_of_the_golden_rnn_takes_four_margins(golden):
+    _, model, x, y = lirpa(golden, "rnn_07f_032h")
+    ball = LpBall(0.0, low=0.0, high=1.0)
+    found = search_radius(model, x, y, ball, rtol=RTOL, probes=0)
+    right = found.radius > 0
+    assert 3 <= found.evaluations[right].double().mean() <= 4
+    again = search_radius(model, x, y, ball, rtol=RTOL, probes=0, start=found.start)
+    assert again.evaluations[right].double().mean() <= 4
+
+
 @pytest.mark.slow  # minutes for all models: `make bench-targets` prints them
 @pytest.mark.parametrize("epsilon", [0.01])
 def test_of_the_golden_rnn_radii_count_what_certify_proves(golden, epsilon):
