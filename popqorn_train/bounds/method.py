@@ -56,7 +56,7 @@ class Method:
 
     @property
     def cheaper(self) -> "Method | None":
-        """A method whose radius is never larger and a good start for the search, if any."""
+        """A method whose margins tell where the radius of this one may lie, if any."""
         return None
 
 

@@ -1,15 +1,15 @@
 """A search for many samples at once: the largest epsilon whose certified margin is positive.
 
-Ranges that feed on ranges make the margin fall roughly exponentially:
+Every sample keeps a bracket ``lower < upper`` (proved, not proved) and the curve of its margin
+(margin_curve.py). A proof at one epsilon holds for all smaller ones, but the bound jumps where
+planes are chosen anew, and can be positive again above ``upper``. So the first rung of a ladder
+(ladder.py) above the estimated root is tried, then those above it until the margin lies a quarter
+as far below 0 as the clean one lies above, and with what this tells of the curve, one epsilon just
+below the root. It is finished when the bracket is narrow, or when both the curve through its ends
+and the chord between them reach 0 just above ``lower``.
 
-    margin(r) = clean - fall (exp(rate r) - 1) / rate
-
-Every sample keeps a bracket ``lower < upper`` (proved, not proved), the rate that its newest
-margin asks for, and an estimate of the root: the line through its two newest margins, drawn over
-exp(rate r). A proof at one epsilon holds for all smaller ones, but the bound jumps where planes are
-chosen anew, and can be positive again above ``upper``. So a narrow bracket is not the end: its
-sample climbs the rungs of a ladder (ladder.py) until the margin lies a quarter as far below 0 as
-the clean one lies above. A rung that is proved is the new ``lower``, from which it goes on.
+Proofs by contradiction have no size, and end in a jump, near the epsilon at which the margin itself
+lies about half as far below 0 as the clean one lies above: there, brackets are halved.
 
 B: batch.
 """
@@ -21,30 +21,36 @@ import torch
 from torch import Tensor
 
 from popqorn_train.certificates.ladder import RATIO, REACH, Ladder
+from popqorn_train.certificates.margin_curve import MarginCurve
 from popqorn_train.certificates.margins import proved
 
 _SMALLEST = 1e-7  # radii below this share of the largest count as 0
 _TRIES = 60  # evaluations after which a sample keeps what it has
 _FAILED = -1e30  # stands for a margin that is no number
 _SHY = 0.4  # how far below the estimated root to look, in relative tolerances
+_SURE = 0.5  # width of a bracket up to the estimated root, which may be off, likewise
 _NARROW = 0.9  # width of a finished bracket, in relative tolerances: the rest is for rounding
 _DEEP = 0.25  # a rung at which the margin is that far below 0, in clean margins, is the last one
 _MUTE = 1e-4  # a proof by contradiction shows as a margin below this share of the clean one
+_FARTHEST = 8  # from one epsilon to the next, as a factor, before one fails
+_HALVINGS = 2  # of a bracket between two steps up or down
+_ROUGH = 1.03  # how far above a root to look that one margin alone tells, so that it is not proved
+BY_CONTRADICTION = -0.5  # margin, in clean ones, down to which proofs by contradiction reach
+_PATIENCE = 7  # evaluations after which every second one halves, whatever the curve
 
 
 class Brackets:
     """One bracket per sample, in float64.
 
     Finished means ``lower >= (1 - rtol) epsilon`` for every epsilon that is proved below
-    ``upper``, if the margin is positive on one side of it only, or that is proved on a rung.
+    ``upper``, as far as margins follow their curve, or that is proved on a rung.
 
     Args:
         clean: ``(B,)`` margin at 0, positive where there is something to search.
         fall: ``(B,)`` how fast the margin falls at 0.
         cap: ``(B,)`` largest radius tried.
         guess: ``(B,)`` first epsilon.
-        rtol: relative width of a bracket at which its sample climbs.
-        lower: ``(B,)`` known to be proved; None where nothing is.
+        rtol: relative width of a finished bracket.
         epsilons: rungs beside those of the ladder.
         graded: whether the size of every positive margin says how far the root is.
         monotone: whether no ball above one that is not proved can be.
@@ -58,27 +64,22 @@ class Brackets:
         guess: Tensor,
         rtol: float,
         *,
-        lower: Tensor | None = None,
         epsilons: Sequence[float] = (),
         graded: bool = True,
         monotone: bool = False,
     ) -> None:
         self.clean, self.fall = clean, fall.clamp(min=1e-12)
         self.cap, self.rtol, self.graded, self.monotone = cap, rtol, graded, monotone
-        self.lower = torch.zeros_like(clean) if lower is None else lower.to(clean).minimum(cap)
-        self.upper = torch.full_like(clean, math.inf)
-        self.newest, self.at_newest = torch.zeros_like(clean), clean.clone()
+        self.lower, self.upper = torch.zeros_like(clean), torch.full_like(clean, math.inf)
+        # Margins at the ends, and the newest one in between; NaN where they tell nothing.
+        self.at_lower, self.at_upper = (torch.full_like(clean, math.nan) for _ in range(2))
+        self.newest, self.at_newest = self.at_lower.clone(), self.at_lower.clone()
         self.root = torch.full_like(clean, math.nan)
-        # With such steps up, halving ends at a bracket that is just narrow enough.
-        width = -math.log1p(-_NARROW * rtol)
-        self._step = math.exp(width * 2 ** max(0, int(math.log2(math.log(RATIO) / width))))
-        self.step = torch.full_like(clean, self._step)
-        self.mute = self.lower > 0  # how large the margin is at ``lower`` is not known
-        self.ladder = Ladder(self.lower, epsilons)
-        self.deep = torch.zeros_like(self.mute)  # so far below 0 that no rung above is tried
+        self._step = math.exp(-math.log1p(-_NARROW * rtol) * 2**_HALVINGS)
+        self.step = torch.full_like(clean, 2.0 if graded else self._step)
+        self.ladder = Ladder(clean, epsilons)
         guess = torch.where(guess.isfinite(), guess, cap / 100)
-        least = torch.maximum(10 * _SMALLEST * cap, self.lower)
-        self.next = torch.minimum(torch.maximum(guess, least), cap)
+        self.next = torch.minimum(torch.maximum(guess, 10 * _SMALLEST * cap), cap)
         self.wrong = ~(clean > 0)
         self.evaluations = torch.zeros_like(clean, dtype=torch.long)
 
@@ -86,104 +87,121 @@ class Brackets:
         """Indices of the samples that are not finished."""
         tiny = self.upper <= _SMALLEST * self.cap
         done = self.wrong | tiny | (self.lower >= self.cap) | (self.evaluations >= _TRIES)
-        return (~done & ~(self._narrow() & self._at_top())).nonzero()[:, 0]
+        finished = self._narrow() & self._gap().isinf() & self._at_top()
+        return (~done & ~finished).nonzero()[:, 0]
 
     def _narrow(self) -> Tensor:
-        return self.lower >= (1 - _NARROW * self.rtol) * self.upper
+        """Whether nothing is left to find between the ends, ``(B,)``."""
+        most = self.lower / (1 - _NARROW * self.rtol)
+        narrow = self.upper <= most
+        if not self.graded:
+            return narrow
+        chord = self.at_lower / (self.at_lower - self.at_upper) * (self.upper - self.lower)
+        likely = torch.maximum(self.root, self.lower + chord)
+        close = (self.root > self.lower) & (likely <= self.lower / (1 - _SURE * self.rtol))
+        return narrow | close & (self.upper <= RATIO**2 * self.lower)
+
+    def _gap(self) -> Tensor:
+        """The rung above ``lower`` that is yet to be tried, ``(B,)``; infinite where none is."""
+        rung = self.ladder.after(self.lower)
+        tried = rung >= self.upper if self.monotone else self.ladder.tried(rung)
+        return torch.where(tried | self._beyond(rung), math.inf, rung)
 
     def _at_top(self) -> Tensor:
-        """Whether no further rung is worth trying, ``(B,)``."""
-        rung, above = self.ladder.next(self.upper), self.ladder.above(self.upper)
-        end = self.deep | self.monotone | (rung > REACH * self.lower)
-        return (rung > self.cap) | above & end
+        """Whether no rung above those that were tried is worth trying, ``(B,)``."""
+        if self.monotone:
+            return torch.ones_like(self.wrong)
+        return self.ladder.ended | self._beyond(self.ladder.after(self.ladder.top))
+
+    def _beyond(self, rung: Tensor) -> Tensor:
+        root = torch.where(self.root < self.upper, self.root, self.lower)
+        return (rung > self.cap) | (rung > REACH * torch.fmax(self.lower, root))
 
     def tell(self, chosen: Tensor, margin: Tensor) -> None:
         """Record margins at ``next`` and choose the next epsilons."""
         self.evaluations[chosen] += 1
-        epsilon, good = self.next[chosen], proved(margin)
-        margin = margin.nan_to_num(_FAILED, _FAILED, _FAILED)
-        climbed = self._narrow()[chosen]
-        self._move(chosen, epsilon, margin, good, climbed)
-        root = self._estimate(chosen, epsilon, margin)
+        asked, at = torch.zeros_like(self.wrong), torch.full_like(self.clean, math.nan)
+        asked[chosen], at[chosen] = True, margin.to(at)
+        good = proved(at)
+        inside = asked & (good | ~(self.next >= self.upper))
         # Far beyond the root the margin may hardly change: then its slope tells nothing.
-        before = self.at_newest[chosen]
-        flat = (before < 0) & (margin < 0.7 * before) | (margin <= _FAILED)
-        self.root[chosen], self.newest[chosen], self.at_newest[chosen] = root, epsilon, margin
-        aim = self._aim(chosen, flat | self.mute[chosen])
-        rung = torch.minimum(self.ladder.next(self.upper), self.cap)[chosen]
-        self.next[chosen] = torch.where(self._narrow()[chosen], rung, aim)
+        flat = (self.at_newest < 0) & (at < 0.95 * self.at_newest) | ~at.isfinite()
+        silent = ~at.isfinite() | good & (at < _MUTE * self.clean) & (not self.graded)
+        at = torch.where(silent, math.nan, at)
+        self._estimate(inside, at, good)
+        self._climb(asked & ~good, at)
+        self._move(asked, at, good)
+        self.newest = torch.where(inside, self.next, self.newest)
+        self.at_newest = torch.where(inside, at, self.at_newest)
+        self.next = torch.where(asked, self._choose(inside & ~good & flat), self.next)
 
-    def _move(
-        self, chosen: Tensor, epsilon: Tensor, margin: Tensor, good: Tensor, climbed: Tensor
-    ) -> None:
-        """Move the ends of brackets, and up the ladder."""
-        clean, upper = self.clean[chosen], self.upper[chosen]
-        fallen = climbed & (margin <= -_DEEP * clean)
-        self.deep[chosen] = (self.deep[chosen] | fallen) & ~good
-        again = good & self.mute[chosen] & (self.newest[chosen] == self.lower[chosen])
-        longer = (self.step[chosen] ** 2).clamp(max=4)
-        self.step[chosen] = torch.where(again, longer, self._step)
-        self.lower[chosen] = torch.where(good, epsilon, self.lower[chosen])
-        beyond = torch.where(epsilon < upper, upper, math.inf)
-        self.upper[chosen] = torch.where(good, beyond, torch.minimum(epsilon, upper))
-        silent = climbed | (margin < _MUTE * clean) & (not self.graded)
-        self.mute[chosen] = torch.where(good, silent, self.mute[chosen])
-        self.ladder.climb(chosen[good | climbed], epsilon[good | climbed])
-
-    def _estimate(self, chosen: Tensor, epsilon: Tensor, margin: Tensor) -> Tensor:
-        """Where the margin reaches 0, ``(b,)``; NaN where it does not fall towards that."""
-        clean, before, at_before = (
-            values[chosen] for values in (self.clean, self.newest, self.at_newest)
+    def _estimate(self, inside: Tensor, at: Tensor, good: Tensor) -> None:
+        """Where the curve through the newest margin and that at the other end reaches 0."""
+        end, at_end = (
+            torch.where(good, *ends)
+            for ends in ((self.upper, self.lower), (self.at_upper, self.at_lower))
         )
-        rate = _rate((clean - margin) / (self.fall[chosen] * epsilon)) / epsilon
-        far = at_before.abs() > clean  # then the margin at 0 is the better second point
-        before = torch.where(far, torch.zeros_like(before), before)
-        at_before = torch.where(far, clean, at_before)
-        step = torch.expm1(rate * (before - epsilon)) / rate
-        slope = (at_before - margin) / step
-        root = epsilon + torch.log1p(-rate * margin / slope) / rate
-        return torch.where(slope < 0, root, torch.full_like(root, math.nan))
+        end = torch.where(at_end.isfinite(), end, self.newest)
+        at_end = torch.where(at_end.isfinite(), at_end, self.at_newest)
+        curve = MarginCurve.through(self.clean, self.fall, (self.next, at), (end, at_end))
+        root = curve.reach(0.0 if self.graded else BY_CONTRADICTION)
+        self.root = torch.where(inside & at.isfinite(), root, self.root)
 
-    def _aim(self, chosen: Tensor, blind: Tensor) -> Tensor:
-        """The next epsilons, ``(b,)``: a little below the root, so that they are proved."""
-        lower, upper, root = self.lower[chosen], self.upper[chosen], self.root[chosen]
+    def _climb(self, failed: Tensor, at: Tensor) -> None:
+        """Say where samples were not proved, and whether it is worth to go on above that."""
+        ended = (at <= -_DEEP * self.clean) | at.isnan()
+        chosen = failed.nonzero()[:, 0]
+        self.ladder.failed(chosen, self.next[chosen], ended[chosen])
+
+    def _move(self, asked: Tensor, at: Tensor, good: Tensor) -> None:
+        """Move the ends of brackets."""
+        over = good & (self.next >= self.upper)
+        down = asked & ~good & (self.next < self.upper)
+        if not self.graded:
+            again = ~self.newest.isnan() & (good == (self.newest == self.lower))
+            step = torch.where(again, (self.step**2).clamp(max=4), self._step)
+            self.step = torch.where(good | down, step, self.step)
+        self.at_lower = torch.where(good, at, self.at_lower)
+        self.lower = torch.where(good, self.next, self.lower)
+        self.at_upper = torch.where(down, at, torch.where(over, math.nan, self.at_upper))
+        self.upper = torch.where(down, self.next, torch.where(over, math.inf, self.upper))
+        chosen = good.nonzero()[:, 0]
+        self.ladder.proved(chosen, self.next[chosen])
+
+    def _choose(self, blind: Tensor) -> Tensor:
+        """The next epsilons, ``(B,)``."""
+        blind = blind | (self.evaluations >= _PATIENCE) & (self.evaluations % 2 == 1)
+        margin = 1.0 if self.graded else self.step
+        usable = (self.root > self.lower * margin) & (self.root < self.upper / margin) & ~blind
+        aim = torch.where(usable, self._near_root(), self._middle())
+        top = self.ladder.after(self.ladder.top)
+        if self.graded and not self.monotone:
+            rough = torch.where(self.evaluations == 1, _ROUGH, 1.0)
+            rung = self.ladder.after(torch.where(usable, self.root * rough, self.lower))
+            known = self.ladder.tried(rung)
+            aim = torch.where(known & ~self._at_top(), top, aim)
+            aim = torch.where(usable & ~known & (rung < self.upper), rung, aim)
+        far = (self.lower > 0) & self.upper.isinf()
+        aim = torch.where(far, torch.minimum(aim, self.lower * _FARTHEST), aim)
+        gap = self._gap()
+        aim = torch.where(self._narrow(), torch.where(gap.isinf(), top, gap), aim)
+        return torch.minimum(aim, self.cap)
+
+    def _near_root(self) -> Tensor:
+        """A little below the root, so that it is proved, ``(B,)``."""
+        if not self.graded:
+            return self.root
         more, less = 1 + _SHY * self.rtol, 1 - _SHY * self.rtol
-        near = root <= lower * (1 + self.rtol)  # what is left is to refute a little more
-        aim = root * torch.where(near, more, less)
-        aim = torch.maximum(aim, torch.where(root > lower, lower * more, aim))
-        aim = torch.where(lower > 0, torch.minimum(aim, lower * 4), aim)
-        count = self.evaluations[chosen]
-        halve = blind | (count >= 7) & (count % 2 == 1)  # whatever the shape
-        step = torch.where(self.mute[chosen], self.step[chosen], 2.0)
-        one_end = torch.where(lower > 0, lower * step, upper / 4)
-        middle = torch.where((lower > 0) & upper.isfinite(), (lower * upper).sqrt(), one_end)
-        usable = (aim > lower) & (aim < upper) & ~halve
-        return torch.minimum(torch.where(usable, aim, middle), self.cap[chosen])
+        # Where little is left below the root, a little more is to be refuted.
+        near = self.root * less <= self.lower * (1 + _SHY / 4 * self.rtol)
+        aim = torch.where(near, torch.maximum(self.root, self.lower) * more, self.root * less)
+        middle = (self.lower * self.upper).sqrt()
+        return torch.where((aim > self.lower) & (aim < self.upper), aim, middle)
 
-
-def rate_of(clean: Tensor, fall: Tensor, radius: Tensor) -> Tensor:
-    """The rate for which the margin reaches 0 at a radius, all ``(B,)``."""
-    return _rate(clean / (fall * radius)) / radius
-
-
-def root_of(clean: Tensor, fall: Tensor, rate: Tensor) -> Tensor:
-    """Where the margin reaches 0 for a rate, ``(B,)``; NaN where it never does."""
-    return torch.log1p(rate * clean / fall) / rate
-
-
-def _rate(ratio: Tensor) -> Tensor:
-    """Solve ``(exp(z) - 1) / z = ratio`` for z, between -5 and 50 and never 0.
-
-    The logarithm of the left side is convex and at least z / 2, so Newton's method falls to the
-    root from 2 log(ratio).
-    """
-    goal = ratio.clamp(0.1, 1e20).log()
-    z = _off_zero(2 * goal)
-    for _ in range(6):
-        value = (torch.expm1(z) / z).log() - goal
-        z = _off_zero(z - value / (1 / -torch.expm1(-z) - 1 / z))
-    return z.clamp(-5, 50)
-
-
-def _off_zero(z: Tensor) -> Tensor:
-    return torch.where(z.abs() < 1e-4, torch.full_like(z, 1e-4), z)
+    def _middle(self) -> Tensor:
+        """Half the bracket, or a step from its one end, ``(B,)``."""
+        both = (self.lower * self.upper).sqrt()
+        down = self.upper / (4.0 if self.graded else self.step)
+        both = both if self.graded else torch.maximum(both, down)
+        one = torch.where(self.lower > 0, self.lower * self.step, down)
+        return torch.where((self.lower > 0) & self.upper.isfinite(), both, one)

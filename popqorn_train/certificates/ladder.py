@@ -1,7 +1,8 @@
 """The epsilons at which a sample is tried again above the one that was not proved.
 
 Rungs are the powers of 1.1, the same for every sample, search and start, and the epsilons at which
-the caller counts what is certified.
+the caller counts what is certified. Of every sample one run of epsilons is kept that were tried and
+not proved, without an untried rung between them.
 
 B: batch, E: epsilons.
 """
@@ -17,31 +18,44 @@ REACH = 1.5  # how far above what is proved rungs are tried, at most
 
 
 class Ladder:
-    """How far up every sample has been tried.
+    """Where every sample was tried and not proved.
 
     Args:
-        at: ``(B,)`` where it begins.
+        like: ``(B,)`` epsilons of the precision of the search.
         epsilons: rungs beside the powers of ``RATIO``.
+
+    Attributes:
+        bottom: ``(B,)`` lower end of the run; infinite where there is none.
+        top: ``(B,)`` its upper end.
+        ended: ``(B,)`` whether the margin at the top is so far below 0 that no rung follows.
     """
 
-    def __init__(self, at: Tensor, epsilons: Sequence[float]) -> None:
-        self._at = at.clone()
-        self._epsilons = at.new_tensor(sorted(epsilons))
+    def __init__(self, like: Tensor, epsilons: Sequence[float]) -> None:
+        self.bottom = torch.full_like(like, math.inf)
+        self.top, self.ended = self.bottom.clone(), torch.zeros_like(like, dtype=torch.bool)
+        self._epsilons = like.new_tensor(sorted(epsilons))
 
-    def climb(self, chosen: Tensor, epsilon: Tensor) -> None:
-        """Say that samples were tried at these epsilons, ``(b,)`` each."""
-        self._at[chosen] = epsilon
+    def failed(self, chosen: Tensor, epsilon: Tensor, ended: Tensor) -> None:
+        """Say that samples were not proved at these epsilons, ``(b,)`` each."""
+        bottom, top = self.bottom[chosen], self.top[chosen]
+        below = (epsilon < bottom) & _reaches(self.after(epsilon), bottom)
+        longer = below | (epsilon > top)  # one that leaves a gap begins a new run
+        self.bottom[chosen] = torch.minimum(epsilon, bottom)
+        self.top[chosen] = torch.where(longer, torch.maximum(epsilon, top), epsilon)
+        self.ended[chosen] = torch.where(below, self.ended[chosen], ended)
 
-    def next(self, upper: Tensor) -> Tensor:
-        """The lowest rung that was not tried, ``(B,)``, where ``upper`` was tried too."""
-        rung = self._after(self._at)
-        return torch.where(rung < upper, rung, self._after(torch.maximum(self._at, upper)))
+    def proved(self, chosen: Tensor, epsilon: Tensor) -> None:
+        """Say that samples were proved at these epsilons, ``(b,)`` each."""
+        over = epsilon >= self.top[chosen]
+        self.bottom[chosen] = torch.where(over, math.inf, self.bottom[chosen])
+        self.top[chosen] = torch.where(over, math.inf, self.top[chosen])
+        self.ended[chosen] &= ~over
 
-    def above(self, upper: Tensor) -> Tensor:
-        """Whether every rung below ``upper`` was tried, ``(B,)``."""
-        return self._after(self._at) >= upper
+    def tried(self, rung: Tensor) -> Tensor:
+        """Whether a rung belongs to the run or lies above it, ``(B,)``."""
+        return _reaches(rung, self.bottom)
 
-    def _after(self, at: Tensor) -> Tensor:
+    def after(self, at: Tensor) -> Tensor:
         """The lowest rung above ``at``, ``(B,)``."""
         power = (at.log() / math.log(RATIO) + 1e-9).floor() + 1
         rung = RATIO**power
@@ -50,3 +64,8 @@ class Ladder:
         asked = self._epsilons.expand(len(at), -1)
         asked = asked.masked_fill(asked <= at[:, None], torch.inf)
         return torch.minimum(rung, asked.amin(1))
+
+
+def _reaches(one: Tensor, other: Tensor) -> Tensor:
+    # The last bit of a power depends on where it stands in a tensor.
+    return one >= (1 - 1e-12) * other

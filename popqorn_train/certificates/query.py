@@ -61,6 +61,12 @@ class Query:
         )
         return self._decisive(margins, chosen).double()
 
+    @property
+    def scout(self) -> "Query | None":
+        """The same for a cheaper method, where there is one."""
+        cheaper = self.method.cheaper
+        return None if cheaper is None else replace(self, method=cheaper, witness=None)
+
     def frames_alone(self, first: int, stop: int) -> "Query":
         """The same for every sample and each of these frames, moving alone; sample by sample."""
         batch, time, _ = self.instance.center.shape

@@ -37,8 +37,6 @@ from popqorn_train.certificates.search import (
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Scope
 
-_BEYOND = 1.15  # where a tight method starts, in radii of the cheaper one
-
 
 def search_radius(
     model: nn.Module,
@@ -126,13 +124,7 @@ def _searched(
     start: Tensor | Start | None,
 ) -> RadiusSearch:
     """``search_radius`` for samples all of which can be asked about."""
-    method, lower, chunks = options.method, None, Chunks(options.max_bytes)
-    if method.cheaper is not None and start is None:
-        # What is proved by the cheaper method is taken over without another look.
-        name = method_named(method.cheaper)
-        cheaper = options._replace(method=name, probes=0, epsilons=(), decided=None)
-        easy = _searched(layer, inputs, target, ball, cheaper, against, None)
-        start, lower = _BEYOND * easy.radius, easy.radius
+    method, chunks = options.method, Chunks(options.max_bytes)
     query = make_query(
         layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
     )
@@ -146,7 +138,6 @@ def _searched(
         max_radius=options.max_radius,
         rtol=options.rtol,
         start=start,
-        lower=lower,
         epsilons=options.epsilons,
         decided=options.decided,
     )
@@ -202,7 +193,8 @@ def certified_radius(
     at least (1 - rtol) times as large, and where it succeeds at one of ``epsilons``, the radius
     reaches that. Margins of intervals fall; others jump where planes are chosen anew, so every such
     epsilon is tried above the first one that fails, until the margin lies a quarter as far below
-    0 as the clean margin lies above, or at 1.5 radii. What rises again beyond that is not seen.
+    0 as the clean margin lies above, or at the next one would lie 0.3 times as far if it fell on
+    as before, or at 1.5 radii. What rises again beyond that is not seen.
 
     Args:
         model: a classifier, or ``bound(model)``.
@@ -217,8 +209,9 @@ def certified_radius(
         high: greatest value of an input.
         max_radius: largest radius tried; None takes the p-norm of the domain's width where both
             ends are given, else 10 times the largest p-norm of a moved frame (at least 1).
-        rtol: relative precision. The answer is proved; 1 / (1 - rtol) times it is not. Where
-            float64 does not prove what float32 did, the search is done again in float64.
+        rtol: relative precision. The answer is proved; 1 / (1 - rtol) times it is not, or would
+            not be as far as margins computed below and above it tell. Where float64 does not
+            prove what float32 did, the search is done again in float64.
         confirm: ``"float64"`` proves every radius again in float64; None leaves the precision of
             the weights (at least float32).
         against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted

@@ -18,11 +18,16 @@ import torch
 from torch import Tensor
 
 from popqorn_train.certificates.bound_model import BoundModel
-from popqorn_train.certificates.brackets import Brackets, rate_of, root_of
+from popqorn_train.certificates.brackets import BY_CONTRADICTION, Brackets
 from popqorn_train.certificates.inputs import Inputs
+from popqorn_train.certificates.margin_curve import MarginCurve, rate_of, root_of
 from popqorn_train.certificates.margins import Witness, proved
 from popqorn_train.certificates.query import Query, largest_tried
 from popqorn_train.display import SHOWN, html_table
+
+_SHARE = 0.12  # of the radius of a margin that falls as at 0: where a search begins from nothing
+_SCOUTED = 3  # margins of a cheaper method at most, before those of a costly one
+_SCOUTED_TO = 0.1  # how close, in logarithms, the last of them is to what it tells
 
 Decided = Callable[[float], Any]  # is told how many samples are decided
 
@@ -49,7 +54,8 @@ class RadiusSearch(NamedTuple):
         radius: ``(B,)`` largest epsilon proved; 0 where the clean prediction is wrong.
         capped: ``(B,)`` whether it ended at the largest radius tried.
         correct: ``(B,)`` whether the clean prediction is right.
-        evaluations: ``(B,)`` margins computed for each sample, confirmation not counted.
+        evaluations: ``(B,)`` margins computed for each sample, those of cheaper methods counted
+            too, confirmation not.
         rate: ``(B,)`` per unit of epsilon, by which margins fall faster and faster; for ``Start``.
         errors: samples that cannot be asked about (NaN or infinity in what the model reads, or a
             NaN logit), and what is wrong with each; their radius is NaN.
@@ -113,7 +119,6 @@ def answer(
     max_radius: float | Tensor | None,
     rtol: float,
     start: Tensor | Start | None = None,
-    lower: Tensor | None = None,
     epsilons: Sequence[float] = (),
     decided: Decided | None = None,
 ) -> RadiusSearch:
@@ -125,11 +130,10 @@ def answer(
         max_radius: see ``certified_radius``, as for ``rtol`` and ``epsilons``; or ``(B,)``.
         rtol: relative precision.
         start: where to begin.
-        lower: ``(B,)`` radii known to be proved.
         epsilons: where certified samples are counted.
         decided: told how many samples are decided, whenever margins were computed.
     """
-    dtype = query.instance.value.dtype
+    dtype, scout = query.instance.value.dtype, query.scout
     if twin is not None and not query.method.graded and query.target.device.type == "cpu":
         # Float64 jumps elsewhere; on a CPU it alone costs less than to look at both.
         query, twin = twin, None
@@ -140,17 +144,19 @@ def answer(
         max_radius = max(max_radius, *reached, 0.0)
     clean, fall = query.clean()
     cap = largest_tried(query.instance, query.ball, max_radius)
-    cold = 0.3 * clean / fall.clamp(min=1e-12)
+    cold = _SHARE * clean / fall.clamp(min=1e-12)
     guess = cold if start is None else _warm(start, cold, rtol, clean, fall)
+    evaluations = torch.zeros_like(query.target)
+    if scout is not None:
+        guess, evaluations = _scouted(scout, clean, fall, cap, guess)
 
-    def searched(query: Query, clean: Tensor, guess: Tensor, lower: Tensor | None) -> Brackets:
+    def searched(query: Query, clean: Tensor, guess: Tensor) -> Brackets:
         state = Brackets(
             clean,
             fall,
             cap,
             guess,
             rtol,
-            lower=lower,
             epsilons=rungs,
             graded=query.method.graded,
             monotone=query.method.monotone,
@@ -161,17 +167,40 @@ def answer(
             state.tell(chosen, query.margin(chosen, state.next[chosen]))
         return state
 
-    state = searched(query, clean, guess, lower)
+    state = searched(query, clean, guess)
     radius = state.lower
     if twin is not None:
         found = radius > 0
         refused = found & ~_proved_at(twin, radius, found)
         if refused.any():
-            exact = searched(twin, torch.where(refused, clean, 0.0), radius * (1 - rtol), None)
+            exact = searched(twin, torch.where(refused, clean, 0.0), radius * (1 - rtol))
             radius = torch.where(refused, exact.lower, radius)
     rounded = _rounded_down(radius, dtype)
     rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
-    return RadiusSearch(rounded, radius >= cap, ~state.wrong, state.evaluations, rate)
+    return RadiusSearch(rounded, radius >= cap, ~state.wrong, evaluations + state.evaluations, rate)
+
+
+def _scouted(
+    query: Query, clean: Tensor, fall: Tensor, cap: Tensor, guess: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where proofs by contradiction may end, as margins of a cheaper method tell.
+
+    Returns:
+        Epsilons ``(B,)``, and how many margins were computed, ``(B,)``.
+    """
+    epsilon = torch.where(guess.isfinite() & (guess > 0), guess, cap / 100).minimum(cap)
+    unknown, evaluations = torch.full_like(epsilon, math.nan), torch.zeros_like(query.target)
+    last, left, fall = (epsilon, unknown), clean > 0, fall.clamp(min=1e-12)
+    while left.any() and evaluations.max() < _SCOUTED:
+        chosen, margin = left.nonzero()[:, 0], unknown.clone()
+        margin[chosen] = query.margin(chosen, epsilon[chosen])
+        evaluations += left
+        newest = (epsilon, torch.where(margin.isfinite(), margin, math.nan))
+        goal = MarginCurve.through(clean, fall, newest, last).reach(BY_CONTRADICTION).minimum(cap)
+        goal = torch.where(goal.isfinite(), goal, epsilon)
+        left = left & ((goal / epsilon).log().abs() > _SCOUTED_TO)
+        last, epsilon = newest, goal
+    return epsilon, evaluations
 
 
 def _proved_at(query: Query, epsilon: Tensor, asked: Tensor) -> Tensor:

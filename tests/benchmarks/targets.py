@@ -22,7 +22,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import GOLDEN, LIRPA, POPQORN, Golden, load
 
-from popqorn_train import LpBall, Popqorn, certified_radius, certify, empirical_radius
+from popqorn_train import (
+    LpBall,
+    Popqorn,
+    certified_radius,
+    certify,
+    empirical_radius,
+    search_radius,
+)
 from popqorn_train.bounds.methods import METHODS
 from popqorn_train.evaluation.certification import count_certified
 from popqorn_train.relaxations.domain import Rectangle
@@ -100,15 +107,18 @@ def certified_counts() -> None:
             print(f"  {method:<18}{counts:>14}  asked {asked:<12}{seconds:.3f} s/image")
         reach = empirical_radius(net, x, y, **domain)
         for method in RADIUS_ROWS:
+            ball = LpBall(0.0, **domain)
             search = partial(
-                certified_radius, net, x, y, method=method, rtol=1e-2, epsilons=epsilons, **domain
+                search_radius, net, x, y, ball, method=method, rtol=1e-2, epsilons=epsilons
             )
-            radius, seconds = _seconds(search)
+            found, seconds = _seconds(search)
+            radius = found.radius
+            evaluations = found.evaluations[radius > 0].double().mean()
             share = (radius / reach)[radius > 0]
             counts, median = _counts(radius, epsilons), radius.median()
             print(
                 f"  {method:<18}{counts:>14}  of radii, median {median:.5f}, of the attacked one "
-                f"{share.median():.3f}, {seconds / len(x):.2f} s/image"
+                f"{share.median():.3f}, {evaluations:.1f} margins, {seconds / len(x):.2f} s/image"
             )
 
 

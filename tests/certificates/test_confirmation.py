@@ -26,7 +26,7 @@ def test_one_class_that_is_no_number_proves_nothing():
 class Margins:
     """A query whose margins are a function of epsilon, 1 and falling by 1 at the clean input."""
 
-    ball = LpBall(0.0)
+    ball, scout = LpBall(0.0), None
 
     def __init__(self, function, method):
         self.function, self.method = function, method_named(method)

@@ -126,7 +126,7 @@ def test_no_rung_above_a_root_is_missed(shape, graded, guess):
 
 
 def test_proofs_without_a_size_take_halving_alone():
-    state = searched(ISLANDS["proved, size unknown"], 1.15, graded=False, lower=torch.ones(1))
+    state = searched(ISLANDS["proved, size unknown"], 1.15, graded=False)
     assert state.evaluations <= 10
 
 
@@ -135,6 +135,16 @@ def test_monotone_margins_are_not_tried_again_above_the_root():
     assert counts[0] < counts[1]
     assert IBP.monotone
     assert not Method.monotone
+
+
+def test_a_radius_of_the_golden_rnn_takes_few_margins(golden):
+    _, model, x, y = lirpa(golden, "rnn_07f_032h")
+    ball = LpBall(0.0, low=0.0, high=1.0)
+    found = search_radius(model, x, y, ball, rtol=RTOL, probes=0)
+    right = found.radius > 0
+    assert 3 <= found.evaluations[right].double().mean() <= 4.7
+    again = search_radius(model, x, y, ball, rtol=RTOL, probes=0, start=found.start)
+    assert again.evaluations[right].double().mean() <= 4.7
 
 
 @pytest.mark.slow  # minutes for all models: `make bench-targets` prints them
