@@ -23,6 +23,7 @@ needs_compiler = pytest.mark.skipif(kernels().library is None, reason="no compil
 def anew(monkeypatch, tmp_path):
     """An empty cache folder, and nothing loaded before or after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(SWITCH, raising=False)
     forget()
     yield tmp_path / "cache" / "popqorn-train"
     forget()
@@ -174,6 +175,7 @@ def test_every_loop_is_declared():
 
 
 @pytest.mark.skipif(not compiler.compilers(), reason="no compiler")
-def test_where_a_compiler_is_the_loops_run():
+def test_where_a_compiler_is_the_loops_run(monkeypatch):
     """Else the other tests of this folder would be skipped, whatever is wrong."""
+    monkeypatch.delenv(SWITCH, raising=False)
     assert kernels().library is not None, kernels().reason
