@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from popqorn_train.bounds.methods import Method, method_named
+from popqorn_train.callbacks.background_certifier import BackgroundCertifier
 from popqorn_train.callbacks.cadence import Cadence, is_last_validation
 from popqorn_train.callbacks.lightning_packages import (
     Callback,
@@ -81,6 +82,11 @@ class CertifiedRadiusMonitor(Callback):
             and gives the samples the status error; ``"raise"`` stops, in every process.
         folder: where ``certification.jsonl`` is written; None takes the folder of the run.
         name: put before every logged key as ``<name>/``; tells several monitors apart.
+        background: certify snapshots in a worker process while training goes on; in ``fit``, where
+            one process trains. A snapshot that waits for the worker when the next one comes is
+            left out. Each certification is logged when it is there, under its own epoch and step,
+            so that no callback and no scheduler may watch it.
+        background_threads: of the worker.
 
     Attributes:
         last: the newest ``Certification``, or None.
@@ -119,12 +125,15 @@ class CertifiedRadiusMonitor(Callback):
         on_error: OnError = "warn",
         folder: str | Path | None = None,
         name: str = "",
+        background: bool = False,
+        background_threads: int = 1,
     ) -> None:
         for argument, count, least in (
             ("samples", samples, 1),
             ("every_n_epochs", every_n_epochs, 1),
             ("dataloader", dataloader, 0),
             ("seed", seed, 0),
+            ("background_threads", background_threads, 1),
         ):
             if not isinstance(count, Integral) or count < least:
                 raise ValueError(f"`{argument}` must be at least {least}, got {count!r}.")
@@ -146,7 +155,10 @@ class CertifiedRadiusMonitor(Callback):
         )
         self._cadence = Cadence(every_n_epochs, max_overhead)
         self._reports = Reports(name, None if folder is None else Path(folder))
-        self._certifier = SetCertifier(question, options, self._reports)
+        arguments = question, options, self._reports
+        self._certifier = SetCertifier(*arguments)
+        if background:
+            self._certifier = BackgroundCertifier(*arguments, background_threads)
         self._loaded: dict[str, Any] | None = None
         self._told = False
 
@@ -228,11 +240,13 @@ class CertifiedRadiusMonitor(Callback):
                 "CertifiedRadiusMonitor certifies nothing: fit has no validation. Pass "
                 "val_dataloaders, and define validation_step."
             )
+        self._certifier.start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; say so where validation has nothing to certify."""
         if trainer.val_dataloaders is not None and not sum(trainer.num_val_batches):
             rank_zero_warn("CertifiedRadiusMonitor certifies nothing: `val_dataloaders` is empty.")
+        self._certifier.ready(pl_module)
         self._cadence.start(time.monotonic())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -263,7 +277,7 @@ class CertifiedRadiusMonitor(Callback):
         if not due and not self._told and self._cadence.too_costly():
             self._told = True
             rank_zero_info(
-                f"CertifiedRadiusMonitor skips epochs: one certification takes "
+                f"CertifiedRadiusMonitor skips epochs: {self._certifier.takes} "
                 f"{self._cadence.cost:.2g} s, more than max_overhead={self._cadence.max_overhead} "
                 "times the rest of the training allows. certification/fresh is 1 in the epochs "
                 "that are certified."
@@ -313,19 +327,40 @@ class CertifiedRadiusMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified, and book what all of it has cost."""
-        newest, started = self._certifier.unpublished, time.perf_counter()
-        self._certifier.publish(trainer)
-        if trainer.state.fn == TrainerFn.FITTING and newest is not None:
-            seconds = newest.seconds + time.perf_counter() - started
-            searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
-            self._cadence.done(trainer.current_epoch, seconds, searched)
+        spent = self._certifier.publish(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and spent is not None:
+            self._cadence.done(trainer.current_epoch, *spent)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified."""
         self._certifier.publish(trainer)
 
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log what was certified in the background."""
+        with above_bars(trainer):
+            self._certifier.arrivals(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for what is certified in the background."""
+        with above_bars(trainer):
+            self._certifier.finish(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave nothing running."""
+        self._certifier.stop()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show what is left."""
+        self._certifier.stop()
         self._reports.finish()
 
 

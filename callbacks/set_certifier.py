@@ -1,5 +1,6 @@
 """What a monitor does with a validation or test set: choose, certify, log, keep."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,6 +48,18 @@ class Options(NamedTuple):
     name: str
 
 
+class Spent(NamedTuple):
+    """What training has waited for.
+
+    Attributes:
+        seconds: that it took.
+        share: of the samples that there was something to search for.
+    """
+
+    seconds: float
+    share: float
+
+
 class SetCertifier:
     """Certifies the chosen samples of one loader, whenever it is told to.
 
@@ -59,7 +72,10 @@ class SetCertifier:
         last: the newest certification.
         fresh: whether the newest pass certified, and every sample was answered.
         unpublished: the certification of this pass, until ``publish``.
+        takes: what training waits for, in words.
     """
+
+    takes = "one certification takes"
 
     def __init__(self, question: Examination, options: Options, reports: Reports) -> None:
         self.question, self.options, self._reports = question, options, reports
@@ -116,6 +132,21 @@ class SetCertifier:
         self._model(pl_module)
         self._stage, self._order = TrainerFn(stage).value, None
         self._reports.begin(trainer, self._stage, self.settings())
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A fit starts."""
+
+    def ready(self, pl_module: LightningModule) -> None:
+        """Training starts, after the sanity check if there is one."""
+
+    def arrivals(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what was certified elsewhere meanwhile."""
+
+    def finish(self, trainer: Trainer) -> None:
+        """Training has ended."""
+
+    def stop(self) -> None:
+        """A fit has ended, or was broken off."""
 
     def check_order(self, trainer: Trainer) -> Order:
         """How this process reads the watched loader; every process must ask at once.
@@ -235,7 +266,8 @@ class SetCertifier:
         session = self._session
         values = {"certification/fresh": 0.0}
         if session is not None:
-            self.unpublished = self._certification(trainer, session)
+            at = trainer.current_epoch, trainer.global_step
+            self.unpublished = self._certification(trainer, session, *at)
             self.fresh = self.unpublished.complete
             values["certification/fresh"] = float(self.fresh)
             values |= scalars(self.unpublished, self.options.epsilons)
@@ -261,11 +293,13 @@ class SetCertifier:
         for key in [key for key in metrics if key.startswith(_FRESH + self._reports.prefix)]:
             del metrics[key]
 
-    def _certification(self, trainer: Trainer, session: Session) -> Certification:
+    def _certification(
+        self, trainer: Trainer, session: Session, epoch: int, step: int
+    ) -> Certification:
         rows, seconds = gathered(trainer, session.rows, session.seconds)
         return Certification(
-            epoch=trainer.current_epoch,
-            step=trainer.global_step,
+            epoch=epoch,
+            step=step,
             rows=tuple(completed(rows, session.wanted)),
             seconds=seconds,
             run=self._reports.run,
@@ -289,11 +323,15 @@ class SetCertifier:
             self._warned.add(wrong[0].error)
             rank_zero_warn(f"CertifiedRadiusMonitor: {message}")
 
-    def publish(self, trainer: Trainer) -> None:
-        """Keep and show the certification of this pass."""
+    def publish(self, trainer: Trainer) -> Spent | None:
+        """Keep and show the certification of this pass; what it has cost, if there is one."""
         newest, self.unpublished = self.unpublished, None
-        if newest is not None:
-            self._reports.publish(trainer, newest)
+        if newest is None:
+            return None
+        started = time.perf_counter()
+        self._reports.publish(trainer, newest)
+        searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
+        return Spent(newest.seconds + time.perf_counter() - started, searched)
 
     def _model(self, pl_module: LightningModule) -> nn.Module:
         return watched_module(pl_module, self.options.model)
