@@ -10,7 +10,7 @@ from popqorn_train.callbacks.lightning_packages import (
     rank_zero_info,
     rank_zero_warn,
 )
-from popqorn_train.callbacks.logged_scalars import scalars
+from popqorn_train.callbacks.logged_scalars import median_of, scalars
 from popqorn_train.callbacks.progress import progress_in
 from popqorn_train.callbacks.rebuilding import main_script, refusal
 from popqorn_train.callbacks.reports import Reports
@@ -86,6 +86,7 @@ class BackgroundCertifier(SetCertifier):
             UnsupportedModelError: a worker could not rebuild the model.
         """
         self.stop()
+        super().start(trainer, pl_module)
         check_watchers(trainer, self._reports.prefix, _LATE)
         if trainer.enable_validation:
             main = main_script(bound(self._model(pl_module)), self.question)
@@ -127,7 +128,7 @@ class BackgroundCertifier(SetCertifier):
         if self._worker is None:
             super()._certify(trainer, pl_module, session)
             return
-        known = [] if self.last is None else self.last.answered
+        known = [*self._known.values()]
         with session.keeping():
             data = session.packed(self._model(pl_module), pl_module, known)
             ticket = Ticket(session, trainer.current_epoch, trainer.global_step)
@@ -135,6 +136,11 @@ class BackgroundCertifier(SetCertifier):
             self._session = None  # the worker has it
             self._handed += 1
         self._spent = Spent(session.seconds, 1.0)
+
+    def _turn(self) -> int:
+        """See ``SetCertifier``; a snapshot that takes the place of another takes its part too."""
+        replaced = self._worker is not None and len(self._worker.tickets) > 1
+        return self.count - 1 if replaced else super()._turn()
 
     def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what could not be handed over; everything else is logged when it arrives."""
@@ -158,9 +164,9 @@ class BackgroundCertifier(SetCertifier):
         self._take(trainer)
         if self.fresh and self._told is not self.last:
             self._told = self.last
-            median = scalars(cast(Certification, self.last), ())["certified_radius/median"]
+            median = median_of(scalars(cast(Certification, self.last), ()))
             how: dict[str, Any] = {"prog_bar": True, "logger": False, "batch_size": 1}
-            pl_module.log(f"{self._reports.prefix}cert_r", median, on_step=True, **how)
+            pl_module.log(f"{self._reports.prefix}cert_r", cast(float, median), on_step=True, **how)
 
     def _take(self, trainer: Trainer) -> None:
         assert self._worker is not None
@@ -174,9 +180,9 @@ class BackgroundCertifier(SetCertifier):
         session = cast(Session, ticket.session)
         session.take(found.rows, found.seconds, found.problem)
         newest = self._certification(trainer, session, ticket.epoch, ticket.step)
-        self.last, self.fresh = newest, newest.complete
-        values = {"certification/fresh": float(self.fresh)}
-        values |= scalars(newest, self.options.epsilons)
+        self._remember(newest)
+        self.fresh = newest.complete
+        values = {"certification/fresh": float(self.fresh), **self._scalars(newest)}
         self._reports.log_late(trainer, values, newest)
         self._reports.publish(trainer, newest)
         self._deal_with_errors(newest)

@@ -16,17 +16,18 @@ class Cadence:
     Args:
         every_n_epochs: least number of epochs from one certification to the next.
         max_overhead: seconds certifying a second of the rest of training; None sets no limit.
+        parts: certified one at a time, but all of them at the end.
 
     Attributes:
         spent: seconds spent certifying.
         elapsed: seconds of training and validation without that.
-        cost: seconds that one certification may take.
+        cost: seconds that one certification of a part may take.
         epoch: of the last certification.
         skipped: validations skipped since.
     """
 
-    def __init__(self, every_n_epochs: int, max_overhead: float | None) -> None:
-        self.every_n_epochs, self.max_overhead = every_n_epochs, max_overhead
+    def __init__(self, every_n_epochs: int, max_overhead: float | None, parts: int = 1) -> None:
+        self.every_n_epochs, self.max_overhead, self.parts = every_n_epochs, max_overhead, parts
         self.spent = self.elapsed = self.cost = 0.0
         self.epoch: int | None = None
         self.skipped = 0
@@ -60,10 +61,10 @@ class Cadence:
         return due
 
     def too_costly(self) -> bool:
-        """Whether certifying now and once more at the end would exceed the budget."""
+        """Whether certifying a part now and all at the end would exceed the budget."""
         if self.max_overhead is None:
             return False
-        return self.spent + 2 * self.cost > self.max_overhead * self.elapsed
+        return self.spent + (1 + self.parts) * self.cost > self.max_overhead * self.elapsed
 
     def done(self, epoch: int, seconds: float, share: float = 1.0) -> None:
         """Book a certification.
@@ -71,8 +72,8 @@ class Cadence:
         Args:
             epoch: in which it was.
             seconds: that it took.
-            share: of the samples there was something to search for. Wrong predictions cost
-                nothing: a model that has learned little is cheap, and will not stay so.
+            share: of the samples of a part there was something to search for. Wrong predictions
+                cost nothing: a model that has learned little is cheap, and will not stay so.
         """
         self.epoch, self.cost = epoch, max(self.cost, seconds / max(share, 0.1))
         self.spend(seconds)

@@ -82,6 +82,10 @@ class CertifiedRadiusMonitor(Callback):
             and gives the samples the status error; ``"raise"`` stops, in every process.
         folder: where ``certification.jsonl`` is written; None takes the folder of the run.
         name: put before every logged key as ``<name>/``; tells several monitors apart.
+        spread: certify one of so many parts of the samples at a time, in turn, and all of them at
+            the last validation. Parts are logged as ``part/certified_radius/median`` and so on,
+            with intervals of their size, and ``certification/share``; no callback and no
+            scheduler may watch them, since each is of other samples than the one before.
         background: certify snapshots in a worker process while training goes on; in ``fit``, where
             one process trains. A snapshot that waits for the worker when the next one comes is
             left out. Each certification is logged when it is there, under its own epoch and step,
@@ -125,6 +129,7 @@ class CertifiedRadiusMonitor(Callback):
         on_error: OnError = "warn",
         folder: str | Path | None = None,
         name: str = "",
+        spread: int = 1,
         background: bool = False,
         background_threads: int = 1,
     ) -> None:
@@ -134,9 +139,12 @@ class CertifiedRadiusMonitor(Callback):
             ("dataloader", dataloader, 0),
             ("seed", seed, 0),
             ("background_threads", background_threads, 1),
+            ("spread", spread, 1),
         ):
             if not isinstance(count, Integral) or count < least:
                 raise ValueError(f"`{argument}` must be at least {least}, got {count!r}.")
+        if spread > samples:
+            raise ValueError(f"`spread` must be at most `samples`, {samples}, got {spread}.")
         if max_overhead is not None and not max_overhead > 0:
             raise ValueError(f"`max_overhead` must be positive or None, got {max_overhead!r}.")
         if not callable(unpack):
@@ -151,9 +159,10 @@ class CertifiedRadiusMonitor(Callback):
             ball, method_named(method), max_radius, rtol, confirm, attack, points, probes
         )
         options = Options(
-            int(samples), int(seed), int(dataloader), model, unpack, on_error, points, name
+            *(int(samples), int(seed), int(dataloader)),
+            *(model, unpack, on_error, points, name, int(spread)),
         )
-        self._cadence = Cadence(every_n_epochs, max_overhead)
+        self._cadence = Cadence(every_n_epochs, max_overhead, int(spread))
         self._reports = Reports(name, None if folder is None else Path(folder))
         arguments = question, options, self._reports
         self._certifier = SetCertifier(*arguments)
@@ -234,6 +243,7 @@ class CertifiedRadiusMonitor(Callback):
         elif trainer.global_step == 0:
             self._cadence.reset()
             self._reports.forget()
+            self._certifier.count = 0
         self._loaded, self._told = None, False
         if not trainer.enable_validation:
             rank_zero_warn(
@@ -260,7 +270,7 @@ class CertifiedRadiusMonitor(Callback):
             return
         started = time.perf_counter()
         with above_bars(trainer):
-            self._certifier.begin(trainer, due=self._due(trainer))
+            self._certifier.begin(trainer, due=self._due(trainer), whole=_whole(trainer))
         self._cadence.spend(time.perf_counter() - started)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -362,6 +372,11 @@ class CertifiedRadiusMonitor(Callback):
         """Show what is left."""
         self._certifier.stop()
         self._reports.finish()
+
+
+def _whole(trainer: Trainer) -> bool:
+    """Whether all samples are certified, whatever ``spread`` is."""
+    return trainer.state.fn != TrainerFn.FITTING or is_last_validation(trainer)
 
 
 def _told(last: Certification) -> str:

@@ -34,6 +34,7 @@ class Session:
         wanted: indices that all processes certify together.
         unpack: from a batch to ``(inputs, target)``.
         question: what is asked about every sample.
+        part: which part of the subset they are; None for all of it.
         seconds: spent so far.
         rows: of the samples that this process has certified.
         weights: fingerprint of what was certified.
@@ -44,6 +45,7 @@ class Session:
     wanted: Sequence[int]
     unpack: Unpack
     question: Examination
+    part: int | None = None
     seconds: float = 0.0
     rows: list[SampleRow] = field(default_factory=list)
     weights: str = ""

@@ -16,22 +16,27 @@ from popqorn_train.callbacks.lightning_packages import (
     rank_zero_info,
     rank_zero_warn,
 )
-from popqorn_train.callbacks.logged_scalars import scalars
+from popqorn_train.callbacks.logged_scalars import median_of, scalars
 from popqorn_train.callbacks.progress import progress_in
 from popqorn_train.callbacks.reading_order import Order
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.session import Session, pre_flight
-from popqorn_train.callbacks.subset import choose
+from popqorn_train.callbacks.subset import choose, divided
 from popqorn_train.callbacks.watched import watched_loader, watched_module
+from popqorn_train.callbacks.watchers import check_watchers
 from popqorn_train.evaluation.batches import Unpack
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.loader import OnError
 from popqorn_train.evaluation.progress import duration
 from popqorn_train.evaluation.provenance import versions
-from popqorn_train.evaluation.sample_rows import Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status
 
 _ABOUT, _FRESH = "certification/", "fresh/"
+_PARTS = (
+    "compares certifications, and with CertifiedRadiusMonitor(spread=...) each is of other samples "
+    "than the one before; leave `spread` at 1."
+)
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
@@ -46,6 +51,7 @@ class Options(NamedTuple):
     on_error: OnError
     epsilons: Sequence[float]
     name: str
+    spread: int
 
 
 class Spent(NamedTuple):
@@ -53,7 +59,7 @@ class Spent(NamedTuple):
 
     Attributes:
         seconds: that it took.
-        share: of the samples that there was something to search for.
+        share: of the samples of a part that there was something to search for.
     """
 
     seconds: float
@@ -73,6 +79,7 @@ class SetCertifier:
         fresh: whether the newest pass certified, and every sample was answered.
         unpublished: the certification of this pass, until ``publish``.
         takes: what training waits for, in words.
+        count: certifications of parts so far; its remainder says which part is next.
     """
 
     takes = "one certification takes"
@@ -81,6 +88,8 @@ class SetCertifier:
         self.question, self.options, self._reports = question, options, reports
         self.last: Certification | None = None
         self.fresh = False
+        self.count = 0
+        self._known: dict[int, SampleRow] = {}  # where the next search begins
         self._stage = "fit"
         self._order: Order | None = None
         self._chosen: dict[str, dict[str, Any]] = {}  # by stage: positions, and of what
@@ -96,7 +105,7 @@ class SetCertifier:
 
     def settings(self) -> dict[str, Any]:
         """What the logged numbers depend on but the model, as plain values."""
-        names = ("samples", "seed", "dataloader", "model", "epsilons")
+        names = ("samples", "spread", "seed", "dataloader", "model", "epsilons")
         options = {name: getattr(self.options, name) for name in names}
         known = versions("torch", "popqorn-train")
         return {**self.question.settings(), **options, "versions": known}
@@ -109,13 +118,18 @@ class SetCertifier:
     def state(self) -> dict[str, Any]:
         """The newest radii and which samples they belong to, as plain values."""
         last = None if self.last is None else self.last.plain()
-        return {"last": last, "chosen": dict(self._chosen)}
+        known = {at: (row.radius, row.rate) for at, row in self._known.items()}
+        return {"last": last, "chosen": dict(self._chosen), "count": self.count, "known": known}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
         last = state["last"]
         self.last = None if last is None else Certification.of(last)
-        self._chosen = dict(state["chosen"])
+        self._chosen, self.count = dict(state["chosen"]), state["count"]
+        self._known = {
+            at: SampleRow(at, None, Status.CERTIFIED, radius=radius, rate=rate)
+            for at, (radius, rate) in state["known"].items()
+        }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be watched.
@@ -134,7 +148,13 @@ class SetCertifier:
         self._reports.begin(trainer, self._stage, self.settings())
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A fit starts."""
+        """A fit starts.
+
+        Raises:
+            ValueError: a callback or a scheduler compares certifications that are of other samples.
+        """
+        if self.options.spread > 1:
+            check_watchers(trainer, self._reports.prefix, _PARTS)
 
     def ready(self, pl_module: LightningModule) -> None:
         """Training starts, after the sanity check if there is one."""
@@ -164,8 +184,8 @@ class SetCertifier:
     def _batches(self, trainer: Trainer) -> Sequence[float]:
         return trainer.num_test_batches if self._stage == "test" else trainer.num_val_batches
 
-    def begin(self, trainer: Trainer, *, due: bool) -> None:
-        """Choose the samples of a pass in which certification is due.
+    def begin(self, trainer: Trainer, *, due: bool, whole: bool = True) -> None:
+        """Choose the samples of a pass in which certification is due: all of them, or a part.
 
         Raises:
             ValueError, TypeError: a loader or batches that cannot be watched; only the first time,
@@ -176,7 +196,7 @@ class SetCertifier:
             return
         first, failure = self._order is None, None
         try:
-            self._session = self._chosen_session(trainer)
+            self._session = self._chosen_session(trainer, whole)
         except Exception as error:
             failure = error
         failures = [one for one in all_values(trainer, failure and str(failure)) if one is not None]
@@ -187,10 +207,11 @@ class SetCertifier:
             raise failure
         known = self._chosen.get(self._stage, {"positions": range(self.options.samples)})
         wanted = known["positions"]
-        self._session = Session(None, wanted, self.options.unpack, self.question, _failure=failure)
+        unpack, question = self.options.unpack, self.question
+        self._session = Session(None, wanted, unpack, question, _failure=failure)
         self._session.close()
 
-    def _chosen_session(self, trainer: Trainer) -> Session:
+    def _chosen_session(self, trainer: Trainer, whole: bool) -> Session:
         """A session for the samples that are chosen, now or before."""
         order, options = self.check_order(trainer), self.options
         total, *which = order.identity
@@ -199,7 +220,17 @@ class SetCertifier:
         if chosen["of"] != of:
             positions = choose(order, options.samples, options.seed, options.unpack)
             chosen = self._chosen[self._stage] = {"of": of, "positions": positions}
-        return Session(order, chosen["positions"], options.unpack, self.question)
+        wanted, part = chosen["positions"], None
+        if options.spread > 1 and not whole:
+            parts = divided(wanted, options.spread, options.seed)
+            part = self._turn() % len(parts)
+            wanted = parts[part]
+        return Session(order, wanted, options.unpack, self.question, part)
+
+    def _turn(self) -> int:
+        """Count a certification of a part."""
+        self.count += 1
+        return self.count - 1
 
     def pre_flight(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, at: tuple[int, int]
@@ -215,12 +246,15 @@ class SetCertifier:
         cost = pre_flight(model, pl_module, self.question, unpack, batch)
         assert self._order is not None  # found when the sanity check began
         total = len(self._order.indices)
-        count = min(self.options.samples, total)
+        chosen = count = min(self.options.samples, total)
         ball, method = self.question.ball, self.question.method
+        count, parts = -(-count // self.options.spread), f" in {self.options.spread} parts"
+        parts = parts if self.options.spread > 1 else ""
         now, later = (seconds * count / trainer.world_size for seconds in cost)
         grown = f" at first, up to {duration(later)} later" if later > 1.2 * now else ""
         rank_zero_info(
-            f"CertifiedRadiusMonitor: {count} of {total} samples, l_{ball.p:g}, {name_of(method)}; "
+            f"CertifiedRadiusMonitor: {chosen} of {total} samples{parts}, l_{ball.p:g}, "
+            f"{name_of(method)}; "
             f"one certification takes about {duration(now)}{grown}."
         )
 
@@ -247,7 +281,7 @@ class SetCertifier:
 
     def _certify(self, trainer: Trainer, pl_module: LightningModule, session: Session) -> None:
         """Certify what was set aside; what goes wrong is in the rows."""
-        known = [] if self.last is None or self._stage == "test" else self.last.answered
+        known = [] if self._stage == "test" else [*self._known.values()]
         progress = progress_in(trainer, "certifying", session.share)
         with session.keeping():
             try:
@@ -270,22 +304,33 @@ class SetCertifier:
             self.unpublished = self._certification(trainer, session, *at)
             self.fresh = self.unpublished.complete
             values["certification/fresh"] = float(self.fresh)
-            values |= scalars(self.unpublished, self.options.epsilons)
+            values |= self._scalars(self.unpublished)
             if self._stage != "test":
-                self.last = self.unpublished
+                self._remember(self.unpublished)
             self._deal_with_errors(self.unpublished)
         prefix = self._reports.prefix
         self._reports.define(prefix + key for key in values)
         # All processes hold the same values: any of them is their maximum.
         how: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "reduce_fx": "max"}
         pl_module.log_dict({prefix + key: value for key, value in values.items()}, **how)
-        if "certified_radius/median" in values:
-            median = values["certified_radius/median"]
+        median = median_of(values)
+        if median is not None:
             pl_module.log(f"{prefix}cert_r", median, prog_bar=True, logger=False, **how)
         if self.fresh and self._stage == "fit":
             found = {key: value for key, value in values.items() if not key.startswith(_ABOUT)}
             fresh = {f"{_FRESH}{prefix}{key}": value for key, value in found.items()}
             pl_module.log_dict(fresh, logger=False, **how)
+
+    def _scalars(self, certification: Certification) -> dict[str, float]:
+        values = scalars(certification, self.options.epsilons)
+        if self.options.spread > 1:
+            total = len(self._chosen[certification.stage]["positions"])
+            values["certification/share"] = len(certification.rows) / total
+        return values
+
+    def _remember(self, certification: Certification) -> None:
+        self.last = certification
+        self._known |= {row.index: row for row in certification.answered}
 
     def forget_fresh(self, trainer: Trainer) -> None:
         """Take away what was certified in an earlier epoch; its usual keys stay."""
@@ -306,6 +351,7 @@ class SetCertifier:
             stage=self._stage,
             settings=self.settings(),
             weights=session.weights,
+            part=session.part,
         )
 
     def _deal_with_errors(self, certification: Certification) -> None:
@@ -331,6 +377,8 @@ class SetCertifier:
         started = time.perf_counter()
         self._reports.publish(trainer, newest)
         searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
+        if newest.part is None:
+            searched *= self.options.spread
         return Spent(newest.seconds + time.perf_counter() - started, searched)
 
     def _model(self, pl_module: LightningModule) -> nn.Module:

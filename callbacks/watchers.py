@@ -6,7 +6,7 @@ from typing import Any
 from popqorn_train.callbacks.lightning_packages import Trainer
 
 _LOGGED = ("certified_radius", "certified_accuracy", "certification/", "empirical_radius", "cert_r")
-_FRESH = "fresh/"
+_FRESH, _PART = "fresh/", "part/"
 
 
 def check_watchers(trainer: Trainer, prefix: str, why: str) -> None:
@@ -21,7 +21,9 @@ def check_watchers(trainer: Trainer, prefix: str, why: str) -> None:
         ValueError: there is one.
     """
     for who, key in _watched(trainer):
-        if key.removeprefix(_FRESH).startswith(tuple(prefix + name for name in _LOGGED)):
+        named = key.removeprefix(_FRESH)
+        own = named.removeprefix(prefix).removeprefix(_PART)
+        if named.startswith(prefix) and own.startswith(_LOGGED):
             raise ValueError(f"{who}(monitor={key!r}) {why}")
 
 
