@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from popqorn_train.callbacks.background import Background
+from popqorn_train.callbacks.choice import Choice
 from popqorn_train.callbacks.lightning_packages import (
     LightningModule,
     Trainer,
@@ -20,7 +21,6 @@ from popqorn_train.callbacks.watchers import check_watchers
 from popqorn_train.certificates.bound_model import bound
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.evaluation.certification import Certification
-from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.worker import Found
 
 _LATE = (
@@ -50,7 +50,7 @@ class BackgroundCertifier(SetCertifier):
     A worker has its own interpreter, its own modules and, on CUDA, its own context on the device.
 
     Args:
-        question: what is asked about every sample.
+        choice: what is asked about every sample, and by which method.
         options: what is watched.
         reports: where certifications go.
         threads: of the worker.
@@ -58,10 +58,8 @@ class BackgroundCertifier(SetCertifier):
 
     takes = "handing a snapshot over takes"
 
-    def __init__(
-        self, question: Examination, options: Options, reports: Reports, threads: int
-    ) -> None:
-        super().__init__(question, options, reports)
+    def __init__(self, choice: Choice, options: Options, reports: Reports, threads: int) -> None:
+        super().__init__(choice, options, reports)
         self._threads = threads
         self._worker: Background | None = None
         self._tried = False
@@ -130,6 +128,7 @@ class BackgroundCertifier(SetCertifier):
             return
         known = [*self._known.values()]
         with session.keeping():
+            self._ask(pl_module, session)
             data = session.packed(self._model(pl_module), pl_module, known)
             ticket = Ticket(session, trainer.current_epoch, trainer.global_step)
             self._worker.submit(ticket, data)

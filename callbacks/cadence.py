@@ -1,8 +1,9 @@
 """When to certify, so that training does not slow down by more than a given share."""
 
+import math
 from typing import Any
 
-from popqorn_train.callbacks.lightning_packages import Trainer
+from popqorn_train.callbacks.lightning_packages import Trainer, TrainerFn
 
 
 class Cadence:
@@ -66,6 +67,10 @@ class Cadence:
             return False
         return self.spent + (1 + self.parts) * self.cost > self.max_overhead * self.elapsed
 
+    def epoch_seconds(self, epochs: float) -> float:
+        """How long one of so many epochs has taken; without any, as long as anything."""
+        return self.elapsed / epochs if epochs > 0 else math.inf
+
     def done(self, epoch: int, seconds: float, share: float = 1.0) -> None:
         """Book a certification.
 
@@ -97,6 +102,16 @@ class Cadence:
         """Forget everything: another fit begins."""
         self.spent = self.elapsed = self.cost = 0.0
         self.epoch, self.skipped = None, 0
+
+
+def trained_epochs(trainer: Trainer) -> float:
+    """How many epochs a fit has trained so far, parts counted; 0 outside of it."""
+    if trainer.state.fn != TrainerFn.FITTING:
+        return 0.0
+    batches = trainer.num_training_batches
+    if batches == math.inf:
+        return float(trainer.current_epoch + 1)
+    return (trainer.fit_loop.total_batch_idx + 1) / batches
 
 
 def is_last_validation(trainer: Trainer) -> bool:

@@ -52,6 +52,7 @@ class WandbView(View):
     def __init__(self, logger: Any, prefix: str) -> None:
         super().__init__(logger, prefix)
         self._defined: set[str] = set()
+        self._settings: dict[str, Any] = {}
 
     def define(self, keys: Iterable[str], settings: dict[str, Any]) -> None:
         """Give every scalar the epoch as its axis, and its best value to the summary.
@@ -60,7 +61,8 @@ class WandbView(View):
         fits everything.
         """
         run = self.logger.experiment
-        if not self._defined:
+        if settings != self._settings:
+            self._settings = settings
             name = f"certification_{self.prefix[:-1]}" if self.prefix else "certification"
             run.config.update({name: settings}, allow_val_change=True)
         for key in sorted(set(keys) - self._defined):
@@ -149,26 +151,24 @@ class Curves:
     Args:
         loggers: of the trainer.
         prefix: put before every key, ends with ``/`` or is empty.
-        settings: of the certification, for the configuration of a run.
         failsafe: counts what fails.
     """
 
-    def __init__(
-        self, loggers: Iterable[Any], prefix: str, settings: dict[str, Any], failsafe: Failsafe
-    ) -> None:
+    def __init__(self, loggers: Iterable[Any], prefix: str, failsafe: Failsafe) -> None:
         self._views = [
             view(logger, prefix)
             for logger in loggers
             for kinds, view in VIEWS.items()
             if isinstance(logger, kinds)
         ]
-        self._settings, self._failsafe = settings, failsafe
+        self._failsafe = failsafe
         self._shown = 0
         self._left: Sequence[Certification] = ()  # newest history not shown in full
 
-    def define(self, keys: Iterable[str]) -> None:
-        """Prepare every logger for scalars of these names."""
-        self._each(lambda view: view.define(keys, self._settings))
+    def define(self, keys: Iterable[str], settings: dict[str, Any]) -> None:
+        """Prepare every logger for scalars of these names, and for the configuration of a run."""
+        names = list(keys)
+        self._each(lambda view: view.define(names, settings))
 
     def show(self, history: Sequence[Certification]) -> None:
         """Show the newest certification of a training.

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.callbacks.background_certifier import BackgroundCertifier
-from popqorn_train.callbacks.cadence import Cadence, is_last_validation
+from popqorn_train.callbacks.cadence import Cadence, is_last_validation, trained_epochs
+from popqorn_train.callbacks.choice import SHORT, Choice
 from popqorn_train.callbacks.lightning_packages import (
     Callback,
     LightningModule,
@@ -60,7 +61,8 @@ class CertifiedRadiusMonitor(Callback):
             last validation is known beforehand unless training is stopped early.
         epsilons: where certified accuracy is logged, increasing, in the units of the input; the
             radii count there what ``certify`` proves, see ``certified_radius``.
-        method: bounding method.
+        method: bounding method; None chooses one by the number of frames and by what it costs,
+            once, before the first certification, and stays with it in resumed fits.
         frames: ``(T,)`` mask of the frames that move, or a list of booleans; see ``LpBall``, as for
             the next four.
         features: ``(N,)`` mask of the features that move, likewise.
@@ -111,7 +113,7 @@ class CertifiedRadiusMonitor(Callback):
         every_n_epochs: int = 1,
         max_overhead: float | None = 0.25,
         epsilons: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
-        method: str | Method = "popqorn",
+        method: str | Method | None = None,
         frames: Mask | None = None,
         features: Mask | None = None,
         scope: Scope = "frame",
@@ -155,16 +157,13 @@ class CertifiedRadiusMonitor(Callback):
         masks = {"frames": as_mask("frames", frames), "features": as_mask("features", features)}
         ball = LpBall(0.0, p, **masks, scope=scope, low=low, high=high)
         points = CertifiedAccuracyCurve(epsilons).epsilons
-        question = Examination(
-            ball, method_named(method), max_radius, rtol, confirm, attack, points, probes
-        )
-        options = Options(
-            *(int(samples), int(seed), int(dataloader)),
-            *(model, unpack, on_error, points, name, int(spread)),
-        )
+        known = method_named(SHORT[0] if method is None else method)
+        question = Examination(ball, known, max_radius, rtol, confirm, attack, points, probes)
+        counts = int(samples), int(seed), int(dataloader)
+        options = Options(*counts, model, unpack, on_error, points, name, int(spread))
         self._cadence = Cadence(every_n_epochs, max_overhead, int(spread))
         self._reports = Reports(name, None if folder is None else Path(folder))
-        arguments = question, options, self._reports
+        arguments = Choice(question, open=method is None), options, self._reports
         self._certifier = SetCertifier(*arguments)
         if background:
             self._certifier = BackgroundCertifier(*arguments, background_threads)
@@ -243,7 +242,7 @@ class CertifiedRadiusMonitor(Callback):
         elif trainer.global_step == 0:
             self._cadence.reset()
             self._reports.forget()
-            self._certifier.count = 0
+            self._certifier.restart()
         self._loaded, self._told = None, False
         if not trainer.enable_validation:
             rank_zero_warn(
@@ -270,7 +269,9 @@ class CertifiedRadiusMonitor(Callback):
             return
         started = time.perf_counter()
         with above_bars(trainer):
-            self._certifier.begin(trainer, due=self._due(trainer), whole=_whole(trainer))
+            due, whole = self._due(trainer), _whole(trainer)
+            epoch = self._cadence.epoch_seconds(trained_epochs(trainer))
+            self._certifier.begin(trainer, due=due, whole=whole, epoch=epoch)
         self._cadence.spend(time.perf_counter() - started)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

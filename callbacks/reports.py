@@ -34,11 +34,11 @@ class Reports:
         self._stage = "fit"
         self._curves: Curves | None = None
 
-    def begin(self, trainer: Trainer, stage: str, settings: dict[str, Any]) -> None:
+    def begin(self, trainer: Trainer, stage: str) -> None:
         """Prepare the loggers of a trainer for a stage: ``"fit"``, ``"validate"`` or ``"test"``."""
         self._stage = stage
         loggers = trainer.loggers if trainer.is_global_zero else []
-        self._curves = Curves(loggers, self.prefix, settings, self.failsafe)
+        self._curves = Curves(loggers, self.prefix, self.failsafe)
         self.run = self.run or uuid.uuid4().hex[:8]
 
     def forget(self) -> None:
@@ -50,17 +50,17 @@ class Reports:
         """What stands before every logged key."""
         return f"{self.name}/" * bool(self.name) + "test/" * (self._stage == "test")
 
-    def define(self, keys: Iterable[str]) -> None:
-        """Prepare the loggers for scalars of these names."""
+    def define(self, keys: Iterable[str], settings: dict[str, Any]) -> None:
+        """Prepare the loggers for scalars of these names, of a certification with settings."""
         if self._curves is not None:
-            self._curves.define(keys)
+            self._curves.define(keys, settings)
 
     def log_late(
         self, trainer: Trainer, values: dict[str, float], certification: Certification
     ) -> None:
         """Log scalars under the epoch and step of a certification that has passed."""
         named = {self.prefix + key: value for key, value in values.items()}
-        self.define(named)
+        self.define(named, certification.settings)
         at = {"epoch": certification.epoch}
         for logger in trainer.loggers:
             with self.failsafe.catching(type(logger).__name__):

@@ -39,6 +39,7 @@ class Session:
         rows: of the samples that this process has certified.
         weights: fingerprint of what was certified.
         problem: what kept samples from being certified in another process.
+        picked: samples that were set aside.
     """
 
     order: Order | None
@@ -50,7 +51,7 @@ class Session:
     rows: list[SampleRow] = field(default_factory=list)
     weights: str = ""
     problem: str = ""
-    _picked: list[Picked] = field(default_factory=list)
+    picked: list[Picked] = field(default_factory=list)
     _failure: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -94,7 +95,7 @@ class Session:
         with muted(root):
             axis = bound(model).batch_axis(inputs)
         where = torch.tensor(chosen)
-        self._picked.append(Picked.of(torch.tensor(here), inputs, target, where, axis))
+        self.picked.append(Picked.of(torch.tensor(here), inputs, target, where, axis))
         self._left.difference_update(here)
 
     def certify(
@@ -113,7 +114,7 @@ class Session:
         """
         self.weights = fingerprint(root)
         with isolated_random(), muted(root):
-            rows, failure = examined(self.question, bound(model), self._picked, known, progress)
+            rows, failure = examined(self.question, bound(model), self.picked, known, progress)
         self.rows += rows
         self._failure = self._failure or failure
 
@@ -129,7 +130,7 @@ class Session:
             Exception: something in the model cannot be pickled.
         """
         self.weights = fingerprint(root)
-        return snapshot(bound(model), root, self.question, self._picked, known)
+        return snapshot(bound(model), root, self.question, self.picked, known)
 
     def take(self, rows: Sequence[SampleRow], seconds: float, problem: str) -> None:
         """Take over what another process has found out."""
@@ -145,12 +146,12 @@ class Session:
         if self.problem:
             text = self.problem
             self.rows += [SampleRow(at, None, Status.ERROR, error=text) for at in left]
-        self._picked = []
+        self.picked = []
 
     @property
     def share(self) -> int:
         """How many samples this process has set aside."""
-        return sum(len(picked.labels) for picked in self._picked)
+        return sum(len(picked.labels) for picked in self.picked)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -188,6 +189,12 @@ def trial(model: BoundModel, root: nn.Module, unpack: Unpack, batch: Any) -> Pic
     first = torch.arange(min(_TRIED, len(target)))
     with isolated_random(), muted(root):
         return Picked.of(first, inputs, target, first, model.batch_axis(inputs))
+
+
+def frames_of(model: BoundModel, root: nn.Module, some: Picked) -> int:
+    """How many frames the samples have."""
+    with isolated_random(), muted(root):
+        return model.instance(some.inputs, check=False).center.shape[1]
 
 
 class Cost(NamedTuple):

@@ -1,13 +1,14 @@
 """What a monitor does with a validation or test set: choose, certify, log, keep."""
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from popqorn_train.bounds.methods import name_of
+from popqorn_train.callbacks.choice import Choice
 from popqorn_train.callbacks.gather import all_values, completed, gathered
 from popqorn_train.callbacks.lightning_packages import (
     LightningModule,
@@ -20,7 +21,7 @@ from popqorn_train.callbacks.logged_scalars import median_of, scalars
 from popqorn_train.callbacks.progress import progress_in
 from popqorn_train.callbacks.reading_order import Order
 from popqorn_train.callbacks.reports import Reports
-from popqorn_train.callbacks.session import Session, pre_flight
+from popqorn_train.callbacks.session import Session
 from popqorn_train.callbacks.subset import choose, divided
 from popqorn_train.callbacks.watched import watched_loader, watched_module
 from popqorn_train.callbacks.watchers import check_watchers
@@ -70,7 +71,7 @@ class SetCertifier:
     """Certifies the chosen samples of one loader, whenever it is told to.
 
     Args:
-        question: what is asked about every sample.
+        choice: what is asked about every sample, and by which method.
         options: what is watched.
         reports: where certifications go.
 
@@ -84,8 +85,9 @@ class SetCertifier:
 
     takes = "one certification takes"
 
-    def __init__(self, question: Examination, options: Options, reports: Reports) -> None:
-        self.question, self.options, self._reports = question, options, reports
+    def __init__(self, choice: Choice, options: Options, reports: Reports) -> None:
+        self.choice, self.options, self._reports = choice, options, reports
+        self._epoch = math.inf  # seconds that one takes
         self.last: Certification | None = None
         self.fresh = False
         self.count = 0
@@ -97,9 +99,15 @@ class SetCertifier:
         self._session: Session | None = None
         self.unpublished: Certification | None = None
 
+    @property
+    def question(self) -> Examination:
+        """What is asked about every sample."""
+        return self.choice.question
+
     def identity(self) -> dict[str, Any]:
         """Settings that tell monitors apart, as text."""
         settings = {**self.question.settings(), "name": self.options.name}
+        settings |= {"method": "chosen"} if self.choice.open else {}
         settings |= {"model": self.options.model, "dataloader": self.options.dataloader}
         return {name: str(value) for name, value in settings.items()}
 
@@ -112,20 +120,27 @@ class SetCertifier:
 
     def describe(self) -> str:
         """What is watched, in a few words."""
-        ball, method = self.question.ball, name_of(self.question.method)
-        return f"{self.options.samples} samples, l_{ball.p:g}, {method}"
+        method = self.choice.told() if self.choice.settled else "method not chosen yet"
+        return f"{self.options.samples} samples, l_{self.question.ball.p:g}, {method}"
 
     def state(self) -> dict[str, Any]:
         """The newest radii and which samples they belong to, as plain values."""
         last = None if self.last is None else self.last.plain()
         known = {at: (row.radius, row.rate) for at, row in self._known.items()}
-        return {"last": last, "chosen": dict(self._chosen), "count": self.count, "known": known}
+        own = {"choice": self.choice.state(), "count": self.count, "known": known}
+        return {"last": last, "chosen": dict(self._chosen), **own}
+
+    def restart(self) -> None:
+        """Another training begins."""
+        self.count = 0
+        self.choice.restart()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
         last = state["last"]
         self.last = None if last is None else Certification.of(last)
         self._chosen, self.count = dict(state["chosen"]), state["count"]
+        self.choice.restore(state["choice"])
         self._known = {
             at: SampleRow(at, None, Status.CERTIFIED, radius=radius, rate=rate)
             for at, (radius, rate) in state["known"].items()
@@ -145,7 +160,7 @@ class SetCertifier:
             )
         self._model(pl_module)
         self._stage, self._order = TrainerFn(stage).value, None
-        self._reports.begin(trainer, self._stage, self.settings())
+        self._reports.begin(trainer, self._stage)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit starts.
@@ -184,8 +199,16 @@ class SetCertifier:
     def _batches(self, trainer: Trainer) -> Sequence[float]:
         return trainer.num_test_batches if self._stage == "test" else trainer.num_val_batches
 
-    def begin(self, trainer: Trainer, *, due: bool, whole: bool = True) -> None:
+    def begin(
+        self, trainer: Trainer, *, due: bool, whole: bool = True, epoch: float = math.inf
+    ) -> None:
         """Choose the samples of a pass in which certification is due: all of them, or a part.
+
+        Args:
+            trainer: of the pass.
+            due: whether to certify.
+            whole: whether to certify all of them.
+            epoch: seconds that one takes.
 
         Raises:
             ValueError, TypeError: a loader or batches that cannot be watched; only the first time,
@@ -194,13 +217,14 @@ class SetCertifier:
         self.fresh, self._session = False, None
         if not due:
             return
-        first, failure = self._order is None, None
+        first, failure, self._epoch = self._order is None, None, epoch
         try:
             self._session = self._chosen_session(trainer, whole)
         except Exception as error:
             failure = error
         failures = [one for one in all_values(trainer, failure and str(failure)) if one is not None]
         if not failures:
+            self._settle(trainer)
             return
         failure = failure or RuntimeError(failures[0])
         if first or self._stage != "fit" or self.options.on_error == "raise":
@@ -227,6 +251,25 @@ class SetCertifier:
             wanted = parts[part]
         return Session(order, wanted, options.unpack, self.question, part)
 
+    def _settle(self, trainer: Trainer) -> None:
+        """Choose the method in all processes, if it was tried; alone it can be tried later."""
+        choice, session = self.choice, cast(Session, self._session)
+        if not choice.settled and (choice.frames or trainer.world_size > 1):
+            choice.settle(len(session.wanted) / trainer.world_size, self._epoch)
+            choice.restore(trainer.strategy.broadcast(choice.state()))
+
+    def _ask(self, pl_module: LightningModule, session: Session) -> None:
+        """Let a session ask by the method that is chosen, here where there was no sanity check."""
+        model, choice = self._model(pl_module), self.choice
+        if not choice.settled and session.picked:
+            some = session.picked[0]
+            batch = pl_module, lambda both: both, (some.inputs, some.labels)
+            choice.look(model, *batch)
+            if self._epoch < math.inf and choice.decides_by_cost():
+                choice.try_on(model, *batch)
+            choice.settle(session.share, self._epoch)
+        session.question = self.question
+
     def _turn(self) -> int:
         """Count a certification of a part."""
         self.count += 1
@@ -243,19 +286,18 @@ class SetCertifier:
         if at != (0, self.options.dataloader):
             return
         model, unpack = self._model(pl_module), self.options.unpack
-        cost = pre_flight(model, pl_module, self.question, unpack, batch)
+        cost = self.choice.try_on(model, pl_module, unpack, batch)
         assert self._order is not None  # found when the sanity check began
         total = len(self._order.indices)
         chosen = count = min(self.options.samples, total)
-        ball, method = self.question.ball, self.question.method
         count, parts = -(-count // self.options.spread), f" in {self.options.spread} parts"
         parts = parts if self.options.spread > 1 else ""
         now, later = (seconds * count / trainer.world_size for seconds in cost)
         grown = f" at first, up to {duration(later)} later" if later > 1.2 * now else ""
         rank_zero_info(
-            f"CertifiedRadiusMonitor: {chosen} of {total} samples{parts}, l_{ball.p:g}, "
-            f"{name_of(method)}; "
-            f"one certification takes about {duration(now)}{grown}."
+            f"CertifiedRadiusMonitor: {chosen} of {total} samples{parts}, "
+            f"l_{self.question.ball.p:g}, {self.choice.told()}; one certification takes about "
+            f"{duration(now)}{grown}."
         )
 
     def collect(
@@ -285,6 +327,7 @@ class SetCertifier:
         progress = progress_in(trainer, "certifying", session.share)
         with session.keeping():
             try:
+                self._ask(pl_module, session)
                 session.certify(self._model(pl_module), pl_module, known, progress)
             finally:
                 progress.close()
@@ -309,7 +352,7 @@ class SetCertifier:
                 self._remember(self.unpublished)
             self._deal_with_errors(self.unpublished)
         prefix = self._reports.prefix
-        self._reports.define(prefix + key for key in values)
+        self._reports.define((prefix + key for key in values), self.settings())
         # All processes hold the same values: any of them is their maximum.
         how: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "reduce_fx": "max"}
         pl_module.log_dict({prefix + key: value for key, value in values.items()}, **how)
