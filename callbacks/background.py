@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import torch
 
-from popqorn_train.evaluation.worker import Advanced, Answer, Found, receive, send
+from popqorn_train.evaluation.worker import Advanced, Answer, Found, in_worker, receive, send
 
 _START = (
     "import json, sys; settings = json.loads(sys.argv.pop()); sys.path[:] = settings['path']; "
@@ -48,9 +48,17 @@ class Background:
     Attributes:
         dropped: jobs that a newer one took the place of.
         lost: why there is no worker any more; empty as long as there is one.
+
+    Raises:
+        RuntimeError: in a worker, which has run the training script again.
     """
 
     def __init__(self, threads: int, main: dict[str, str] | None) -> None:
+        if in_worker():
+            raise RuntimeError(
+                "the training was started again in its own worker process. Put all of it under "
+                "`if __name__ == '__main__':`."
+            )
         self._settings = {
             "path": [os.path.abspath(part) for part in sys.path],
             "parent": os.getpid(),
@@ -83,6 +91,11 @@ class Background:
         """Of the jobs that are not answered, in their order."""
         with self._changed:
             return [parcel.ticket for parcel in (self._running, self._waiting) if parcel]
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something has arrived, or has happened."""
+        return bool(self._answers or self._said)
 
     def arrived(self) -> list[tuple[Any, Found]]:
         """Answers since the last call, each with its ticket."""

@@ -15,8 +15,9 @@ from popqorn_train.callbacks.logged_scalars import median_of, scalars
 from popqorn_train.callbacks.progress import progress_in
 from popqorn_train.callbacks.rebuilding import main_script, refusal
 from popqorn_train.callbacks.reports import Reports
+from popqorn_train.callbacks.selection import Options
 from popqorn_train.callbacks.session import Session, snapshot, trial
-from popqorn_train.callbacks.set_certifier import Options, SetCertifier, Spent
+from popqorn_train.callbacks.set_certifier import SetCertifier, Spent
 from popqorn_train.callbacks.watchers import check_watchers
 from popqorn_train.certificates.bound_model import bound
 from popqorn_train.evaluation.batches import Picked
@@ -136,10 +137,9 @@ class BackgroundCertifier(SetCertifier):
             self._handed += 1
         self._spent = Spent(session.seconds, 1.0)
 
-    def _turn(self) -> int:
-        """See ``SetCertifier``; a snapshot that takes the place of another takes its part too."""
-        replaced = self._worker is not None and len(self._worker.tickets) > 1
-        return self.count - 1 if replaced else super()._turn()
+    def _again(self) -> bool:
+        """See ``SetCertifier``: a snapshot that still waits will be left out."""
+        return self._worker is not None and len(self._worker.tickets) > 1
 
     def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what could not be handed over; everything else is logged when it arrives."""
@@ -156,10 +156,12 @@ class BackgroundCertifier(SetCertifier):
         spent, self._spent = self._spent, None
         return spent
 
+    def has_news(self) -> bool:
+        """See ``SetCertifier``."""
+        return self._worker is not None and self._worker.has_news
+
     def arrivals(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what has arrived, each certification under its own epoch and step."""
-        if self._worker is None:
-            return
         self._take(trainer)
         if self.fresh and self._told is not self.last:
             self._told = self.last

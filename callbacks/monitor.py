@@ -24,7 +24,8 @@ from popqorn_train.callbacks.lightning_packages import (
 )
 from popqorn_train.callbacks.progress import above_bars
 from popqorn_train.callbacks.reports import Reports
-from popqorn_train.callbacks.set_certifier import Options, SetCertifier
+from popqorn_train.callbacks.selection import Options
+from popqorn_train.callbacks.set_certifier import SetCertifier
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.probes import PROBES, check_probes
 from popqorn_train.certificates.radius import check_search
@@ -355,8 +356,9 @@ class CertifiedRadiusMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Log what was certified in the background."""
-        with above_bars(trainer):
-            self._certifier.arrivals(trainer, pl_module)
+        if self._certifier.has_news():
+            with above_bars(trainer):
+                self._certifier.arrivals(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for what is certified in the background."""

@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -19,16 +17,13 @@ from popqorn_train.callbacks.lightning_packages import (
 )
 from popqorn_train.callbacks.logged_scalars import median_of, scalars
 from popqorn_train.callbacks.progress import progress_in
-from popqorn_train.callbacks.reading_order import Order
 from popqorn_train.callbacks.reports import Reports
+from popqorn_train.callbacks.selection import Options, Selection
 from popqorn_train.callbacks.session import Session
-from popqorn_train.callbacks.subset import choose, divided
-from popqorn_train.callbacks.watched import watched_loader, watched_module
+from popqorn_train.callbacks.watched import watched_module
 from popqorn_train.callbacks.watchers import check_watchers
-from popqorn_train.evaluation.batches import Unpack
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
-from popqorn_train.evaluation.loader import OnError
 from popqorn_train.evaluation.progress import duration
 from popqorn_train.evaluation.provenance import versions
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
@@ -39,20 +34,6 @@ _PARTS = (
     "than the one before; leave `spread` at 1."
 )
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
-
-
-class Options(NamedTuple):
-    """Arguments of the monitor that say what is watched; see there."""
-
-    samples: int
-    seed: int
-    dataloader: int
-    model: str | None
-    unpack: Unpack
-    on_error: OnError
-    epsilons: Sequence[float]
-    name: str
-    spread: int
 
 
 class Spent(NamedTuple):
@@ -80,7 +61,6 @@ class SetCertifier:
         fresh: whether the newest pass certified, and every sample was answered.
         unpublished: the certification of this pass, until ``publish``.
         takes: what training waits for, in words.
-        count: certifications of parts so far; its remainder says which part is next.
     """
 
     takes = "one certification takes"
@@ -90,11 +70,9 @@ class SetCertifier:
         self._epoch = math.inf  # seconds that one takes
         self.last: Certification | None = None
         self.fresh = False
-        self.count = 0
+        self._selection = Selection(options)
         self._known: dict[int, SampleRow] = {}  # where the next search begins
         self._stage = "fit"
-        self._order: Order | None = None
-        self._chosen: dict[str, dict[str, Any]] = {}  # by stage: positions, and of what
         self._warned: set[str] = set()
         self._session: Session | None = None
         self.unpublished: Certification | None = None
@@ -127,19 +105,19 @@ class SetCertifier:
         """The newest radii and which samples they belong to, as plain values."""
         last = None if self.last is None else self.last.plain()
         known = {at: (row.radius, row.rate) for at, row in self._known.items()}
-        own = {"choice": self.choice.state(), "count": self.count, "known": known}
-        return {"last": last, "chosen": dict(self._chosen), **own}
+        parts = {"selection": self._selection.state(), "choice": self.choice.state()}
+        return {"last": last, "known": known, **parts}
 
     def restart(self) -> None:
         """Another training begins."""
-        self.count = 0
+        self._selection.restart()
         self.choice.restart()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
         last = state["last"]
         self.last = None if last is None else Certification.of(last)
-        self._chosen, self.count = dict(state["chosen"]), state["count"]
+        self._selection.restore(state["selection"])
         self.choice.restore(state["choice"])
         self._known = {
             at: SampleRow(at, None, Status.CERTIFIED, radius=radius, rate=rate)
@@ -159,7 +137,8 @@ class SetCertifier:
                 "recurrent classifiers are small: use strategy='ddp'."
             )
         self._model(pl_module)
-        self._stage, self._order = TrainerFn(stage).value, None
+        self._stage = TrainerFn(stage).value
+        self._selection.begin(self._stage)
         self._reports.begin(trainer, self._stage)
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,6 +153,10 @@ class SetCertifier:
     def ready(self, pl_module: LightningModule) -> None:
         """Training starts, after the sanity check if there is one."""
 
+    def has_news(self) -> bool:
+        """Whether there is something to say or to log about what is certified elsewhere."""
+        return False
+
     def arrivals(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was certified elsewhere meanwhile."""
 
@@ -183,21 +166,13 @@ class SetCertifier:
     def stop(self) -> None:
         """A fit has ended, or was broken off."""
 
-    def check_order(self, trainer: Trainer) -> Order:
-        """How this process reads the watched loader; every process must ask at once.
+    def check_order(self, trainer: Trainer) -> None:
+        """Refuse a loader whose samples may change; every process must ask at once.
 
         Raises:
             ValueError: it does not read the same samples every time, or there is no such loader.
         """
-        at = self.options.dataloader
-        loader = watched_loader(trainer, at, testing=self._stage == "test")
-        batches = self._batches(trainer)[at]
-        gather = partial(all_values, trainer)
-        self._order = Order.of(loader, batches, trainer.global_rank, gather)
-        return self._order
-
-    def _batches(self, trainer: Trainer) -> Sequence[float]:
-        return trainer.num_test_batches if self._stage == "test" else trainer.num_val_batches
+        self._selection.check_order(trainer)
 
     def begin(
         self, trainer: Trainer, *, due: bool, whole: bool = True, epoch: float = math.inf
@@ -217,9 +192,12 @@ class SetCertifier:
         self.fresh, self._session = False, None
         if not due:
             return
-        first, failure, self._epoch = self._order is None, None, epoch
+        unpack, self._epoch = self.options.unpack, epoch
+        first, failure = self._selection.order is None, None
         try:
-            self._session = self._chosen_session(trainer, whole)
+            wanted = self._selection.wanted(trainer, whole=whole, again=self._again())
+            order, positions, part = wanted
+            self._session = Session(order, positions, unpack, self.question, part)
         except Exception as error:
             failure = error
         failures = [one for one in all_values(trainer, failure and str(failure)) if one is not None]
@@ -229,27 +207,9 @@ class SetCertifier:
         failure = failure or RuntimeError(failures[0])
         if first or self._stage != "fit" or self.options.on_error == "raise":
             raise failure
-        known = self._chosen.get(self._stage, {"positions": range(self.options.samples)})
-        wanted = known["positions"]
-        unpack, question = self.options.unpack, self.question
-        self._session = Session(None, wanted, unpack, question, _failure=failure)
+        everything = self._selection.positions
+        self._session = Session(None, everything, unpack, self.question, _failure=failure)
         self._session.close()
-
-    def _chosen_session(self, trainer: Trainer, whole: bool) -> Session:
-        """A session for the samples that are chosen, now or before."""
-        order, options = self.check_order(trainer), self.options
-        total, *which = order.identity
-        of = [total, options.samples, options.seed, *which]
-        chosen = self._chosen.get(self._stage, {"of": []})
-        if chosen["of"] != of:
-            positions = choose(order, options.samples, options.seed, options.unpack)
-            chosen = self._chosen[self._stage] = {"of": of, "positions": positions}
-        wanted, part = chosen["positions"], None
-        if options.spread > 1 and not whole:
-            parts = divided(wanted, options.spread, options.seed)
-            part = self._turn() % len(parts)
-            wanted = parts[part]
-        return Session(order, wanted, options.unpack, self.question, part)
 
     def _settle(self, trainer: Trainer) -> None:
         """Choose the method in all processes, if it was tried; alone it can be tried later."""
@@ -270,10 +230,9 @@ class SetCertifier:
             choice.settle(session.share, self._epoch)
         session.question = self.question
 
-    def _turn(self) -> int:
-        """Count a certification of a part."""
-        self.count += 1
-        return self.count - 1
+    def _again(self) -> bool:
+        """Whether the part of the last pass is left out, so that it is its turn again."""
+        return False
 
     def pre_flight(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, at: tuple[int, int]
@@ -287,8 +246,9 @@ class SetCertifier:
             return
         model, unpack = self._model(pl_module), self.options.unpack
         cost = self.choice.try_on(model, pl_module, unpack, batch)
-        assert self._order is not None  # found when the sanity check began
-        total = len(self._order.indices)
+        order = self._selection.order
+        assert order is not None  # found when the sanity check began
+        total = len(order.indices)
         chosen = count = min(self.options.samples, total)
         count, parts = -(-count // self.options.spread), f" in {self.options.spread} parts"
         parts = parts if self.options.spread > 1 else ""
@@ -367,7 +327,7 @@ class SetCertifier:
     def _scalars(self, certification: Certification) -> dict[str, float]:
         values = scalars(certification, self.options.epsilons)
         if self.options.spread > 1:
-            total = len(self._chosen[certification.stage]["positions"])
+            total = len(self._selection.positions)
             values["certification/share"] = len(certification.rows) / total
         return values
 

@@ -33,6 +33,7 @@ from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.evaluation.set_aside import examined
 
 _LENGTH = struct.Struct(">Q")
+_MARK = "POPQORN_WORKER"
 _NICENESS = 10  # training comes first where both want the same core
 
 
@@ -197,6 +198,11 @@ class _Server:
         return rows, "" if failure is None else f"{type(failure).__name__}: {failure}"
 
 
+def in_worker() -> bool:
+    """Whether this process is a worker."""
+    return _MARK in os.environ
+
+
 def _import_main(source: dict[str, str] | None) -> None:
     """Run the script that training was started with, all but what only the script itself does."""
     if source is None:
@@ -223,6 +229,7 @@ def main(settings: dict[str, Any]) -> None:
     Args:
         settings: ``parent`` process, ``threads``, ``dtype`` by default, ``main``: the script.
     """
+    os.environ[_MARK] = str(os.getpid())
     if os.name == "posix":
         threading.Thread(target=_end_with, args=(settings["parent"],), daemon=True).start()
     with contextlib.suppress(AttributeError, OSError):
