@@ -195,11 +195,13 @@ class BackgroundCertifier(SetCertifier):
             return
         left = [cast(Session, ticket.session).wanted for ticket in worker.tickets]
         progress = progress_in(trainer, "certifying", sum(map(len, left)))
-        while worker.tickets:
-            progress.advance(worker.advanced(_LOOK))
+        try:
+            while worker.tickets:
+                progress.advance(worker.advanced(_LOOK))
+                self._take(trainer)
             self._take(trainer)
-        progress.close()
-        self._take(trainer)
+        finally:
+            progress.close()
         if worker.dropped:
             rank_zero_info(
                 f"CertifiedRadiusMonitor left out {worker.dropped} of {self._handed} snapshots: "

@@ -97,7 +97,8 @@ class CertifiedRadiusMonitor(Callback):
 
     Attributes:
         last: the newest ``Certification``, or None.
-        fresh: whether the last validation certified, and every sample was answered.
+        fresh: whether the last validation certified, and every sample was answered; with
+            ``background``, whether such a certification has come since.
 
     Raises:
         ValueError, TypeError: an argument out of range; before validation, a loader that does

@@ -54,7 +54,7 @@ class Patient(pl.Callback):
 def runs(tmp_path_factory):
     """The same training with and without a worker, and what loggers have of the first."""
     folder = tmp_path_factory.mktemp("background")
-    options = {"samples": 7, "attack": True, "epsilons": (0.05,)}
+    options = {"samples": 7, "attack": True, "epsilons": (0.05,), "method": "crown-ibp"}
     blocking = CertifiedRadiusMonitor(max_overhead=None, folder=folder / "blocking", **options)
     _, watched = fit(blocking, epochs=EPOCHS)
     _, alone = fit(epochs=EPOCHS)
@@ -109,7 +109,7 @@ def test_callbacks_see_no_value_of_another_epoch(runs):
 
 
 def test_the_newest_snapshot_is_kept_and_the_last_one_awaited(tmp_path, caplog):
-    monitor = background(samples=20, folder=tmp_path)
+    monitor = background(samples=20, method="crown-ibp", folder=tmp_path)
     fit(monitor, epochs=8)
     epochs = [entry.epoch for entry in read_certifications(monitor.path)]
     assert epochs == sorted({*epochs})
