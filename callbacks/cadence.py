@@ -1,8 +1,9 @@
 """When to certify, so that training does not slow down by more than a given share."""
 
+import math
 from typing import Any
 
-from popqorn_train.callbacks.lightning_packages import Trainer
+from popqorn_train.callbacks.lightning_packages import Trainer, TrainerFn
 
 
 class Cadence:
@@ -16,17 +17,18 @@ class Cadence:
     Args:
         every_n_epochs: least number of epochs from one certification to the next.
         max_overhead: seconds certifying a second of the rest of training; None sets no limit.
+        parts: certified one at a time, but all of them at the end.
 
     Attributes:
         spent: seconds spent certifying.
         elapsed: seconds of training and validation without that.
-        cost: seconds that one certification may take.
+        cost: seconds that one certification of a part may take.
         epoch: of the last certification.
         skipped: validations skipped since.
     """
 
-    def __init__(self, every_n_epochs: int, max_overhead: float | None) -> None:
-        self.every_n_epochs, self.max_overhead = every_n_epochs, max_overhead
+    def __init__(self, every_n_epochs: int, max_overhead: float | None, parts: int = 1) -> None:
+        self.every_n_epochs, self.max_overhead, self.parts = every_n_epochs, max_overhead, parts
         self.spent = self.elapsed = self.cost = 0.0
         self.epoch: int | None = None
         self.skipped = 0
@@ -60,10 +62,14 @@ class Cadence:
         return due
 
     def too_costly(self) -> bool:
-        """Whether certifying now and once more at the end would exceed the budget."""
+        """Whether certifying a part now and all at the end would exceed the budget."""
         if self.max_overhead is None:
             return False
-        return self.spent + 2 * self.cost > self.max_overhead * self.elapsed
+        return self.spent + (1 + self.parts) * self.cost > self.max_overhead * self.elapsed
+
+    def epoch_seconds(self, epochs: float) -> float:
+        """How long one of so many epochs has taken; without any, as long as anything."""
+        return self.elapsed / epochs if epochs > 0 else math.inf
 
     def done(self, epoch: int, seconds: float, share: float = 1.0) -> None:
         """Book a certification.
@@ -71,8 +77,8 @@ class Cadence:
         Args:
             epoch: in which it was.
             seconds: that it took.
-            share: of the samples there was something to search for. Wrong predictions cost
-                nothing: a model that has learned little is cheap, and will not stay so.
+            share: of the samples of a part there was something to search for. Wrong predictions
+                cost nothing: a model that has learned little is cheap, and will not stay so.
         """
         self.epoch, self.cost = epoch, max(self.cost, seconds / max(share, 0.1))
         self.spend(seconds)
@@ -96,6 +102,16 @@ class Cadence:
         """Forget everything: another fit begins."""
         self.spent = self.elapsed = self.cost = 0.0
         self.epoch, self.skipped = None, 0
+
+
+def trained_epochs(trainer: Trainer) -> float:
+    """How many epochs a fit has trained so far, parts counted; 0 outside of it."""
+    if trainer.state.fn != TrainerFn.FITTING:
+        return 0.0
+    batches = trainer.num_training_batches
+    if batches == math.inf:
+        return float(trainer.current_epoch + 1)
+    return (trainer.fit_loop.total_batch_idx + 1) / batches
 
 
 def is_last_validation(trainer: Trainer) -> bool:

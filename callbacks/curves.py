@@ -104,9 +104,9 @@ class WandbView(View):
         import wandb
 
         newest, grid = history[-1], curve_grid(history)
-        lines = {f"epoch {entry.epoch}": entry.certified_accuracy(grid) for entry in history}
+        lines = {entry.title: entry.certified_accuracy(grid) for entry in history}
         if newest.empirical is not None:
-            lines[f"attacked, epoch {newest.epoch}"] = newest.attacked_accuracy(grid)
+            lines[f"attacked, {newest.title}"] = newest.attacked_accuracy(grid)
         return wandb.plot.line_series(
             xs=grid,
             ys=list(lines.values()),

@@ -1,18 +1,19 @@
 """The numbers that are logged after a certification."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from popqorn_train.evaluation.certification import Certification, lower_quantile
 from popqorn_train.evaluation.confidence import confidence_interval
 from popqorn_train.evaluation.sample_rows import count_statuses
 
 _DOWN = ("capped_fraction", "unbroken_fraction", "gap")  # best when small
-_LAST = "certification/"  # neither large nor small is best
+_LAST = ("certification/", "part/")  # neither large nor small is best; or the samples change
 
 
 def scalars(certification: Certification, epsilons: Sequence[float]) -> dict[str, float]:
     """Every scalar of a certification, by the name it is logged under.
 
+    Those of a part of the samples begin with ``part/``: they are no points of the same curve.
     Where a sample has no answer only counts and cost are left: radii of other samples than in the
     last epoch would pass for progress.
 
@@ -25,7 +26,7 @@ def scalars(certification: Certification, epsilons: Sequence[float]) -> dict[str
         return values
     radii = certification.radii
     capped = [row.capped for row in certification.answered]
-    values |= {
+    found = {
         "certified_radius/median": lower_quantile(radii, 0.5).item(),
         "certified_radius/mean": radii.mean().item(),
         "certified_radius/p10": lower_quantile(radii, 0.1).item(),
@@ -35,11 +36,13 @@ def scalars(certification: Certification, epsilons: Sequence[float]) -> dict[str
     for epsilon, share in zip(epsilons, certification.certified_accuracy(epsilons), strict=True):
         at = dotless(epsilon)
         low, high = confidence_interval(share, len(radii))
-        values[f"certified_accuracy/{at}"] = share
-        values |= {f"certified_accuracy_low/{at}": low, f"certified_accuracy_high/{at}": high}
+        found[f"certified_accuracy/{at}"] = share
+        found |= {f"certified_accuracy_low/{at}": low, f"certified_accuracy_high/{at}": high}
     by_class = certification.by_class()
-    values |= {f"certified_radius_by_class/{label}": mean for label, mean in by_class.items()}
-    return values | _attacked(certification)
+    found |= {f"certified_radius_by_class/{label}": mean for label, mean in by_class.items()}
+    found |= _attacked(certification)
+    part = "" if certification.part is None else "part/"
+    return values | {part + key: value for key, value in found.items()}
 
 
 def _cost(certification: Certification) -> dict[str, float]:
@@ -68,9 +71,15 @@ def _attacked(certification: Certification) -> dict[str, float]:
     return values
 
 
+def median_of(values: Mapping[str, float]) -> float | None:
+    """The median radius among scalars, of all samples or of a part, if there is one."""
+    found = [f"{part}certified_radius/median" for part in ("", "part/")]
+    return next((values[key] for key in found if key in values), None)
+
+
 def best(key: str) -> str:
     """Which value of a curve is its best: ``"max"``, ``"min"``, or only the ``"last"``."""
-    if _LAST in key:
+    if any(name in key for name in _LAST):
         return "last"
     return "min" if key.endswith(_DOWN) else "max"
 

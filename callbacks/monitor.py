@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from popqorn_train.bounds.methods import Method, method_named
-from popqorn_train.callbacks.cadence import Cadence, is_last_validation
+from popqorn_train.callbacks.background_certifier import BackgroundCertifier
+from popqorn_train.callbacks.cadence import Cadence, is_last_validation, trained_epochs
+from popqorn_train.callbacks.choice import SHORT, Choice
 from popqorn_train.callbacks.lightning_packages import (
     Callback,
     LightningModule,
@@ -22,7 +24,8 @@ from popqorn_train.callbacks.lightning_packages import (
 )
 from popqorn_train.callbacks.progress import above_bars
 from popqorn_train.callbacks.reports import Reports
-from popqorn_train.callbacks.set_certifier import Options, SetCertifier
+from popqorn_train.callbacks.selection import Options
+from popqorn_train.callbacks.set_certifier import SetCertifier
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.probes import PROBES, check_probes
 from popqorn_train.certificates.radius import check_search
@@ -59,7 +62,8 @@ class CertifiedRadiusMonitor(Callback):
             last validation is known beforehand unless training is stopped early.
         epsilons: where certified accuracy is logged, increasing, in the units of the input; the
             radii count there what ``certify`` proves, see ``certified_radius``.
-        method: bounding method.
+        method: bounding method; None chooses one by the number of frames and by what it costs,
+            once, before the first certification, and stays with it in resumed fits.
         frames: ``(T,)`` mask of the frames that move, or a list of booleans; see ``LpBall``, as for
             the next four.
         features: ``(N,)`` mask of the features that move, likewise.
@@ -81,10 +85,20 @@ class CertifiedRadiusMonitor(Callback):
             and gives the samples the status error; ``"raise"`` stops, in every process.
         folder: where ``certification.jsonl`` is written; None takes the folder of the run.
         name: put before every logged key as ``<name>/``; tells several monitors apart.
+        spread: certify one of so many parts of the samples at a time, in turn, and all of them at
+            the last validation. Parts are logged as ``part/certified_radius/median`` and so on,
+            with intervals of their size, and ``certification/share``; no callback and no
+            scheduler may watch them, since each is of other samples than the one before.
+        background: certify snapshots in a worker process while training goes on; in ``fit``, where
+            one process trains. A snapshot that waits for the worker when the next one comes is
+            left out. Each certification is logged when it is there, under its own epoch and step,
+            so that no callback and no scheduler may watch it.
+        background_threads: of the worker.
 
     Attributes:
         last: the newest ``Certification``, or None.
-        fresh: whether the last validation certified, and every sample was answered.
+        fresh: whether the last validation certified, and every sample was answered; with
+            ``background``, whether such a certification has come since.
 
     Raises:
         ValueError, TypeError: an argument out of range; before validation, a loader that does
@@ -101,7 +115,7 @@ class CertifiedRadiusMonitor(Callback):
         every_n_epochs: int = 1,
         max_overhead: float | None = 0.25,
         epsilons: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
-        method: str | Method = "popqorn",
+        method: str | Method | None = None,
         frames: Mask | None = None,
         features: Mask | None = None,
         scope: Scope = "frame",
@@ -119,15 +133,22 @@ class CertifiedRadiusMonitor(Callback):
         on_error: OnError = "warn",
         folder: str | Path | None = None,
         name: str = "",
+        spread: int = 1,
+        background: bool = False,
+        background_threads: int = 1,
     ) -> None:
         for argument, count, least in (
             ("samples", samples, 1),
             ("every_n_epochs", every_n_epochs, 1),
             ("dataloader", dataloader, 0),
             ("seed", seed, 0),
+            ("background_threads", background_threads, 1),
+            ("spread", spread, 1),
         ):
             if not isinstance(count, Integral) or count < least:
                 raise ValueError(f"`{argument}` must be at least {least}, got {count!r}.")
+        if spread > samples:
+            raise ValueError(f"`spread` must be at most `samples`, {samples}, got {spread}.")
         if max_overhead is not None and not max_overhead > 0:
             raise ValueError(f"`max_overhead` must be positive or None, got {max_overhead!r}.")
         if not callable(unpack):
@@ -138,15 +159,16 @@ class CertifiedRadiusMonitor(Callback):
         masks = {"frames": as_mask("frames", frames), "features": as_mask("features", features)}
         ball = LpBall(0.0, p, **masks, scope=scope, low=low, high=high)
         points = CertifiedAccuracyCurve(epsilons).epsilons
-        question = Examination(
-            ball, method_named(method), max_radius, rtol, confirm, attack, points, probes
-        )
-        options = Options(
-            int(samples), int(seed), int(dataloader), model, unpack, on_error, points, name
-        )
-        self._cadence = Cadence(every_n_epochs, max_overhead)
+        known = method_named(SHORT[0] if method is None else method)
+        question = Examination(ball, known, max_radius, rtol, confirm, attack, points, probes)
+        counts = int(samples), int(seed), int(dataloader)
+        options = Options(*counts, model, unpack, on_error, points, name, int(spread))
+        self._cadence = Cadence(every_n_epochs, max_overhead, int(spread))
         self._reports = Reports(name, None if folder is None else Path(folder))
-        self._certifier = SetCertifier(question, options, self._reports)
+        arguments = Choice(question, open=method is None), options, self._reports
+        self._certifier = SetCertifier(*arguments)
+        if background:
+            self._certifier = BackgroundCertifier(*arguments, background_threads)
         self._loaded: dict[str, Any] | None = None
         self._told = False
 
@@ -222,17 +244,20 @@ class CertifiedRadiusMonitor(Callback):
         elif trainer.global_step == 0:
             self._cadence.reset()
             self._reports.forget()
+            self._certifier.restart()
         self._loaded, self._told = None, False
         if not trainer.enable_validation:
             rank_zero_warn(
                 "CertifiedRadiusMonitor certifies nothing: fit has no validation. Pass "
                 "val_dataloaders, and define validation_step."
             )
+        self._certifier.start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; say so where validation has nothing to certify."""
         if trainer.val_dataloaders is not None and not sum(trainer.num_val_batches):
             rank_zero_warn("CertifiedRadiusMonitor certifies nothing: `val_dataloaders` is empty.")
+        self._certifier.ready(pl_module)
         self._cadence.start(time.monotonic())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,7 +271,9 @@ class CertifiedRadiusMonitor(Callback):
             return
         started = time.perf_counter()
         with above_bars(trainer):
-            self._certifier.begin(trainer, due=self._due(trainer))
+            due, whole = self._due(trainer), _whole(trainer)
+            epoch = self._cadence.epoch_seconds(trained_epochs(trainer))
+            self._certifier.begin(trainer, due=due, whole=whole, epoch=epoch)
         self._cadence.spend(time.perf_counter() - started)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -263,7 +290,7 @@ class CertifiedRadiusMonitor(Callback):
         if not due and not self._told and self._cadence.too_costly():
             self._told = True
             rank_zero_info(
-                f"CertifiedRadiusMonitor skips epochs: one certification takes "
+                f"CertifiedRadiusMonitor skips epochs: {self._certifier.takes} "
                 f"{self._cadence.cost:.2g} s, more than max_overhead={self._cadence.max_overhead} "
                 "times the rest of the training allows. certification/fresh is 1 in the epochs "
                 "that are certified."
@@ -313,20 +340,47 @@ class CertifiedRadiusMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified, and book what all of it has cost."""
-        newest, started = self._certifier.unpublished, time.perf_counter()
-        self._certifier.publish(trainer)
-        if trainer.state.fn == TrainerFn.FITTING and newest is not None:
-            seconds = newest.seconds + time.perf_counter() - started
-            searched = sum(row.evaluations > 0 for row in newest.rows) / len(newest.rows)
-            self._cadence.done(trainer.current_epoch, seconds, searched)
+        spent = self._certifier.publish(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and spent is not None:
+            self._cadence.done(trainer.current_epoch, *spent)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep and show what was certified."""
         self._certifier.publish(trainer)
 
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log what was certified in the background."""
+        if self._certifier.has_news():
+            with above_bars(trainer):
+                self._certifier.arrivals(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for what is certified in the background."""
+        with above_bars(trainer):
+            self._certifier.finish(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave nothing running."""
+        self._certifier.stop()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show what is left."""
+        self._certifier.stop()
         self._reports.finish()
+
+
+def _whole(trainer: Trainer) -> bool:
+    """Whether all samples are certified, whatever ``spread`` is."""
+    return trainer.state.fn != TrainerFn.FITTING or is_last_validation(trainer)
 
 
 def _told(last: Certification) -> str:

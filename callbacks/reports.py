@@ -55,6 +55,18 @@ class Reports:
         if self._curves is not None:
             self._curves.define(keys, settings)
 
+    def log_late(
+        self, trainer: Trainer, values: dict[str, float], certification: Certification
+    ) -> None:
+        """Log scalars under the epoch and step of a certification that has passed."""
+        named = {self.prefix + key: value for key, value in values.items()}
+        self.define(named, certification.settings)
+        at = {"epoch": certification.epoch}
+        for logger in trainer.loggers:
+            with self.failsafe.catching(type(logger).__name__):
+                logger.log_metrics({**named, **at}, step=certification.step)
+                logger.save()
+
     def publish(self, trainer: Trainer, certification: Certification) -> None:
         """Write a certification to the file, then show it."""
         history = [certification]

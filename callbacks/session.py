@@ -1,7 +1,6 @@
 """One pass over a validation set in which the wanted samples are set aside and certified."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,14 @@ from torch import nn
 from popqorn_train.callbacks.isolation import isolated_random
 from popqorn_train.callbacks.reading_order import Order, check_count
 from popqorn_train.certificates.bound_model import BoundModel, bound
-from popqorn_train.certificates.search import Start
 from popqorn_train.errors import BadSamplesError, UnsupportedModelError
-from popqorn_train.evaluation.batches import Picked, Unpack, grouped, unpacked
+from popqorn_train.evaluation.batches import Picked, Unpack, unpacked
 from popqorn_train.evaluation.examination import Examination, Examiner
-from popqorn_train.evaluation.progress import Group, Progress
+from popqorn_train.evaluation.progress import Progress
 from popqorn_train.evaluation.provenance import fingerprint
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
+from popqorn_train.evaluation.set_aside import examined
+from popqorn_train.evaluation.worker import Job
 
 _TRIED = 32  # samples of the pre-flight; fewer at once cost more each
 
@@ -34,21 +34,26 @@ class Session:
         wanted: indices that all processes certify together.
         unpack: from a batch to ``(inputs, target)``.
         question: what is asked about every sample.
+        part: which part of the subset they are; None for all of it.
         seconds: spent so far.
         rows: of the samples that this process has certified.
         weights: fingerprint of what was certified.
         moved: name of the tensor that moves; None where nothing was certified.
+        problem: what kept samples from being certified in another process.
+        picked: samples that were set aside.
     """
 
     order: Order | None
     wanted: Sequence[int]
     unpack: Unpack
     question: Examination
+    part: int | None = None
     seconds: float = 0.0
     rows: list[SampleRow] = field(default_factory=list)
     weights: str = ""
     moved: str | None = None
-    _picked: list[Picked] = field(default_factory=list)
+    problem: str = ""
+    picked: list[Picked] = field(default_factory=list)
     _failure: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +97,7 @@ class Session:
         with muted(root):
             axis = bound(model).batch_axis(inputs)
         where = torch.tensor(chosen)
-        self._picked.append(Picked.of(torch.tensor(here), inputs, target, where, axis))
+        self.picked.append(Picked.of(torch.tensor(here), inputs, target, where, axis))
         self._left.difference_update(here)
 
     def certify(
@@ -110,43 +115,53 @@ class Session:
             ValueError, TypeError, UnsupportedModelError: a model that cannot be read.
         """
         self.weights = fingerprint(root)
-        examiner = Examiner(self.question, bound(model))
         with isolated_random(), muted(root):
-            if self._picked:
-                self.moved = examiner.model.moved(self._picked[0].inputs)
-            for picked in self._chunks(examiner.model):
-                group = Group(progress, len(picked.labels))
-                examiner.decided = group.reach
-                try:
-                    self.rows += examiner.rows(picked, _start(known, picked))
-                except Exception as error:
-                    self._failure = self._failure or error
-                group.finish()
+            self._notice(bound(model))
+            rows, failure = examined(self.question, bound(model), self.picked, known, progress)
+        self.rows += rows
+        self._failure = self._failure or failure
 
-    def _chunks(self, model: BoundModel) -> list[Picked]:
-        if not self._picked:
-            return []
-        return list(grouped(self._picked, model.batch_axis(self._picked[0].inputs)))
+    def packed(self, model: nn.Module, root: nn.Module, known: Sequence[SampleRow]) -> bytes:
+        """Everything that another process needs to certify what was set aside.
+
+        Args:
+            model: gives the logits.
+            root: whose weights are fingerprinted.
+            known: see ``certify``.
+
+        Raises:
+            Exception: something in the model cannot be pickled.
+        """
+        self.weights = fingerprint(root)
+        with isolated_random(), muted(root):
+            self._notice(bound(model))
+        return snapshot(bound(model), root, self.question, self.picked, known)
+
+    def _notice(self, model: BoundModel) -> None:
+        """Look which tensor moves."""
+        if self.picked:
+            self.moved = model.moved(self.picked[0].inputs)
+
+    def take(self, rows: Sequence[SampleRow], seconds: float, problem: str) -> None:
+        """Take over what another process has found out."""
+        self.rows += rows
+        self.seconds, self.problem = seconds, problem
+        self.close()
 
     def close(self) -> None:
         """Give the samples that an error kept from being certified their rows."""
         left = sorted(self._own - {row.index for row in self.rows})
         if self._failure is not None:
-            text = f"{type(self._failure).__name__}: {self._failure}"
+            self.problem = f"{type(self._failure).__name__}: {self._failure}"
+        if self.problem:
+            text = self.problem
             self.rows += [SampleRow(at, None, Status.ERROR, error=text) for at in left]
-        self._picked = []
+        self.picked = []
 
     @property
     def share(self) -> int:
         """How many samples this process has set aside."""
-        return sum(len(picked.labels) for picked in self._picked)
-
-
-def _start(known: Sequence[SampleRow], picked: Picked) -> Start:
-    """Where the search begins for these samples."""
-    found = {row.index: (row.radius or 0.0, row.rate or math.nan) for row in known}
-    pairs = [found.get(position, (0.0, math.nan)) for position in picked.positions.tolist()]
-    return Start(*picked.labels.new_tensor(pairs, dtype=torch.float64).T)
+        return sum(len(picked.labels) for picked in self.picked)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -163,6 +178,33 @@ def muted(module: nn.Module) -> Iterator[None]:
     finally:
         for name in methods:
             del vars(module)[name]
+
+
+def snapshot(
+    model: BoundModel,
+    root: nn.Module,
+    question: Examination | None,
+    picked: Sequence[Picked],
+    known: Sequence[SampleRow] = (),
+) -> bytes:
+    """A model as it is now, with what is asked about it; see ``Job``."""
+    with isolated_random(), muted(root):
+        job = Job.of(model, question, picked, known)
+    return job.packed()
+
+
+def trial(model: BoundModel, root: nn.Module, unpack: Unpack, batch: Any) -> Picked:
+    """A few samples of a batch, to see whether they can be certified."""
+    inputs, target = unpacked(unpack, batch)
+    first = torch.arange(min(_TRIED, len(target)))
+    with isolated_random(), muted(root):
+        return Picked.of(first, inputs, target, first, model.batch_axis(inputs))
+
+
+def frames_of(model: BoundModel, root: nn.Module, some: Picked) -> int:
+    """How many frames the samples have."""
+    with isolated_random(), muted(root):
+        return model.instance(some.inputs, check=False).center.shape[1]
 
 
 class Cost(NamedTuple):
@@ -187,17 +229,14 @@ def pre_flight(
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
     """
-    inputs, target = unpacked(unpack, batch)
-    module = bound(model)
-    first = torch.arange(min(_TRIED, len(target)))
+    some = trial(bound(model), root, unpack, batch)
     with isolated_random(), muted(root):
-        some = Picked.of(first, inputs, target, first, module.batch_axis(inputs))
-        examiner = Examiner(question, module)
+        examiner = Examiner(question, bound(model))
         rows, seconds = _timed(lambda: examiner.rows(some))
         failure, answered = examiner.failure, any(row.answered for row in rows)
         if failure is not None and not (answered and isinstance(failure, BadSamplesError)):
             raise failure
-        return Cost(seconds / len(first), _later(examiner, some, rows, seconds))
+        return Cost(seconds / len(some.labels), _later(examiner, some, rows, seconds))
 
 
 def _later(examiner: Examiner, some: Picked, rows: Sequence[SampleRow], seconds: float) -> float:

@@ -3,6 +3,8 @@
 A sample is known by its index in the data set.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,19 @@ def stratified(labels: Tensor, samples: int, seed: int) -> list[int]:
         for label, count in zip(classes.tolist(), quota.tolist(), strict=True)
     ]
     return torch.cat(drawn).sort().values.tolist()
+
+
+def divided(positions: Sequence[int], parts: int, seed: int) -> list[list[int]]:
+    """Divide positions at random into so many parts, each as long as the others within one.
+
+    Args:
+        positions: increasing, as are those of each part.
+        parts: no more than there are positions, or each is a part of its own.
+        seed: the same positions and seed give the same parts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = [positions[at] for at in torch.randperm(len(positions), generator=generator)]
+    return [sorted(shuffled[first::parts]) for first in range(min(parts, len(positions)))]
 
 
 def choose(order: Order, samples: int, seed: int, unpack: Unpack) -> list[int]:

@@ -28,6 +28,8 @@ def write_certification(
 def read_certification(path: Path) -> Certification:
     """Read what ``certify`` wrote, or the newest complete entry of a ``certification.jsonl``.
 
+    Entries of all samples come before those of a part.
+
     Args:
         path: of the file, or of the folder that holds it.
 
@@ -43,7 +45,7 @@ def read_certification(path: Path) -> Certification:
         complete = [entry for entry in read_certifications(path) if entry.complete]
         if not complete:
             raise ValueError(f"{path} holds no certification with every sample answered.")
-        return complete[-1]
+        return ([entry for entry in complete if entry.part is None] or complete)[-1]
     try:
         return Certification.of(json.loads(path.read_text()))
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -51,6 +51,7 @@ class Certification:
         settings: what the radii depend on but the model, as plain values.
         weights: fingerprint of the weights that were certified.
         stage: ``"fit"``, ``"validate"`` or ``"test"``.
+        part: which part of the samples it is of, from 0 on; None if of all.
     """
 
     epoch: int
@@ -61,6 +62,12 @@ class Certification:
     settings: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     stage: str = "fit"
+    part: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Its epoch, and which part of the samples it is of, in words."""
+        return f"epoch {self.epoch}" + ("" if self.part is None else f", part {self.part + 1}")
 
     def __repr__(self) -> str:
         rows = repr(SampleRows(self.rows)).strip("<>").removeprefix("SampleRows: ")
@@ -127,7 +134,7 @@ class Certification:
     def plain(self) -> dict[str, Any]:
         """The same as values that JSON and a checkpoint can hold; rows become columns."""
         columns = {name: [_plain(getattr(row, name)) for row in self.rows] for name in _COLUMNS}
-        names = ("run", "stage", "epoch", "step", "seconds", "weights", "settings")
+        names = ("run", "stage", "epoch", "step", "part", "seconds", "weights", "settings")
         return {**{name: _plain(getattr(self, name)) for name in names}, "samples": columns}
 
     @classmethod

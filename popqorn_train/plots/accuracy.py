@@ -152,10 +152,10 @@ def draw_certifications(
         accuracy = [100 * share for share in entry.certified_accuracy(grid)]
         last = entry is shown[-1]
         style: dict[str, Any] = {"drawstyle": "steps-pre", "lw": 2.6 if last else 1.2}
-        ax.plot(grid, accuracy, color=color, label=f"epoch {entry.epoch}", **style)
+        ax.plot(grid, accuracy, color=color, label=entry.title, **style)
     if shown[-1].empirical is not None:
         attacked = [100 * share for share in shown[-1].attacked_accuracy(grid)]
-        label = f"attacked, epoch {shown[-1].epoch}"
+        label = f"attacked, {shown[-1].title}"
         ax.plot(grid, attacked, "--", color=ATTACK, lw=1.8, label=label)
     settings = shown[-1].settings
     if xlabel is None:

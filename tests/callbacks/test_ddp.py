@@ -144,7 +144,7 @@ class OneFails(Examination):
 def with_one_failing(**options):
     monitor = CertifiedRadiusMonitor(samples=6, **options)
     question = monitor._certifier.question
-    monitor._certifier.question = OneFails(**vars(question))
+    monitor._certifier.choice.asked = OneFails(**vars(question))
     return monitor
 
 

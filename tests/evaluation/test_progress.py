@@ -138,7 +138,9 @@ def test_the_pre_flight_says_what_a_certification_will_cost(capsys, caplog):
     with caplog.at_level("INFO"):
         pl.Trainer(callbacks=[monitor], **settings).fit(Classifier(), train_loader(), val_loader())
     [line] = [text for text in caplog.messages if "one certification takes about" in text]
-    assert line.startswith("CertifiedRadiusMonitor: 12 of 20 samples, l_2, popqorn; one")
+    assert line.startswith(
+        "CertifiedRadiusMonitor: 12 of 20 samples, l_2, popqorn (chosen for 4 frames); one"
+    )
     assert (" once predictions are right, " in line) == line.endswith(" before.")
 
 
