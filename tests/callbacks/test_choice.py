@@ -34,10 +34,10 @@ def chosen(frames, cost, epoch, samples=10, monkeypatch=None):
 @pytest.mark.parametrize(
     ("frames", "cost", "epoch", "name"),
     [
-        (49, 100.0, 1.0, "popqorn"),
-        (50, 1.0, 11.0, "crown-ibp"),
+        (49, 100.0, 1.0, "popqorn-fast"),
+        (50, 1.0, 11.0, "popqorn-fast"),
         (50, 1.0, 9.0, "ibp"),
-        (50, 0.4, 1.0, "crown-ibp"),  # 4 s are no reason
+        (50, 0.4, 1.0, "popqorn-fast"),  # 4 s are no reason
     ],
 )
 def test_long_sequences_get_what_answers_within_an_epoch(frames, cost, epoch, name, monkeypatch):
@@ -63,7 +63,7 @@ def test_what_was_chosen_is_kept_and_a_method_of_the_user_is_not_touched():
     assert second.told() == "ibp (chosen for 60 frames)"
     own = Choice(QUESTION, open=False)
     own.restore(first.state())
-    assert own.told() == "popqorn"
+    assert own.told() == "popqorn-fast"
     first.restart()
     assert not first.settled
 
@@ -92,13 +92,13 @@ def test_it_is_chosen_once_said_recorded_and_kept(checks, tmp_path, caplog, monk
     monkeypatch.setattr(choice, "_PATIENCE", 1e9)
     trainer = trained(monitor, num_sanity_val_steps=checks)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    assert "crown-ibp (chosen for 50 frames)" in repr(monitor)
-    assert ("crown-ibp (chosen for 50 frames)" in caplog.text) == (checks > 0)
+    assert "popqorn-fast (chosen for 50 frames)" in repr(monitor)
+    assert ("popqorn-fast (chosen for 50 frames)" in caplog.text) == (checks > 0)
     monkeypatch.setattr(choice, "_PATIENCE", 0.0)  # would choose another one
     again = CertifiedRadiusMonitor(**options)
     trained(again, tmp_path / "last.ckpt", epochs=2)
     methods = [entry.settings["method"] for entry in read_certifications(again.path)]
-    assert methods == ["crown-ibp", "crown-ibp"]
+    assert methods == ["popqorn-fast", "popqorn-fast"]
 
 
 @pytest.mark.parametrize("checks", [0, 2])
@@ -108,7 +108,7 @@ def test_one_that_takes_longer_than_an_epoch_is_given_up_at_the_first_certificat
     monkeypatch.setattr(choice, "_PATIENCE", 0.0)
     monitor = CertifiedRadiusMonitor(samples=6, folder=tmp_path)
     trained(monitor, num_sanity_val_steps=checks)
-    assert "CertifiedRadiusMonitor certifies by ibp: a certification by crown-ibp" in caplog.text
+    assert "CertifiedRadiusMonitor certifies by ibp: a certification by popqorn-fast" in caplog.text
     [found] = read_certifications(monitor.path)
     assert found.settings["method"] == "ibp"
 
@@ -117,9 +117,9 @@ def test_outside_of_fit_the_frames_decide():
     monitor = CertifiedRadiusMonitor(samples=3)
     trainer = pl.Trainer(callbacks=[monitor], logger=False, **QUIET)
     trainer.validate(Classifier(nn.RNN), datamodule=Long(), verbose=False)
-    assert monitor.last.settings["method"] == "crown-ibp"
+    assert monitor.last.settings["method"] == "popqorn-fast"
     trainer.validate(Classifier(nn.RNN), val_loader(), verbose=False)
-    assert monitor.last.settings["method"] == "crown-ibp"  # once
+    assert monitor.last.settings["method"] == "popqorn-fast"  # once
 
 
 def test_all_monitors_without_a_method_share_a_state():

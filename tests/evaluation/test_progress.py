@@ -139,7 +139,7 @@ def test_the_pre_flight_says_what_a_certification_will_cost(capsys, caplog):
         pl.Trainer(callbacks=[monitor], **settings).fit(Classifier(), train_loader(), val_loader())
     [line] = [text for text in caplog.messages if "one certification takes about" in text]
     assert line.startswith(
-        "CertifiedRadiusMonitor: 12 of 20 samples, l_2, popqorn (chosen for 4 frames); one"
+        "CertifiedRadiusMonitor: 12 of 20 samples, l_2, popqorn-fast (chosen for 4 frames); one"
     )
     assert (" once predictions are right, " in line) == line.endswith(" before.")
 
