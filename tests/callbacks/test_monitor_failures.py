@@ -99,7 +99,7 @@ def test_samples_that_never_came_were_not_attempted():
     class Forget(pl.Callback):
         def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, *_):
             if batch_idx == 1 and not trainer.sanity_checking:
-                monitor._certifier._session._picked.clear()  # as if the first batch was lost
+                monitor._certifier._session.picked.clear()  # as if the first batch was lost
 
     fit(Forget(), monitor, epochs=1)
     counts = count_statuses(monitor.last.rows)
