@@ -145,9 +145,9 @@ def test_ten_million_values(cell, p, strip):
 @pytest.mark.parametrize("read", READS)
 def test_forms_of_sequences_enclose_their_values(read):
     model, x = towards(read), sequences(2, 5)
-    steps = 0.1 * steps_inside((60, *x.shape), math.inf)
+    steps = 0.1 * steps_inside((30, *x.shape), math.inf)
     assert excess(model, x, LpBall(0.1), steps)[0] <= 1e-13
-    assert excess(model, x, LpBall(0.1, 2), 0.1 * steps_inside((60, *x.shape), 2))[0] <= 1e-13
+    assert excess(model, x, LpBall(0.1, 2), 0.1 * steps_inside((30, *x.shape), 2))[0] <= 1e-13
 
 
 @norms
@@ -155,10 +155,10 @@ def test_masks_and_sizes_of_frames_hold_in_forms(p):
     model, x = towards("last"), sequences(2, 5)
     sizes = torch.tensor([0.0, 0.3, 0.0, 0.05, 0.2], dtype=F64)
     ball = LpBall(sizes.expand(2, 5), p, frames=torch.tensor([True, True, False, True, True]))
-    steps = sizes[:, None] * steps_inside((200, *x.shape), p)
+    steps = sizes[:, None] * steps_inside((60, *x.shape), p)
     assert excess(model, x, ball, steps)[0] <= 1e-13
     one = LpBall(0.3, p, scope="sequence")
-    apart = steps_inside((200, 2, 1, 15), p).view(-1, *x.shape)
+    apart = steps_inside((60, 2, 1, 15), p).view(-1, *x.shape)
     assert excess(model, x, one, 0.3 * apart)[0] <= 1e-13
 
 

@@ -12,6 +12,8 @@ from popqorn_train import certified_radius
 from popqorn_train.callbacks import CertifiedEarlyStopping, CertifiedRadiusMonitor
 from tests.fitting import QUIET, Classifier, fit, samples, val_loader
 
+CHOSEN = "popqorn-fast"  # where no method is named
+
 
 @pytest.fixture
 def disabled(tmp_path):
@@ -59,7 +61,9 @@ def test_averaged_weights_are_what_is_certified():
     for callbacks in ([Keep(), averaging, monitor], [Keep(), monitor, averaging]):
         fit(*callbacks, epochs=2)
         x, y = val_loader().dataset.tensors
-        seen, other = (certified_radius(net.eval(), x, y, rtol=1e-3) for net in (averaged, raw))
+        seen, other = (
+            certified_radius(net.eval(), x, y, rtol=1e-3, method=CHOSEN) for net in (averaged, raw)
+        )
         assert not torch.allclose(seen, other, rtol=2e-2)
         torch.testing.assert_close(monitor.last.radii, seen.double(), rtol=1e-2, atol=1e-9)
 
@@ -78,7 +82,7 @@ def test_other_precisions_are_certified_as_their_float32_or_float64_copy(precisi
     copy.load_state_dict(module.state_dict())
     x, y = val_loader().dataset.tensors
     x = x.to(dtype).to(next(copy.parameters()).dtype)
-    radius = certified_radius(copy.eval(), x, y, rtol=1e-3)
+    radius = certified_radius(copy.eval(), x, y, rtol=1e-3, method=CHOSEN)
     torch.testing.assert_close(monitor.last.radii, radius.double(), rtol=1e-2, atol=1e-9)
 
 
@@ -98,7 +102,7 @@ def test_a_compiled_sub_module_is_certified(model):
     monitor = CertifiedRadiusMonitor(samples=20, max_overhead=None, model=model)
     _, module = fit(monitor, module=Compiled(), epochs=1)
     x, y = val_loader().dataset.tensors
-    radius = certified_radius(module.net._orig_mod.eval(), x, y, rtol=1e-3)
+    radius = certified_radius(module.net._orig_mod.eval(), x, y, rtol=1e-3, method=CHOSEN)
     torch.testing.assert_close(monitor.last.radii, radius.double(), rtol=1e-2, atol=1e-9)
 
 
@@ -129,7 +133,7 @@ def test_one_of_several_validation_loaders_is_watched():
     trainer = pl.Trainer(callbacks=[monitor], logger=False, **QUIET)
     trainer.validate(module, verbose=False)
     x, y = samples(9, seed=2).tensors
-    radius = certified_radius(module.eval(), x, y, rtol=1e-3)
+    radius = certified_radius(module.eval(), x, y, rtol=1e-3, method=CHOSEN)
     torch.testing.assert_close(monitor.last.radii, radius.double(), rtol=1e-2, atol=1e-9)
     absent = CertifiedRadiusMonitor(dataloader=2)
     trainer = pl.Trainer(callbacks=[absent], logger=False, **QUIET)

@@ -131,7 +131,8 @@ def test_no_grad_and_inference_mode_change_nothing(call, problem, mode):
     with mode():
         found = call(model, x.clone(), y.clone())  # the copies are inference tensors
         assert not torch.is_grad_enabled()
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    # Without gradients bounds run as compiled loops, whose rounding is another one.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not found.requires_grad
 
 
