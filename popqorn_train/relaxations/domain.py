@@ -53,8 +53,10 @@ class Rectangle(NamedTuple):
         lx, ux, ly, uy = self
         least = 8 * torch.finfo(lx.dtype).eps
         x, y = (lx + ux) / 2, (ly + uy) / 2
-        half_x = torch.maximum((ux - lx) / 2, least * (1 + x.abs().detach()))
-        half_y = torch.maximum((uy - ly) / 2, least * (1 + y.abs().detach()))
+        # Up to the end that is farther from the middle, which is rounded.
+        reach_x, reach_y = torch.maximum(ux - x, x - lx), torch.maximum(uy - y, y - ly)
+        half_x = torch.maximum(reach_x, least * (1 + x.abs().detach()))
+        half_y = torch.maximum(reach_y, least * (1 + y.abs().detach()))
         return Scale(x, half_x, y, half_y)
 
     def covered(self) -> "Rectangle":

@@ -115,6 +115,15 @@ def test_planes_enclose_the_product_on_its_domain(product, policy, dtype, width)
             assert (gap >= -1e-15 * (1 + width + 10 * spread)).all()
 
 
+def test_the_square_covers_the_box_where_its_middle_is_rounded():
+    low = torch.linspace(100, 130, 999)[None]
+    high = low + 2e-5 + 1e-3 * torch.rand(1, 999)
+    box = Rectangle(low, high, -high, -low)
+    x, half_x, y, half_y = (part.double() for part in box.scale())
+    for end, middle, half in ((low, x, half_x), (high, x, half_x), (-high, y, half_y)):
+        assert ((end.double() - middle).abs() <= half).all()
+
+
 def test_corners_are_those_of_the_octagon_wherever_it_lies():
     for domain in (beside(1.0, 4000), octagons(1.0, 4000)):
         p, q = domain.vertices()

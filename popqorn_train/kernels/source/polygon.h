@@ -16,8 +16,8 @@ template <class V> struct Scale {
   explicit Scale(const Box<V>& box) {
     const Number<V> least = 8 * Of<V>::eps;
     x = (box.lx + box.ux) / 2, y = (box.ly + box.uy) / 2;
-    half_x = max((box.ux - box.lx) / 2, least * (1 + abs(x)));
-    half_y = max((box.uy - box.ly) / 2, least * (1 + abs(y)));
+    half_x = max(max(box.ux - x, x - box.lx), least * (1 + abs(x)));
+    half_y = max(max(box.uy - y, y - box.ly), least * (1 + abs(y)));
   }
 };
 
