@@ -35,9 +35,17 @@ class NotCompiledError(Exception):
 
 def compilers() -> list[list[str]]:
     """Commands of the compilers here: those of ``$CXX`` and ``$CC`` first."""
-    named = [shlex.split(os.environ.get(name, "")) for name in ("CXX", "CC")]
+    named = [_words(os.environ.get(name, "")) for name in ("CXX", "CC")]
     known = [command for command in (*named, *([name] for name in _COMPILERS)) if command]
     return [[path, *rest] for first, *rest in known if (path := shutil.which(first))]
+
+
+def _words(command: str) -> list[str]:
+    """A command as a shell reads it; none where a quote is not closed."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 def cache_folder() -> Path:
@@ -48,7 +56,13 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def folder_for_library() -> Iterator[Path]:
-    """The cache folder; one for this process alone where nobody else's must be trusted."""
+    """The cache folder; one for this process alone where nobody else's must be trusted.
+
+    Raises:
+        NotCompiledError: a system without owners and modes of files.
+    """
+    if os.name != "posix":
+        raise NotCompiledError("they are compiled on Linux and macOS only")
     with contextlib.ExitStack() as stack:
         try:
             folder = cache_folder()
@@ -69,8 +83,6 @@ def built(folder: Path) -> Path:
     Raises:
         NotCompiledError: no compiler, or none that can.
     """
-    if os.name != "posix":
-        raise NotCompiledError("they are compiled on Linux and macOS only")
     reason = "there is no C++ compiler ($CXX, $CC, " + ", ".join(_COMPILERS) + ")"
     for command in compilers():
         library = folder / f"kernels-{_key(command)}.so"
@@ -109,7 +121,7 @@ def _compile(command: list[str], library: Path) -> str:
         made = Path(folder) / library.name
         call = [*command, str(SOURCE / "kernels.cpp"), "-o", str(made)]
         try:
-            done = subprocess.run(call, capture_output=True, text=True, timeout=_SECONDS)
+            done = subprocess.run(call, capture_output=True, errors="replace", timeout=_SECONDS)
             if done.returncode == 0:
                 made.replace(library)
                 return ""

@@ -3,8 +3,9 @@
 The loops choose slopes and find intercepts as relaxations/ does, with sigmoid and tanh within 2 eps
 of their values, relatively (measured: 1.7 and 1.8), where those of torch are within 1. A product is
 so within 4 eps; the difference from the plane adds less than 2 eps of the largest term. Intercepts
-are raised by 8 eps of the sum of the largest terms (of octagons: 16), those of torch by 4 (8): both
-are bounds, and differ by no more than the sum of both allowances for the same slopes.
+are raised by 8 eps of the sum of the largest terms (of octagons: 16, and of what the place of a
+corner adds), those of torch by 4 (8): both are bounds, and differ by no more than the sum of both
+allowances for the same slopes.
 
 Slopes differ by rounding too, but for those of tilted planes where two are equally good.
 """

@@ -62,11 +62,16 @@ def _layout(slope: Tensor, sides: Sequence[Tensor]) -> _Layout | None:
     size = shape[2:].numel()
     step, sample = shape[1] * size if shape[0] > 1 else 0, first[1] * size if first[0] > 1 else 0
     row = size if first[1] > 1 else 0
-    return _Layout(max(shape[0], first[0]), shape[1], size, step, sample, row)
+    return _Layout(_broadcast(shape[0], first[0]), shape[1], size, step, sample, row)
 
 
 def _alike(one: int, other: int) -> bool:
     return one == other or 1 in (one, other)
+
+
+def _broadcast(one: int, other: int) -> int:
+    """Samples of both together, none where one has none."""
+    return other if one == 1 else one
 
 
 def _contiguous(sides: Sequence[Tensor]) -> list[Tensor]:
@@ -119,7 +124,7 @@ def minimum(slope: Tensor, center: Tensor, half: Tensor) -> Tensor | None:
     loop = function("minimum", slope, center, half)
     if loop is None or not _alike(len(slope), len(center)) or half.shape != center.shape:
         return None
-    batch, (rows, *shape) = max(len(slope), len(center)), slope.shape[1:]
+    batch, (rows, *shape) = _broadcast(len(slope), len(center)), slope.shape[1:]
     size = torch.Size(shape).numel()
     slope, center, half = slope.contiguous(), center.contiguous(), half.contiguous()
     least = slope.new_empty(batch, rows)

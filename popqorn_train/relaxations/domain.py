@@ -53,9 +53,21 @@ class Rectangle(NamedTuple):
         lx, ux, ly, uy = self
         least = 8 * torch.finfo(lx.dtype).eps
         x, y = (lx + ux) / 2, (ly + uy) / 2
-        half_x = torch.maximum((ux - lx) / 2, least * (1 + x.abs().detach()))
-        half_y = torch.maximum((uy - ly) / 2, least * (1 + y.abs().detach()))
+        # Up to the end that is farther from the middle, which is rounded.
+        reach_x, reach_y = torch.maximum(ux - x, x - lx), torch.maximum(uy - y, y - ly)
+        half_x = torch.maximum(reach_x, least * (1 + x.abs().detach()))
+        half_y = torch.maximum(reach_y, least * (1 + y.abs().detach()))
         return Scale(x, half_x, y, half_y)
+
+    def covered(self) -> "Rectangle":
+        """What the square is scaled to: more than the box where a side has next to no width."""
+        (lx, ux, ly, uy), (x, half_x, y, half_y) = self, self.scale()
+        return Rectangle(
+            torch.minimum(lx, x - half_x),
+            torch.maximum(ux, x + half_x),
+            torch.minimum(ly, y - half_y),
+            torch.maximum(uy, y + half_y),
+        )
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Where a side, in x and in y, is no wider than the rounding of what it was made from."""
@@ -104,15 +116,14 @@ class Octagon(NamedTuple):
     def vertices(self) -> tuple[Tensor, Tensor]:
         """Corners in turn, scaled to the square: p and q, ``(8, B, H)`` each.
 
-        Every bound is first drawn in to where it touches the others, so that no side is empty:
-        the side after corner 0 has the greatest p, that after corner 1 the greatest sum, and so
-        on, anticlockwise.
+        Every bound is first drawn in to where it touches the others, so that no side is empty and
+        the corners are those of the octagon, not of more: maxima that lie in no band are left
+        out. The side after corner 0 has the greatest p, that after corner 1 the greatest sum, and
+        so on, anticlockwise.
         """
         sum_low, sum_high, diff_low, diff_high = self.bands
-        p_high = ((sum_high + diff_high) / 2).clamp(max=1)
-        p_low = ((sum_low + diff_low) / 2).clamp(min=-1)
-        q_high = ((sum_high - diff_low) / 2).clamp(max=1)
-        q_low = ((sum_low - diff_high) / 2).clamp(min=-1)
+        p_high, p_low = _reach(sum_high, diff_high), -_reach(-sum_low, -diff_low)
+        q_high, q_low = _reach(sum_high, -diff_low), -_reach(-sum_low, diff_high)
         sum_high = torch.minimum(sum_high, p_high + q_high)
         sum_low = torch.maximum(sum_low, p_low + q_low)
         diff_high = torch.minimum(diff_high, p_high - q_low)
@@ -129,6 +140,12 @@ class Octagon(NamedTuple):
         )
         p, q = (torch.stack(part) for part in zip(*corners, strict=True))
         return p.clamp(-1, 1), q.clamp(-1, 1)
+
+
+def _reach(one: Tensor, other: Tensor) -> Tensor:
+    """Greatest coordinate where the other one, added and subtracted, leaves so much of the sum."""
+    in_square = 1 + torch.minimum(one, other)
+    return torch.minimum((one + other) / 2, in_square).clamp(max=1)
 
 
 Domain = Rectangle | Octagon

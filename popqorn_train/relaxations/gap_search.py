@@ -68,18 +68,22 @@ class _Shape(NamedTuple):
 def _shape_of(product: Product, box: Rectangle) -> _Shape:
     """A product on a box."""
     lx, ux, ly, uy = box
-    zero, low, high = torch.zeros_like(lx), product.g(ly), product.g(uy)
-    gate, height = ux.sigmoid(), largest(low, high)
+    zero, gate = torch.zeros_like(lx), ux.sigmoid()
+    height = largest(product.g(ly), product.g(uy))
     rise = sigmoid_slope(clip(zero, lx, ux))
     # |sigmoid''| = sigmoid' |1 - 2 sigmoid|, and |tanh''| = 2 |tanh| tanh'.
     turn = largest(1 - 2 * lx.sigmoid(), 1 - 2 * gate)
     bend_x = (rise * turn).clamp(max=SIGMOID_BEND) * height
     slope = product.slope(clip(zero.expand_as(ly), ly, uy))
     bend_y = (2 * height * slope).clamp(max=product.bend) * gate
-    gates = lx.sigmoid(), gate
-    least = torch.minimum(gates[0] * low, gates[1] * low)
-    most = torch.maximum(gates[0] * high, gates[1] * high)
-    return _Shape(least, most, rise * height, slope * gate, bend_x, bend_y, rise * slope)
+    ends = _range(product, box)
+    return _Shape(*ends, rise * height, slope * gate, bend_x, bend_y, rise * slope)
+
+
+def _range(product: Product, box: Rectangle) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of a product on a box."""
+    shut, gate, low, high = box.lx.sigmoid(), box.ux.sigmoid(), product.g(box.ly), product.g(box.uy)
+    return torch.minimum(shut * low, gate * low), torch.maximum(shut * high, gate * high)
 
 
 def least_gap(product: Product, domain: Domain) -> PlaneStrip:
@@ -92,7 +96,8 @@ def least_gap(product: Product, domain: Domain) -> PlaneStrip:
 
 def _least_gap(product: Product, octagon: Octagon) -> PlaneStrip:
     """The same, in operations of torch."""
-    edge, shape = _border(product, octagon), _shape_of(product, octagon.box)
+    edge, covered = _border(product, octagon), octagon.box.covered()
+    shape = _shape_of(product, covered)
     with torch.no_grad():
         a, b = _searched(edge, *_first_slopes(product, octagon), octagon.box.flat())
     top, bottom = _on_border(edge, a, b, shape)
@@ -103,9 +108,9 @@ def _least_gap(product: Product, octagon: Octagon) -> PlaneStrip:
     if product.curved:
         top, bottom = _with_inside(product, a, b, octagon, top, bottom)
     middle, half = between(top, bottom)
-    found = PlaneStrip(a, b, middle, half + _allowance(product, a, b, octagon.box, shape))
-    zero = torch.zeros_like(a)
-    return smaller(found, PlaneStrip(zero, zero, *between(shape.high, shape.low)))
+    found = PlaneStrip(a, b, middle, half + _allowance(product, a, b, covered, shape))
+    zero, (low, high) = torch.zeros_like(a), _range(product, octagon.box)
+    return smaller(found, PlaneStrip(zero, zero, *between(high, low)))
 
 
 def _border(product: Product, octagon: Octagon) -> _Border:

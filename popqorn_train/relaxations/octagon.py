@@ -72,7 +72,7 @@ def _bend(product: Product, octagon: Octagon, dx: Tensor, dy: Tensor) -> Tensor:
     -f'' = -f_xx dx^2 - 2 f_xy dx dy - f_yy dy^2 with f_xy >= 0: the mixed term counts only
     where x and y move against each other.
     """
-    lx, ux, ly, uy = (end.detach() for end in octagon.box)
+    lx, ux, ly, uy = (end.detach() for end in octagon.box.covered())
     zero = torch.zeros_like(lx)
     mixed = sigmoid_slope(clip(zero, lx, ux)) * product.slope(clip(zero, ly, uy))
     height = largest(product.g(ly), product.g(uy))
@@ -108,7 +108,7 @@ def inside(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> tuple[Po
     in_box = (p >= -1 - _NEAR) & (far_p <= 1 + _NEAR) & (q >= -1 - _NEAR) & (far_q <= 1 + _NEAR)
     in_sums = (p + q >= bands.sum_low - _NEAR) & (far_p + far_q <= bands.sum_high + _NEAR)
     in_diffs = (p - far_q >= bands.diff_low - _NEAR) & (far_p - q <= bands.diff_high + _NEAR)
-    lx, ux, ly, uy = octagon.box
+    lx, ux, ly, uy = octagon.box.covered()
     point = Point(clip(near.x, lx, ux), clip(near.y, ly, uy), near.miss)
     return point, (found.room > 0) & in_box & in_sums & in_diffs
 
@@ -147,10 +147,13 @@ def octagon_intercept(product: Product, a: Tensor, b: Tensor, octagon: Octagon) 
 
 
 def _allowance(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> Tensor:
-    lx, ux, ly, uy = octagon.box
-    gate = ux.sigmoid().clamp(min=LEAST_GATE)
-    height = gate * largest(product.g(ly), product.g(uy))
-    return slack(height, a * largest(lx, ux), b * largest(ly, uy))
+    """Rounding of f, of the plane, and of the place of a corner, at which both are taken."""
+    lx, ux, ly, uy = (end.detach() for end in octagon.box.covered())
+    x, y, zero = largest(lx, ux), largest(ly, uy), torch.zeros_like(lx)
+    gate, value = ux.sigmoid().clamp(min=LEAST_GATE), largest(product.g(ly), product.g(uy))
+    in_x = sigmoid_slope(clip(zero, lx, ux)) * value
+    in_y = product.slope(clip(zero.expand_as(ly), ly, uy)) * gate
+    return slack(gate * value, a * x, b * y, in_x * x, in_y * y)
 
 
 def scaled(scale: Scale, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from popqorn_train import LpBall, certify
 from popqorn_train.kernels import compiler, library
-from popqorn_train.kernels.compiler import NotCompiledError, built
+from popqorn_train.kernels.compiler import NotCompiledError, folder_for_library
 from popqorn_train.kernels.library import SWITCH, forget, kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,10 +162,19 @@ def test_the_named_compiler_comes_first(monkeypatch, tmp_path):
     assert compiler.compilers() == [[named, "-m64"]]
 
 
-def test_elsewhere_nothing_is_compiled(monkeypatch, tmp_path):
+def test_a_command_with_an_open_quote_names_no_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "c++ '-O2")
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setattr(compiler, "_COMPILERS", ())
+    assert compiler.compilers() == []
+
+
+def test_elsewhere_nothing_is_compiled(monkeypatch):
+    """Before owners of folders are asked for, which not every system knows."""
     monkeypatch.setattr(compiler.os, "name", "nt")
-    with pytest.raises(NotCompiledError, match="Linux and macOS"):
-        built(tmp_path)
+    monkeypatch.delattr(compiler.os, "getuid")
+    with pytest.raises(NotCompiledError, match="Linux and macOS"), folder_for_library():
+        pass
 
 
 def test_every_loop_is_declared():

@@ -118,6 +118,14 @@ def test_least_values_are_those_of_torch(samples, time, dtype, monkeypatch):
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=60 * torch.finfo(dtype).eps)
 
 
+def test_no_samples_leave_no_values():
+    """Where rows are the same for all samples, of which there are none."""
+    slope, none = torch.ones(1, 2, 3, 4), torch.ones(0, 3, 4)
+    assert minimum(slope, none, none).shape == (0, 2)
+    found, constant = substitute(slope, [none[:, None]] * 2, [none[:, None]] * 2)
+    assert (found[0].shape, constant.shape) == ((0, 2, 3, 4), (0, 2))
+
+
 @dtypes
 def test_least_values_of_a_sample_have_the_same_bits_alone(dtype):
     slope = torch.randn(4, 6, 3, 29, dtype=dtype)

@@ -33,6 +33,28 @@ def octagons(width, count=400, *, seed=0, **options):
     return Octagon(box, Bands(-reach[0], reach[1], -reach[2], reach[3]))
 
 
+def beside(width, count=400, *, seed=0, **options):
+    """Octagons around any point of the box, so that bands reach farther than what they cut off."""
+    box = rectangles(width, count, seed=seed, **options)
+    generator = torch.Generator().manual_seed(seed + 1)
+    p, q = 2 * torch.rand(2, 1, count, generator=generator, dtype=F64) - 1
+    reach = 4 * torch.rand(4, 1, count, generator=generator, dtype=F64).square()
+    ends = p + q - reach[0], p + q + reach[1], p - q - reach[2], p - q + reach[3]
+    return Octagon(box, Bands(*[end.clamp(-2, 2).to(box.lx.dtype) for end in ends]))
+
+
+def mixtures(domain, count=600):
+    """Points between the corners of octagons in float64, many of them on a side."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = (part.double() for part in domain.vertices())
+    share = torch.rand(count, *p.shape, generator=generator, dtype=F64)
+    share[: count // 2] *= torch.rand(count // 2, *p.shape, generator=generator) < 0.3
+    share = (share + 1e-9) / (share + 1e-9).sum(1, keepdim=True)
+    scale, box = domain.scale(), Rectangle(*[end.double() for end in domain.box])
+    x, y = scale.x + scale.half_x * (share * p).sum(1), scale.y + scale.half_y * (share * q).sum(1)
+    return x.clamp(box.lx, box.ux), y.clamp(box.ly, box.uy)
+
+
 def whole(box):
     two = torch.full_like(box.lx, 2)
     return Octagon(box, Bands(-two, two, -two, two))
@@ -67,8 +89,8 @@ def points_of(domain, count=600, seed=0):
     return torch.where(held, x, scale.x), torch.where(held, y, scale.y)
 
 
-def least_gap(product, domain, planes):
-    x, y = points_of(domain)
+def least_gap(product, domain, planes, points=points_of):
+    x, y = points(domain)
     f = product.value(x, y)
     lower, upper = (
         plane.x.double() * x + plane.y.double() * y + plane.intercept.double() for plane in planes
@@ -91,6 +113,39 @@ def test_planes_enclose_the_product_on_its_domain(product, policy, dtype, width)
             gap = least_gap(product, domain, planes)
             # The points themselves are rounded in float64.
             assert (gap >= -1e-15 * (1 + width + 10 * spread)).all()
+
+
+def test_the_square_covers_the_box_where_its_middle_is_rounded():
+    low = torch.linspace(100, 130, 999)[None]
+    high = low + 2e-5 + 1e-3 * torch.rand(1, 999)
+    box = Rectangle(low, high, -high, -low)
+    x, half_x, y, half_y = (part.double() for part in box.scale())
+    for end, middle, half in ((low, x, half_x), (high, x, half_x), (-high, y, half_y)):
+        assert ((end.double() - middle).abs() <= half).all()
+
+
+def test_corners_are_those_of_the_octagon_wherever_it_lies():
+    for domain in (beside(1.0, 4000), octagons(1.0, 4000)):
+        p, q = domain.vertices()
+        sum_low, sum_high, diff_low, diff_high = domain.bands
+        for at, low, high in ((p + q, sum_low, sum_high), (p - q, diff_low, diff_high)):
+            assert ((low - 1e-12 <= at) & (at <= high + 1e-12)).all()
+        assert torch.maximum(p.abs(), q.abs()).max() <= 1
+
+
+@pytest.mark.parametrize("width", [0.3, 4.0, 20.0])
+@dtypes
+@policies
+@products
+def test_planes_enclose_the_product_where_the_octagon_lies_beside_the_middle(
+    product, policy, dtype, width
+):
+    """With corners of more than the octagon, maxima outside were dropped, but not replaced."""
+    for seed in range(2):
+        domain = beside(width, 1000, seed=seed, spread=2.0, dtype=dtype)
+        planes = enclosing(product, domain, POLICIES[policy])
+        gap = least_gap(product, domain, planes, mixtures)
+        assert (gap >= (-1e-13 if dtype == F64 else -1e-5)).all()
 
 
 @pytest.mark.slow

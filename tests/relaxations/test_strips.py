@@ -17,7 +17,14 @@ from popqorn_train.relaxations.strips import (
     tanh_strip,
 )
 from tests.problems import F64
-from tests.relaxations.test_octagon import octagons, points_of, rectangles, whole
+from tests.relaxations.test_octagon import (
+    beside,
+    mixtures,
+    octagons,
+    points_of,
+    rectangles,
+    whole,
+)
 
 pytestmark = pytest.mark.usefixtures("loops")
 
@@ -32,9 +39,9 @@ LINES = {
 }
 
 
-def missed(product, domain, found, **options):
+def missed(product, domain, found, points=points_of, **options):
     """By how much f is off the plane at points, and what the plane allows, in float64."""
-    x, y = points_of(domain, **options)
+    x, y = points(domain, **options)
     a, b, middle, half = (part.double() for part in found)
     return (product.value(x, y) - a * x - b * y - middle).abs(), half
 
@@ -55,6 +62,29 @@ def test_no_point_of_the_domain_is_farther_from_the_plane_than_it_says(
             assert all(part.isfinite().all() for part in found)
             off, half = missed(product, domain, found)
             assert (off <= half * (1 + 1e-12) + 1e-15).all()
+
+
+@dtypes
+@strips
+@products
+def test_the_same_where_the_octagon_lies_beside_the_middle(product, strip, dtype):
+    for width in (0.3, 4.0, 20.0):
+        domain = beside(width, 1000, spread=2.0, dtype=dtype)
+        off, half = missed(product, domain, strip(product, domain), points=mixtures)
+        assert (off <= half + (1e-13 if dtype == F64 else 1e-5)).all()
+
+
+@strips
+@products
+def test_the_same_where_the_square_is_wider_than_the_box(product, strip):
+    """A side of next to no width counts as a little one: what is on its border is no longer f."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.empty(1, 4000).uniform_(-14, -13.4, generator=generator).exp()
+    x = torch.empty(1, 4000).uniform_(1, 12, generator=generator)
+    zero = torch.zeros_like(x)
+    for box in (Rectangle(zero, x, -y, zero), Rectangle(zero, x, zero, y)):
+        off, half = missed(product, box, strip(product, box))
+        assert (off <= half).all()
 
 
 @pytest.mark.slow

@@ -16,10 +16,16 @@ template <class V> struct Scale {
   explicit Scale(const Box<V>& box) {
     const Number<V> least = 8 * Of<V>::eps;
     x = (box.lx + box.ux) / 2, y = (box.ly + box.uy) / 2;
-    half_x = max((box.ux - box.lx) / 2, least * (1 + abs(x)));
-    half_y = max((box.uy - box.ly) / 2, least * (1 + abs(y)));
+    half_x = max(max(box.ux - x, x - box.lx), least * (1 + abs(x)));
+    half_y = max(max(box.uy - y, y - box.ly), least * (1 + abs(y)));
   }
 };
+
+// What the square is scaled to: more than the box where a side has next to no width.
+template <class V> INLINE Box<V> covered(const Box<V>& box, const Scale<V>& scale) {
+  return {min(box.lx, scale.x - scale.half_x), max(box.ux, scale.x + scale.half_x),
+          min(box.ly, scale.y - scale.half_y), max(box.uy, scale.y + scale.half_y)};
+}
 
 template <bool curved, class V> INLINE V second(V y) { return curved ? tanh(y) : y; }
 template <bool curved, class V> INLINE V product(V x, V y) { return sigmoid(x) * second<curved>(y); }
@@ -30,10 +36,15 @@ template <class V> INLINE void corners(V (&p)[4], V (&q)[4]) {
   p[0] = p[1] = q[1] = q[2] = one, p[2] = p[3] = q[0] = q[3] = -one;
 }
 
+// How far a coordinate goes, see domain.py.
+template <class V> INLINE V reach(V one, V other) {
+  return at_most(min((one + other) / 2, 1 + min(one, other)), 1);
+}
+
 template <class V> static void corners(const Bands<V>& bands, V (&p)[8], V (&q)[8]) {
   V sum_low = bands.sum_low, sum_high = bands.sum_high, diff_low = bands.diff_low, diff_high = bands.diff_high;
-  V p_high = at_most((sum_high + diff_high) / 2, 1), p_low = at_least((sum_low + diff_low) / 2, -1);
-  V q_high = at_most((sum_high - diff_low) / 2, 1), q_low = at_least((sum_low - diff_high) / 2, -1);
+  V p_high = reach(sum_high, diff_high), p_low = -reach<V>(-sum_low, -diff_low);
+  V q_high = reach<V>(sum_high, -diff_low), q_low = -reach<V>(-sum_low, diff_high);
   sum_high = min(sum_high, p_high + q_high), sum_low = max(sum_low, p_low + q_low);
   diff_high = min(diff_high, p_high - q_low), diff_low = max(diff_low, p_low - q_high);
   p[0] = p_high, q[0] = p_high - diff_high;
@@ -53,13 +64,16 @@ template <class V> struct Border {
   V corner_p[8], corner_q[8], corner_x[8], corner_y[8], corner_z[8];
   V x[border_points], y[border_points], z[border_points];
   V bend[4];  // what a piece of each diagonal may rise above its ends
+  V room;     // what rounding may take from f, and of the place of a corner
 };
 
 template <bool curved, class V> static void set_bend(Border<V>& on, const Box<V>& box) {
-  V mixed = sigmoid_slope(clip(V{}, box.lx, box.ux));
-  if (curved) mixed *= tanh_slope(clip(V{}, box.ly, box.uy));
-  V height = largest(second<curved>(box.ly), second<curved>(box.uy));
-  V along_y = sigmoid(box.ux) * Number<V>(curved ? 0.7699 : 0);
+  V rise = sigmoid_slope(clip(V{}, box.lx, box.ux)), gate = sigmoid(box.ux);
+  V slope = curved ? tanh_slope(clip(V{}, box.ly, box.uy)) : V{} + 1, mixed = rise * slope;
+  V height = largest(second<curved>(box.ly), second<curved>(box.uy)), along_y = gate * Number<V>(curved ? 0.7699 : 0);
+  V far_x = largest(box.lx, box.ux), far_y = largest(box.ly, box.uy);
+  gate = counted(gate);
+  on.room = slack<V>(gate * height, rise * height * far_x, slope * gate * far_y);
   for (int side = 0; side < 4; side++) {
     int start = 2 * side + 1, stop = (start + 1) % 8;
     V dx = (on.corner_x[stop] - on.corner_x[start]) / pieces;
@@ -87,7 +101,7 @@ static void set_border(Border<V>& on, const Box<V>& box, const Bands<V>& bands, 
     for (int side = 1; side < 8; side += 2) add(side, (side + 1) % 8, place / double(pieces));
   for (int place = 1; place <= inner_points; place++)
     for (int side = 0; side < 8; side += 2) add(side, side + 1, place / double(inner_points + 1));
-  set_bend<curved>(on, box);
+  set_bend<curved>(on, covered(box, scale));
 }
 
 // The local maximum inside, and in which lanes the octagon may hold it.
@@ -131,6 +145,7 @@ template <bool curved, class V> INLINE V sides_top(const Border<V>& on, Slopes<V
 // Bounds max sigmoid(x) g(y) - a x - b y over an octagon, see octagon.py.
 template <bool curved, class V>
 static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, const Border<V>& on, Slopes<V> slopes) {
+  Box<V> wider = covered(box, scale);
   V best = sides_top<curved>(on, slopes), last[4], steep[4];
   for (int side = 0; side < 4; side++) steep[side] = 1 / at_least(4 * on.bend[side], Of<V>::tiny);
   for (int i = 0; i < diagonal_points; i++) {
@@ -143,10 +158,9 @@ static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& s
     last[side] = here;
   }
   if (curved) {
-    Held<V> held = inside(box, bands, scale, slopes);
+    Held<V> held = inside(wider, bands, scale, slopes);
     V height = gap(product<true>(held.x, held.y), slopes, held.x, held.y) + held.miss;
     best = max(best, held.there ? height : best);
   }
-  V height = counted(sigmoid(box.ux)) * largest(second<curved>(box.ly), second<curved>(box.uy));
-  return best + 2 * slack(height, slopes.a * largest(box.lx, box.ux), slopes.b * largest(box.ly, box.uy));
+  return best + 2 * (on.room + slack(V{}, slopes.a * largest(wider.lx, wider.ux), slopes.b * largest(wider.ly, wider.uy)));
 }

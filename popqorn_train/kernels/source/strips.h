@@ -29,18 +29,28 @@ static void set_sides(Sides8<V>& on, const Bands<V>& bands, const Scale<V>& scal
   }
 }
 
+template <class V> struct Range {
+  V low, high;
+};
+
+template <bool curved, class V> INLINE Range<V> range_of(const Box<V>& box) {
+  V low = second<curved>(box.ly), high = second<curved>(box.uy), shut = sigmoid(box.lx), gate = sigmoid(box.ux);
+  return {min(shut * low, gate * low), max(shut * high, gate * high)};
+}
+
 // What a product may be on a box: values, first and second derivatives.
 template <class V> struct Shape {
-  V low, high, x, y, bend_x, bend_y, mixed;
+  Range<V> f;
+  V x, y, bend_x, bend_y, mixed;
 };
 
 template <bool curved, class V> static Shape<V> shape_of(const Box<V>& box) {
-  V low = second<curved>(box.ly), high = second<curved>(box.uy), height = largest(low, high);
+  V height = largest(second<curved>(box.ly), second<curved>(box.uy));
   V shut = sigmoid(box.lx), gate = sigmoid(box.ux);
   V rise = sigmoid_slope(clip(V{}, box.lx, box.ux));
   V slope = curved ? tanh_slope(clip(V{}, box.ly, box.uy)) : V{} + 1;
   Shape<V> shape;
-  shape.low = min(shut * low, gate * low), shape.high = max(shut * high, gate * high);
+  shape.f = range_of<curved>(box);
   shape.x = rise * height, shape.y = slope * gate, shape.mixed = rise * slope;
   shape.bend_x = at_most(rise * largest(1 - 2 * shut, 1 - 2 * gate), 0.0963) * height;
   shape.bend_y = at_most(2 * height * slope, curved ? 0.7699 : 0) * gate;
@@ -116,15 +126,15 @@ template <class V> static Rest<V> on_border(const Sides8<V>& on, const Shape<V>&
     V plain = shape.bend_x * dx * dx + shape.bend_y * dy * dy, mixed = 2 * shape.mixed * dx * dy;
     V high = max(here, after) + peak(plain + at_least(-mixed, 0), abs(after - here));
     V low = min(here, after) - peak(plain + at_least(mixed, 0), abs(after - here));
-    top = max(top, min(high, shape.high - min(plane, beyond)));
-    bottom = min(bottom, max(low, shape.low - max(plane, beyond)));
+    top = max(top, min(high, shape.f.high - min(plane, beyond)));
+    bottom = min(bottom, max(low, shape.f.low - max(plane, beyond)));
   }
   return {top, bottom};
 }
 
 // The local maximum inside, or minus infinity.
-template <class V> static V highest_inside(const Box<V>& box, const Bands<V>& bands, Slopes<V> s) {
-  Held<V> held = inside(box, bands, Scale<V>(box), s);
+template <class V> static V highest_inside(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, Slopes<V> s) {
+  Held<V> held = inside(box, bands, scale, s);
   V height = gap(product<true>(held.x, held.y), s, held.x, held.y) + held.miss;
   return held.there ? height : all<V>(-__builtin_huge_val());
 }
@@ -138,22 +148,25 @@ template <bool curved, class V> static V room_of(const Box<V>& box, const Shape<
 
 template <bool curved, class V> static Strip<V> strip(const Box<V>& box, const Bands<V>& bands) {
   Scale<V> scale(box);
+  Box<V> wider = covered(box, scale);
   Sides8<V> on;
   set_sides<curved>(on, bands, scale);
-  Shape<V> shape = shape_of<curved>(box);
+  Shape<V> shape = shape_of<curved>(wider);
   Slopes<V> s = narrowest<curved>(on, box, scale);
   Rest<V> rest = on_border(on, shape, s);
   s = {s.a / scale.half_x, s.b / scale.half_y};
   V shift = s.a * scale.x + s.b * scale.y, top = rest.top - shift, bottom = rest.bottom - shift;
   if (curved) {
-    Box<V> mirror = {box.lx, box.ux, -box.uy, -box.ly};
+    Box<V> mirror = {wider.lx, wider.ux, -wider.uy, -wider.ly};
+    Scale<V> mirror_scale(Box<V>{box.lx, box.ux, -box.uy, -box.ly});
     Bands<V> mirrored = {bands.diff_low, bands.diff_high, bands.sum_low, bands.sum_high};
-    top = max(top, highest_inside(box, bands, s));
-    bottom = min(bottom, -highest_inside(mirror, mirrored, Slopes<V>{-s.a, s.b}));
+    top = max(top, highest_inside(wider, bands, scale, s));
+    bottom = min(bottom, -highest_inside(mirror, mirrored, mirror_scale, Slopes<V>{-s.a, s.b}));
   }
-  V half = (top - bottom) / 2 + slack(top, bottom, V{}) + room_of<curved>(box, shape, s);
-  V flat = (shape.high - shape.low) / 2 + slack(shape.high, shape.low, V{});
+  V half = (top - bottom) / 2 + slack(top, bottom, V{}) + room_of<curved>(wider, shape, s);
+  Range<V> f = range_of<curved>(box);
+  V flat = (f.high - f.low) / 2 + slack(f.high, f.low, V{});
   auto level = flat < half;
-  V middle = (level ? shape.high + shape.low : top + bottom) / 2;
+  V middle = (level ? f.high + f.low : top + bottom) / 2;
   return {level ? V{} : s.a, level ? V{} : s.b, middle, level ? flat : half};
 }
