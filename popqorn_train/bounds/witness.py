@@ -48,7 +48,7 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
         values: of every node at a point of the set, see ``values_at``.
     """
     for node, bounds in found.ranges.items():
-        by = _beyond(values[node], *bounds, [values[x] for x in node.inputs])
+        by = _beyond(values[node], *bounds, _terms(node, [values[x] for x in node.inputs]))
         if by is not None:
             return f"a {type(node).__name__} node leaves its range {by}"
     for node, relaxation in found.relaxations.items():
@@ -60,6 +60,13 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
     return None
 
 
+def _terms(node: Node, read: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a node reads, and how much it adds up of that; either may cancel out."""
+    if isinstance(node, Nonlinear):
+        return read
+    return [*read, node.size(None, *[value.abs() for value in read])]
+
+
 def _beyond(value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor]) -> str | None:
     """By how much a value is outside, and where, if by more than rounding; NaN bounds nothing.
 
@@ -67,7 +74,7 @@ def _beyond(value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor])
         value: of a node.
         lower: bound of it.
         upper: likewise.
-        read: what it is computed from, which may cancel out.
+        read: what it is computed from, and adds up.
     """
     gap = torch.maximum(lower - value, value - upper).nan_to_num(-1)
     worst = gap.max().item()

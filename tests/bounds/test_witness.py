@@ -1,0 +1,31 @@
+"""What is a contradiction, and what is rounding."""
+
+import torch
+
+from popqorn_train import LpBall
+from popqorn_train.bounds.affine import Linear
+from popqorn_train.bounds.backward import Enclosure
+from popqorn_train.bounds.node import Root
+from popqorn_train.bounds.witness import contradiction, values_at
+from popqorn_train.perturbations.region import Bounds
+from tests.problems import F64
+
+
+def linear(weight, bias):
+    x = torch.full((1, 1, 2), 1e-6, dtype=F64)
+    root = Root(LpBall(0.0).around(x))
+    return root, Linear(root, torch.tensor([weight], dtype=F64), torch.tensor([bias], dtype=F64)), x
+
+
+def moved(node, values, by):
+    bounds = Bounds(values[node] + by, values[node] + 2 * by)
+    return contradiction(Enclosure({node: bounds}, {}), values)
+
+
+def test_what_cancels_out_is_rounded_as_its_terms_are():
+    for weight, bias in (((1e5, -1e5), 0.0), ((1e5, 0.0), -0.1)):
+        _, node, x = linear(weight, bias)
+        values = values_at(node, x)
+        assert values[node].abs().max() < 1e-15
+        assert moved(node, values, 1e-17) is None
+        assert "leaves its range" in moved(node, values, 1e-10)
