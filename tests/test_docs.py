@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from popqorn_train import LpBall, certify, logit_bounds
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
+from popqorn_train.callbacks.background_certifier import BackgroundCertifier
 from popqorn_train.cli import main
 from popqorn_train.operations import lift
 from popqorn_train.recipes.configurations import configs
@@ -43,10 +44,16 @@ def loader():
 def test_the_callback_is_added_in_the_lines_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"model": Classifier(), "train_loader": loader(), "val_loader": loader()}
-    exec(block("CertifiedRadiusMonitor(samples"), names)
+    exec(block("from popqorn_train.callbacks import CertifiedRadiusMonitor\n\n"), names)
     assert {"certified_radius/median", "certified_accuracy/0p05"} <= set(
         names["trainer"].callback_metrics
     )
+
+
+def test_a_monitor_in_the_background_is_made_in_the_lines_shown():
+    names = {"CertifiedRadiusMonitor": CertifiedRadiusMonitor}
+    exec(block("background=True"), names)
+    assert isinstance(names["monitor"]._certifier, BackgroundCertifier)
 
 
 def test_the_loss_is_used_in_the_lines_shown(tmp_path, monkeypatch):
