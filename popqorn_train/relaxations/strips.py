@@ -68,7 +68,7 @@ def between(top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor]:
     return (top + bottom) / 2, (top - bottom) / 2 + slack(top, bottom)
 
 
-def _chord(
+def _line(
     f: Callable[[Tensor], Tensor],
     argmax: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     slope: Tensor,
@@ -76,7 +76,7 @@ def _chord(
     upper: Tensor,
     middle: float,
 ) -> LineStrip:
-    """A line of the slope of the chord; f(-x) = 2 middle - f(x)."""
+    """A line of some slope; f(-x) = 2 middle - f(x)."""
     low, high = mirrored(lower, upper)
     top, bottom = line_intercept(f, argmax, torch.stack([slope, slope]), low, high)
     return LineStrip(slope, *between(top, 2 * middle - bottom))
@@ -85,16 +85,20 @@ def _chord(
 def tanh_strip(lower: Tensor, upper: Tensor) -> LineStrip:
     """The chord of tanh, moved to the middle of what it misses.
 
-    Across a wide interval around 0, the mean of the lines on both sides misses less.
+    Across a wide interval around 0, the mean slope of the lines on both sides misses less.
     """
-    chord = _chord(torch.tanh, argmax_tanh, tanh_secant(lower, upper), lower, upper, 0.0)
-    return smaller(chord, strip_of_lines(tanh_lines(lower, upper), lower, upper))
+    chord, lines = tanh_secant(lower, upper), tanh_lines(lower, upper)
+    mean = (lines.lower_slope + lines.upper_slope) / 2
+    one, other = (
+        _line(torch.tanh, argmax_tanh, slope, lower, upper, 0.0) for slope in (chord, mean)
+    )
+    return smaller(one, other)
 
 
 def sigmoid_strip(lower: Tensor, upper: Tensor) -> LineStrip:
     """The chord of sigmoid, likewise."""
     slope = sigmoid_secant(lower, upper)
-    return _chord(torch.sigmoid, argmax_sigmoid, slope, lower, upper, 0.5)
+    return _line(torch.sigmoid, argmax_sigmoid, slope, lower, upper, 0.5)
 
 
 def relu_strip(lower: Tensor, upper: Tensor) -> LineStrip:
