@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from popqorn_train import certified_radius
 from popqorn_train.callbacks import CertifiedRadiusMonitor, choice
 from popqorn_train.callbacks.choice import Choice
 from popqorn_train.callbacks.session import Cost
@@ -106,11 +107,14 @@ def test_one_that_takes_longer_than_an_epoch_is_given_up_at_the_first_certificat
     checks, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(choice, "_PATIENCE", 0.0)
-    monitor = CertifiedRadiusMonitor(samples=6, folder=tmp_path)
-    trained(monitor, num_sanity_val_steps=checks)
+    monitor = CertifiedRadiusMonitor(samples=6, folder=tmp_path, rtol=1e-3)
+    trainer = trained(monitor, num_sanity_val_steps=checks)
     assert "CertifiedRadiusMonitor certifies by ibp: a certification by popqorn-fast" in caplog.text
     [found] = read_certifications(monitor.path)
     assert found.settings["method"] == "ibp"
+    model = trainer.lightning_module.eval()
+    radii = certified_radius(model, *batch(50, 6), method="ibp", rtol=1e-3)
+    torch.testing.assert_close(monitor.last.radii, radii.double(), rtol=3e-3, atol=1e-9)
 
 
 def test_outside_of_fit_the_frames_decide():
