@@ -18,15 +18,7 @@ from torch import Tensor
 from popqorn_train.bounds.affine import Linear, Negative, Sum
 from popqorn_train.bounds.block_sums import Block
 from popqorn_train.bounds.concatenation import Projected, Select, Stack
-from popqorn_train.bounds.forms import (
-    NO_ERROR,
-    Error,
-    Form,
-    Term,
-    mapped,
-    unit_of_rounding,
-    weighted,
-)
+from popqorn_train.bounds.forms import Error, Form, Term, mapped, unit_of_rounding, weighted
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.slices import Frame, Span
 from popqorn_train.perturbations.region import Bounds
@@ -212,6 +204,6 @@ def _(node: Sum, *terms: Image) -> Image:
     return framewise(lambda *forms: added(node, forms), *terms)
 
 
-def added(node: Sum, forms: Sequence[Form], error: Error = NO_ERROR) -> Form:
+def added(node: Sum, forms: Sequence[Form]) -> Form:
     """The form of a sum."""
-    return weighted([Term(form) for form in forms], node.constant, error)
+    return weighted([Term(form) for form in forms], node.constant)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from popqorn_train.bounds.backward import visits
+from popqorn_train.bounds.backward import ancestors, visits
 from popqorn_train.bounds.block_sums import Block, added_blocks
 from popqorn_train.bounds.concatenation import Projected
 from popqorn_train.bounds.forms import Form, Term, constant_form, mapped, unit_of_rounding
@@ -68,8 +68,20 @@ class Symbols:
         first = int((slope != 0).any(3).flatten(0, 1).any(0).to(torch.uint8).argmax())
         center = (slope * self.center[:, None, : slope.shape[2]]).flatten(2).sum(-1) + constant
         columns = slope[:, :, first:].permute(2, 3, 0, 1)
-        form = self._of_input(columns, center, first, constant)
-        return _shaped(form, node.shape)
+        form = _shaped(self._of_input(columns, center, first, constant), node.shape)
+        return self._with_rounding_of_walk(node, form)
+
+    @torch.no_grad()
+    def _with_rounding_of_walk(self, node: Node, form: Form) -> Form:
+        """A form whose coefficients were added up node by node, and may have cancelled out."""
+        sizes: dict[Node, Tensor] = {}
+        for passed in ancestors(node):
+            sizes[passed] = passed.size(None, *[sizes[parent] for parent in passed.inputs])
+        steps = sum(not passed.moves for passed in sizes)
+        most = max(math.prod(passed.shape) for passed in sizes)
+        size = torch.maximum(form.size, sizes[node])
+        own = steps * unit_of_rounding(most, size.dtype) * size
+        return form._replace(size=size, own=own if form.own is None else form.own + own)
 
     def _of_input(
         self, columns: Tensor, center: Tensor, first: int, constant: Tensor | None

@@ -8,11 +8,15 @@ from torch import nn
 
 from popqorn_train import LpBall, Substitutions, bound, certified_radius, certify, logit_bounds
 from popqorn_train.bounds import forward
+from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.forward import ForwardPass, bytes_of_forms
 from popqorn_train.bounds.images import Stacked
 from popqorn_train.bounds.methods import METHODS, FastPopqorn
+from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.popqorn import STRIPS
 from popqorn_train.bounds.relaxer import Relaxation
+from popqorn_train.bounds.slices import Frame
+from popqorn_train.bounds.symbols import Symbols
 from popqorn_train.bounds.witness import values_at
 from popqorn_train.perturbations.region import Bounds
 from tests.problems import (
@@ -231,6 +235,21 @@ def test_float32_forms_allow_for_their_rounding():
                     assert ((lower.double() <= value) & (value <= upper.double())).all()
                     widths.append((upper - lower).max().item())
         assert max(widths) < 0.1, cell
+
+
+def test_what_cancels_out_on_the_way_to_the_input_is_rounded_as_its_terms_are():
+    x = torch.rand(1, 1, 64, generator=torch.Generator().manual_seed(0))
+    root = Root(LpBall(1e-3).around(x))
+    many = 1e4 * torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
+    few = torch.randn(4, 96, generator=torch.Generator().manual_seed(2))
+    few -= (few @ many) @ torch.linalg.pinv(many)  # few @ many is 0, but for rounding
+    node = Linear(Linear(Frame(root, 0), many), few)
+    symbols = Symbols(root.region)
+    lower, upper = (end.double() for end in symbols.range(symbols.affine(node)))
+    exact = x[:, 0].double() @ many.double().T @ few.double().T
+    assert ((lower <= exact) & (exact <= upper)).all()
+    widest = (1e-3 * (few.double() @ many.double()).abs().sum(1)).max()
+    assert (upper - lower).min() > 2 * widest  # rounding is most of it
 
 
 def test_padding_that_a_sample_does_not_have_changes_nothing():
