@@ -55,7 +55,7 @@ class GatedPooling(nn.Module):
 
     def forward(self, x, lengths):
         h, _ = self.rnn(x)
-        mask = torch.arange(x.size(1)) < lengths[:, None]
+        mask = torch.arange(x.size(1), device=x.device) < lengths[:, None]
         return self.fc((torch.sigmoid(self.gate(h)) * h * mask[..., None]).sum(1))
 
 
@@ -93,7 +93,7 @@ class PackedRows(nn.Module):
         self.fc = nn.Linear(H, C)
 
     def forward(self, x, lengths):
-        p = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        p = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         rest = p.batch_sizes, p.sorted_indices, p.unsorted_indices
         p = PackedSequence(torch.tanh(self.front(p.data)), *rest)
         return self.fc(self.rnn(p)[1][-1])
@@ -120,7 +120,7 @@ class CollectedStates(nn.Module):
 
     def forward(self, x):
         h = x.new_zeros(x.size(0), H)
-        out = torch.zeros(x.size(0), x.size(1), H, dtype=x.dtype)
+        out = torch.zeros(x.size(0), x.size(1), H, dtype=x.dtype, device=x.device)
         for t in range(x.size(1)):
             h = self.cell(x[:, t], h)
             out[:, t] = h

@@ -61,7 +61,7 @@ class RandomModel(nn.Module):
             order = lengths.argsort(descending=True) if self.packing == "sorted inside" else None
             x, own = (x, lengths) if order is None else (x[order], lengths[order])
             packed = pack_padded_sequence(
-                x, own, batch_first=True, enforce_sorted=order is not None
+                x, own.cpu(), batch_first=True, enforce_sorted=order is not None
             )
             out, _ = pad_packed_sequence(self.rnn(packed)[0], True, total_length=FRAMES)
             return out if order is None else out[order.argsort()]
@@ -70,7 +70,7 @@ class RandomModel(nn.Module):
     def read(self, out, lengths):
         time = 0 if self.layout == "time first" else 1
         if lengths is not None:
-            mask = (torch.arange(FRAMES)[None] < lengths[:, None])[..., None]
+            mask = (torch.arange(FRAMES, device=out.device)[None] < lengths[:, None])[..., None]
             if self.reading == "max":
                 return out.masked_fill(~mask, -2.0).amax(1)
             return (out * mask).sum(1) / lengths[:, None]

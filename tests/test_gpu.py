@@ -1,12 +1,22 @@
 """What a GPU must reproduce; skipped where there is none."""
 
+import contextlib
+
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader
 
-from popqorn_train import Box, CertifiedLoss, LpBall, certified_radius, certify, frame_radii
+from popqorn_train import Box, CertifiedLoss, LpBall, bound, certified_radius, certify, frame_radii
+from popqorn_train.bounds.methods import METHODS
+from popqorn_train.callbacks import CertifiedRadiusMonitor
+from popqorn_train.certificates.margins import margin_rows, other_classes
 from popqorn_train.certificates.pgd import attack
-from tests.fitting import Classifier
+from popqorn_train.nested import map_nested
+from tests.fitting import QUIET, Classifier, samples
+from tests.zoo import zoo
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,3 +72,84 @@ def test_the_loss_trains_in_train_mode_with_every_term(cell):
     module.cuda().train()
     CertifiedLoss(0.02, kappa=0.3, alpha=0.5)(module, x.cuda(), y.cuda()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+ZOO = zoo() if torch.cuda.is_available() else {}
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part:UserWarning")
+def test_every_model_of_the_zoo_has_the_margins_of_the_cpu(name):
+    here, there = (margins_on(device, *ZOO[name]) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+def margins_on(device, model, x):
+    """Of all methods."""
+    layer = bound(model).to(device)
+    inputs = map_nested(x, (torch.Tensor, PackedSequence), lambda part: part.to(device))
+    instance = layer.instance(inputs)
+    y = instance.logits(instance.center).argmax(1)
+    ask = (certify(layer, inputs, y, LpBall(0.01), method=method) for method in METHODS)
+    return [certificate.margins.cpu() for certificate in ask]
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn-fast", "popqorn"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_reduced_precision_is_never_used(cell, method):
+    torch.manual_seed(0)
+    module = Classifier(cell)
+    module.rnn, module.head = cell(64, 64, batch_first=True), nn.Linear(64, 8)
+    module = module.cuda().eval()
+    x = torch.randn(16, 4, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    found, before = [], torch.get_float32_matmul_precision()
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            y = module(x).argmax(1)
+            found.append(certify(module, x, y, LpBall(1e-3), method=method).margins)
+            assert torch.get_float32_matmul_precision() == precision
+        finally:
+            torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
+def test_the_processor_never_waits_inside_a_pass(cell, method):
+    module, x, y = problem(cell)
+    module, x, y = module.cuda(), x.cuda(), y.cuda()
+    graph = bound(module).instance(x).graph(LpBall(0.02))
+    rows = margin_rows(y, 3, x, other_classes(y, 3))
+    with torch.no_grad():
+        METHODS[method].bounded(graph, rows)  # constants are made once
+        with no_waiting():
+            METHODS[method].bounded(graph, rows)
+
+
+@contextlib.contextmanager
+def no_waiting():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_training_is_certified(background, tmp_path):
+    monitor = CertifiedRadiusMonitor(samples=16, background=background, method="popqorn-fast")
+    trainer = pl.Trainer(
+        **{**QUIET, "accelerator": "gpu", "default_root_dir": tmp_path},
+        devices=1,
+        max_epochs=2,
+        callbacks=[monitor],
+        logger=False,
+    )
+    loaders = [DataLoader(samples(48, seed), 16) for seed in (0, 1)]
+    trainer.fit(Classifier(nn.LSTM), *loaders)
+    assert monitor.failures == 0
+    assert monitor.last is not None
+    assert len(monitor.last.radii) == 16

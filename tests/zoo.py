@@ -54,7 +54,10 @@ class BiLSTMText(nn.Module):
 
     def forward(self, text, lengths):
         packed = pack_padded_sequence(
-            self.dropout(self.embedding(text)), lengths, batch_first=True, enforce_sorted=False
+            self.dropout(self.embedding(text)),
+            lengths.cpu(),
+            batch_first=True,
+            enforce_sorted=False,
         )
         _, (h_n, _) = self.lstm(packed)
         return self.fc(self.dropout(torch.cat((h_n[-2, :, :], h_n[-1, :, :]), dim=1)))
@@ -67,9 +70,9 @@ class BiGRUMasked(Model):
         super().__init__(nn.GRU(F, H, bidirectional=True, batch_first=True), size=2 * H)
 
     def forward(self, x, lengths):
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), True, enforce_sorted=False)
         out, lengths = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
-        return self.fc(out.sum(1) / lengths.unsqueeze(1).to(out.dtype))
+        return self.fc(out.sum(1) / lengths.unsqueeze(1).to(out))
 
 
 class LastValid(Model):
@@ -86,7 +89,7 @@ class LastByIndex(Model):
 
     def forward(self, x, lengths):
         out, _ = self.rnn(x)
-        return self.fc(out[torch.arange(out.size(0)), lengths - 1])
+        return self.fc(out[torch.arange(out.size(0), device=out.device), lengths - 1])
 
 
 class MaskedMean(Model):
@@ -94,7 +97,7 @@ class MaskedMean(Model):
 
     def forward(self, x, lengths):
         out, _ = self.rnn(x)
-        mask = torch.arange(x.size(1))[None, :] < lengths[:, None]
+        mask = torch.arange(x.size(1), device=x.device)[None, :] < lengths[:, None]
         mask = mask.unsqueeze(-1).to(out.dtype)
         return self.fc((out * mask).sum(dim=1) / mask.sum(dim=1))
 
@@ -104,7 +107,7 @@ class MaskedMax(Model):
 
     def forward(self, x, lengths):
         out, _ = self.rnn(x)
-        padding = torch.arange(x.size(1)).unsqueeze(0) >= lengths.unsqueeze(1)
+        padding = torch.arange(x.size(1), device=x.device).unsqueeze(0) >= lengths.unsqueeze(1)
         out = out.masked_fill(padding.unsqueeze(-1), float("-inf"))
         return self.fc(out.max(dim=1)[0])
 
@@ -119,7 +122,7 @@ class TimeMajorPacked(nn.Module):
 
     def forward(self, x, lengths):
         h0 = self.start.expand(-1, x.size(1), -1).contiguous()
-        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
         out, h_n = self.gru(packed, h0)
         out, _ = pad_packed_sequence(out, total_length=x.size(0))
         return self.fc(h_n[0] + out.sum(0))
@@ -166,7 +169,7 @@ class CharRNN(nn.Module):
         self.i2h, self.h2o = nn.Linear(F + H, H), nn.Linear(H, C)
 
     def init_hidden(self, batch):
-        return torch.zeros(batch, H, dtype=F64)
+        return torch.zeros(batch, H, dtype=F64, device=self.h2o.weight.device)
 
     def forward(self, line):
         hidden = self.init_hidden(line.size(0))
@@ -222,7 +225,7 @@ class GRUByHand(nn.Module):
         return (1 - z) * n + z * h
 
     def forward(self, x):
-        h = torch.zeros(len(x), H, dtype=x.dtype)
+        h = torch.zeros(len(x), H, dtype=x.dtype, device=x.device)
         for t in range(x.shape[1]):
             h = self.step(x[:, t], h)
         return self.fc(h)
@@ -239,7 +242,7 @@ class LSTMByHand(nn.Module):
         self.peephole = nn.Parameter(torch.randn(H) / 2)
 
     def forward(self, x):
-        h, c = (torch.zeros(x.size(0), H, dtype=x.dtype) for _ in range(2))
+        h, c = (torch.zeros(x.size(0), H, dtype=x.dtype, device=x.device) for _ in range(2))
         for t in range(x.size(1)):
             i, f, g, o = torch.split(x[:, t] @ self.w + h @ self.u + self.bias, H, dim=1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

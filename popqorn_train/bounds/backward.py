@@ -118,8 +118,11 @@ def _value(node: Node) -> Tensor:
 
 
 def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], value: Tensor) -> int:
-    """How many rows have slopes on the input ``(B, T, N)`` of about ``_BLOCK`` bytes."""
-    if torch.is_grad_enabled():
+    """How many rows have slopes on the input ``(B, T, N)`` of about ``_BLOCK`` bytes.
+
+    A GPU has no cache that a walk would fit, and waits for each of its operations.
+    """
+    if torch.is_grad_enabled() or value.is_cuda:
         return ROWS_AT_ONCE
     frames = 1 + max(node.time for node, _ in terms)
     row = value[:, :frames].numel() * value.element_size()

@@ -14,12 +14,15 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from popqorn_train.bounds.block_sums import Block
 from popqorn_train.kernels import sums as compiled
 
-_BYTES = 2**18  # of coefficients at once
+_BYTES, _DEVICE_BYTES = 2**18, 2**28  # of coefficients at once
 
 
 def _parts(data: Tensor) -> int:
     """Symbols at once."""
-    return max(1, _BYTES // max(1, data[0].numel() * data.element_size()))
+    return max(
+        1,
+        (_BYTES if data.is_cpu else _DEVICE_BYTES) // max(1, data[0].numel() * data.element_size()),
+    )
 
 
 def absolute_sum(data: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from popqorn_train import __version__
 from popqorn_train.kernels.compiler import cache_folder
-from popqorn_train.kernels.library import kernels
+from popqorn_train.kernels.library import cuda_loops, kernels
 
 
 def versions() -> str:
@@ -27,6 +27,9 @@ def machine_lines() -> Iterator[str]:
         yield f"kernels:  none, torch does their work: {known.reason}"
     else:
         yield f"kernels:  compiled loops run for float32 and float64 on the cpu, {known.file}"
+    for index in range(torch.cuda.device_count()):
+        reason = cuda_loops(torch.device("cuda", index)).reason
+        yield f"          cuda:{index}: " + (f"none: {reason}" if reason else "compiled loops run")
     yield f"cache:    {cache_folder()}"
 
 

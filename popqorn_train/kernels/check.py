@@ -4,38 +4,32 @@ A compiler, or a processor other than it was told, may be wrong; a false plane w
 certificate. Planes are looked at on boxes of all kinds, rows on a few numbers: some milliseconds.
 """
 
-import ctypes
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-POINTER = ctypes.c_void_p
+from popqorn_train.kernels.signatures import pointers
 
 
-def is_right(library: ctypes.CDLL, suffix: str, dtype: torch.dtype) -> bool:
-    """Compare the loops of one dtype with what torch says."""
-    planes, rows = (getattr(library, f"{name}_{suffix}") for name in ("planes", "substitute"))
-    kinds = itertools.product((False, True), repeat=3)
-    least = getattr(library, f"minimum_{suffix}")
-    enclosed = all(_encloses(planes, dtype, *kind) for kind in kinds)
-    strips, pairs = (getattr(library, f"{name}_{suffix}") for name in ("strips", "pairs"))
-    narrow = all(_misses_no_more(strips, dtype, curved) for curved in (False, True))
-    summed = _adds(getattr(library, f"absolute_{suffix}"), pairs, dtype)
-    rest = _substitutes(rows, dtype) and _concretises(least, dtype)
-    return enclosed and narrow and summed and rest
+def is_right(loops: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> bool:
+    """Compare the loops of one dtype, by name, with what torch says."""
+    like, kinds = torch.empty(0, dtype=dtype, device=device), (False, True)
+    enclosed = all(
+        _encloses(loops["planes"], like, *kind) for kind in itertools.product(kinds, repeat=3)
+    )
+    narrow = all(_misses_no_more(loops["strips"], like, curved) for curved in kinds)
+    rest = _substitutes(loops["substitute"], like) and _concretises(loops["minimum"], like)
+    summed = "pairs" not in loops or _adds(loops["absolute"], loops["pairs"], like)
+    return enclosed and narrow and rest and summed
 
 
-def pointers(*tensors: Tensor) -> Any:
-    """Addresses of the first numbers; the tensors must outlive the call."""
-    return (POINTER * len(tensors))(*[x.data_ptr() for x in tensors])
-
-
-def _boxes(dtype: torch.dtype) -> list[Tensor]:
+def _boxes(like: Tensor) -> list[Tensor]:
     """lx, ux, ly, uy of boxes from a point to saturation."""
-    places = torch.tensor([-30.0, -3.0, -0.4, 0.0, 0.7, 2.0, 30.0], dtype=dtype)
-    halves = torch.tensor([0.0, 1e-3, 0.5, 4.0], dtype=dtype)
+    places = like.new_tensor([-30.0, -3.0, -0.4, 0.0, 0.7, 2.0, 30.0])
+    halves = like.new_tensor([0.0, 1e-3, 0.5, 4.0])
     x, y, half, other = (
         part.flatten() for part in torch.meshgrid(places, places, halves, halves, indexing="ij")
     )
@@ -45,16 +39,16 @@ def _boxes(dtype: torch.dtype) -> list[Tensor]:
 def _inside(ends: list[Tensor], curved: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Points of the boxes in float64, and the product there."""
     lx, ux, ly, uy = (end.double() for end in ends)
-    share = torch.linspace(0, 1, 5, dtype=torch.float64)
+    share = torch.linspace(0, 1, 5, dtype=torch.float64, device=lx.device)
     x = torch.lerp(lx, ux, share[:, None])[:, None]
     y = torch.lerp(ly, uy, share[:, None])[None]
     return x, y, x.sigmoid() * (y.tanh() if curved else y)
 
 
-def _encloses(loop: Any, dtype: torch.dtype, curved: bool, octagon: bool, tilted: bool) -> bool:
-    ends = _boxes(dtype)
+def _encloses(loop: Any, like: Tensor, curved: bool, octagon: bool, tilted: bool) -> bool:
+    ends = _boxes(like)
     bands = [torch.full_like(ends[0], band) for band in (-2, 2, -2, 2)]
-    found = torch.empty(6, len(ends[0]), dtype=dtype)
+    found = like.new_empty(6, len(ends[0]))
     parts = ends + bands if octagon else ends
     loop(
         len(ends[0]), curved, octagon, tilted, 3, 0.25, -0.1, 0.25,
@@ -66,18 +60,18 @@ def _encloses(loop: Any, dtype: torch.dtype, curved: bool, octagon: bool, tilted
     return bool(((lower <= f + room) & (f <= upper + room)).all())
 
 
-def _misses_no_more(loop: Any, dtype: torch.dtype, curved: bool) -> bool:
-    ends = _boxes(dtype)
+def _misses_no_more(loop: Any, like: Tensor, curved: bool) -> bool:
+    ends = _boxes(like)
     bands = [torch.full_like(ends[0], band) for band in (-2, 2, -2, 2)]
-    found = torch.empty(4, len(ends[0]), dtype=dtype)
+    found = like.new_empty(4, len(ends[0]))
     loop(len(ends[0]), curved, pointers(*ends, *bands), found.data_ptr())
     x, y, f = _inside(ends, curved)
     a, b, middle, half = found.double()
     return bool(((f - a * x - b * y - middle).abs() <= half + 1e-14 * (1 + y.abs())).all())
 
 
-def _adds(alone: Any, pairs: Any, dtype: torch.dtype) -> bool:
-    x, on = _rows(dtype)
+def _adds(alone: Any, pairs: Any, like: Tensor) -> bool:
+    x, on = _rows(like)
     x, y, other = x.transpose(0, 1).contiguous(), x.transpose(0, 1).cos().contiguous(), on.sin()
     sums, plus, minus = (torch.zeros_like(on) for _ in range(3))
     alone(3, 2, 37, x.data_ptr(), 74, 37, sums.data_ptr())
@@ -88,18 +82,18 @@ def _adds(alone: Any, pairs: Any, dtype: torch.dtype) -> bool:
     return right and _close(sums, x.abs().sum(0))
 
 
-def _rows(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rows(like: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes ``(2, 3, 37)``, and numbers ``(2, 37)`` beside them."""
-    slope = torch.linspace(-3, 3, 222, dtype=dtype).sin().view(2, 3, 37)
-    return slope, torch.linspace(0, 9, 74, dtype=dtype).cos().view(2, 37)
+    slope = torch.linspace(-3, 3, 222).to(like).sin().view(2, 3, 37)
+    return slope, torch.linspace(0, 9, 74).to(like).cos().view(2, 37)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0, atol=256 * torch.finfo(one.dtype).eps)
 
 
-def _substitutes(loop: Any, dtype: torch.dtype) -> bool:
-    slope, side = _rows(dtype)
+def _substitutes(loop: Any, like: Tensor) -> bool:
+    slope, side = _rows(like)
     lower, upper = [side, side - 1], [side + 1, side]
     found, constant = torch.empty_like(slope), slope.new_empty(2, 3)
     loop(
@@ -113,8 +107,8 @@ def _substitutes(loop: Any, dtype: torch.dtype) -> bool:
     return torch.equal(found, on_x) and _close(constant, on_one.sum(-1))
 
 
-def _concretises(loop: Any, dtype: torch.dtype) -> bool:
-    slope, center = _rows(dtype)
+def _concretises(loop: Any, like: Tensor) -> bool:
+    slope, center = _rows(like)
     half, found = center.abs(), slope.new_empty(2, 3)
     loop(2, 3, 37, slope.data_ptr(), 111, center.data_ptr(), half.data_ptr(), 37, found.data_ptr())
     terms = slope * center[:, None] - slope.abs() * half[:, None]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from popqorn_train.kernels.check import pointers
 from popqorn_train.kernels.enclosing import planes
 from popqorn_train.kernels.library import function
+from popqorn_train.kernels.signatures import pointers
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _ClosedForm(torch.autograd.Function):
     @once_differentiable  # as for the planes of torch, which overwrite what they would need
     def backward(ctx: Any, worth: Tensor) -> tuple[Tensor | None, ...]:
         ends = [end.contiguous() for end in ctx.saved_tensors]
-        worth, found = worth.contiguous(), torch.empty(4, *ends[0].shape, dtype=worth.dtype)
+        worth, found = worth.contiguous(), worth.new_empty(4, *ends[0].shape)
         count = ends[0].numel()
         ctx.loop(count, *ctx.settings, pointers(*ends), worth.data_ptr(), found.data_ptr())
         return (None, None, *found.unbind())

@@ -12,11 +12,10 @@ Slopes differ by rounding too, but for those of tilted planes where two are equa
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from popqorn_train.kernels.check import pointers
 from popqorn_train.kernels.library import function
+from popqorn_train.kernels.signatures import pointers
 
 
 def planes(
@@ -45,7 +44,7 @@ def planes(
     if loop is None or any(end.shape != ends[0].shape for end in ends):
         return None
     parts = [end.contiguous() for end in ends]
-    found = torch.empty(6, *ends[0].shape, dtype=ends[0].dtype)
+    found = parts[0].new_empty(6, *ends[0].shape)
     octagon, tilted = len(ends) > 4, shift is not None
     loop(
         ends[0].numel(), curved, octagon, tilted, steps, share, *(shift or (0.0, 0.0)),
@@ -69,6 +68,6 @@ def strips(ends: Sequence[Tensor], *, curved: bool) -> Tensor | None:
     if loop is None or any(end.shape != ends[0].shape for end in ends):
         return None
     parts = [end.contiguous() for end in ends]
-    found = torch.empty(4, *ends[0].shape, dtype=ends[0].dtype)
+    found = parts[0].new_empty(4, *ends[0].shape)
     loop(ends[0].numel(), curved, pointers(*parts), found.data_ptr())
     return found

@@ -10,26 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from popqorn_train.kernels.check import POINTER, is_right
+from popqorn_train.kernels import cuda
+from popqorn_train.kernels.check import is_right
 from popqorn_train.kernels.compiler import NotCompiledError, built, folder_for_library
+from popqorn_train.kernels.signatures import ARGUMENTS, NAMES
 
 SWITCH = "POPQORN_KERNELS"
-_NAMES = {torch.float32: "float", torch.float64: "double"}
-_WHOLE, _REAL = ctypes.c_int64, ctypes.c_double
-_ARGUMENTS = {
-    "planes": 5 * [_WHOLE] + 3 * [_REAL] + 2 * [POINTER],
-    "strips": 2 * [_WHOLE] + 2 * [POINTER],
-    "gradient": 2 * [_WHOLE] + [_REAL] + 3 * [POINTER],
-    "function": 2 * [_WHOLE] + 2 * [POINTER],
-    "absolute": 3 * [_WHOLE] + [POINTER, _WHOLE, _WHOLE, POINTER],
-    "pairs": 3 * [_WHOLE] + 2 * [POINTER, _WHOLE, _WHOLE] + 4 * [POINTER],
-    "substitute": 4 * [_WHOLE]
-    + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, _WHOLE, POINTER, POINTER],
-    "rows_gradient": 4 * [_WHOLE]
-    + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, _WHOLE]
-    + 4 * [POINTER],
-    "minimum": 3 * [_WHOLE] + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, POINTER],
-}
 
 
 class Kernels(NamedTuple):
@@ -72,16 +58,18 @@ def _load() -> Kernels:
         with folder_for_library() as folder:
             file = built(folder)
             library = _declared(ctypes.CDLL(str(file)))
-        if not all(is_right(library, suffix, dtype) for dtype, suffix in _NAMES.items()):
-            return Kernels(None, None, f"{file} gives wrong results here")
+        for dtype, suffix in NAMES.items():
+            own = {name: getattr(library, f"{name}_{suffix}") for name in ARGUMENTS}
+            if not is_right(own, dtype, torch.device("cpu")):
+                return Kernels(None, None, f"{file} gives wrong results here")
         return Kernels(library, file, "")
     except (NotCompiledError, OSError) as error:
         return Kernels(None, None, str(error))
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    for name, arguments in _ARGUMENTS.items():
-        for suffix in _NAMES.values():
+    for name, arguments in ARGUMENTS.items():
+        for suffix in NAMES.values():
             function = getattr(library, f"{name}_{suffix}")
             function.argtypes, function.restype = arguments, None
     return library
@@ -92,13 +80,23 @@ def function(name: str, *tensors: Tensor) -> Any:
 
     Args:
         name: of the loop.
-        tensors: what goes in: one dtype, on the CPU, of no subclass, and without gradient.
+        tensors: what goes in: one dtype and device, of no subclass, and without gradient.
     """
-    dtype, live = tensors[0].dtype, torch.is_grad_enabled()
-    if dtype not in _NAMES:
+    dtype, device, live = tensors[0].dtype, tensors[0].device, torch.is_grad_enabled()
+    if dtype not in NAMES:
         return None
     for x in tensors:
-        plain = type(x) in (Tensor, Parameter) and x.is_cpu and x.layout is torch.strided
-        if not plain or x.dtype is not dtype or (live and x.requires_grad):
+        plain = type(x) in (Tensor, Parameter) and x.layout is torch.strided
+        if not plain or x.dtype is not dtype or x.device != device or (live and x.requires_grad):
             return None
-    return getattr(kernels().library, f"{name}_{_NAMES[dtype]}", None)
+    if device.type == "cpu":
+        return getattr(kernels().library, f"{name}_{NAMES[dtype]}", None)
+    found = cuda_loops(device).functions if device.type == "cuda" else None
+    return None if found is None else found.get((name, NAMES[dtype]))
+
+
+def cuda_loops(device: torch.device) -> cuda.Loops:
+    """The kernels of a CUDA device, compiled and loaded at first use."""
+    if os.environ.get(SWITCH) == "0":
+        return cuda.Loops(None, f"{SWITCH}=0 is set")
+    return cuda.loops(device)

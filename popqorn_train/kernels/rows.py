@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.kernels.check import pointers
 from popqorn_train.kernels.library import function
+from popqorn_train.kernels.signatures import pointers
 
 
 def substitute(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from popqorn_train.bounds.activation import Activation, Gated, is_curve
 from popqorn_train.bounds.affine import Linear, Negative, Sum
@@ -91,10 +91,12 @@ def _negate(lifter: Lifter, step: Step, x: Node) -> Node:
 
 
 @operation(*IDENTITIES)
-def _same(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
+def _same(lifter: Lifter, step: Step, x: Node | Tensor, *args: Any, **kwargs: Any) -> Node | Tensor:
     """Nothing in eval mode, and nothing to real numbers."""
     if not step.floating:
         raise unsupported(step, "a cast to whole numbers")
+    if isinstance(x, Tensor):  # only what it is cast like moves
+        return x.to(lifter.device, lifter.dtype)
     return x
 
 

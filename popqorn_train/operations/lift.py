@@ -265,7 +265,7 @@ class Lifter:
             return baked.value
         shape = [-1] * baked.value.ndim
         shape[baked.batch_axis] = self.batch
-        return baked.value.expand(shape)
+        return baked.value.expand(shape).contiguous()  # cuDNN takes no other states
 
     def call_module(self, path: str, args: Any, kwargs: Any) -> Any:
         """Run a sub-module on tensors, in the precision of the bounds."""

@@ -58,12 +58,11 @@ def border(product: Product, octagon: Octagon) -> Border:
     x, y = scale.x + scale.half_x * p, scale.y + scale.half_y * q
     share = torch.linspace(0, 1, PIECES + 1, dtype=x.dtype, device=x.device)
     share = share.view(-1, 1, *[1] * scale.x.ndim)
-    start, stop = slice(1, None, 2), [2, 4, 6, 0]
-    along_x = torch.lerp(x[start], x[stop], share)
-    along_y = torch.lerp(y[start], y[stop], share)
+    starts, stops = (x[1::2], y[1::2]), (x[::2].roll(-1, 0), y[::2].roll(-1, 0))
+    along_x, along_y = (torch.lerp(*ends, share) for ends in zip(starts, stops, strict=True))
     diagonal = along_x, along_y, product.value(along_x, along_y)
-    steps = (x[stop] - x[start]).detach() / PIECES, (y[stop] - y[start]).detach() / PIECES
-    return Border(x, y, diagonal, _bend(product, octagon, *steps))
+    dx, dy = ((stop - start).detach() / PIECES for start, stop in zip(starts, stops, strict=True))
+    return Border(x, y, diagonal, _bend(product, octagon, dx, dy))
 
 
 def _bend(product: Product, octagon: Octagon, dx: Tensor, dy: Tensor) -> Tensor:

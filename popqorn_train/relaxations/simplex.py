@@ -71,15 +71,16 @@ def _shares(corners_p: Tensor, corners_q: Tensor, p: Tensor, q: Tensor) -> Tenso
 
 
 @functools.cache
-def _triples(count: int) -> Tensor:
+def _triples(count: int, device: torch.device) -> Tensor:
     """Triples of 4 corners; of 8, those of every other one, as neighbours are mostly close."""
     triples = itertools.combinations(range(count), 3)
-    return torch.tensor([t for t in triples if count == 4 or len({i % 2 for i in t}) == 1]).T
+    kept = [t for t in triples if count == 4 or len({i % 2 for i in t}) == 1]
+    return torch.tensor(kept, device=device).T
 
 
 def _first_triangle(p: Tensor, q: Tensor, z: Tensor, reference: tuple[Tensor, Tensor]) -> _Triangle:
     """Of the triples of corners around the reference, the one whose plane is highest there."""
-    triples = _triples(len(p)).to(p.device)
+    triples = _triples(len(p), p.device)
     corners_p, corners_q, corners_z = p[triples], q[triples], z[triples]  # (3, M, ...)
     weight = _shares(corners_p, corners_q, *reference)
     around = (weight >= -1e-6).all(0) & (_area(corners_p, corners_q).abs() > 1e-4)

@@ -23,11 +23,20 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__
-        # Attention is tagged for its dropout, which is 0 in eval mode.
-        if torch.Tag.nondeterministic_seeded in func.tags and "scaled_dot_product" not in name:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and draws(func, args, kwargs):
+            self.found.append(func.__name__)
+        return func(*args, **kwargs)
+
+
+def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a random operation draws: attention and cuDNN's layers do for their dropout only."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    share = {"dropout", "dropout_p"}.intersection(names)
+    if not share:
+        return True
+    return bool(given.get("train", True)) and any(given.get(name, 0) for name in share)
 
 
 @contextlib.contextmanager
@@ -40,16 +49,16 @@ def nothing_random(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     state = torch.get_rng_state()
     states = {device: torch.cuda.get_rng_state(device) for device in devices}
-    draws = _Draws()
-    with draws:
+    seen = _Draws()
+    with seen:
         yield
-    if not draws.found:
+    if not seen.found:
         return
     torch.set_rng_state(state)
     for device, saved in states.items():
         torch.cuda.set_rng_state(saved, device)
     raise UnsupportedModelError(
         f"The forward of {type(model).__name__} draws random numbers in eval mode "
-        f"({draws.found[0]}), so what it computes is not one function. Draw them outside and pass "
+        f"({seen.found[0]}), so what it computes is not one function. Draw them outside and pass "
         "them in, or leave them out in eval mode."
     )

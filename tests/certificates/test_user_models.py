@@ -9,6 +9,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations
 
 from popqorn_train import LpBall, UnsupportedModelError, bound, certify, logit_bounds
+from popqorn_train.tracing.randomness import draws
 
 LIMIT = 0.3
 
@@ -234,6 +235,25 @@ def test_random_numbers_in_eval_mode_are_refused_and_the_generator_stays(name):
     with pytest.raises(UnsupportedModelError, match="draws random numbers in eval mode"):
         bounds(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("operation", "changes", "random"),
+    [
+        (torch.ops.aten._cudnn_rnn.default, {"dropout": 0.5, "train": False}, False),
+        (torch.ops.aten._cudnn_rnn.default, {"dropout": 0.0, "train": True}, False),
+        (torch.ops.aten._cudnn_rnn.default, {"dropout": 0.5, "train": True}, True),
+        (torch.ops.aten._scaled_dot_product_flash_attention.default, {"dropout_p": 0.0}, False),
+        (torch.ops.aten._scaled_dot_product_flash_attention.default, {"dropout_p": 0.1}, True),
+        (torch.ops.aten.rand_like.default, {}, True),
+    ],
+)
+def test_layers_of_cudnn_and_attention_draw_only_for_their_dropout(operation, changes, random):
+    assert torch.Tag.nondeterministic_seeded in operation.tags
+    names = [argument.name for argument in operation._schema.arguments]
+    args = tuple(changes.get(name) for name in names)
+    assert draws(operation, args, {}) == random
+    assert draws(operation, (), changes) == random
 
 
 def test_dropout_that_eval_mode_turns_off_is_no_randomness():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from popqorn_train import LpBall, certify
-from popqorn_train.kernels import compiler, library
+from popqorn_train.kernels import compiler, signatures
 from popqorn_train.kernels.compiler import NotCompiledError, folder_for_library
 from popqorn_train.kernels.library import SWITCH, forget, kernels
 
@@ -179,8 +179,8 @@ def test_elsewhere_nothing_is_compiled(monkeypatch):
 
 def test_every_loop_is_declared():
     text = "".join(file.read_text() for file in compiler.SOURCE.iterdir())
-    assert all(f"EXPORT void {name}_##suffix" in text for name in library._ARGUMENTS)
-    assert text.count("EXPORT void") == len(library._ARGUMENTS)
+    assert all(f"EXPORT void {name}_##suffix" in text for name in signatures.ARGUMENTS)
+    assert text.count("EXPORT void") == len(signatures.ARGUMENTS)
 
 
 @pytest.mark.skipif(not compiler.compilers(), reason="no compiler")

@@ -16,7 +16,7 @@ template <class V> struct Box {
 // Where tanh' takes a value, right of 0; as good as infinite for a negative one, however small.
 template <class V> INLINE V artanh_root(V ratio) {
   typedef Of<V> O;
-  V inside = clip(ratio, O::least, 1 - 2 * O::eps);
+  V inside = within(ratio, O::least, 1 - 2 * O::eps);
   return ratio < 0 ? all<V>(1e30) : log((root(1 - inside) + 1) / root(inside));
 }
 
@@ -58,7 +58,7 @@ template <class V> INLINE V over_w(V w, V beta) {
 template <class V> INLINE V x_at(V w) { return log(1 - w) - log(at_least(w, 10 * Of<V>::tiny)); }
 
 template <class V> INLINE V y_at(V w, V b) {
-  V ratio = clip(b / (1 - w), 10 * Of<V>::tiny, 1);
+  V ratio = within(b / (1 - w), 10 * Of<V>::tiny, 1);
   return log((root(1 - ratio) + 1) / root(ratio));
 }
 
@@ -76,7 +76,7 @@ template <class V> INLINE V peak_of(V beta) {
 // `wanted` are the lanes that are looked at; where none is left, the rest is not worked out.
 template <class V> static Inner<V> interior(Slopes<V> p, Wholes<V> wanted) {
   typedef Of<V> O;
-  V b = clip(p.b, 10 * O::tiny, 1 - 4 * O::eps), a = at_least(p.a, 10 * O::tiny), beta = 1 - b;
+  V b = within(p.b, 10 * O::tiny, 1 - 4 * O::eps), a = at_least(p.a, 10 * O::tiny), beta = 1 - b;
   V w_peak = peak_of(beta), r_peak = w_peak * over_w(w_peak, beta);
   auto room = (p.a > 0) & (p.b > 0) & (p.b < 1) & (r_peak * Number<V>(1 + 1e-3) > a);
   Inner<V> found = {};

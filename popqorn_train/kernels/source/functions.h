@@ -19,10 +19,10 @@ template <class V> INLINE Power<V> power(V x) {
   V r = (x - whole * O::ln2_high) - whole * O::ln2_low;
   V sum = V{};
   for (int k = O::exp_terms; k > 1; k--) sum = (sum + 1) * r * Number<V>(1.0 / k);
-  return {(Wholes<V>)shifted - (Wholes<V>)all<V>(O::round), r + r * sum};
+  return {bits(shifted) - bits(all<V>(O::round)), r + r * sum};
 }
 
-template <class V> INLINE V two_to(Wholes<V> n) { return (V)((n + Of<V>::bias) << Of<V>::mantissa); }
+template <class V> INLINE V two_to(Wholes<V> n) { return from_bits((n + Of<V>::bias) << Of<V>::mantissa); }
 
 // exp(-x) for x >= 0; in two factors, for numbers below the smallest normal one.
 template <class V> INLINE V exp_minus(V x) {
@@ -46,12 +46,12 @@ template <class V> INLINE V tanh(V x) {
 template <class V> INLINE V log(V x) {
   typedef Of<V> O;
   // The exponent goes up by one from a mantissa of sqrt 2 on.
-  const Wholes<V> root_half = (Wholes<V>)all<V>(0.70710678118654752), bits = (Wholes<V>)x;
-  Wholes<V> n = (bits - root_half) >> O::mantissa;
-  V m = (V)(bits - (n << O::mantissa)), s = (m - 1) / (m + 1), square = s * s;
+  const Wholes<V> root_half = bits(all<V>(0.70710678118654752)), all_bits = bits(x);
+  Wholes<V> n = (all_bits - root_half) >> O::mantissa;
+  V m = from_bits(all_bits - (n << O::mantissa)), s = (m - 1) / (m + 1), square = s * s;
   V sum = V{};
   for (int k = O::log_terms; k > 0; k--) sum = (sum + Number<V>(1.0 / (2 * k + 1))) * square;
-  V whole = __builtin_convertvector(n, V);
+  V whole = as_number<V>(n);
   return whole * O::ln2_high + (whole * O::ln2_low + 2 * (s + s * sum));
 }
 

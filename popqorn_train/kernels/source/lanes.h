@@ -2,10 +2,18 @@
 //
 // A block is always computed whole, so that a unit has the same bits whatever lies beside it.
 // Comparisons give lanes of 0 or -1, and `mask ? a : b` chooses lane by lane. Where a number is NaN
-// the minimum and the maximum are the second argument: kernels.cpp returns NaN for such units.
+// the minimum and the maximum are the second argument: units.h returns NaN for such units.
+//
+// On a GPU a thread has one unit, and a vector is a number: masks are 0 or 1 there.
 #pragma once
 #include <stdint.h>
 
+#ifdef __CUDACC__
+typedef float Float;
+typedef double Double;
+typedef int32_t Int;
+typedef int64_t Long;
+#else
 // Of a vector: those of a register.
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -19,6 +27,7 @@ typedef float Float __attribute__((vector_size(BYTES)));
 typedef double Double __attribute__((vector_size(BYTES)));
 typedef int32_t Int __attribute__((vector_size(BYTES)));
 typedef int64_t Long __attribute__((vector_size(BYTES)));
+#endif
 
 // What depends on the precision.
 template <class V> struct Of;
@@ -47,25 +56,35 @@ template <> struct Of<Double> {
 
 template <class V> using Number = typename Of<V>::Number;
 template <class V> using Wholes = typename Of<V>::Wholes;
-template <class V> constexpr int lanes = BYTES / sizeof(Number<V>);
 
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __CUDACC__
+#define ROLLED _Pragma("unroll 1")  // else a loop is written out, which takes a minute to compile
+#else
+#define ROLLED
+#endif
 
-template <class V> INLINE V all(double x) { return V{} + Number<V>(x); }
-template <class V> INLINE V min(V a, V b) { return a < b ? a : b; }
-template <class V> INLINE V max(V a, V b) { return a > b ? a : b; }
-template <class V> INLINE V clip(V x, V low, V high) { return min(max(x, low), high); }
-template <class V> INLINE V clip(V x, double low, double high) { return clip(x, all<V>(low), all<V>(high)); }
-template <class V> INLINE V at_least(V x, double low) { return max(x, all<V>(low)); }
-template <class V> INLINE V at_most(V x, double high) { return min(x, all<V>(high)); }
+#ifdef __CUDACC__
+INLINE Int bits(Float x) { return __float_as_int(x); }
+INLINE Long bits(Double x) { return __double_as_longlong(x); }
+INLINE Float from_bits(Int x) { return __int_as_float(x); }
+INLINE Double from_bits(Long x) { return __longlong_as_double(x); }
+INLINE Float root(Float x) { return ::sqrtf(x); }
+INLINE Double root(Double x) { return ::sqrt(x); }
+INLINE double infinity() { return __longlong_as_double(0x7ff0000000000000); }
+INLINE double not_a_number() { return __longlong_as_double(0x7ff8000000000000); }
+INLINE bool any(bool mask) { return mask; }
+template <class V> INLINE V as_number(Wholes<V> n) { return V(n); }
+#else
+template <class V> constexpr int lanes = BYTES / sizeof(Number<V>);
 
-template <class V> INLINE Wholes<V> sign_bit() { return (Wholes<V>)-V{}; }
-template <class V> INLINE V abs(V x) { return (V)((Wholes<V>)x & ~sign_bit<V>()); }
-template <class V> INLINE V with_sign_of(V size, V sign) {
-  return (V)((Wholes<V>)size | ((Wholes<V>)sign & sign_bit<V>()));
-}
-template <class V> INLINE V largest(V low, V high) { return max(abs(low), abs(high)); }
+INLINE Int bits(Float x) { return (Int)x; }
+INLINE Long bits(Double x) { return (Long)x; }
+INLINE Float from_bits(Int x) { return (Float)x; }
+INLINE Double from_bits(Long x) { return (Double)x; }
 
+INLINE double infinity() { return __builtin_huge_val(); }
+INLINE double not_a_number() { return __builtin_nan(""); }
 INLINE float root(float x) { return __builtin_sqrtf(x); }
 INLINE double root(double x) { return __builtin_sqrt(x); }
 template <class V> INLINE V root(V x) {
@@ -80,6 +99,24 @@ template <class W> INLINE bool any(W mask) {
   for (int i = 0; i < BYTES / 8; i++) found |= parts[i];
   return found != 0;
 }
+
+template <class V> INLINE V as_number(Wholes<V> n) { return __builtin_convertvector(n, V); }
+#endif
+
+template <class V> INLINE V all(double x) { return V{} + Number<V>(x); }
+template <class V> INLINE V min(V a, V b) { return a < b ? a : b; }
+template <class V> INLINE V max(V a, V b) { return a > b ? a : b; }
+template <class V> INLINE V clip(V x, V low, V high) { return min(max(x, low), high); }
+template <class V> INLINE V within(V x, double low, double high) { return clip(x, all<V>(low), all<V>(high)); }
+template <class V> INLINE V at_least(V x, double low) { return max(x, all<V>(low)); }
+template <class V> INLINE V at_most(V x, double high) { return min(x, all<V>(high)); }
+
+template <class V> INLINE Wholes<V> sign_bit() { return bits(-V{}); }
+template <class V> INLINE V abs(V x) { return from_bits(bits(x) & ~sign_bit<V>()); }
+template <class V> INLINE V with_sign_of(V size, V sign) {
+  return from_bits(bits(size) | (bits(sign) & sign_bit<V>()));
+}
+template <class V> INLINE V largest(V low, V high) { return max(abs(low), abs(high)); }
 
 // From start to stop as torch.lerp does it: exact at both ends.
 template <class V> INLINE V between(V start, V stop, Number<V> share) {

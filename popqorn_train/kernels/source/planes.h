@@ -26,7 +26,7 @@ template <class V> static V bisected(const Box<V>& box, const Choice<V>& choice)
   V least = min(sigmoid_slope(box.lx), sigmoid_slope(box.ux)), most = sigmoid_slope(clip(V{}, box.lx, box.ux));
   V low = min(box.ly * least, box.ly * most), high = max(box.uy * least, box.uy * most);
   V goal = box.lx + box.ux + choice.shift[0] * (box.ux - box.lx);
-  for (int64_t step = 0; step < choice.steps; step++) {
+  ROLLED for (int64_t step = 0; step < choice.steps; step++) {
     V a = (low + high) / 2;
     V x_low = memory_edge(a, box.lx, box.ux, box.ly).x, x_high = memory_edge(a, box.lx, box.ux, box.uy).x;
     auto steeper = (1 - choice.shift[1]) * x_low + (1 + choice.shift[1]) * x_high > goal;
@@ -39,7 +39,7 @@ template <class V> static Slopes<V> lowest_on_box(const Curved<V>& on, const Cho
   Scale<V> scale(on.box);
   V p[4], q[4], z[4];
   corners(p, q);
-  for (int i = 0; i < 4; i++) z[i] = product<true>(scale.x + scale.half_x * p[i], scale.y + scale.half_y * q[i]);
+  ROLLED for (int i = 0; i < 4; i++) z[i] = product<true>(scale.x + scale.half_x * p[i], scale.y + scale.half_y * q[i]);
   return lowest_plane(p, q, z, steepness<true>(on.box, scale), scale, choice.shift, choice.steps, [&](Slopes<V> s) {
     High<V> best = argmax_curved(on, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
     V z = product<true>(best.x, best.y);
@@ -51,13 +51,13 @@ template <bool curved, class V>
 static Slopes<V> lowest_on_octagon(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale,
                                    const Border<V>& on, const Choice<V>& choice) {
   V p[border_points], q[border_points];
-  for (int i = 0; i < border_points; i++)
+  ROLLED for (int i = 0; i < border_points; i++)
     p[i] = (on.x[i] - scale.x) / scale.half_x, q[i] = (on.y[i] - scale.y) / scale.half_y;
   V step = prefer_first(on.z);
   auto oracle = [&](Slopes<V> s) {
     V height = on.z[0] - s.a * p[0] - s.b * q[0];
     Point<V> best = {p[0], q[0], on.z[0]};
-    for (int i = 1; i < border_points; i++) {
+    ROLLED for (int i = 1; i < border_points; i++) {
       V here = on.z[i] - s.a * p[i] - s.b * q[i] - step * Number<V>(i);
       auto better = here > height;
       height = better ? here : height;

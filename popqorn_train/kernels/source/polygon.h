@@ -55,7 +55,7 @@ template <class V> static void corners(const Bands<V>& bands, V (&p)[8], V (&q)[
   p[5] = p_low, q[5] = sum_low - p_low;
   p[6] = sum_low - q_low, q[6] = q_low;
   p[7] = diff_high + q_low, q[7] = q_low;
-  for (int i = 0; i < 8; i++) p[i] = clip(p[i], -1, 1), q[i] = clip(q[i], -1, 1);
+  ROLLED for (int i = 0; i < 8; i++) p[i] = within(p[i], -1, 1), q[i] = within(q[i], -1, 1);
 }
 
 // Corners of an octagon and points of its border: first 9 of each diagonal, from corner to corner,
@@ -74,7 +74,7 @@ template <bool curved, class V> static void set_bend(Border<V>& on, const Box<V>
   V far_x = largest(box.lx, box.ux), far_y = largest(box.ly, box.uy);
   gate = counted(gate);
   on.room = slack<V>(gate * height, rise * height * far_x, slope * gate * far_y);
-  for (int side = 0; side < 4; side++) {
+  ROLLED for (int side = 0; side < 4; side++) {
     int start = 2 * side + 1, stop = (start + 1) % 8;
     V dx = (on.corner_x[stop] - on.corner_x[start]) / pieces;
     V dy = (on.corner_y[stop] - on.corner_y[start]) / pieces;
@@ -86,7 +86,7 @@ template <bool curved, class V> static void set_bend(Border<V>& on, const Box<V>
 template <bool curved, class V>
 static void set_border(Border<V>& on, const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale) {
   corners(bands, on.corner_p, on.corner_q);
-  for (int i = 0; i < 8; i++) {
+  ROLLED for (int i = 0; i < 8; i++) {
     V x = on.corner_x[i] = scale.x + scale.half_x * on.corner_p[i];
     V y = on.corner_y[i] = scale.y + scale.half_y * on.corner_q[i];
     on.corner_z[i] = product<curved>(x, y);
@@ -97,10 +97,10 @@ static void set_border(Border<V>& on, const Box<V>& box, const Bands<V>& bands, 
     on.y[at] = between(on.corner_y[start], on.corner_y[stop], Number<V>(share));
     on.z[at] = product<curved>(on.x[at], on.y[at]), at++;
   };
-  for (int place = 0; place <= pieces; place++)
-    for (int side = 1; side < 8; side += 2) add(side, (side + 1) % 8, place / double(pieces));
-  for (int place = 1; place <= inner_points; place++)
-    for (int side = 0; side < 8; side += 2) add(side, side + 1, place / double(inner_points + 1));
+  ROLLED for (int place = 0; place <= pieces; place++)
+    ROLLED for (int side = 1; side < 8; side += 2) add(side, (side + 1) % 8, place / double(pieces));
+  ROLLED for (int place = 1; place <= inner_points; place++)
+    ROLLED for (int side = 0; side < 8; side += 2) add(side, side + 1, place / double(inner_points + 1));
   set_bend<curved>(on, covered(box, scale));
 }
 
@@ -127,8 +127,8 @@ static Held<V> inside(const Box<V>& box, const Bands<V>& bands, const Scale<V>& 
 
 // The greatest value of the sides along x or y.
 template <bool curved, class V> INLINE V sides_top(const Border<V>& on, Slopes<V> slopes) {
-  V best = all<V>(-__builtin_huge_val());
-  for (int side = 0; side < 8; side += 2) {
+  V best = all<V>(-infinity());
+  ROLLED for (int side = 0; side < 8; side += 2) {
     V x = on.corner_x[side], y = on.corner_y[side], to_x = on.corner_x[side + 1], to_y = on.corner_y[side + 1];
     V value = second<curved>(y);
     if (side % 4 == 0) {  // x stays
@@ -147,8 +147,8 @@ template <bool curved, class V>
 static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, const Border<V>& on, Slopes<V> slopes) {
   Box<V> wider = covered(box, scale);
   V best = sides_top<curved>(on, slopes), last[4], steep[4];
-  for (int side = 0; side < 4; side++) steep[side] = 1 / at_least(4 * on.bend[side], Of<V>::tiny);
-  for (int i = 0; i < diagonal_points; i++) {
+  ROLLED for (int side = 0; side < 4; side++) steep[side] = 1 / at_least(4 * on.bend[side], Of<V>::tiny);
+  ROLLED for (int i = 0; i < diagonal_points; i++) {
     int side = i % 4;
     V here = gap(on.z[i], slopes, on.x[i], on.y[i]);
     if (i >= 4) {

@@ -34,7 +34,7 @@ template <class V> struct Triangle {
 // Where two are equally high, the first one is taken: rounding must not choose.
 template <class V, int n> INLINE V prefer_first(const V (&z)[n]) {
   V size = V{};
-  for (int i = 0; i < n; i++) size = max(size, abs(z[i]));
+  ROLLED for (int i = 0; i < n; i++) size = max(size, abs(z[i]));
   return size * (64 * Of<V>::eps);
 }
 
@@ -46,11 +46,11 @@ static const int triples_of_8[8][3] = {{0, 2, 4}, {0, 2, 6}, {0, 4, 6}, {1, 3, 5
 template <class V, int n>
 static Triangle<V> first_triangle(const V (&p)[n], const V (&q)[n], const V (&z)[n], V at_p, V at_q) {
   const int(*triples)[3] = n == 4 ? triples_of_4 : triples_of_8;
-  V step = prefer_first(z), highest = all<V>(-__builtin_huge_val());
+  V step = prefer_first(z), highest = all<V>(-infinity());
   Triangle<V> best = {};
-  for (int number = 0; number < n; number++) {  // as many triples as corners
+  ROLLED for (int number = 0; number < n; number++) {  // as many triples as corners
     Triangle<V> tried;
-    for (int k = 0; k < 3; k++) {
+    ROLLED for (int k = 0; k < 3; k++) {
       int corner = triples[number][k];
       tried.p[k] = p[corner], tried.q[k] = q[corner], tried.z[k] = z[corner];
     }
@@ -61,7 +61,7 @@ static Triangle<V> first_triangle(const V (&p)[n], const V (&q)[n], const V (&z)
     V height = w[0] * tried.z[0] + w[1] * tried.z[1] + w[2] * tried.z[2] - step * Number<V>(number);
     auto taken = (around & (height > highest)) | (number == 0 ? V{} == V{} : V{} != V{});
     highest = around & (height > highest) ? height : highest;
-    for (int k = 0; k < 3; k++) {
+    ROLLED for (int k = 0; k < 3; k++) {
       best.p[k] = taken ? tried.p[k] : best.p[k], best.q[k] = taken ? tried.q[k] : best.q[k];
       best.z[k] = taken ? tried.z[k] : best.z[k];
       best.weight[k] = taken ? at_least(tried.weight[k], 0) : best.weight[k];
@@ -73,17 +73,17 @@ static Triangle<V> first_triangle(const V (&p)[n], const V (&q)[n], const V (&z)
 // The middle of the corners, shifted, but no more than nine tenths of the way out.
 template <class V, int n>
 INLINE void reference(const V (&p)[n], const V (&q)[n], const Number<V> (&shift)[2], V& at_p, V& at_q) {
-  V middle_p = V{}, middle_q = V{}, way = all<V>(__builtin_huge_val());
-  for (int i = 0; i < n; i++) middle_p += p[i], middle_q += q[i];
+  V middle_p = V{}, middle_q = V{}, way = all<V>(infinity());
+  ROLLED for (int i = 0; i < n; i++) middle_p += p[i], middle_q += q[i];
   middle_p /= n, middle_q /= n;
-  for (int i = 0; i < n; i++) {
+  ROLLED for (int i = 0; i < n; i++) {
     int next = (i + 1) % n;
     V out_p = q[next] - q[i], out_q = p[i] - p[next];
     V room = out_p * (p[i] - middle_p) + out_q * (q[i] - middle_q), towards = out_p * shift[0] + out_q * shift[1];
     V reach = room / at_least(towards, 1e-9);
     way = (towards > Number<V>(1e-9)) & (reach < way) ? reach : way;
   }
-  way = clip(Number<V>(0.9) * way, 0, 1);
+  way = within(Number<V>(0.9) * way, 0, 1);
   at_p = middle_p + way * shift[0], at_q = middle_q + way * shift[1];
 }
 
@@ -91,12 +91,12 @@ INLINE void reference(const V (&p)[n], const V (&q)[n], const Number<V> (&shift)
 template <class V> static void pivot(Triangle<V>& on, const Point<V>& by, Slopes<V> slopes) {
   V share[3], theta = V{}, ratio[3];
   on.shares(by.p, by.q, share);
-  for (int k = 0; k < 3; k++)
-    ratio[k] = share[k] > Number<V>(1e-7) ? on.weight[k] / at_least(share[k], 1e-7) : all<V>(__builtin_huge_val());
+  ROLLED for (int k = 0; k < 3; k++)
+    ratio[k] = share[k] > Number<V>(1e-7) ? on.weight[k] / at_least(share[k], 1e-7) : all<V>(infinity());
   theta = min(ratio[0], min(ratio[1], ratio[2]));
   V plane = on.z[0] + slopes.a * (by.p - on.p[0]) + slopes.b * (by.q - on.q[0]);
   auto used = by.z - plane > Of<V>::gain, left = used;
-  for (int k = 0; k < 3; k++) {
+  ROLLED for (int k = 0; k < 3; k++) {
     auto out = left & (ratio[k] == theta);
     left &= ~out;  // one corner leaves
     V rest = at_least(on.weight[k] - theta * share[k], 0);
@@ -122,11 +122,11 @@ template <bool curved, class V> static Limits<V> steepness(const Box<V>& box, co
 template <class V, int n, class Oracle>
 INLINE Slopes<V> lowest_plane(const V (&p)[n], const V (&q)[n], const V (&z)[n], const Limits<V>& limits,
                               const Scale<V>& scale, const Number<V> (&shift)[2], int steps, Oracle above) {
-  V at_p, at_q, best = all<V>(__builtin_huge_val());
+  V at_p, at_q, best = all<V>(infinity());
   reference(p, q, shift, at_p, at_q);
   Triangle<V> triangle = first_triangle(p, q, z, at_p, at_q);
   Slopes<V> found = {V{}, V{}};
-  for (int step = 0; step <= steps; step++) {
+  ROLLED for (int step = 0; step <= steps; step++) {
     Slopes<V> slopes = triangle.slopes();
     slopes = {clip(slopes.a, limits.x_low, limits.x_high), clip(slopes.b, limits.y_low, limits.y_high)};
     Point<V> by = above(slopes);

@@ -18,11 +18,11 @@ template <bool curved, class V>
 static void set_sides(Sides8<V>& on, const Bands<V>& bands, const Scale<V>& scale) {
   V corner_p[8], corner_q[8];
   corners(bands, corner_p, corner_q);
-  for (int side = 0; side < 8; side++) {
+  ROLLED for (int side = 0; side < 8; side++) {
     int next = (side + 1) % 8;
     V dp = (corner_p[next] - corner_p[side]) / side_pieces, dq = (corner_q[next] - corner_q[side]) / side_pieces;
     on.dx[side] = dp * scale.half_x, on.dy[side] = dq * scale.half_y;
-    for (int k = 0, i = side * side_pieces; k < side_pieces; k++, i++) {
+    ROLLED for (int k = 0, i = side * side_pieces; k < side_pieces; k++, i++) {
       on.p[i] = corner_p[side] + Number<V>(k) * dp, on.q[i] = corner_q[side] + Number<V>(k) * dq;
       on.f[i] = product<curved>(scale.x + scale.half_x * on.p[i], scale.y + scale.half_y * on.q[i]);
     }
@@ -64,7 +64,7 @@ template <class V> struct Extremes {
 
 template <class V> static Extremes<V> extremes(const Sides8<V>& on, const V (&rest)[strip_points]) {
   V up = rest[0], down = rest[0], up_p = on.p[0], up_q = on.q[0], down_p = up_p, down_q = up_q;
-  for (int i = 1; i < strip_points; i++) {
+  ROLLED for (int i = 1; i < strip_points; i++) {
     auto above = rest[i] > up, below = rest[i] < down;
     up = above ? rest[i] : up, up_p = above ? on.p[i] : up_p, up_q = above ? on.q[i] : up_q;
     down = below ? rest[i] : down, down_p = below ? on.p[i] : down_p, down_q = below ? on.q[i] : down_q;
@@ -89,12 +89,12 @@ template <bool curved, class V>
 static Slopes<V> narrowest(const Sides8<V>& on, const Box<V>& box, const Scale<V>& scale) {
   Slopes<V> s = first_slopes<curved>(box, scale), best = s;
   V rest[strip_points];
-  for (int i = 0; i < strip_points; i++) rest[i] = on.f[i] - s.a * on.p[i] - s.b * on.q[i];
+  ROLLED for (int i = 0; i < strip_points; i++) rest[i] = on.f[i] - s.a * on.p[i] - s.b * on.q[i];
   V turn = extremes(on, rest).gap * Number<V>(1e-3 / (strip_points - 1));
-  for (int i = 0; i < strip_points; i++) rest[i] += turn * Number<V>(i);
-  V best_gap = all<V>(__builtin_huge_val());
+  ROLLED for (int i = 0; i < strip_points; i++) rest[i] += turn * Number<V>(i);
+  V best_gap = all<V>(infinity());
   Number<V> share = 0.15;
-  for (int k = 0;; k++, share *= Number<V>(0.7)) {
+  ROLLED for (int k = 0;; k++, share *= Number<V>(0.7)) {
     Extremes<V> ends = extremes(on, rest);
     auto better = ends.gap < best_gap;
     best = {better ? s.a : best.a, better ? s.b : best.b}, best_gap = min(ends.gap, best_gap);
@@ -102,7 +102,7 @@ static Slopes<V> narrowest(const Sides8<V>& on, const Box<V>& box, const Scale<V
     V in_p = wide(box.lx, box.ux) ? ends.in_p : V{}, in_q = wide(box.ly, box.uy) ? ends.in_q : V{};
     V step = share * ends.gap / at_least(in_p * in_p + in_q * in_q, 1e-6);
     s.a += step * in_p, s.b += step * in_q;
-    for (int i = 0; i < strip_points; i++) rest[i] -= step * (in_p * on.p[i] + in_q * on.q[i]);
+    ROLLED for (int i = 0; i < strip_points; i++) rest[i] -= step * (in_p * on.p[i] + in_q * on.q[i]);
   }
 }
 
@@ -118,8 +118,8 @@ template <class V> struct Rest {
 
 // On the border, for slopes in p and q.
 template <class V> static Rest<V> on_border(const Sides8<V>& on, const Shape<V>& shape, Slopes<V> s) {
-  V top = all<V>(-__builtin_huge_val()), bottom = -top;
-  for (int i = 0; i < strip_points; i++) {
+  V top = all<V>(-infinity()), bottom = -top;
+  ROLLED for (int i = 0; i < strip_points; i++) {
     int next = (i + 1) % strip_points, side = i / side_pieces;
     V plane = s.a * on.p[i] + s.b * on.q[i], beyond = s.a * on.p[next] + s.b * on.q[next];
     V here = on.f[i] - plane, after = on.f[next] - beyond, dx = on.dx[side], dy = on.dy[side];
@@ -136,7 +136,7 @@ template <class V> static Rest<V> on_border(const Sides8<V>& on, const Shape<V>&
 template <class V> static V highest_inside(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, Slopes<V> s) {
   Held<V> held = inside(box, bands, scale, s);
   V height = gap(product<true>(held.x, held.y), s, held.x, held.y) + held.miss;
-  return held.there ? height : all<V>(-__builtin_huge_val());
+  return held.there ? height : all<V>(-infinity());
 }
 
 // What rounding may take: of f, of the plane, and of the place of a point, which both are taken at.

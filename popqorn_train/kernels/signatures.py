@@ -1,0 +1,30 @@
+"""What the loops take, by name.
+
+A pointer is an address of numbers, or of a list of such addresses, see ``pointers``.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+POINTER = ctypes.c_void_p
+NAMES = {torch.float32: "float", torch.float64: "double"}
+WHOLE, REAL = ctypes.c_int64, ctypes.c_double
+ARGUMENTS: dict[str, list[Any]] = {
+    "planes": 5 * [WHOLE] + 3 * [REAL] + 2 * [POINTER],
+    "strips": 2 * [WHOLE] + 2 * [POINTER],
+    "gradient": 2 * [WHOLE] + [REAL] + 3 * [POINTER],
+    "function": 2 * [WHOLE] + 2 * [POINTER],
+    "absolute": 3 * [WHOLE] + [POINTER, WHOLE, WHOLE, POINTER],
+    "pairs": 3 * [WHOLE] + 2 * [POINTER, WHOLE, WHOLE] + 4 * [POINTER],
+    "substitute": 4 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE, POINTER, POINTER],
+    "rows_gradient": 4 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE] + 4 * [POINTER],
+    "minimum": 3 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, POINTER],
+}
+
+
+def pointers(*tensors: Tensor) -> Any:
+    """Addresses of the first numbers; the tensors must outlive the call."""
+    return (POINTER * len(tensors))(*[x.data_ptr() for x in tensors])

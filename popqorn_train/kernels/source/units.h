@@ -1,0 +1,63 @@
+// What is asked of one vector of units. `ends` are lx, ux, ly, uy and, of octagons, sum_low, sum_high,
+// diff_low, diff_high.
+#pragma once
+#include "gradients.h"
+#include "strips.h"
+
+// 0 where all ends are numbers that can be reckoned with, else NaN.
+template <class V> static V failure(const Box<V>& box, const Bands<V>& bands) {
+  const Number<V> most = Of<V>::largest;
+  auto fine = (abs(box.lx) <= most) & (abs(box.ux) <= most) & (abs(box.ly) <= most) & (abs(box.uy) <= most);
+  fine &= (abs(bands.sum_low) <= 4) & (abs(bands.sum_high) <= 4);
+  fine &= (abs(bands.diff_low) <= 4) & (abs(bands.diff_high) <= 4);
+  return fine ? V{} : all<V>(not_a_number());
+}
+
+template <class V>
+static Plane<V> above(const Box<V>& box, const Bands<V>& bands, int kind, const Choice<V>& choice) {
+  switch (kind) {
+    case 0: return memory_on_box(box, choice);
+    case 1: return curved_on_box(box, choice);
+    case 2: return on_octagon<false>(box, bands, choice);
+    default: return on_octagon<true>(box, bands, choice);
+  }
+}
+
+// x, y and intercept of the lower plane, then of the upper one.
+template <class V>
+static void enclose(const V (&ends)[8], bool curved, bool octagon, const Choice<V>& choice, V (&planes)[6]) {
+  int kind = (octagon ? 2 : 0) + (curved ? 1 : 0);
+  Box<V> box = {ends[0], ends[1], ends[2], ends[3]}, mirror = {box.lx, box.ux, -box.uy, -box.ly};
+  Bands<V> bands = {ends[4], ends[5], ends[6], ends[7]};
+  Bands<V> mirrored = {bands.diff_low, bands.diff_high, bands.sum_low, bands.sum_high};
+  V nan = failure(box, bands);
+  ROLLED for (int up = 0; up < 2; up++) {
+    Plane<V> found = above(up ? box : mirror, up ? bands : mirrored, kind, choice);
+    planes[3 * up] = (up ? found.a : -found.a) + nan, planes[3 * up + 1] = found.b + nan;
+    planes[3 * up + 2] = (up ? found.top : -found.top) + nan;
+  }
+}
+
+// The slopes in x and y, the middle and the half.
+template <class V> static void narrow(const V (&ends)[8], bool curved, V (&parts)[4]) {
+  Box<V> box = {ends[0], ends[1], ends[2], ends[3]};
+  Bands<V> bands = {ends[4], ends[5], ends[6], ends[7]};
+  Strip<V> strip_of = curved ? strip<true>(box, bands) : strip<false>(box, bands);
+  V found[4] = {strip_of.a, strip_of.b, strip_of.middle, strip_of.half}, nan = failure(box, bands);
+  for (int k = 0; k < 4; k++) parts[k] = found[k] + nan;
+}
+
+// The gradient of closed-form planes on boxes, whose numbers are worth something, in lx, ux, ly and uy.
+template <class V>
+static void gradient(const V (&ends)[4], bool curved, Number<V> share, const V (&worth)[6], V (&of_ends)[4]) {
+  auto of = curved ? of_curved<V> : of_memory<V>;
+  Box<V> box = {ends[0], ends[1], ends[2], ends[3]}, mirror = {box.lx, box.ux, -box.uy, -box.ly};
+  Box<V> upper = of(box, share, {worth[3], worth[4], worth[5]});
+  Box<V> lower = of(mirror, share, {-worth[0], worth[1], -worth[2]});
+  of_ends[0] = upper.lx + lower.lx, of_ends[1] = upper.ux + lower.ux;
+  of_ends[2] = upper.ly - lower.uy, of_ends[3] = upper.uy - lower.ly;
+}
+
+template <class V> static V function(int64_t which, V x) {
+  return which == 0 ? sigmoid(x) : which == 1 ? tanh(x) : log(x);
+}
