@@ -171,7 +171,7 @@ def _pivot(triangle: _Triangle, new: _Point, a: Tensor, b: Tensor) -> _Triangle:
     plane = triangle.z[0] + a * (new.p - triangle.p[0]) + b * (new.q - triangle.q[0])
     gain = new.z - plane
     used = gain > (1e-9 if gain.dtype == torch.float64 else 1e-7)
-    out = torch.nn.functional.one_hot(leaving, 3).movedim(-1, 0).bool() & used
+    out = (leaving == torch.arange(3, device=leaving.device).view(3, *[1] * leaving.ndim)) & used
     moved = torch.where(out, theta, (triangle.weight - theta * share).clamp(min=0))
     return _Triangle(
         torch.where(out, new.p, triangle.p),

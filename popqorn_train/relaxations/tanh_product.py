@@ -238,7 +238,7 @@ def argmax_sigmoid_tanh(
     """Where ``sigmoid(x) tanh(y) - a x - b y`` is largest on the box; shapes are broadcast."""
     best = _on_border(a, b, lx, ux, ly, uy)
     parts, roomy = (a, b, lx, ux, ly, uy, best.height), _roomy(ux, uy).expand_as(best.height)
-    if roomy.is_cuda or _MANY * roomy.sum() > roomy.numel():  # to count them, a GPU would wait
+    if not roomy.is_cpu or _MANY * roomy.sum() > roomy.numel():  # to count them, a GPU would wait
         inner = _inside(a.expand_as(best.height), *parts[1:])
         pairs = zip((best.x, best.y, torch.zeros_like(best.x)), inner[:3], strict=True)
         return Point(*prefer(inner.gain, *pairs))
