@@ -92,6 +92,7 @@ def lift_rows(lifter: "Lifter", step: Step, args: Any, kwargs: Any) -> Any:
     if any((part.rows.shape[0], part.rows.batch_axis) != _layout(first) for part in merged):
         raise _refused(step, "an operation on rows in different orders")
     if not _is_row_wise(lifter, step, args, kwargs):
+        _check_recurrent(lifter, step)
         raise _refused(step, "an operation on batch and time as one axis")
     args, kwargs = _shifted(step, args, kwargs)
     args, kwargs = map_nested((args, kwargs), Merged, lambda part: part.rows)
@@ -229,6 +230,17 @@ def _check(step: Step, samples: Tensor) -> None:
         raise MixedSamplesError(
             f"{step.name!r} deals the entries of different samples into one ({step.source}). "
             "Permute the axes before reshaping, so that the rows of a sample stay its own."
+        )
+
+
+def _check_recurrent(lifter: "Lifter", step: Step) -> None:
+    """Refuse a recurrent layer over sequences that were merged with the batch."""
+    if step.kind == "module" and isinstance(lifter.model.get_submodule(step.target), nn.RNNBase):
+        raise UnboundedStepError(
+            f"module {step.target!r} is a recurrent layer over sequences that were merged with the "
+            f"batch, which has no bound ({step.source}).",
+            "Run it over one sequence of every sample at a time, and stack what it returns: "
+            "torch.stack([layer(x[:, i])[0] for i in range(x.size(1))], 1) for x of (B, S, T, N).",
         )
 
 

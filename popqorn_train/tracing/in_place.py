@@ -80,12 +80,19 @@ def without_write(call: Call, model: nn.Module) -> tuple[Call, str] | None:
     if bare == "setitem":
         whole, index, value = call.args
         if not is_basic(index):
-            raise NotImplementedError(
-                "x[...] = ... by an index that is a tensor or a list; use torch.where"
-            )
+            raise IndexedWriteError("x[...] = ... by an index that is a tensor or a list")
         args = whole, index if isinstance(index, tuple) else (index,), value
         return Call("call_function", written, args, {}), "x[...] = ..."
     return _told(call, name)
+
+
+class IndexedWriteError(NotImplementedError):
+    """A write into the entries that a tensor or a list picks."""
+
+    way_out = (
+        "Choose between the old and the new values instead: x = torch.where(mask, value, x), where "
+        "the mask has as many axes as x, like mask[:, :, None] for frames of (B, T, N)."
+    )
 
 
 def may_write(call: Call) -> bool:

@@ -39,6 +39,8 @@ from popqorn_train.tracing.steps import IDENTITIES, called_name
 from popqorn_train.tracing.user_lines import innermost, user_line
 from popqorn_train.tracing.wrappers import inside
 
+_OUT_OF_PLACE = "Use inplace=False, the operation without the underscore, or clone() before it."
+
 
 class Tracer(fx.Tracer):
     """Records operations and runs each one on the example as it goes."""
@@ -61,6 +63,7 @@ class Tracer(fx.Tracer):
         self._running = False
         self._refused: Exception | None = None
         self.write: Exception | None = None
+        self.way_out = _OUT_OF_PLACE  # for the write that is refused
 
     def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
         """Record a call of a module, in this thread alone."""
@@ -148,6 +151,7 @@ class Tracer(fx.Tracer):
         try:
             write = without_write(call, self.root)
         except NotImplementedError as error:
+            self.way_out = getattr(error, "way_out", self.way_out)
             raise self.refused_write(f"it writes into a tensor in place ({error})") from None
         if write is not None:
             return self._write(*write)
@@ -294,7 +298,7 @@ def run_tracer(
         way_out = (
             "Move what depends on data out of forward, or certify the part of the model after it."
             if error is not tracer.write
-            else "Use inplace=False, the operation without the underscore, or clone() before it."
+            else tracer.way_out
         )
         raise UnsupportedModelError(
             f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). {way_out}"

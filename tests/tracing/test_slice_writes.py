@@ -120,9 +120,35 @@ def another_name(net, x):
     return part + out[:, 1]
 
 
+def test_the_way_out_for_a_mask_is_bounded_as_the_write_is_meant():
+    class Read(nn.Module):
+        def __init__(self, write):
+            super().__init__()
+            torch.manual_seed(0)
+            self.rnn, self.write = nn.GRU(3, 4, batch_first=True), write
+
+        def forward(self, x, lengths):
+            h, _ = self.rnn(x)
+            mask = torch.arange(x.size(1)) >= lengths[:, None]
+            if self.write:
+                h[mask] = -torch.inf
+            else:
+                h = torch.where(mask[:, :, None], torch.tensor(-torch.inf).to(h), h)
+            return h.amax(1)
+
+    x, lengths = sequences(3, TIME), torch.tensor([TIME, 2, 1])
+    one, other = (Read(write).double().eval() for write in (True, False))
+    torch.testing.assert_close(one(x, lengths), other(x, lengths))
+    with pytest.raises(UnsupportedModelError, match=r"like mask\[:, :, None\] for frames"):
+        logit_bounds(one, (x, lengths), LpBall(0.01))
+    lower, upper = logit_bounds(other, (x, lengths), LpBall(0.01))
+    logits = other(x, lengths)
+    assert ((lower < logits) & (logits < upper)).all()
+
+
 REFUSED = {
     some_samples: "samples",
-    a_mask: "index that is a tensor or a list",
+    a_mask: r"h\[h > 0\] = 0.0\). Choose .*: x = torch.where\(mask, value, x\)",
     an_argument: "an argument of forward, 'x'",
     read_before: "is read afterwards",
     written_outside: "a write into it in place",
