@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from popqorn_train.callbacks.background import Background
+from popqorn_train.callbacks.certifier_record import Spent
 from popqorn_train.callbacks.choice import Choice
 from popqorn_train.callbacks.lightning_packages import (
     LightningModule,
@@ -17,7 +18,7 @@ from popqorn_train.callbacks.rebuilding import main_script, refusal
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.selection import Options
 from popqorn_train.callbacks.session import Session, snapshot, trial
-from popqorn_train.callbacks.set_certifier import SetCertifier, Spent
+from popqorn_train.callbacks.set_certifier import SetCertifier
 from popqorn_train.callbacks.watchers import check_watchers
 from popqorn_train.certificates.bound_model import bound
 from popqorn_train.evaluation.batches import Picked
@@ -166,8 +167,9 @@ class BackgroundCertifier(SetCertifier):
         if self.fresh and self._told is not self.last:
             self._told = self.last
             median = median_of(scalars(cast(Certification, self.last), ()))
+            value, name = cast(tuple[float, str], median)
             how: dict[str, Any] = {"prog_bar": True, "logger": False, "batch_size": 1}
-            pl_module.log(f"{self._reports.prefix}cert_r", cast(float, median), on_step=True, **how)
+            pl_module.log(f"{self._reports.prefix}{name}", value, on_step=True, **how)
 
     def _take(self, trainer: Trainer) -> None:
         assert self._worker is not None

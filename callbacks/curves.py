@@ -20,8 +20,6 @@ from popqorn_train.plots import curve_grid, draw_certifications, evenly
 WANDB = namesakes("loggers", "WandbLogger")
 _RARELY = 10  # certifications; a table adds files to a run, a figure takes a while to draw
 _SHOWN = ("index", "label", "prediction", "radius", "empirical", "capped", "status")
-_TITLES: list[int | str] = ["index", "label", "prediction", "certified radius", "empirical radius"]
-_TITLES += ["capped", "status"]
 
 
 class View(ABC):
@@ -77,8 +75,8 @@ class WandbView(View):
         newest = history[-1]
         histogram = np.histogram(newest.radii.numpy(), bins=min(32, max(4, len(newest.rows) // 4)))
         media = {
-            "certified_accuracy/by_epsilon": self._chart(evenly(history)),
-            "certified_radius/histogram": wandb.Histogram(np_histogram=histogram),
+            _chart_key(newest): self._chart(evenly(history)),
+            f"{newest.measure.certified}/histogram": wandb.Histogram(np_histogram=histogram),
         }
         self._log(media, newest)
 
@@ -87,8 +85,8 @@ class WandbView(View):
         import wandb
 
         newest = history[-1]
-        table = wandb.Table(columns=_TITLES, data=_cells(newest.rows))
-        self._log({"certified_radius/samples": table}, newest)
+        table = wandb.Table(columns=_titles(newest), data=_cells(newest.rows))
+        self._log({f"{newest.measure.certified}/samples": table}, newest)
 
     def _log(self, media: dict[str, Any], newest: Certification) -> None:
         at = {self._joined("epoch"): newest.epoch, "trainer/global_step": newest.step}
@@ -104,6 +102,7 @@ class WandbView(View):
         import wandb
 
         newest, grid = history[-1], curve_grid(history)
+        size = newest.measure.size
         lines = {entry.title: entry.certified_accuracy(grid) for entry in history}
         if newest.empirical is not None:
             lines[f"attacked, {newest.title}"] = newest.attacked_accuracy(grid)
@@ -111,8 +110,8 @@ class WandbView(View):
             xs=grid,
             ys=list(lines.values()),
             keys=list(lines),
-            title=f"{self.prefix}certified accuracy against epsilon",
-            xname="epsilon",
+            title=f"{self.prefix}certified accuracy against {size}",
+            xname=size,
         )
 
 
@@ -122,7 +121,8 @@ class TensorBoardView(View):
     def show(self, history: Sequence[Certification]) -> None:
         """Add the histogram at the step of the newest one."""
         newest, writer = history[-1], self.logger.experiment
-        writer.add_histogram(f"{self.prefix}certified_radius/histogram", newest.radii, newest.step)
+        name = f"{self.prefix}{newest.measure.certified}/histogram"
+        writer.add_histogram(name, newest.radii, newest.step)
 
     def show_rarely(self, history: Sequence[Certification]) -> None:
         """Add the figure."""
@@ -130,7 +130,7 @@ class TensorBoardView(View):
             figure, _ = draw_certifications(history)
         except ImportError:
             return
-        name, step = f"{self.prefix}certified_accuracy/by_epsilon", history[-1].step
+        name, step = f"{self.prefix}{_chart_key(history[-1])}", history[-1].step
         self.logger.experiment.add_figure(name, figure, step)
 
 
@@ -138,6 +138,19 @@ VIEWS: dict[tuple[type[Any], ...], type[View]] = {
     WANDB: WandbView,
     namesakes("loggers", "TensorBoardLogger"): TensorBoardView,
 }
+
+
+def _chart_key(newest: Certification) -> str:
+    """Name of the chart of accuracy against epsilon, or against the share of a box."""
+    by = "epsilon" if newest.measure.name == "radius" else newest.measure.name
+    return f"certified_accuracy/by_{by}"
+
+
+def _titles(newest: Certification) -> list[int | str]:
+    """Head of the table of samples."""
+    name = newest.measure.name
+    found = ("index", "label", "prediction", f"certified {name}", f"empirical {name}")
+    return [*found, "capped", "status"]
 
 
 def _cells(rows: Iterable[SampleRow]) -> list[list[Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from popqorn_train.evaluation.certification import Certification, lower_quantile
 from popqorn_train.evaluation.confidence import confidence_interval
+from popqorn_train.evaluation.measures import MEASURES
 from popqorn_train.evaluation.sample_rows import count_statuses
 
 _DOWN = ("capped_fraction", "unbroken_fraction", "gap")  # best when small
@@ -24,22 +25,23 @@ def scalars(certification: Certification, epsilons: Sequence[float]) -> dict[str
     values = _cost(certification)
     if not certification.complete:
         return values
-    radii = certification.radii
+    radii, measure = certification.radii, certification.measure
+    size, accuracy = measure.certified, measure.accuracy
     capped = [row.capped for row in certification.answered]
     found = {
-        "certified_radius/median": lower_quantile(radii, 0.5).item(),
-        "certified_radius/mean": radii.mean().item(),
-        "certified_radius/p10": lower_quantile(radii, 0.1).item(),
-        "certified_radius/capped_fraction": sum(capped) / len(capped),
-        "certified_accuracy/0": certification.clean_accuracy,
+        f"{size}/median": lower_quantile(radii, 0.5).item(),
+        f"{size}/mean": radii.mean().item(),
+        f"{size}/p10": lower_quantile(radii, 0.1).item(),
+        f"{size}/capped_fraction": sum(capped) / len(capped),
+        f"{accuracy}/0": certification.clean_accuracy,
     }
     for epsilon, share in zip(epsilons, certification.certified_accuracy(epsilons), strict=True):
         at = dotless(epsilon)
         low, high = confidence_interval(share, len(radii))
-        found[f"certified_accuracy/{at}"] = share
-        found |= {f"certified_accuracy_low/{at}": low, f"certified_accuracy_high/{at}": high}
+        found[f"{accuracy}/{at}"] = share
+        found |= {f"{accuracy}_low/{at}": low, f"{accuracy}_high/{at}": high}
     by_class = certification.by_class()
-    found |= {f"certified_radius_by_class/{label}": mean for label, mean in by_class.items()}
+    found |= {f"{size}_by_class/{label}": mean for label, mean in by_class.items()}
     found |= _attacked(certification)
     part = "" if certification.part is None else "part/"
     return values | {part + key: value for key, value in found.items()}
@@ -60,21 +62,31 @@ def _attacked(certification: Certification) -> dict[str, float]:
     if empirical is None:
         return {}
     broken = empirical.isfinite()
-    values = {"empirical_radius/unbroken_fraction": 1 - broken.double().mean().item()}
+    name = certification.measure.empirical
+    values = {f"{name}/unbroken_fraction": 1 - broken.double().mean().item()}
     if broken.any():
         found = empirical[broken]
         values |= {
-            "empirical_radius/median": lower_quantile(found, 0.5).item(),
-            "empirical_radius/mean": found.mean().item(),
-            "empirical_radius/gap": (found - certification.radii[broken]).mean().item(),
+            f"{name}/median": lower_quantile(found, 0.5).item(),
+            f"{name}/mean": found.mean().item(),
+            f"{name}/gap": (found - certification.radii[broken]).mean().item(),
         }
     return values
 
 
-def median_of(values: Mapping[str, float]) -> float | None:
-    """The median radius among scalars, of all samples or of a part, if there is one."""
-    found = [f"{part}certified_radius/median" for part in ("", "part/")]
-    return next((values[key] for key in found if key in values), None)
+def median_of(values: Mapping[str, float]) -> tuple[float, str] | None:
+    """The median among scalars, of all samples or of a part, if there is one.
+
+    Returns:
+        It, and the name that a progress bar shows it under.
+    """
+    found = [
+        (values[key], measure.bar)
+        for part in ("", "part/")
+        for measure in MEASURES.values()
+        if (key := f"{part}{measure.certified}/median") in values
+    ]
+    return found[0] if found else None
 
 
 def best(key: str) -> str:

@@ -2,7 +2,6 @@
 
 import html
 import math
-import time
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -12,35 +11,27 @@ from torch import Tensor
 
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.callbacks.background_certifier import BackgroundCertifier
-from popqorn_train.callbacks.cadence import Cadence, is_last_validation, trained_epochs
+from popqorn_train.callbacks.cadence import Cadence
 from popqorn_train.callbacks.choice import SHORT, Choice
-from popqorn_train.callbacks.lightning_packages import (
-    Callback,
-    LightningModule,
-    Trainer,
-    TrainerFn,
-    rank_zero_info,
-    rank_zero_warn,
-)
-from popqorn_train.callbacks.progress import above_bars
+from popqorn_train.callbacks.monitor_hooks import MonitorHooks
 from popqorn_train.callbacks.reports import Reports
 from popqorn_train.callbacks.selection import Options
 from popqorn_train.callbacks.set_certifier import SetCertifier
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.probes import PROBES, check_probes
-from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.radius import check_search, check_sizes
 from popqorn_train.evaluation.batches import Unpack, unpack_pair
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.loader import OnError, check_on_error
 from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.metrics import CertifiedAccuracyCurve
-from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.perturbations.masks import Mask, as_mask
+from popqorn_train.perturbations.box import Box, searched
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 
 
-class CertifiedRadiusMonitor(Callback):
+class CertifiedRadiusMonitor(MonitorHooks):
     """Certify a fixed part of the validation set and log its radii.
 
     Logs ``certified_radius/median``, ``/mean``, ``/p10`` and ``/capped_fraction``,
@@ -70,6 +61,10 @@ class CertifiedRadiusMonitor(Callback):
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
+        box: a range for every coordinate, in place of a ball. What is searched is the largest share
+            of the way from the sample to the ends, from 0 to 1. It is logged under names of its
+            own, ``certified_share/median`` and so on, ``certified_accuracy_at_share/<share>``;
+            ``epsilons`` and ``max_radius`` are shares too.
         max_radius: largest radius tried, see ``certified_radius``.
         rtol: relative precision of the radii.
         confirm: ``"float64"`` proves every radius again in float64.
@@ -121,6 +116,7 @@ class CertifiedRadiusMonitor(Callback):
         scope: Scope = "frame",
         low: float | Tensor | None = None,
         high: float | Tensor | None = None,
+        box: Box | None = None,
         max_radius: float | None = None,
         rtol: float = 1e-2,
         confirm: Confirm = "float64",
@@ -137,16 +133,9 @@ class CertifiedRadiusMonitor(Callback):
         background: bool = False,
         background_threads: int = 1,
     ) -> None:
-        for argument, count, least in (
-            ("samples", samples, 1),
-            ("every_n_epochs", every_n_epochs, 1),
-            ("dataloader", dataloader, 0),
-            ("seed", seed, 0),
-            ("background_threads", background_threads, 1),
-            ("spread", spread, 1),
-        ):
-            if not isinstance(count, Integral) or count < least:
-                raise ValueError(f"`{argument}` must be at least {least}, got {count!r}.")
+        check_at_least(1, samples=samples, every_n_epochs=every_n_epochs, spread=spread)
+        check_at_least(1, background_threads=background_threads)
+        check_at_least(0, dataloader=dataloader, seed=seed)
         if spread > samples:
             raise ValueError(f"`spread` must be at most `samples`, {samples}, got {spread}.")
         if max_overhead is not None and not max_overhead > 0:
@@ -156,21 +145,20 @@ class CertifiedRadiusMonitor(Callback):
         check_search(rtol, max_radius, confirm)
         check_probes(probes)
         check_on_error(on_error)
-        masks = {"frames": as_mask("frames", frames), "features": as_mask("features", features)}
-        ball = LpBall(0.0, p, **masks, scope=scope, low=low, high=high)
+        domain = {"low": low, "high": high}
+        ball = searched(box, p=p, frames=frames, features=features, scope=scope, **domain)
         points = CertifiedAccuracyCurve(epsilons).epsilons
+        check_sizes(ball, max_radius, points)
         known = method_named(SHORT[0] if method is None else method)
         question = Examination(ball, known, max_radius, rtol, confirm, attack, points, probes)
         counts = int(samples), int(seed), int(dataloader)
         options = Options(*counts, model, unpack, on_error, points, name, int(spread))
-        self._cadence = Cadence(every_n_epochs, max_overhead, int(spread))
-        self._reports = Reports(name, None if folder is None else Path(folder))
-        arguments = Choice(question, open=method is None), options, self._reports
-        self._certifier = SetCertifier(*arguments)
+        reports = Reports(name, None if folder is None else Path(folder))
+        arguments = Choice(question, open=method is None), options, reports
+        certifier = SetCertifier(*arguments)
         if background:
-            self._certifier = BackgroundCertifier(*arguments, background_threads)
-        self._loaded: dict[str, Any] | None = None
-        self._told = False
+            certifier = BackgroundCertifier(*arguments, background_threads)
+        super().__init__(certifier, Cadence(every_n_epochs, max_overhead, int(spread)), reports)
 
     @property
     def last(self) -> Certification | None:
@@ -223,164 +211,16 @@ class CertifiedRadiusMonitor(Callback):
         """Remember what ``state_dict`` saved; a fit that starts next goes on from there."""
         self._loaded = state_dict
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fail before training, not after its first epoch."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        names = [other._reports.name for other in callbacks if isinstance(other, type(self))]
-        if names.count(self._reports.name) > 1:
-            raise ValueError(
-                f"two CertifiedRadiusMonitors have the `name` {self._reports.name!r} and would log "
-                "under the same keys; give each its own."
-            )
-        self._loaded = None  # of another fit: what is resumed here is loaded after this
-        self._certifier.setup(trainer, pl_module, stage)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew, unless resumed; say so where nothing will ever be certified."""
-        if self._loaded is not None:
-            self._certifier.restore(self._loaded["certifier"])
-            self._cadence.restore(self._loaded["cadence"])
-            self._reports.restore(self._loaded["reports"])
-        elif trainer.global_step == 0:
-            self._cadence.reset()
-            self._reports.forget()
-            self._certifier.restart()
-        self._loaded, self._told = None, False
-        if not trainer.enable_validation:
-            rank_zero_warn(
-                "CertifiedRadiusMonitor certifies nothing: fit has no validation. Pass "
-                "val_dataloaders, and define validation_step."
-            )
-        self._certifier.start(trainer, pl_module)
+def check_at_least(least: int, **counts: int) -> None:
+    """Refuse counts that are no whole numbers, or too small.
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; say so where validation has nothing to certify."""
-        if trainer.val_dataloaders is not None and not sum(trainer.num_val_batches):
-            rank_zero_warn("CertifiedRadiusMonitor certifies nothing: `val_dataloaders` is empty.")
-        self._certifier.ready(pl_module)
-        self._cadence.start(time.monotonic())
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on nothing is fresh."""
-        self._certifier.forget_fresh(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide whether to certify, and which samples."""
-        if trainer.sanity_checking:
-            self._certifier.check_order(trainer)
-            return
-        started = time.perf_counter()
-        with above_bars(trainer):
-            due, whole = self._due(trainer), _whole(trainer)
-            epoch = self._cadence.epoch_seconds(trained_epochs(trainer))
-            self._certifier.begin(trainer, due=due, whole=whole, epoch=epoch)
-        self._cadence.spend(time.perf_counter() - started)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the samples."""
-        with above_bars(trainer):
-            self._certifier.begin(trainer, due=True)
-
-    def _due(self, trainer: Trainer) -> bool:
-        """Whether to certify; the clock of the first process decides for all."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            return True
-        final = is_last_validation(trainer)
-        due = self._cadence.due(trainer.current_epoch, time.monotonic(), final=final)
-        if not due and not self._told and self._cadence.too_costly():
-            self._told = True
-            rank_zero_info(
-                f"CertifiedRadiusMonitor skips epochs: {self._certifier.takes} "
-                f"{self._cadence.cost:.2g} s, more than max_overhead={self._cadence.max_overhead} "
-                "times the rest of the training allows. certification/fresh is 1 in the epochs "
-                "that are certified."
-            )
-        return bool(trainer.strategy.broadcast(due))
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Set samples aside, and certify them when the last one has come."""
-        at = batch_idx, dataloader_idx
-        with above_bars(trainer):
-            if trainer.sanity_checking:
-                self._certifier.pre_flight(trainer, pl_module, batch, at)
-            else:
-                self._certifier.collect(trainer, pl_module, batch, at)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Set samples aside, and certify them when the last one has come."""
-        with above_bars(trainer):
-            self._certifier.collect(trainer, pl_module, batch, (batch_idx, dataloader_idx))
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was certified in this epoch."""
-        if not trainer.sanity_checking:
-            with above_bars(trainer):
-                self._certifier.log(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was certified."""
-        with above_bars(trainer):
-            self._certifier.log(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep and show what was certified, and book what all of it has cost."""
-        spent = self._certifier.publish(trainer)
-        if trainer.state.fn == TrainerFn.FITTING and spent is not None:
-            self._cadence.done(trainer.current_epoch, *spent)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep and show what was certified."""
-        self._certifier.publish(trainer)
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Log what was certified in the background."""
-        if self._certifier.has_news():
-            with above_bars(trainer):
-                self._certifier.arrivals(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for what is certified in the background."""
-        with above_bars(trainer):
-            self._certifier.finish(trainer)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Leave nothing running."""
-        self._certifier.stop()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show what is left."""
-        self._certifier.stop()
-        self._reports.finish()
-
-
-def _whole(trainer: Trainer) -> bool:
-    """Whether all samples are certified, whatever ``spread`` is."""
-    return trainer.state.fn != TrainerFn.FITTING or is_last_validation(trainer)
+    Raises:
+        ValueError: naming the argument.
+    """
+    for argument, count in counts.items():
+        if not isinstance(count, Integral) or count < least:
+            raise ValueError(f"`{argument}` must be at least {least}, got {count!r}.")
 
 
 def _told(last: Certification) -> str:

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from popqorn_train.callbacks.lightning_packages import Trainer
+from popqorn_train.evaluation.measures import MEASURES
 
-_LOGGED = ("certified_radius", "certified_accuracy", "certification/", "empirical_radius", "cert_r")
+_SIZES = [name for of in MEASURES.values() for name in (of.certified, of.empirical, of.bar)]
+_LOGGED = (*_SIZES, "certified_accuracy", "certification/")
 _FRESH, _PART = "fresh/", "part/"
 
 

@@ -19,7 +19,7 @@ class RobustClassifier(pl.LightningModule):
 
     Args:
         net: returns logits.
-        loss: objective, see objectives.py; None for cross entropy.
+        loss: objective, see ``popqorn_train.objectives``; None for cross entropy.
         learning_rate: of Adam, at the start.
         weight_decay: of Adam, on all weights that train.
     """

@@ -12,6 +12,7 @@ _QUESTIONS = {
     "callbacks": "how are radii watched in Lightning?",
     "cli": "what can be asked from a shell?",
     "plots": "what do radii look like?",
+    "objectives": "which loss has which name?",
     "evaluation": "what is proved of many samples?",
     "training": "how is a network trained for it?",
     "certificates": "what is proved of one batch?",

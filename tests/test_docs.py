@@ -56,6 +56,12 @@ def test_a_monitor_in_the_background_is_made_in_the_lines_shown():
     assert isinstance(names["monitor"]._certifier, BackgroundCertifier)
 
 
+def test_a_monitor_of_a_box_is_made_in_the_lines_shown():
+    names = {"CertifiedRadiusMonitor": CertifiedRadiusMonitor}
+    exec(block("box = Box("), names)
+    assert "shares of a box" in repr(names["monitor"])
+
+
 def test_the_loss_is_used_in_the_lines_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x, y = next(iter(loader()))

@@ -35,7 +35,7 @@ LAYERS = (
     {"errors", "nested", "display"},
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-ALONE = {"metrics", "objectives", "errors", "nested", "display"}  # modules, not packages
+ALONE = {"metrics", "errors", "nested", "display"}  # modules, not packages
 
 
 def sources():

@@ -8,7 +8,6 @@ B: batch, T: frames, N: features.
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,10 @@ from popqorn_train.certificates.kept import kept_of
 from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.pgd import margin_of, search
 from popqorn_train.certificates.query import largest_tried, make_query
-from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.radius import check_search, check_sizes
 from popqorn_train.certificates.search import Decided
-from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.perturbations.region import Region, Scope
+from popqorn_train.perturbations.box import Box, Perturbation, check_searched, searched
+from popqorn_train.perturbations.region import Scope
 
 _ROUNDS = 30  # balls attacked at most
 _HALVINGS = 12  # of the way back to the input
@@ -36,7 +35,7 @@ def search_empirical(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: Perturbation,
     *,
     max_radius: float | None = None,
     steps: int = 20,
@@ -54,9 +53,10 @@ def search_empirical(
         ValueError, TypeError, UnsupportedModelError: as ``empirical_radius``.
     """
     check_search(rtol, max_radius, None)
+    check_sizes(check_searched(ball), max_radius)
     if steps < 1 or restarts < 1:
         raise ValueError(f"`steps` and `restarts` must be at least 1, got {steps}, {restarts}.")
-    layer, ball = bound(model), replace(ball, epsilon=0.0)
+    layer, ball = bound(model), ball.sized(0.0)
     descent = {"steps": steps, "restarts": restarts, "seed": seed}
     with torch.no_grad(), undisturbed(layer.model):
         kept = kept_of(layer, inputs)
@@ -74,7 +74,7 @@ def _attacked(
     layer: BoundModel,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: Perturbation,
     max_radius: float | None,
     rtol: float,
     descent: dict[str, int],
@@ -96,7 +96,7 @@ def _attacked(
             decided(len(target) - len(todo))
         if not len(todo):
             break
-        tried = replace(ball.pick(todo, len(target)), epsilon=size[todo])
+        tried = ball.pick(todo, len(target)).sized(size[todo])
         found = search(query.instance.pick(todo), target[todo], tried, **descent)
         length = _drawn_back(exact.pick(todo), target[todo], tried, found.moved)
         held[todo] = torch.where(length.isfinite(), held[todo], size[todo])
@@ -111,7 +111,7 @@ def _next_size(held: Tensor, broke: Tensor, cap: Tensor) -> Tensor:
     return torch.where(broke.isfinite(), between, torch.minimum(2 * held, cap))
 
 
-def _drawn_back(instance: Instance, target: Tensor, ball: LpBall, moved: Tensor) -> Tensor:
+def _drawn_back(instance: Instance, target: Tensor, ball: Perturbation, moved: Tensor) -> Tensor:
     """Size of the smallest change on the way to each point that breaks, ``(B,)``; inf if none."""
     region = instance.in_own_units(ball)
     change = moved.to(instance.center) - instance.center
@@ -127,13 +127,7 @@ def _drawn_back(instance: Instance, target: Tensor, ball: LpBall, moved: Tensor)
         middle = (near + far) / 2
         here = broken(middle)
         near, far = torch.where(here, near, middle), torch.where(here, middle, far)
-    return torch.where(reached, far * _size(change, region), torch.inf)
-
-
-def _size(change: Tensor, region: Region) -> Tensor:
-    """Greatest p-norm of a frame, or of the sequence, ``(B,)``."""
-    blocks = change.flatten(1)[:, None] if region.scope == "sequence" else change
-    return torch.linalg.vector_norm(blocks, region.p, dim=-1).amax(1)
+    return torch.where(reached, far * ball.length(change, region), torch.inf)
 
 
 def empirical_radius(
@@ -147,6 +141,7 @@ def empirical_radius(
     scope: Scope = "frame",
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
+    box: Box | None = None,
     max_radius: float | None = None,
     steps: int = 20,
     restarts: int = 2,
@@ -165,6 +160,7 @@ def empirical_radius(
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
+        box: see ``certified_radius``.
         max_radius: largest ball attacked; None as in ``certified_radius``.
         steps: gradient steps a start.
         restarts: the centre, and this many less one random starts.
@@ -172,8 +168,9 @@ def empirical_radius(
         rtol: how closely what held and what broke are brought together.
 
     Returns:
-        ``(B,)`` float64 in the units of the input; 0 where the clean prediction is wrong, ``inf``
-        where no attack succeeded, NaN for a sample that cannot be asked about.
+        ``(B,)`` float64 in the units of the input, or shares of the ``box``; 0 where the clean
+        prediction is wrong, ``inf`` where no attack succeeded, NaN for a sample that cannot be
+        asked about.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``, and for ``steps`` or
@@ -182,7 +179,8 @@ def empirical_radius(
     Source:
         Projected gradient descent: Madry et al., ICLR 2018.
     """
-    ball = LpBall(0.0, p, frames=frames, features=features, scope=scope, low=low, high=high)
+    domain = {"low": low, "high": high}
+    ball = searched(box, p=p, frames=frames, features=features, scope=scope, **domain)
     return search_empirical(
         model,
         inputs,

@@ -4,7 +4,6 @@ B: batch, T: frames.
 """
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,9 +20,9 @@ from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.query import largest_alone, make_query
-from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.radius import check_search, check_sizes
 from popqorn_train.certificates.search import answer, in_float64, witnessed
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.box import Box, Perturbation, searched
 
 _ROWS = 16  # samples times frames that are bounded together
 
@@ -38,6 +37,7 @@ def frame_radii(
     features: Tensor | None = None,
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
+    box: Box | None = None,
     max_radius: float | None = None,
     rtol: float = 1e-3,
     confirm: Confirm = "float64",
@@ -60,6 +60,7 @@ def frame_radii(
         features: mask of the features that move, see ``LpBall``.
         low: least value of an input.
         high: greatest value of an input.
+        box: in place of a ball, see ``certified_radius``.
         max_radius: largest radius tried.
         rtol: relative precision.
         confirm: proves every radius again in float64.
@@ -67,8 +68,9 @@ def frame_radii(
         probes: points at which the model is compared with what was proved.
 
     Returns:
-        ``(B, T)`` in the units of the input, frames as in ``LpBall``; 0 where the clean prediction
-        is wrong, NaN for a sample that cannot be asked about, of which a warning tells.
+        ``(B, T)`` in the units of the input, or shares of the ``box``, frames as in ``LpBall``; 0
+        where the clean prediction is wrong, NaN for a sample that cannot be asked about, of which a
+        warning tells.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
@@ -76,7 +78,8 @@ def frame_radii(
     check_search(rtol, max_radius, confirm)
     check_probes(probes)
     layer = bound(model)
-    ball = LpBall(0.0, p, features=features, low=low, high=high)
+    ball = searched(box, p=p, features=features, low=low, high=high)
+    check_sizes(ball, max_radius)
     options = _Options(method_named(method), max_radius, rtol, confirm, max_bytes, probes)
     with torch.no_grad(), undisturbed(layer.model):
         kept = kept_of(layer, inputs)
@@ -102,7 +105,7 @@ class _Options(NamedTuple):
 
 
 def _by_frame(
-    layer: BoundModel, inputs: Inputs, target: Tensor, ball: LpBall, options: _Options
+    layer: BoundModel, inputs: Inputs, target: Tensor, ball: Perturbation, options: _Options
 ) -> Tensor:
     """``frame_radii`` of samples all of which can be asked about."""
     chunks, method = Chunks(options.max_bytes), options.method
@@ -121,7 +124,7 @@ def _by_frame(
         one, alone = witnessed(one, alone, probe.nodes)
         cap = caps[:, slice(*block)].flatten()
         found = answer(one, alone, max_radius=cap, rtol=options.rtol)
-        size = replace(last.ball, epsilon=found.radius.double())
+        size = last.ball.sized(found.radius.double())
         probe.certificate(size, Claim(found.radius > 0))
         radii.append(found.radius.view(batch, -1))
     return torch.cat(radii, 1)

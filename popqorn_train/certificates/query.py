@@ -22,8 +22,8 @@ from popqorn_train.certificates.margins import (
 )
 from popqorn_train.certificates.pgd import margin_of
 from popqorn_train.certificates.unread import fitted, unread_frames
-from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.perturbations.region import Region, dual_norm
+from popqorn_train.perturbations.box import Box, Perturbation
+from popqorn_train.perturbations.region import Region
 from popqorn_train.tracing.process_settings import without_cudnn
 
 _UNCLIPPED = 10.0  # largest radius tried without a domain, in norms of the input
@@ -37,7 +37,7 @@ class Query:
         instance: the whole batch.
         target: ``(B,)`` labels on its device.
         against: ``(B,)`` the one other class that counts; None takes them all.
-        ball: what may move; its epsilon is asked for.
+        ball: what may move; its size, epsilon or the share of a box, is asked for.
         method: how to bound.
         chunks: how many samples fit into memory.
         witness: is shown every graph that is bounded.
@@ -46,7 +46,7 @@ class Query:
     instance: Instance
     target: Tensor
     against: Tensor | None
-    ball: LpBall
+    ball: Perturbation
     method: Method
     chunks: Chunks
     witness: Witness | None = None
@@ -55,7 +55,7 @@ class Query:
         """Certified margins ``(b,)`` of the chosen samples at their epsilons."""
         every = epsilon.new_zeros(len(self.target))
         every[chosen] = epsilon
-        ball = replace(self.ball, epsilon=every)
+        ball = self.ball.sized(every)
         margins = chunked_margins(
             self.instance, self.target, ball, self.method, self.chunks, chosen, self.witness
         )
@@ -82,7 +82,7 @@ class Query:
 
     def margin_with_gradient(self, chosen: Tensor, epsilon: Tensor) -> Tensor:
         """The same, differentiable in weights, inputs and epsilon; all samples at once."""
-        ball = replace(self.ball.pick(chosen, len(self.target)), epsilon=epsilon)
+        ball = self.ball.pick(chosen, len(self.target)).sized(epsilon)
         instance = self.instance.pick(chosen)
         margins = margins_of(instance.graph(ball), self.target[chosen], self.method, instance.value)
         return self._decisive(margins, chosen)
@@ -93,7 +93,7 @@ class Query:
         return margins.gather(1, self.against[chosen][:, None])[:, 0]
 
     def clean(self) -> tuple[Tensor, Tensor]:
-        """Clean margins, and how fast they can fall at first: the dual norm of the gradient."""
+        """Clean margins, and how fast they can fall at first."""
         with torch.enable_grad(), without_cudnn():
             x = self.instance.center.detach().requires_grad_()
             logits = self.instance.logits(x)
@@ -103,12 +103,8 @@ class Query:
                 pair = torch.stack([self.target, self.against], 1)
                 margin = logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
             (gradient,) = torch.autograd.grad(margin.sum(), x)
-        region = self.instance.in_own_units(replace(self.ball, epsilon=1.0))
-        free = torch.where(gradient > 0, region.down, region.up) > 0  # not stopped by the domain
-        gradient = gradient * free
-        if region.scope == "sequence":
-            gradient = gradient.flatten(1)[:, None]
-        return margin.detach().double(), dual_norm(gradient, region.p).sum(1).double()
+        region = self.instance.in_own_units(self.ball.sized(1.0))
+        return margin.detach().double(), self.ball.first_fall(gradient, region).double()
 
 
 def make_query(
@@ -117,7 +113,7 @@ def make_query(
     target: Tensor,
     *,
     against: Tensor | None,
-    ball: LpBall,
+    ball: Perturbation,
     method: Method,
     chunks: Chunks,
 ) -> Query:
@@ -138,16 +134,20 @@ def make_query(
     return Query(instance, target.long().to(device), against, ball, method, chunks)
 
 
-def largest_tried(instance: Instance, ball: LpBall, max_radius: float | Tensor | None) -> Tensor:
+def largest_tried(
+    instance: Instance, ball: Perturbation, max_radius: float | Tensor | None
+) -> Tensor:
     """Largest radius tried, ``(B,)``: what was asked, the width of the domain, or 10 inputs.
 
-    Frames that are never read do not count.
+    Frames that are never read do not count. Of a box it is all of it, a share of 1.
     """
     center = instance.center
     if isinstance(max_radius, Tensor):
         return max_radius
     if max_radius is not None:
         return center.new_full((len(center),), max_radius, dtype=torch.float64)
+    if isinstance(ball, Box):
+        return center.new_ones(len(center), dtype=torch.float64)
     region = instance.in_own_units(ball)
     if ball.low is not None and ball.high is not None:
         low, high = (torch.as_tensor(edge, device=center.device) for edge in (ball.low, ball.high))

@@ -8,7 +8,6 @@ B: batch, T: frames.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -34,7 +33,7 @@ from popqorn_train.certificates.search import (
     in_float64,
     witnessed,
 )
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.box import Box, Perturbation, check_searched, searched
 from popqorn_train.perturbations.region import Scope
 
 
@@ -42,7 +41,7 @@ def search_radius(
     model: nn.Module,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: Perturbation,
     *,
     method: str | Method = "popqorn",
     max_radius: float | None = None,
@@ -57,7 +56,8 @@ def search_radius(
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found.
 
-    ``ball`` says what may move; its epsilon is what is searched, so the one given does not matter.
+    ``ball`` says what may move, an ``LpBall`` whose epsilon is searched, so that the one given does
+    not matter, or a ``Box`` of which the largest share is searched.
     ``decided`` is told how many samples are decided so far, to show progress. Every other argument
     is that of ``certified_radius``.
 
@@ -66,12 +66,8 @@ def search_radius(
     """
     check_search(rtol, max_radius, confirm, epsilons)
     check_probes(probes)
-    if not isinstance(ball, LpBall):
-        raise TypeError(
-            f"`ball` must be an LpBall, whose size is searched, got {type(ball).__name__}. "
-            "What has no size is certified as it is, by certify or certify_loader."
-        )
-    layer, ball, method = bound(model), replace(ball, epsilon=0.0), method_named(method)
+    check_sizes(check_searched(ball), max_radius, epsilons)
+    layer, ball, method = bound(model), ball.sized(0.0), method_named(method)
     options = _Options(
         method, max_radius, rtol, confirm, tuple(epsilons), max_bytes, probes, decided
     )
@@ -118,7 +114,7 @@ def _searched(
     layer: BoundModel,
     inputs: Inputs,
     target: Tensor,
-    ball: LpBall,
+    ball: Perturbation,
     options: _Options,
     against: Tensor | None,
     start: Tensor | Start | None,
@@ -142,7 +138,7 @@ def _searched(
         decided=options.decided,
     )
     claim = Claim(found.radius > 0, against=query.against)
-    probe.certificate(replace(ball, epsilon=found.radius.double()), claim)
+    probe.certificate(ball.sized(found.radius.double()), claim)
     return found
 
 
@@ -164,6 +160,22 @@ def check_search(
         raise ValueError(f"`epsilons` must be positive numbers, got {epsilons!r}.")
 
 
+def check_sizes(
+    ball: Perturbation, max_radius: float | None, epsilons: Sequence[float] = ()
+) -> None:
+    """Refuse sizes above that of the whole box.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if isinstance(ball, Box):
+        for name, sizes in (("max_radius", [max_radius or 0.0]), ("epsilons", epsilons)):
+            if any(size > 1 for size in sizes):
+                raise ValueError(
+                    f"`{name}` must be shares of the box, from 0 to 1, got {max(sizes):g}."
+                )
+
+
 def certified_radius(
     model: nn.Module,
     inputs: Inputs,
@@ -176,6 +188,7 @@ def certified_radius(
     scope: Scope = "frame",
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
+    box: Box | None = None,
     max_radius: float | None = None,
     rtol: float = 1e-3,
     confirm: Confirm = "float64",
@@ -207,6 +220,9 @@ def certified_radius(
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
+        box: a range for every coordinate, in place of a ball: the largest share of it is searched,
+            from 0 (the input alone) to 1 (the whole box), and ``max_radius`` and ``epsilons`` are
+            shares too. Leave out ``p`` and what follows it down to ``high``.
         max_radius: largest radius tried; None takes the p-norm of the domain's width where both
             ends are given, else 10 times the largest p-norm of a moved frame (at least 1).
         rtol: relative precision. The answer is proved; 1 / (1 - rtol) times it is not, or would
@@ -227,8 +243,8 @@ def certified_radius(
         probes: points at which the model is compared with what was proved, see ``certify``.
 
     Returns:
-        ``(B,)`` in the units of the input; 0 where the clean prediction is wrong, NaN for a sample
-        that cannot be asked about, of which a warning tells.
+        ``(B,)`` in the units of the input, or shares of the ``box``; 0 where the clean prediction
+        is wrong, NaN for a sample that cannot be asked about, of which a warning tells.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certify``, and for a ``rtol``,
@@ -237,7 +253,8 @@ def certified_radius(
     Source:
         Ko et al., "POPQORN", ICML 2019, algorithm 1, with a root finder for its bisection.
     """
-    ball = LpBall(0.0, p, frames=frames, features=features, scope=scope, low=low, high=high)
+    domain = {"low": low, "high": high}
+    ball = searched(box, p=p, frames=frames, features=features, scope=scope, **domain)
     layer = bound(model)
     method = method_named(method, TRAINING if differentiable else METHODS)
     with undisturbed(layer.model):

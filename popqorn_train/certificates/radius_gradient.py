@@ -13,7 +13,7 @@ from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.query import Query, make_query
 from popqorn_train.certificates.search import RadiusSearch
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.box import Perturbation
 
 
 def differentiable_radius(
@@ -21,7 +21,7 @@ def differentiable_radius(
     inputs: Inputs,
     target: Tensor,
     against: Tensor | None,
-    ball: LpBall,
+    ball: Perturbation,
     method: Method,
     max_bytes: int | None,
     found: RadiusSearch,

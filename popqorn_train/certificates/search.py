@@ -23,6 +23,7 @@ from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.margin_curve import MarginCurve, rate_of, root_of
 from popqorn_train.certificates.margins import Witness, proved
 from popqorn_train.certificates.query import Query, largest_tried
+from popqorn_train.certificates.rounding import rounded_down, rungs_of
 from popqorn_train.display import SHOWN, html_table
 
 _SHARE = 0.12  # of the radius of a margin that falls as at 0: where a search begins from nothing
@@ -137,11 +138,7 @@ def answer(
     if twin is not None and not query.method.graded and query.target.device.type == "cpu":
         # Float64 jumps elsewhere; on a CPU it alone costs less than to look at both.
         query, twin = twin, None
-    # Rounded up in the precision of the radii, so that a radius reaches what it proves.
-    rungs = [_rounded_up(epsilon, dtype) for epsilon in epsilons]
-    if isinstance(max_radius, int | float):
-        reached = [r for r, one in zip(rungs, epsilons, strict=True) if one <= max_radius]
-        max_radius = max(max_radius, *reached, 0.0)
+    rungs, max_radius = rungs_of(epsilons, max_radius, dtype)
     clean, fall = query.clean()
     cap = largest_tried(query.instance, query.ball, max_radius)
     cold = _SHARE * clean / fall.clamp(min=1e-12)
@@ -149,35 +146,53 @@ def answer(
     evaluations = torch.zeros_like(query.target)
     if scout is not None:
         guess, evaluations = _scouted(scout, clean, fall, cap, guess)
+    searching = _Searching(fall, cap, rtol, rungs, decided)
+    state = searching.brackets(query, clean, guess)
+    radius = state.lower if twin is None else searching.confirmed(twin, clean, state.lower)
+    rounded = rounded_down(radius, dtype)
+    rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
+    return RadiusSearch(rounded, radius >= cap, ~state.wrong, evaluations + state.evaluations, rate)
 
-    def searched(query: Query, clean: Tensor, guess: Tensor) -> Brackets:
+
+class _Searching(NamedTuple):
+    """What the searches of a question and of its twin have in common.
+
+    Attributes:
+        fall: ``(B,)`` how fast margins fall at first.
+        cap: ``(B,)`` largest radii tried.
+        rtol: relative precision.
+        rungs: epsilons that are tried where they matter.
+        decided: told how many samples are decided.
+    """
+
+    fall: Tensor
+    cap: Tensor
+    rtol: float
+    rungs: Sequence[float]
+    decided: Decided | None
+
+    def brackets(self, query: Query, clean: Tensor, guess: Tensor) -> Brackets:
+        """Brackets around the radii of samples with positive clean margins."""
+        method = query.method
+        options = {"graded": method.graded, "monotone": method.monotone}
         state = Brackets(
-            clean,
-            fall,
-            cap,
-            guess,
-            rtol,
-            epsilons=rungs,
-            graded=query.method.graded,
-            monotone=query.method.monotone,
+            clean, self.fall, self.cap, guess, self.rtol, epsilons=self.rungs, **options
         )
         while len(chosen := state.open()):
-            if decided is not None:
-                decided(len(clean) - len(chosen))
+            if self.decided is not None:
+                self.decided(len(clean) - len(chosen))
             state.tell(chosen, query.margin(chosen, state.next[chosen]))
         return state
 
-    state = searched(query, clean, guess)
-    radius = state.lower
-    if twin is not None:
+    def confirmed(self, twin: Query, clean: Tensor, radius: Tensor) -> Tensor:
+        """Radii that the twin proves; what it refuses it searches itself, from a little below."""
         found = radius > 0
         refused = found & ~_proved_at(twin, radius, found)
-        if refused.any():
-            exact = searched(twin, torch.where(refused, clean, 0.0), radius * (1 - rtol))
-            radius = torch.where(refused, exact.lower, radius)
-    rounded = _rounded_down(radius, dtype)
-    rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
-    return RadiusSearch(rounded, radius >= cap, ~state.wrong, evaluations + state.evaluations, rate)
+        if not refused.any():
+            return radius
+        guess = radius * (1 - self.rtol)
+        exact = self.brackets(twin, torch.where(refused, clean, 0.0), guess)
+        return torch.where(refused, exact.lower, radius)
 
 
 def _scouted(
@@ -222,18 +237,3 @@ def _warm(start: Tensor | Start, cold: Tensor, rtol: float, clean: Tensor, fall:
     root = root_of(clean, fall.clamp(min=1e-12), rate)
     guess = torch.where(root.isfinite() & (root > 0), root, radius)
     return torch.where((radius > 0) & radius.isfinite(), guess * (1 - 0.4 * rtol), cold)
-
-
-def _rounded_down(radius: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the precision of the inputs, never above what was proved."""
-    rounded = radius.to(dtype)
-    below = torch.nextafter(rounded, torch.zeros_like(rounded))
-    return torch.where(rounded.double() > radius, below, rounded)
-
-
-def _rounded_up(epsilon: float, dtype: torch.dtype) -> float:
-    """The least number of a precision that is not below an epsilon."""
-    rounded = torch.tensor(epsilon, dtype=torch.float64).to(dtype)
-    below = rounded.double() < epsilon
-    above = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
-    return torch.where(below, above, rounded).item()

@@ -53,7 +53,7 @@ def fitted(instance: Instance, ball: Perturbation | Substitutions) -> Instance:
     if isinstance(ball, LpBall):
         low, high = ball.low, ball.high
     elif isinstance(ball, Box):
-        low, high = ball.lower, ball.upper
+        low, high = ball.ends
     else:
         return instance
     center = instance.center

@@ -163,17 +163,12 @@ class _Run:
         print(textwrap.fill(f"written to {self.options.folder}: {', '.join(names)}", 79))
 
     def _certified(self) -> list[SampleRow]:
-        ball, question = self.question.ball, self.question
+        question = self.question
         return certify_loader(
             self.model,
             self.loader,
-            p=ball.p,
+            **question.moving(),
             method=question.method,
-            frames=ball.frames,
-            features=ball.features,
-            scope=ball.scope,
-            low=ball.low,
-            high=ball.high,
             max_radius=question.max_radius,
             rtol=question.rtol,
             confirm=question.confirm,

@@ -16,8 +16,21 @@ from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.confidence import widest
 from popqorn_train.evaluation.summaries import aligned, facts, nice_epsilons, unit
 from popqorn_train.plots import curve_grid, curve_of, draw_accuracy_curves
+from popqorn_train.plots.accuracy import axis_name
 
-SAME = ("p", "scope", "low", "high", "frames", "perturb", "frame_axis", "output_is", "select")
+SAME = (
+    "p",
+    "scope",
+    "low",
+    "high",
+    "box",
+    "frames",
+    "features",
+    "perturb",
+    "frame_axis",
+    "output_is",
+    "select",
+)
 MARKED = ("method", "rtol", "confirm", "max_radius")
 
 
@@ -106,11 +119,12 @@ def comparison(runs: Mapping[str, Certification]) -> str:
     best = max(runs.values(), key=lambda entry: entry.radii.max().item())
     epsilons = nice_epsilons(best, 4)
     titles = [f"certified at {epsilon:g}" for epsilon in epsilons]
-    columns = [["", "samples", "clean", *titles, "median radius", "mean radius", *marked]]
+    sizes = [f"{kind} {best.measure.name}" for kind in ("median", "mean")]
+    columns = [["", "samples", "clean", *titles, *sizes, *marked]]
     for name, entry in runs.items():
         numbers = facts(entry)
         shares = [f"{100 * share:.1f} %" for share in entry.certified_accuracy(epsilons)]
-        radii = [numbers["median radius"], numbers["mean radius"]]
+        radii = [numbers[f"{kind} {entry.measure.name}"] for kind in ("median", "mean")]
         cells = [str(len(entry.rows)), numbers["clean accuracy"], *shares, *radii]
         columns.append([name, *cells, *[str(entry.settings.get(setting)) for setting in marked]])
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -127,7 +141,7 @@ def _draw(runs: Mapping[str, Certification], path: Path, differ: Sequence[str]) 
     units = " against ".join(dict.fromkeys(unit(one) for one in settings))
     figure, _ = draw_accuracy_curves(
         [curve_of(name, entry, grid) for name, entry in runs.items()],
-        xlabel=f"perturbation epsilon ({units})",
+        xlabel=f"{axis_name(next(iter(runs.values())).measure)} ({units})",
         title="NOT COMPARABLE: see the text" if differ else "",
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,14 @@ def _add_ball(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--p", type=_norm, default=math.inf, help="norm, from 1 to inf (default)")
     group.add_argument("--low", type=float, help="smallest value of an input")
     group.add_argument("--high", type=float, help="largest value of an input")
+    group.add_argument(
+        "--box",
+        nargs=2,
+        type=_end,
+        metavar=("LOWER", "UPPER"),
+        help="search the largest share of this box instead of a ball: ends that are numbers, or "
+        ".npy files with one for each feature (N,), or for each frame and feature (T, N)",
+    )
     group.add_argument(
         "--frames", help="frames to perturb, counted from 0, like 0,2,5-9 (default: all)"
     )
@@ -188,6 +197,15 @@ def _numbers(text: str) -> list[float]:
     if numbers != sorted(set(numbers)) or not numbers[0] > 0 or numbers[-1] == math.inf:
         raise argparse.ArgumentTypeError(f"must be positive and increasing, got {text}")
     return numbers
+
+
+def _end(text: str) -> float | Tensor:
+    if not text.endswith(".npy"):
+        return float(text)
+    try:
+        return torch.from_numpy(np.load(text).astype(np.float64))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must be an .npy file of numbers: {error}") from error
 
 
 def _norm(text: str) -> float:

@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from popqorn_train.bounds.methods import method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.inputs import as_tuple
-from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.radius import check_search, check_sizes
 from popqorn_train.cli.options import mask_of
 from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
 from popqorn_train.evaluation.checkpoint import load_weights
 from popqorn_train.evaluation.dataset import Source, opened
 from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.resolve import resolved, resolved_model
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.box import Box, Perturbation, searched
 from popqorn_train.tracing.selection import Select
 
 
@@ -71,23 +71,34 @@ def question_of(options: argparse.Namespace, frames: int, features: int) -> Exam
         features: how many a frame has.
 
     Raises:
-        ValueError: see ``LpBall``, ``check_search`` and ``method_named``.
+        ValueError: see ``searched``, ``check_sizes``, ``check_search`` and ``method_named``.
     """
-    ball = LpBall(
-        0.0,
-        options.p,
-        frames=mask_of("frames", options.frames, frames),
-        features=mask_of("features", options.features, features),
-        scope=options.scope,
-        low=options.low,
-        high=options.high,
+    ball = _searched(
+        options,
+        mask_of("frames", options.frames, frames),
+        mask_of("features", options.features, features),
     )
     confirm: Confirm = None if options.no_confirm else "float64"
     epsilons = tuple(epsilon for epsilon in options.epsilons or () if epsilon > 0)
+    check_sizes(ball, options.max_radius, epsilons)
     check_search(options.rtol, options.max_radius, confirm, epsilons)
     method, most = method_named(options.method), options.max_radius
     return Examination(
         ball, method, most, options.rtol, confirm, options.attack, epsilons, options.probes
+    )
+
+
+def _searched(
+    options: argparse.Namespace, frames: Tensor | None, features: Tensor | None
+) -> Perturbation:
+    """What may move: the box where there is one, or a ball."""
+    domain = {"low": options.low, "high": options.high}
+    box = None
+    if options.box is not None:
+        box = Box(*options.box, frames=frames, features=features)
+        frames = features = None
+    return searched(
+        box, p=options.p, frames=frames, features=features, scope=options.scope, **domain
     )
 
 

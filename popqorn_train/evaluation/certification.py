@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popqorn_train.evaluation.measures import Measure
 from popqorn_train.evaluation.sample_list import SampleRows
-from popqorn_train.evaluation.sample_rows import SampleRow, Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status, measure_of_rows
 
 _COLUMNS = tuple(column.name for column in fields(SampleRow))
 
@@ -87,8 +88,13 @@ class Certification:
         return len(self.answered) == len(self.rows) > 0
 
     @property
+    def measure(self) -> Measure:
+        """Whether its radii are radii of balls or shares of a box."""
+        return measure_of_rows(self.rows)
+
+    @property
     def radii(self) -> Tensor:
-        """Certified radii of the answered samples, float64; 0 where the prediction is wrong."""
+        """Certified radii, or shares of a box, of the answered samples; 0 where they are wrong."""
         return torch.tensor([row.radius for row in self.answered], dtype=torch.float64)
 
     @property

@@ -16,7 +16,8 @@ def confidence_interval(share: float, samples: int) -> tuple[float, float]:
     spread = _Z**2 / samples
     middle = (share + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / samples + spread / (4 * samples))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The interval holds the share; at 0 and 1 rounding would put an end on the other side.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def widest(shares: Sequence[float], samples: int) -> str:

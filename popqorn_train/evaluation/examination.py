@@ -27,9 +27,9 @@ from popqorn_train.errors import (
     MixedSamplesError,
 )
 from popqorn_train.evaluation.batches import Picked
+from popqorn_train.evaluation.measures import RADIUS, SHARE, Measure
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
-from popqorn_train.perturbations.box import Perturbation
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.box import Box, Perturbation
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Examination:
     """What is asked about every sample.
 
     Attributes:
-        ball: what may move; its epsilon does not matter.
+        ball: what may move, an ``LpBall`` whose epsilon does not matter, or a ``Box``.
         method: how to bound.
         max_radius: see ``certified_radius``, as for the next two.
         rtol: relative precision.
@@ -47,7 +47,7 @@ class Examination:
         probes: points at which the model is compared with what was proved, see ``certify``.
     """
 
-    ball: LpBall
+    ball: Perturbation
     method: Method
     max_radius: float | None
     rtol: float
@@ -113,17 +113,24 @@ class Examination:
             empirical,
             strict=True,
         )
-        return [_row(*answer) for answer in answers]
+        measure = measure_of(self.ball).name
+        return [replace(_row(*answer), measure=measure) for answer in answers]
+
+    def told(self) -> str:
+        """What is searched, in a few words."""
+        return "shares of a box" if isinstance(self.ball, Box) else f"l_{self.ball.p:g}"
+
+    def moving(self) -> dict[str, Any]:
+        """What may move, as arguments of ``certified_radius`` and ``certify_loader``."""
+        if isinstance(self.ball, Box):
+            return {"box": self.ball}
+        names = ("p", "frames", "features", "scope", "low", "high")
+        return {name: getattr(self.ball, name) for name in names}
 
     def settings(self) -> dict[str, Any]:
         """Everything that a radius depends on but the model, as plain values."""
-        ball = self.ball
-        edges = {"low": ball.low, "high": ball.high}
-        masks = {"frames": ball.frames, "features": ball.features}
         return {
-            "p": str(ball.p),
-            "scope": ball.scope,
-            **{name: _plain(edge) for name, edge in (edges | masks).items()},
+            **_moving(self.ball),
             "method": name_of(self.method),
             "max_radius": _plain(self.max_radius),
             "rtol": _plain(self.rtol),
@@ -202,9 +209,28 @@ def _row(
     row = replace(row, rate=rate if math.isfinite(rate) else None)
     if empirical is not None and empirical < radius:
         # One of the two is wrong; neither may pass for an answer.
-        problem = f"attacked at {empirical:.6g}, below the certified radius {radius:.6g}"
+        problem = f"attacked at {empirical:.6g}, below what was certified, {radius:.6g}"
         row = replace(row, status=Status.ERROR, radius=None, empirical=None, error=problem)
     return row
+
+
+def measure_of(ball: Perturbation) -> Measure:
+    """What is measured of a perturbation whose size is searched."""
+    return SHARE if isinstance(ball, Box) else RADIUS
+
+
+def _moving(ball: Perturbation) -> dict[str, Any]:
+    """What may move, as plain values."""
+    if isinstance(ball, Box):
+        lower, upper = map(_plain, ball.ends)
+        masks = zip(("frames", "features"), map(_plain, ball.masks), strict=True)
+        return {"box": {"lower": lower, "upper": upper}, **dict(masks)}
+    names = ("low", "high", "frames", "features")
+    return {
+        "p": str(ball.p),
+        "scope": ball.scope,
+        **{name: _plain(getattr(ball, name)) for name in names},
+    }
 
 
 def _plain(value: float | Tensor | None) -> Any:

@@ -21,6 +21,7 @@ from popqorn_train.evaluation.resolve import resolved
 from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.tracing.process_settings import without_cudnn
 
+_OF_MANY = ("frames", "scope")  # what says nothing of a frame that moves alone
 Vocabulary = Callable[[list[int]], Sequence[str]]
 
 
@@ -72,17 +73,14 @@ def examined_frames(
     model: BoundModel, picked: Picked, question: Examination
 ) -> tuple[list[float], str]:
     """The radius of every frame of one sample, and what went wrong."""
-    ball = question.ball
+    alone = {name: value for name, value in question.moving().items() if name not in _OF_MANY}
     try:
         found = frame_radii(
             model,
             picked.inputs,
             picked.labels,
-            p=ball.p,
             method=question.method,
-            features=ball.features,
-            low=ball.low,
-            high=ball.high,
+            **alone,
             max_radius=question.max_radius,
             rtol=question.rtol,
             confirm=question.confirm,

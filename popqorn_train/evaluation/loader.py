@@ -21,7 +21,7 @@ from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.probes import PROBES, check_probes
-from popqorn_train.certificates.radius import check_search
+from popqorn_train.certificates.radius import check_search, check_sizes
 from popqorn_train.errors import BadSamplesError
 from popqorn_train.evaluation.batches import (
     Picked,
@@ -35,9 +35,8 @@ from popqorn_train.evaluation.examination import AtBall, Examination, Examiner
 from popqorn_train.evaluation.progress import Group, Progress, Silent, shown
 from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
-from popqorn_train.perturbations.box import Box, Perturbation, check_ball
-from popqorn_train.perturbations.lp_ball import LpBall
-from popqorn_train.perturbations.masks import Mask, as_mask
+from popqorn_train.perturbations.box import Box, Perturbation, check_ball, searched
+from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 
 OnError = Literal["warn", "raise"]
@@ -141,6 +140,7 @@ def certify_loader(
     scope: Scope = "frame",
     low: float | Tensor | None = None,
     high: float | Tensor | None = None,
+    box: Box | None = None,
     max_radius: float | None = None,
     rtol: float = 1e-2,
     confirm: Confirm = "float64",
@@ -157,7 +157,8 @@ def certify_loader(
 ) -> SampleRows:
     """Certify the samples of a loader, in its order, with a progress bar.
 
-    With a ``ball`` every sample is certified in that ball; without one its radius is searched.
+    With a ``ball`` every sample is certified in that ball; without one its radius is searched, or
+    the share of a ``box``.
 
     Args:
         model: a classifier, or ``bound(model)``; inputs are moved to its device.
@@ -172,6 +173,7 @@ def certify_loader(
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
+        box: search the largest share of this box, instead of a ball; see ``certified_radius``.
         max_radius: largest radius tried.
         rtol: relative precision of the radii.
         confirm: prove again in float64.
@@ -202,8 +204,10 @@ def certify_loader(
     check_search(rtol, max_radius, confirm, epsilons)
     check_probes(probes)
     _check_loader(loader, samples, seconds)
-    masks = {"frames": as_mask("frames", frames), "features": as_mask("features", features)}
-    described = LpBall(0.0, p, **masks, scope=scope, low=low, high=high)
+    domain = {"low": low, "high": high}
+    described = searched(box, p=p, frames=frames, features=features, scope=scope, **domain)
+    check_sizes(described, max_radius, epsilons)
+    _check_one_size(described)
     question: Examination | AtBall
     if ball is None:
         question = Examination(
@@ -275,8 +279,13 @@ def _check_loader(loader: Iterable[Any], samples: int | None, seconds: float | N
         raise ValueError(f"`seconds` must be positive, got {seconds!r}.")
 
 
-def _check_ball(ball: Perturbation, described: LpBall, *, attack: bool) -> None:
+def _check_ball(ball: Perturbation, described: Perturbation, *, attack: bool) -> None:
     check_ball(ball)
+    if isinstance(described, Box):
+        raise ValueError(
+            "`ball` is certified as it is, and of `box` the largest share is searched: pass one of "
+            "them."
+        )
     other = described.p != math.inf or described.scope != "frame" or attack
     parts = (described.frames, described.features, described.low, described.high)
     if other or any(part is not None for part in parts):
@@ -284,7 +293,12 @@ def _check_ball(ball: Perturbation, described: LpBall, *, attack: bool) -> None:
             "`ball` says what may move: pass p, frames, features, scope, low and high to LpBall, "
             "and leave out `attack`, which searches radii."
         )
-    sizes = (ball.lower, ball.upper) if isinstance(ball, Box) else (ball.epsilon,)
+    _check_one_size(ball)
+
+
+def _check_one_size(ball: Perturbation) -> None:
+    """Refuse what is of one batch alone."""
+    sizes = ball.ends if isinstance(ball, Box) else (ball.epsilon,)
     axes = 2 if isinstance(ball, Box) else 0  # of frames and features
     if any(isinstance(size, Tensor) and size.ndim > axes for size in sizes):
         raise ValueError(

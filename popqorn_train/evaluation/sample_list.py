@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any, SupportsIndex, overload
 
 from popqorn_train.display import SHOWN, html_table
-from popqorn_train.evaluation.sample_rows import SampleRow, count_statuses
+from popqorn_train.evaluation.sample_rows import SampleRow, count_statuses, measure_of_rows
 
 _COLUMNS = tuple(column.name for column in fields(SampleRow))
 _FLOATS = ("radius", "empirical", "margin", "rate")
@@ -28,7 +28,7 @@ class SampleRows(list[SampleRow]):
         radii = sorted(row.radius for row in self if row.answered and row.radius is not None)
         parts = [f"{len(self)} samples", *counts]
         if radii:
-            parts.append(f"median radius {radii[(len(radii) - 1) // 2]:.4g}")
+            parts.append(f"median {measure_of_rows(self).name} {radii[(len(radii) - 1) // 2]:.4g}")
         return f"<SampleRows: {', '.join(parts)}>"
 
     def _repr_html_(self) -> str:
@@ -56,4 +56,4 @@ class SampleRows(list[SampleRow]):
 def _holds(row: SampleRow, name: str) -> bool:
     """Whether a column says something of a sample."""
     value = getattr(row, name)
-    return name in ("index", "status") or value not in (None, "", False)
+    return name in ("index", "status") or value not in (None, "", False, "radius")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from popqorn_train.evaluation.measures import MEASURES, RADIUS, Measure
+
 
 class Status(StrEnum):
     """What became of a sample."""
@@ -28,6 +30,8 @@ class SampleRow:
         capped: whether that is the largest that was tried.
         empirical: smallest distortion an attack found, ``inf`` if none did.
         evaluations: margins computed for it.
+        measure: ``"share"`` where ``radius`` and ``empirical`` are shares of a box, from 0 to 1;
+            otherwise ``"radius"``.
         rate: by which the next search begins, see ``RadiusSearch``.
         margin: certified margin at the epsilon that was asked for.
         error: what went wrong.
@@ -46,6 +50,7 @@ class SampleRow:
     margin: float | None = None
     error: str = ""
     rate: float | None = None
+    measure: str = "radius"
 
     def __repr__(self) -> str:
         """Show what was worked out."""
@@ -63,6 +68,12 @@ class SampleRow:
 
 def _text(value: Any) -> str:
     return repr(str(value)) if isinstance(value, Status) else repr(value)
+
+
+def measure_of_rows(rows: Iterable[SampleRow]) -> Measure:
+    """Whether the radii of rows are radii of balls or shares of a box."""
+    known = (MEASURES[row.measure] for row in rows if row.radius is not None)
+    return next(known, RADIUS)
 
 
 def count_statuses(rows: Iterable[SampleRow]) -> dict[Status, int]:

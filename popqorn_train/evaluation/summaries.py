@@ -8,38 +8,53 @@ import torch
 
 from popqorn_train.evaluation.certification import Certification, lower_quantile
 from popqorn_train.evaluation.confidence import confidence_interval
+from popqorn_train.evaluation.measures import RADIUS, SHARE
 from popqorn_train.evaluation.sample_rows import Status, count_statuses
 
 PROMISE = (
-    "Every certified radius is sound for the network over the real numbers: no input within it "
-    "changes the predicted class. {confirmed} It is tested against, but not proved for, the "
-    "deployed kernel at float32. A radius is a lower bound: the network may well be robust "
-    "further out, and nothing is said of inputs that are not within it of a certified sample."
+    "Every certified {name} is sound for the network over the real numbers: no input within "
+    "{within} changes the predicted class. {confirmed} It is tested against, but not proved for, "
+    "the deployed kernel at float32. A {name} is a lower bound: the network may well be robust "
+    "further out, and nothing is said of inputs that are not within {within} of a certified sample."
 )
 _CONFIRMED = "It was confirmed in float64, with intercepts rounded outward."
 _UNCONFIRMED = (
-    "It was NOT confirmed in float64 (--no-confirm), so tiny radii may be rounding errors."
+    "It was NOT confirmed in float64 (--no-confirm), so tiny {many} may be rounding errors."
 )
 
 
 def promise(settings: dict[str, Any]) -> str:
     """What the certificates promise, and what not."""
-    confirmed = settings.get("confirm") == "float64"
-    return PROMISE.format(confirmed=_CONFIRMED if confirmed else _UNCONFIRMED)
+    words = (SHARE if "box" in settings else RADIUS)._asdict()
+    confirmed = _CONFIRMED if settings.get("confirm") == "float64" else _UNCONFIRMED
+    return PROMISE.format(confirmed=confirmed.format(**words), **words)
 
 
 def unit(settings: dict[str, Any]) -> str:
-    """Norm, scope and domain in words."""
+    """Norm, scope and domain in words; or the box that there are shares of."""
+    moved = f" of {settings['moved']!r}" if settings.get("moved") else ""
+    if "box" in settings:
+        ends = [_end(settings["box"][name]) for name in ("lower", "upper")]
+        way = f"shares of the way from each input{moved} to the ends of [{', '.join(ends)}]"
+        return f"{way}{_chosen(settings)}"
     low, high = settings.get("low"), settings.get("high")
     ends = ["-inf" if low is None else f"{low:g}", "inf" if high is None else f"{high:g}"]
     clipped = "" if low is None and high is None else f", inputs in [{ends[0]}, {ends[1]}]"
     whole = settings.get("scope") == "sequence"
     moves = "one ball for the sequence" if whole else "a ball for every frame"
-    chosen = [name for name in ("frames", "features") if settings.get(name) is not None]
-    if chosen:
-        moves += f" (chosen {' and '.join(chosen)} move)"
-    moved = f" of {settings['moved']!r}" if settings.get("moved") else ""
+    moves += _chosen(settings)
     return f"l_{float(settings['p']):g}{moved}, {moves}{clipped}"
+
+
+def _chosen(settings: dict[str, Any]) -> str:
+    """Which part of an input moves, if not all of it."""
+    chosen = [name for name in ("frames", "features") if settings.get(name) is not None]
+    return f" (chosen {' and '.join(chosen)} move)" if chosen else ""
+
+
+def _end(value: Any) -> str:
+    """An end of a box: a number, or what differs between features."""
+    return f"{value:g}" if isinstance(value, int | float) else "..."
 
 
 def nice_epsilons(certification: Certification, count: int = 5) -> list[float]:
@@ -59,23 +74,24 @@ def facts(certification: Certification) -> dict[str, str]:
     """The numbers of a headline, as text."""
     radii = certification.radii
     capped = sum(row.capped for row in certification.answered)
+    name = certification.measure.name
     numbers = {
         "clean accuracy": f"{100 * certification.clean_accuracy:.1f} %",
-        "median radius": f"{lower_quantile(radii, 0.5).item():.4g}",
-        "mean radius": f"{radii.mean().item():.4g}",
+        f"median {name}": f"{lower_quantile(radii, 0.5).item():.4g}",
+        f"mean {name}": f"{radii.mean().item():.4g}",
         "10th percentile": f"{lower_quantile(radii, 0.1).item():.4g}",
-        "samples at the largest radius tried": str(capped),
+        f"samples at the largest {name} tried": str(capped),
     }
     if certification.empirical is not None:
         broke = lower_quantile(certification.empirical, 0.5).item()
-        numbers["median radius of the attack"] = f"{broke:.4g}"
+        numbers[f"median {name} of the attack"] = f"{broke:.4g}"
     return numbers
 
 
 def accuracy_rows(certification: Certification, epsilons: Sequence[float]) -> list[list[str]]:
-    """Epsilon, certified accuracy, its 95 % interval, attacked accuracy as text, with a head."""
+    """Sizes, certified accuracy, its 95 % interval, attacked accuracy as text, with a head."""
     grid, count = [0.0, *epsilons], len(certification.answered)
-    columns = [["epsilon", *[f"{epsilon:g}" for epsilon in grid]]]
+    columns = [[certification.measure.size, *[f"{epsilon:g}" for epsilon in grid]]]
     shares = certification.certified_accuracy(grid)
     columns.append(["certified", *[f"{100 * share:.1f} %" for share in shares]])
     ends = [confidence_interval(share, count) for share in shares]
@@ -88,7 +104,8 @@ def accuracy_rows(certification: Certification, epsilons: Sequence[float]) -> li
 
 def class_rows(certification: Certification, classes: Sequence[str]) -> list[list[str]]:
     """Samples, accuracy and radius of every class as text, with a head."""
-    rows = [["class", "samples", "accuracy", "median radius", "mean radius"]]
+    name = certification.measure.name
+    rows = [["class", "samples", "accuracy", f"median {name}", f"mean {name}"]]
     for label in certification.by_class():
         own = [row for row in certification.answered if row.label == label]
         radii = torch.tensor([row.radius for row in own], dtype=torch.float64)

@@ -50,6 +50,23 @@ def placed_mask(name: str, mask: Tensor, batch: int, size: int, device: torch.de
     return mask.to(device).expand(batch, size)
 
 
+def placed_masks(
+    frames: Tensor | None, features: Tensor | None, center: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The frames that move, ``(B, T)``, and the features that do, ``(B, 1, N)`` if not all.
+
+    Raises:
+        ValueError: masks of other shapes.
+    """
+    batch, time, width = center.shape
+    moved = torch.ones(batch, time, dtype=torch.bool, device=center.device)
+    if frames is not None:
+        moved = placed_mask("frames", frames, batch, time, center.device)
+    if features is None:
+        return moved, None
+    return moved, placed_mask("features", features, batch, width, center.device)[:, None]
+
+
 def cut(value: Any, chosen: Tensor, batch: int, samples_at: int) -> Any:
     """The part of some samples; ``samples_at`` axes mean that the first one is the batch."""
     whole = isinstance(value, Tensor) and value.ndim >= samples_at and len(value) == batch

@@ -18,11 +18,11 @@ from popqorn_train.perturbations.arguments import (
     cut,
     edge_of_frames,
     numbers,
-    placed_mask,
+    placed_masks,
     room,
 )
 from popqorn_train.perturbations.masks import as_mask
-from popqorn_train.perturbations.region import Region, Scope
+from popqorn_train.perturbations.region import Region, Scope, dual_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +135,8 @@ class LpBall:
         Raises:
             ValueError: shapes that do not fit, or an input outside ``[low, high]``.
         """
-        batch, time, width = center.shape
-        moved, features = self._moving(batch, time, width, center.device)
+        batch, time, _ = center.shape
+        moved, features = placed_masks(self.frames, self.features, center)
         epsilon = self._per_frame_epsilon(batch, time, center) * moved
         down = up = epsilon[..., None].expand_as(center)
         if features is not None:
@@ -154,6 +154,28 @@ class LpBall:
         value = center if value is None else value
         return Region(value, scale, epsilon, moved, down, up, self.p, self.scope, clipped, features)
 
+    def sized(self, size: float | Tensor) -> "LpBall":
+        """The ball with another epsilon: a float, or ``(B,)``."""
+        return replace(self, epsilon=size)
+
+    def first_fall(self, gradient: Tensor, region: Region) -> Tensor:
+        """How fast a function falls at first as epsilon grows, ``(B,)``.
+
+        Args:
+            gradient: ``(B, T, N)`` of the function, at the input.
+            region: around the input, of any size but 0.
+        """
+        free = torch.where(gradient > 0, region.down, region.up) > 0  # not stopped by the domain
+        gradient = gradient * free
+        if region.scope == "sequence":
+            gradient = gradient.flatten(1)[:, None]
+        return dual_norm(gradient, region.p).sum(1)
+
+    def length(self, change: Tensor, region: Region) -> Tensor:
+        """The least epsilon of a ball that holds a change ``(B, T, N)`` of the input, ``(B,)``."""
+        blocks = change.flatten(1)[:, None] if region.scope == "sequence" else change
+        return torch.linalg.vector_norm(blocks, region.p, dim=-1).amax(1)
+
     def pick(self, chosen: Tensor, batch: int) -> "LpBall":
         """The ball of some samples of a batch."""
 
@@ -165,17 +187,6 @@ class LpBall:
             low=cut(self.low, chosen, batch, 3),
             high=cut(self.high, chosen, batch, 3),
         )
-
-    def _moving(
-        self, batch: int, time: int, width: int, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """The frames that move, ``(B, T)``, and the features that do, ``(B, 1, N)`` if not all."""
-        moved = torch.ones(batch, time, dtype=torch.bool, device=device)
-        if self.frames is not None:
-            moved = placed_mask("frames", self.frames, batch, time, device)
-        if self.features is None:
-            return moved, None
-        return moved, placed_mask("features", self.features, batch, width, device)[:, None]
 
     def _per_frame_epsilon(self, batch: int, time: int, center: Tensor) -> Tensor:
         epsilon = torch.as_tensor(self.epsilon, dtype=center.dtype, device=center.device)

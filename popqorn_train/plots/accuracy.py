@@ -7,11 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from popqorn_train.evaluation.certification import Certification, read_certifications
+from popqorn_train.evaluation.measures import RADIUS, Measure
 from popqorn_train.evaluation.summaries import unit
 from popqorn_train.plots.style import ATTACK, MARKERS, axis_of, colors_of, finish, literal
 
 MOST_LINES = 20  # of one chart; more cannot be told apart
 _MARKED = 30  # measured points up to which each has a marker
+
+
+def axis_name(measure: Measure) -> str:
+    """What the axis of sizes shows."""
+    return "perturbation epsilon" if measure == RADIUS else measure.size
 
 
 class AccuracyCurve(NamedTuple):
@@ -159,7 +165,8 @@ def draw_certifications(
         ax.plot(grid, attacked, "--", color=ATTACK, lw=1.8, label=label)
     settings = shown[-1].settings
     if xlabel is None:
-        xlabel = "perturbation epsilon" + (f"\n({unit(settings)})" if "p" in settings else "")
+        said = f"\n({unit(settings)})" if {"p", "box"} & {*settings} else ""
+        xlabel = f"{axis_name(shown[-1].measure)}{said}"
     ax.set(xlabel=xlabel, ylabel="accuracy (%)", ylim=(0, 102), title=title)
     ax.set_xlim(0, grid[-1])
     finish(ax, columns=1 + (len(shown) > 10))

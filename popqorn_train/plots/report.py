@@ -76,21 +76,23 @@ class Report:
         return element("div", *tiles, class_="tiles")
 
     def _curves(self) -> Element:
-        parts = [element("h2", "Accuracy against epsilon")]
-        parts += self._picture("curves", "Certified accuracy against epsilon")
+        size = self.certification.measure.size
+        parts = [element("h2", f"Accuracy against {size}")]
+        parts += self._picture("curves", f"Certified accuracy against {size}")
         parts.append(table(accuracy_rows(self.certification, self.epsilons)))
         text = (
             "certified: percentage of the answered samples that are classified correctly and "
-            "proved up to epsilon; at 0, the clean accuracy."
+            f"proved up to that {size}; at 0, the clean accuracy."
         )
         if self.certification.empirical is not None:
             text += " attack failed: percentage that the attack did not break."
         return element("section", *parts, element("p", text, class_="note"), id="curves")
 
     def _radii(self) -> Element:
-        parts = [element("h2", "Radii")]
-        parts += self._picture("radii", "Histogram of certified radii")
-        parts += self._picture("classes", "Certified radii by class", needed=False)
+        many = self.certification.measure.many
+        parts = [element("h2", many.capitalize())]
+        parts += self._picture("radii", f"Histogram of certified {many}")
+        parts += self._picture("classes", f"Certified {many} by class", needed=False)
         if self.certification.by_class():
             parts.append(table(class_rows(self.certification, self.classes)))
         return element("section", *parts, id="radii")
@@ -105,8 +107,9 @@ class Report:
         parts = [element("h2", "Most fragile samples")]
         scale = RadiusScale.of(radius for one in self.fragile for radius in one.radii)
         text = (
-            "The correctly classified samples with the smallest radii, and how far each of their "
-            f"frames can be moved alone: {scale.ends()}. The most fragile frame is marked."
+            f"The correctly classified samples with the smallest {self.certification.measure.many},"
+            f" and how far each of their frames can be moved alone: {scale.ends()}. The most "
+            "fragile frame is marked."
         )
         parts.append(element("p", text))
         parts += self._picture("rows", "The most fragile samples, row by row", needed=False)
@@ -116,13 +119,14 @@ class Report:
 
     def _sample(self, one: FragileSample, scale: RadiusScale) -> list[Element]:
         name = class_name(one.row.label, self.classes)
-        title = f"Sample {one.row.index}, {name}: radius {one.row.radius:.4g}"
+        measure = self.certification.measure
+        title = f"Sample {one.row.index}, {name}: {measure.name} {one.row.radius:.4g}"
         if one.error:
-            return [element("h3", title), element("p", f"No frame radii: {one.error}")]
+            return [element("h3", title), element("p", f"No {measure.many} of frames: {one.error}")]
         if one.words:
             shown = sentence_element(Sentence(one.words, one.radii), scale)
         else:
-            shown = _strip(one.radii, scale)
+            shown = _strip(one.radii, scale, measure.name)
         return [element("h3", title), shown]
 
     def _samples(self) -> Element:
@@ -159,8 +163,8 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _strip(radii: Sequence[float], scale: RadiusScale) -> Element:
-    """One cell a frame, in the colour of its radius."""
+def _strip(radii: Sequence[float], scale: RadiusScale, name: str) -> Element:
+    """One cell a frame, in the colour of its radius or share."""
     proved = [at for at, radius in enumerate(radii) if radius > 0]
     least = min(proved, key=lambda at: radii[at], default=None)
     cells = []
@@ -173,7 +177,7 @@ def _strip(radii: Sequence[float], scale: RadiusScale) -> Element:
                 text,
                 class_="cell least" if at == least else "cell",
                 style=f"background:{hexadecimal(color)};color:{ink_on(color)}",
-                title=f"frame {at + 1}: radius {radius:.4g}",
+                title=f"frame {at + 1}: {name} {radius:.4g}",
             )
         )
     return element("div", *cells, class_="strip")

@@ -20,6 +20,7 @@ from popqorn_train.plots import (
     draw_radii_by_class,
     draw_radius_histogram,
 )
+from popqorn_train.plots.accuracy import axis_name
 from popqorn_train.plots.style import settings
 
 _LARGEST = 256  # frames and features of an image that is drawn
@@ -58,13 +59,14 @@ def report_figures(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    label = f"certified radius\n({unit(certification.settings)})"
+    measure, meant = certification.measure, unit(certification.settings)
+    label = f"certified {measure.name}\n({meant})"
     radii = certification.radii
     labels = [row.label for row in certification.answered]
     draw: dict[str, Callable[[], tuple[Any, Any]]] = {
         "curves": lambda: draw_accuracy_curves(
             [curve_of("model", certification, curve_grid([certification]))],
-            xlabel=label.replace("certified radius", "perturbation epsilon"),
+            xlabel=f"{axis_name(measure)}\n({meant})",
         ),
         "radii": lambda: draw_radius_histogram({"model": radii}, xlabel=label),
     }
@@ -117,5 +119,6 @@ def _drawn_rows(
         values = values.reshape(-1, height, width)
         radii = radii.repeat_interleave(features // width, dim=1)
     names = [f"#{one.row.index}: {class_name(one.row.label, classes)}" for one in fragile]
-    what = f"certified radius of\nthe frame alone (l_{float(certification.settings['p']):g})"
+    norm = f" (l_{float(certification.settings['p']):g})" if "p" in certification.settings else ""
+    what = f"certified {certification.measure.name} of\nthe frame alone{norm}"
     return draw_image_rows(values, radii, names=names, unit=what, across=_ACROSS)

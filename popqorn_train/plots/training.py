@@ -11,6 +11,7 @@ from popqorn_train.evaluation.certification import (
     lower_quantile,
     read_certifications,
 )
+from popqorn_train.evaluation.measures import RADIUS, SHARE, Measure
 from popqorn_train.plots.style import ATTACK, CERTIFIED, COLORS, finish, new_figure
 
 Column = tuple[list[float], list[float]]  # steps or epochs, values
@@ -71,17 +72,18 @@ def draw_training(
     _draw_schedule(schedule, found)
     _draw_losses(losses, found)
     complete = [entry for entry in certifications or () if entry.complete]
-    _draw_lines(radii, _radii(found, complete), "certified radius")
+    measure = _measure(found, complete)
+    _draw_lines(radii, _radii(found, complete), f"certified {measure.name}")
     _draw_lines(accuracies, _accuracies(found, complete), "samples (%)")
     accuracies.set_ylim(0, 102)
-    for ax, name in zip(axes, ("schedule", "losses", "radii", "accuracies"), strict=True):
+    for ax, name in zip(axes, ("schedule", "losses", measure.many, "accuracies"), strict=True):
         ax.set_title(name, fontsize=10, loc="left")
         if not ax.lines:
             style = {"ha": "center", "va": "center", "transform": ax.transAxes}
             ax.text(0.5, 0.5, "not logged", color="#666666", **style)
     figure.suptitle(title)
     if unit:
-        figure.supxlabel(f"epsilon and certified radius: {unit}", fontsize=9)
+        figure.supxlabel(f"epsilon and certified {measure.name}: {unit}", fontsize=9)
     return figure, axes
 
 
@@ -115,12 +117,19 @@ def _draw_losses(ax: Any, metrics: _Metrics) -> None:
     _draw_lines(ax, lines, "loss (nats)")
 
 
+def _measure(metrics: _Metrics, certifications: Sequence[Certification]) -> Measure:
+    """Whether radii were searched, or shares of a box."""
+    if certifications:
+        return certifications[-1].measure
+    shares = any(name.startswith(SHARE.certified) for name in metrics.names)
+    return SHARE if shares else RADIUS
+
+
 def _radii(metrics: _Metrics, certifications: Sequence[Certification]) -> dict[str, Column]:
     if not certifications:
         names = {"median": "median", "mean": "mean", "10th percentile": "p10"}
-        columns = {
-            name: metrics.column(f"certified_radius/{key}", "epoch") for name, key in names.items()
-        }
+        size = _measure(metrics, certifications).certified
+        columns = {name: metrics.column(f"{size}/{key}", "epoch") for name, key in names.items()}
         return {name: column for name, column in columns.items() if column[0]}
     epochs = [float(entry.epoch) for entry in certifications]
     found = {
@@ -141,11 +150,12 @@ def _accuracies(metrics: _Metrics, certifications: Sequence[Certification]) -> d
         epochs, shares = metrics.column(clean, "epoch")
         found["clean, whole validation set"] = (epochs, [100 * share for share in shares])
     for name in metrics.names:
-        matched = re.fullmatch(r"certified_accuracy/(\d+(?:p\d+)?)", name)
+        matched = re.fullmatch(r"certified_accuracy(_at_share)?/(\d+(?:p\d+)?)", name)
         if matched:
             epochs, shares = metrics.column(name, "epoch")
-            at = matched[1].replace("p", ".")
-            label = "clean, certified samples" if at == "0" else f"certified at {at}"
+            at = matched[2].replace("p", ".")
+            of = "share " if matched[1] else ""
+            label = "clean, certified samples" if at == "0" else f"certified at {of}{at}"
             found[label] = (epochs, [100 * share for share in shares])
     if certifications and not any(name.startswith("certified") for name in found):
         epochs = [float(entry.epoch) for entry in certifications]

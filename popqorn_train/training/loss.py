@@ -10,7 +10,6 @@ De Palma et al., "MTL-IBP", ICLR 2024 (alpha); Zhang et al., "CROWN-IBP", ICLR 2
 """
 
 import math
-from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -31,7 +30,7 @@ from popqorn_train.certificates.margins import (
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.pgd import search
 from popqorn_train.certificates.unread import fitted
-from popqorn_train.perturbations.box import Box, Perturbation
+from popqorn_train.perturbations.box import Box, Perturbation, check_box
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
@@ -131,10 +130,7 @@ class CertifiedLoss(Objective):
 
     def ball(self, share: float = 1.0) -> Perturbation:
         """What may move now; of a share of epsilon."""
-        if self.box is not None:
-            self._check_box()
-            return replace(self.box, share=share * self.epsilon * self.box.share)
-        return LpBall(
+        ball = LpBall(
             share * self.epsilon,
             self.p,
             frames=self.frames,
@@ -143,21 +139,14 @@ class CertifiedLoss(Objective):
             low=self.low,
             high=self.high,
         )
+        if self.box is None:
+            return ball
+        check_box(self.box, ball)
+        self._check_share()
+        return self.box.sized(share * self.epsilon * self.box.share)
 
-    def _check_box(self) -> None:
-        """Refuse a box beside what describes a ball.
-
-        Raises:
-            TypeError: no box.
-            ValueError: both, or an epsilon that is no share.
-        """
-        if not isinstance(self.box, Box):
-            raise TypeError(f"`box` must be a Box or None, got {type(self.box).__name__}.")
-        parts = (self.low, self.high, self.frames, self.features)
-        if self.p != math.inf or self.scope != "frame" or any(part is not None for part in parts):
-            raise ValueError(
-                "`box` says what may move: leave out p, low, high, frames, features and scope."
-            )
+    def _check_share(self) -> None:
+        """Refuse an epsilon that is no share of the box."""
         if not isinstance(self.epsilon, int | float) or not 0 <= self.epsilon <= 1:
             raise ValueError(
                 "`epsilon` must be the share of `box` that may move, from 0 to 1, got "

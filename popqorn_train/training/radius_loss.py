@@ -12,7 +12,6 @@ B: batch.
 """
 
 import math
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -28,7 +27,7 @@ from popqorn_train.certificates.radius import check_search
 from popqorn_train.certificates.radius_gradient import with_gradient
 from popqorn_train.certificates.search import answer
 from popqorn_train.certificates.unread import fitted
-from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.box import Box, check_searched
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.training.loss import CertifiedLoss, Worst
@@ -50,6 +49,7 @@ class RadiusLoss(CertifiedLoss):
         frames: mask of the frames that move.
         features: mask of the features that move.
         scope: one ball per frame, or one for the sequence.
+        box: what may move, by its ends, instead; ``epsilon`` is then the share that is enough.
         method: bounding method.
         kappa: weight of the clean term.
         rtol: relative precision of the radii.
@@ -70,6 +70,7 @@ class RadiusLoss(CertifiedLoss):
         frames: Mask | None = None,
         features: Mask | None = None,
         scope: Scope = "frame",
+        box: Box | None = None,
         method: str | Method = "ibp",
         kappa: float = 0.0,
         rtol: float = 1e-2,
@@ -78,6 +79,8 @@ class RadiusLoss(CertifiedLoss):
             kind = type(epsilon).__name__
             raise TypeError(f"`epsilon` must be one number for all samples, got {kind}.")
         check_search(rtol, None, None)
+        if isinstance(box, Box):
+            check_searched(box)
         super().__init__(
             epsilon,
             p,
@@ -86,6 +89,7 @@ class RadiusLoss(CertifiedLoss):
             frames=frames,
             features=features,
             scope=scope,
+            box=box,
             method=method,
             kappa=kappa,
         )
@@ -111,20 +115,12 @@ class RadiusLoss(CertifiedLoss):
     def _radius(self, batch: Prepared) -> Tensor:
         """Certified radii ``(B,)`` up to epsilon, with gradients where they are wanted."""
         target = batch.target.to(batch.instance.center.device)
-        ball = LpBall(
-            0.0,
-            self.p,
-            frames=self.frames,
-            features=self.features,
-            scope=self.scope,
-            low=self.low,
-            high=self.high,
-        )
+        ball = self.ball()
         instance = fitted(batch.instance, ball)
         question = Query(instance, target, None, ball, self.method, self._chunks)
         with undisturbed(batch.model):
             with torch.no_grad():
                 found = answer(question, None, max_radius=self.epsilon, rtol=self.rtol)
-                reached = replace(ball, epsilon=found.radius)
+                reached = ball.sized(found.radius)
                 batch.probe(instance, reached, Claim(found.radius > 0))
             return with_gradient(question, found) if torch.is_grad_enabled() else found.radius

@@ -132,6 +132,12 @@ trainer:
         method: crown-ibp
         frames: [true, true, true, false]
         features: [true, false, true]
+    - class_path: {path}CertifiedRadiusMonitor
+      init_args:
+        name: box
+        samples: 4
+        method: crown-ibp
+        box: {{lower: [-9.0, -8.0, -7.0], upper: 9.0}}
     - class_path: {path}EpsilonSchedule
     - class_path: {path}CertifiedTrainingGuard
     - class_path: {path}CertifiedEarlyStopping
@@ -144,6 +150,7 @@ trainer:
     *_, stop = [c for c in ran.trainer.callbacks if isinstance(c, callbacks.CertifiedEarlyStopping)]
     assert (stop.patience, stop.strict) == (8, False)
     assert ran.trainer.callback_metrics["certified_radius/median"] >= 0
+    assert 0 <= ran.trainer.callback_metrics["box/certified_share/median"] <= 1
 
 
 BOTH = """

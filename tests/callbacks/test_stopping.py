@@ -18,7 +18,7 @@ def medians(monkeypatch):
         def replaced(certification, epsilons):
             return {"certified_radius/median": left.pop(0)}
 
-        monkeypatch.setattr("popqorn_train.callbacks.set_certifier.scalars", replaced)
+        monkeypatch.setattr("popqorn_train.callbacks.certifier_record.scalars", replaced)
 
     return use
 

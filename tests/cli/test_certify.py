@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from popqorn_train import certified_radius
+from popqorn_train import Box, certified_radius
 from popqorn_train.cli import main
 from popqorn_train.cli.files import read_certification
 from popqorn_train.evaluation.folder import FolderLock
@@ -89,7 +90,7 @@ def test_frames_take_a_share_of_the_time_unless_asked_for(
 
 
 def test_words_are_coloured_in_the_report(tmp_path):
-    options = ["--words", "tests.subjects:spelled", "--method", "crown-ibp"]
+    options = ["--words", "tests.subjects:spelled", "--method", "crown-ibp", "--fragile", "3"]
     assert certify(tmp_path, *options, model="Tokens", data="questions") == 0
     page = (tmp_path / "report.html").read_text()
     assert "&lt;script&gt;" in page
@@ -128,6 +129,37 @@ def test_arrays_masks_domains_and_checkpoints_are_taken(tmp_path):
     assert found.settings["frames"] == [True, False, True, True]
     assert found.settings["features"] == [False, True, True]
     assert found.weights == fingerprint(net)
+
+
+def test_shares_of_a_box_are_searched_and_called_so(tmp_path, capsys):
+    x, y = subjects.pair()
+    folder = tmp_path / "box"
+    np.save(tmp_path / "lower.npy", np.array([-5, -6, -5]))
+    box = ["--box", str(tmp_path / "lower.npy"), "5", "--method", "crown-ibp", "--attack"]
+    box += ["--features", "0,2"]
+    assert certify(folder, *box, "--fragile", "2", "--epsilons", "0.01,1", p="inf") == 0
+    options = {
+        "box": Box([-5.0, -6.0, -5.0], 5.0, features=[True, False, True]),
+        "method": "crown-ibp",
+    }
+    expected = certified_radius(subjects.net(), x, y, **options)
+    found = read_certification(folder)
+    torch.testing.assert_close(found.radii, expected, rtol=2e-2, atol=0)
+    out, report = capsys.readouterr().out, (folder / "report.html").read_text()
+    for text in (out, report):
+        assert "shares of the way from each input of" in text
+        assert "median share" in text
+        assert "no input within that share of the box" in " ".join(text.split())
+    assert "Accuracy against share of the box" in report
+    said = re.sub("<svg.*?</svg>|largest radius|max radius", "", report, flags=re.DOTALL)
+    assert "radius" not in said.split('id="settings"')[0].split("</style>")[1]
+    picture = ["--names", "a,b", "--picture", str(tmp_path / "picture.png")]
+    assert main(["compare", str(folder), str(folder), *picture]) == 0
+    assert "median share" in capsys.readouterr().out
+    ball = certify(tmp_path / "ball", "--fragile", "0", "--method", "ibp")
+    assert ball == 0
+    assert main(["compare", str(folder), str(tmp_path / "ball")]) == 1
+    assert "box is" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
@@ -236,6 +268,8 @@ REFUSED = {
     "no checkpoint": (["--checkpoint", "none.pt"], {}, "`--checkpoint` must be a file"),
     "prefix alone": (["--prefix", "net."], {}, "`--prefix` belongs to --checkpoint"),
     "frames": (["--frames", "2-9"], {}, "`--frames` must be frames from 0 to 3"),
+    "box": (["--box", "0", "1"], {"p": "2"}, "`box` says what may move: leave out p"),
+    "ends of a box": (["--box", "1", "0"], {"p": "inf"}, "`lower` must not exceed `upper`"),
     "features": (["--features", "3"], {}, "`--features` must be features from 0 to 2"),
     "method": (["--method", "guess"], {}, "`method` must be one of"),
     "rtol": (["--rtol", "2"], {}, "`rtol` must be"),

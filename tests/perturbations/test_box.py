@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from popqorn_train import Box, LpBall, certify, logit_bounds, search_radius
+from popqorn_train import Box, LpBall, certify, logit_bounds
 from popqorn_train.certificates.pgd import attack
 from tests.problems import CELLS, F64, METHODS, build, logits_at, margins, predicted, sequences
 
@@ -167,8 +167,3 @@ def test_a_box_that_does_not_fit_the_input_is_refused(call, box, message):
 def test_what_is_no_perturbation_is_refused(call):
     with pytest.raises(TypeError, match="`ball` must be an LpBall or a Box, got float"):
         call(*problem("gru"), 0.1)
-
-
-def test_a_box_has_no_size_to_search():
-    with pytest.raises(TypeError, match=r"`ball` must be an LpBall.*got Box"):
-        search_radius(*problem("gru"), Box(-9.0, 9.0))

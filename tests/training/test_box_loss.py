@@ -8,7 +8,7 @@ import torch
 from popqorn_train import Box, CertifiedLoss, certify, objectives
 from tests.problems import build, predicted, sequences
 
-NAMES = ("pgd", "ibp", "crown-ibp", "mtl", "sabr", "popqorn")
+NAMES = ("pgd", "ibp", "crown-ibp", "mtl", "sabr", "popqorn", "radius")
 
 
 def problem():
