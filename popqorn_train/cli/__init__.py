@@ -16,6 +16,7 @@ from popqorn_train.cli.certify import add_certify
 from popqorn_train.cli.compare import add_compare
 from popqorn_train.cli.doctor import add_doctor
 from popqorn_train.cli.machine import versions
+from popqorn_train.cli.notes import say
 from popqorn_train.operations.tables import supported_table
 
 
@@ -38,10 +39,8 @@ def main(
     if given and not given[0].startswith("-") and given[0] not in names:
         near = difflib.get_close_matches(given[0], names, 1)
         meant = f" Did you mean {near[0]}?" if near else ""
-        print(
-            f"popqorn-train: there is no command {given[0]!r}.{meant} Commands: "
-            f"{', '.join(names)}.",
-            file=sys.stderr,
+        say(
+            f"popqorn-train: there is no command {given[0]!r}.{meant} Commands: {', '.join(names)}."
         )
         return 2
     options = parser.parse_args(given)

@@ -1,7 +1,6 @@
 """``popqorn-train certify MODEL --data ...``: certify a data set and write a report."""
 
 import argparse
-import math
 import shlex
 import sys
 import textwrap
@@ -13,33 +12,27 @@ from typing import Any
 
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.cli.files import write_certification
+from popqorn_train.cli.fragile_samples import FrameByFrame
+from popqorn_train.cli.notes import note, say
 from popqorn_train.cli.options import add_certify_options, class_names
 from popqorn_train.cli.subject import batches, first_inputs, loaded_model, opened_data, question_of
 from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.evaluation.batches import Picked
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.folder import FolderLock, is_disk_full
 from popqorn_train.evaluation.fragile import (
     FragileSample,
     Vocabulary,
-    chosen_samples,
-    described,
-    examined_frames,
-    most_fragile,
     vocabulary,
 )
 from popqorn_train.evaluation.ledger import Ledger
 from popqorn_train.evaluation.loader import certify_loader
-from popqorn_train.evaluation.progress import Allowance, duration, shown
 from popqorn_train.evaluation.provenance import data_fingerprint, fingerprint, versions
 from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.evaluation.summaries import nice_epsilons, promise, summary
 from popqorn_train.plots.report import Report
 from popqorn_train.plots.report_pictures import check_image, report_figures
 
-_FRAGILE = 8  # samples looked at frame by frame, if the time allows
-_SHARE, _LEAST = 0.25, 2.0  # of the time spent so far, and at least so many seconds
 _FIRST = 16  # samples whose fingerprint a resumed run must share
 REFUSED = (ValueError, TypeError, OSError, ImportError, RuntimeError, UnsupportedModelError)
 
@@ -59,22 +52,21 @@ def run_certify(options: argparse.Namespace) -> int:
     """Certify and report; see ``popqorn_train.cli.main`` for the exit status."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _note
+            warnings.showwarning = _warned
             lock = FolderLock(options.folder)
             try:
                 _Run.prepared(options).finish()
             finally:
                 lock.release()
     except KeyboardInterrupt:
-        print(
+        say(
             f"popqorn-train certify: stopped; what is certified is in {options.folder}, go on with "
-            "--resume",
-            file=sys.stderr,
+            "--resume"
         )
         return 130
     except REFUSED as error:
         said = _full(options) if is_disk_full(error) else str(error)
-        print(f"popqorn-train certify: {said}", file=sys.stderr)
+        say(f"popqorn-train certify: {said}")
         return 1
     return 0
 
@@ -86,8 +78,8 @@ def _full(options: argparse.Namespace) -> str:
     )
 
 
-def _note(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"note: {message}", file=sys.stderr)
+def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
+    note(message)
 
 
 @dataclass
@@ -151,7 +143,9 @@ class _Run:
         started = time.monotonic()
         rows = self._certified()
         self.ledger.rewrite(rows)
-        fragile = self._fragile(rows, time.monotonic() - started)
+        look = FrameByFrame(self.model, self.loader, self.question, self.words, self.ledger)
+        spent = time.monotonic() - started
+        fragile = look.most_fragile(rows, self.options.fragile, spent)
         certification = self._certification(rows, time.monotonic() - started)
         epsilons = self.options.epsilons or nice_epsilons(certification)
         print(summary(certification, epsilons))
@@ -180,44 +174,6 @@ class _Run:
             tell=self.ledger.add,
         )
 
-    def _fragile(self, rows: Sequence[SampleRow], spent: float) -> list[FragileSample]:
-        """The most fragile samples frame by frame; what is known is not done again.
-
-        Args:
-            rows: of all samples.
-            spent: seconds so far, of which a share may be spent here unless a number was asked for.
-        """
-        asked = self.options.fragile
-        wanted = most_fragile(rows, _FRAGILE if asked is None else asked)
-        if not wanted:
-            return []
-        most = math.inf if asked is not None else max(_SHARE * spent, _LEAST)
-        limit = "" if asked is not None else f" for up to {duration(most)}"
-        _note(
-            f"looking at the {len(wanted)} most fragile samples frame by frame{limit}; "
-            "--fragile 0 leaves that out"
-        )
-        picked = {row.index: part for row, part in chosen_samples(self.model, self.loader, wanted)}
-        bar, found, clock = shown("frames of the most fragile", len(wanted)), [], Allowance(most)
-        for row in wanted:
-            if clock.allows() or row.index in self.ledger.frames:
-                found.append(self._frames_of(row, picked[row.index], clock))
-                bar.advance(1)
-        bar.close()
-        if len(found) < len(wanted):
-            _note(f"looked at {len(found)} of them in that time; --fragile {len(wanted)} does all")
-        return found
-
-    def _frames_of(self, row: SampleRow, picked: Picked, clock: Allowance) -> FragileSample:
-        radii = self.ledger.frames.get(row.index)
-        if radii:
-            return described(self.model, row, picked, (radii, ""), self.words)
-        with clock.spending():
-            answer = examined_frames(self.model, picked, self.question)
-        if answer[0]:
-            self.ledger.add_frames(row.index, answer[0])
-        return described(self.model, row, picked, answer, self.words)
-
     def _certification(self, rows: Sequence[SampleRow], seconds: float) -> Certification:
         settings = dict(self.settings)
         weights = settings.pop("weights")
@@ -241,5 +197,5 @@ class _Run:
                 certification, fragile, classes=self.classes, image=self.options.image
             )
         except ImportError as error:
-            print(f"note: no pictures. {error}", file=sys.stderr)
+            note(f"no pictures. {error}")
             return {}

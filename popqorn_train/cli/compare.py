@@ -6,12 +6,12 @@ marked.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from popqorn_train.cli.files import read_certification
+from popqorn_train.cli.notes import note, say
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.confidence import widest
 from popqorn_train.evaluation.summaries import aligned, facts, nice_epsilons, unit
@@ -65,10 +65,10 @@ def run_compare(options: argparse.Namespace) -> int:
             print(f"NOT COMPARABLE: {text}")
         _draw(runs, options.picture, [*differ])
     except (ValueError, TypeError, OSError) as error:
-        print(f"popqorn-train compare: {error}", file=sys.stderr)
+        say(f"popqorn-train compare: {error}")
         return 1
     except ImportError as error:
-        print(f"note: no picture. {error}", file=sys.stderr)
+        note(f"no picture. {error}")
         return 0
     print(f"\nwritten to {options.picture}")
     return 0

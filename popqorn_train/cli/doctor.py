@@ -6,7 +6,6 @@ what certificates run on here (machine.py).
 """
 
 import argparse
-import sys
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import certify
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.cli.machine import machine_lines
+from popqorn_train.cli.notes import say
 from popqorn_train.cli.options import add_moved, add_output
 from popqorn_train.cli.subject import select_of
 from popqorn_train.errors import UnsupportedModelError
@@ -58,10 +58,9 @@ def run_doctor(options: argparse.Namespace) -> int:
         print("\n".join(machine_lines()))
         return 0
     if options.model is None or not options.input:
-        print(
+        say(
             "`doctor` needs a model, module:Name, and the sizes of its inputs, --input 1,7,112; "
-            "without both it describes this machine.",
-            file=sys.stderr,
+            "without both it describes this machine."
         )
         return 2
     try:
@@ -76,7 +75,7 @@ def run_doctor(options: argparse.Namespace) -> int:
         )
         instance = layer.instance(inputs)
     except (UnsupportedModelError, ValueError, TypeError) as error:
-        print(f"cannot be certified: {error}", file=sys.stderr)
+        say(f"cannot be certified: {error}")
         return 1
     _print_steps(instance)
     print()

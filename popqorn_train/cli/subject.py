@@ -1,7 +1,6 @@
 """What ``popqorn-train certify`` is asked about: the model, its data, and the question."""
 
 import argparse
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.radius import check_search, check_sizes
+from popqorn_train.cli.notes import note
 from popqorn_train.cli.options import mask_of
 from popqorn_train.evaluation.batches import on_device, unpack_pair, unpacked
 from popqorn_train.evaluation.checkpoint import load_weights
@@ -35,10 +35,9 @@ def loaded_model(options: argparse.Namespace) -> BoundModel:
     if options.checkpoint is not None:
         load_weights(model, options.checkpoint, options.prefix)
     elif not isinstance(resolved(options.model, "model"), nn.Module):
-        print(
-            f"note: no --checkpoint, so the weights are those that {options.model}() made: random "
-            "ones, unless it loads some.",
-            file=sys.stderr,
+        note(
+            f"no --checkpoint, so the weights are those that {options.model}() made: random ones, "
+            "unless it loads some."
         )
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return bound(

@@ -18,7 +18,9 @@ import torch
 from popqorn_train import Box, certified_radius
 from popqorn_train.cli import main
 from popqorn_train.cli.files import read_certification
+from popqorn_train.cli.notes import note
 from popqorn_train.evaluation.folder import FolderLock
+from popqorn_train.evaluation.fragile import examined_frames
 from popqorn_train.evaluation.provenance import fingerprint
 from tests import subjects
 from tests.problems import predicted
@@ -79,14 +81,14 @@ def test_the_terminal_shows_summary_promise_and_files(tmp_path, capsys):
 def test_frames_take_a_share_of_the_time_unless_asked_for(
     tmp_path, capsys, monkeypatch, options, looked_at
 ):
-    monkeypatch.setattr("popqorn_train.cli.certify._SHARE", 0.0)
-    monkeypatch.setattr("popqorn_train.cli.certify._LEAST", 0.0)
+    monkeypatch.setattr("popqorn_train.cli.fragile_samples._SHARE", 0.0)
+    monkeypatch.setattr("popqorn_train.cli.fragile_samples._LEAST", 0.0)
     assert certify(tmp_path, "--method", "ibp", *options) == 0
     assert len((tmp_path / "frames.jsonl").read_text().splitlines()) == looked_at
     said = capsys.readouterr().err
     assert "most fragile samples frame by frame" in said
-    assert "--fragile 0 leaves that out" in said
-    assert ("looked at 1 of them in that time; --fragile 8 does all" in said) == (looked_at == 1)
+    assert "--fragile 0 leaves it out" in said
+    assert ("looked at 1 of them in that time; --resume --fragile 8 does all" in said) == (looked_at == 1)
 
 
 def test_words_are_coloured_in_the_report(tmp_path):
@@ -299,6 +301,38 @@ def test_a_command_that_cannot_be_read_has_status_2(tmp_path, capsys, options):
         certify(tmp_path, *options)
     assert caught.value.code == 2
     assert options[0] in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_the_look_at_frames_and_the_report_is_still_written(
+    tmp_path, capsys, monkeypatch
+):
+    real, calls = examined_frames, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr("popqorn_train.cli.fragile_samples.examined_frames", stopped)
+    assert certify(tmp_path / "a", "--fragile", "3", "--method", "ibp") == 0
+    said = capsys.readouterr().err
+    assert "Ctrl-C ends that" in said
+    assert "looked at 1 of them before it was stopped; --resume --fragile 3 does all" in said
+    assert (tmp_path / "a" / "report.html").read_text().count("<h3>Sample") == 1
+    assert certify(tmp_path / "a", "--fragile", "3", "--method", "ibp", "--resume") == 0
+    assert (tmp_path / "a" / "report.html").read_text().count("<h3>Sample") == 3
+    assert len(calls) == 4  # the first one was kept
+
+
+def test_what_is_said_on_a_terminal_is_folded_between_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    note("one word after another that do not fit on a line of a terminal\n- and a list")
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) < 40
+    assert lines[-1] == "- and a list"
+    assert " ".join(lines).startswith("note: one word after another that do not fit on a line")
 
 
 def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path, capsys, monkeypatch):
