@@ -8,7 +8,7 @@ B: batch, K: bounded rows, H: units.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,19 @@ class Function(Protocol):
         """Equal functions are enclosed together."""
 
 
+@runtime_checkable
+class Bent(Function, Protocol):
+    """One with lines for every row, and a strip of its own."""
+
+    @property
+    def closest(self) -> Callable[[Tensor, Tensor, Tensor], Lines]:
+        """Lines that are close at a point."""
+
+    @property
+    def strip(self) -> Callable[[Tensor, Tensor], LineStrip]:
+        """One line between both sides."""
+
+
 class _Rising(NamedTuple):
     """A function that rises, with lines of its own."""
 
@@ -75,7 +88,7 @@ class Activation(Nonlinear):
     def __init__(self, curve: str | Function, x: Node) -> None:
         super().__init__([x], x.shape, x.batch_axis)
         self.curve: Function = _CURVES[curve] if isinstance(curve, str) else curve
-        self.has_choice = isinstance(self.curve, _Rising)
+        self.has_choice = isinstance(self.curve, Bent)
 
     @property
     def kind(self) -> Hashable:
@@ -92,13 +105,13 @@ class Activation(Nonlinear):
 
     def closest(self, point: Tensor, x: Bounds) -> Lines:
         """Lines that are close at a point of every row."""
-        assert isinstance(self.curve, _Rising)
+        assert isinstance(self.curve, Bent)
         lower, upper = (_of_rows(end, point) for end in x)
         return self.curve.closest(lower, upper, point)
 
     def strip(self, x: Bounds) -> LineStrip:
         """One line between both sides."""
-        if isinstance(self.curve, _Rising):
+        if isinstance(self.curve, Bent):
             return self.curve.strip(*x)
         return strip_of_lines(self.curve.lines(*x), *x)
 

@@ -29,6 +29,8 @@ class Matrix:
     def __init__(self, value: Tensor) -> None:
         self.value = value
         self._halves: tuple[Tensor, Tensor] | None = None
+        # What must stay positive, as sums of powers before a logarithm, is not left to rounding.
+        self.rises = not value.requires_grad and bool((value >= 0).all())
 
     @property
     def halves(self) -> tuple[Tensor, Tensor]:
@@ -55,8 +57,10 @@ class Linear(Node):
         super().__init__([x], (*x.shape[:-1], self.weight.shape[0]), x.batch_axis)
 
     def range(self, *inputs: Bounds) -> Bounds:
-        """Centre and radius through the weight."""
+        """Centre and radius through the weight; the ends themselves if it has no negative entry."""
         (x,) = inputs
+        if self.matrix.rises:
+            return Bounds(*(torch.nn.functional.linear(end, self.weight, self.bias) for end in x))
         half, size = self.matrix.halves
         center = torch.nn.functional.linear(x.lower + x.upper, half, self.bias)
         return around(center, (x.upper - x.lower) @ size.T)

@@ -1,4 +1,4 @@
-"""The product of two quantities that move, as in gates written by hand.
+"""The product and the quotient of two quantities that move, as in gates written by hand.
 
 With centres xc, yc and half widths hx, hy of the box, (x - xc)(y - yc) lies within hx hy of 0:
 
@@ -6,8 +6,13 @@ With centres xc, yc and half widths hx, hy of the box, (x - xc)(y - yc) lies wit
 
 which is attained at the corners, so no parallel planes are closer (the mean of the two planes of
 McCormick, Mathematical Programming, 1976, on either side).
+
+x / y is linear in x, so that what a plane misses of it is largest where x is at an end. There it is
+convex or concave in y, and bounded like a function of one argument (relaxations/bows.py): by its
+ends, or by a tangent of which the place is a choice.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +24,7 @@ from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, dot
-from popqorn_train.relaxations.extremum import largest, slack
+from popqorn_train.relaxations.extremum import clip, largest, slack
 
 
 class Strip(NamedTuple):
@@ -64,3 +69,47 @@ class Bilinear(Nonlinear):
         tape.add(self.inputs[0], slope * relaxation.x[:, None])
         tape.add(self.inputs[1], slope * relaxation.y[:, None])
         return dot(slope, relaxation.intercept) - dot(slope.abs(), relaxation.reach)
+
+
+class Quotient(Bilinear):
+    """``x / y``, entry by entry, of two nodes of one shape; NaN where y may be 0."""
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Exact on the corners of the box."""
+        x, y = _upright(*inputs)[1:]
+        quotients = torch.stack([one / other for one in x for other in y])
+        return Bounds(quotients.amin(0), quotients.amax(0))
+
+    def strip(self, *inputs: Bounds) -> Strip:
+        """The chord in y for the middle of x, and the mean of the slopes in x at both ends of y."""
+        sign, x, y = _upright(*inputs)
+        ends = y.lower * y.upper
+        a = (y.lower + y.upper) / 2 / ends
+        b = -(x.lower + x.upper) / 2 / ends
+        top = torch.maximum(*(_greatest(end, y, a, b) for end in x))
+        bottom = -torch.maximum(*(_greatest(-end, y, a, -b) for end in x))
+        size = largest(*x) / y.lower + b.abs() * y.upper
+        middle, reach = (top + bottom) / 2, (top - bottom) / 2
+        return Strip(sign * a, sign * b, middle, reach + slack(4 * size))
+
+
+def _upright(x: Bounds, y: Bounds) -> tuple[Tensor, Bounds, Bounds]:
+    """Both times the sign of y, and that sign; NaN where y has none."""
+    sign = torch.where(y.lower > 0, 1.0, torch.where(y.upper < 0, -1.0, math.nan)).to(y.lower)
+    turned = []
+    for lower, upper in (x, y):
+        one, two = sign * lower, sign * upper
+        turned.append(Bounds(torch.minimum(one, two), torch.maximum(one, two)))
+    return sign, turned[0], turned[1]
+
+
+def _greatest(x: Tensor, y: Bounds, a: Tensor, b: Tensor) -> Tensor:
+    """Upper bound of ``x / y - a x - b y`` for positive y, close to the greatest value."""
+    at_ends = torch.maximum(x / y.lower - b * y.lower, x / y.upper - b * y.upper)
+    with torch.no_grad():
+        place = (-x / b).sqrt()
+        t = clip(torch.where(place.isnan(), (y.lower + y.upper) / 2, place), *y)
+    steep = -x / t.square() - b
+    rest = torch.maximum(steep * (y.lower - t), steep * (y.upper - t))
+    concave = x / t - b * t + rest
+    return torch.where(x < 0, concave, at_ends) - a * x

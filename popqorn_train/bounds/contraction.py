@@ -40,6 +40,7 @@ class Contraction(Node):
     ) -> None:
         super().__init__([x], shape, batch_axis)
         self.function, self.weights = function, tuple(weights)
+        self._rises = all(not w.requires_grad and bool((w >= 0).all()) for w in self.weights)
         if self.region is not None and not self._keeps_samples(self.region.value):
             raise RuntimeError("an entry of its result adds up entries of several samples")
 
@@ -61,8 +62,10 @@ class Contraction(Node):
         return len(found) == batch and bool(((found - expected * counts).abs() <= near).all())
 
     def range(self, *inputs: Bounds) -> Bounds:
-        """Centre and radius through the weights."""
+        """Centre and radius through the weights; the ends themselves if no weight is negative."""
         (x,) = inputs
+        if self._rises:
+            return Bounds(*(self._run(end, self.weights) for end in x))
         center = self._run((x.lower + x.upper) / 2, self.weights)
         return around(center, self.size(None, (x.upper - x.lower) / 2))
 

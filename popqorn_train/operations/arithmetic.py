@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.activation import Activation, Gated, is_curve
 from popqorn_train.bounds.affine import Linear, Negative, Sum
-from popqorn_train.bounds.bilinear import Bilinear
+from popqorn_train.bounds.bilinear import Bilinear, Quotient
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.operations.shapes import (
@@ -54,12 +54,12 @@ def _subtract_from(lifter: Lifter, step: Step, x: Any, y: Any, alpha: Any = 1) -
 
 @operation("mul", "multiply", "div", "divide", "true_divide", "truediv")
 def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
-    if isinstance(y, Node) and "div" in called_name(step.target):
-        raise unsupported(step, "a quotient by something that moves")
-    if isinstance(x, Node) and isinstance(y, Node) and "mul" in called_name(step.target):
-        return product(lifter, step, x, y)
     if kwargs:
         raise unsupported(step, f"a scaling with {sorted(kwargs)}")
+    if isinstance(y, Node) and "div" in called_name(step.target):
+        return quotient(lifter, step, x, y)
+    if isinstance(x, Node) and isinstance(y, Node):
+        return product(lifter, step, x, y)
     return lifted(lifter, step, function_of(step), (x, y), kwargs)
 
 
@@ -74,6 +74,13 @@ def product(lifter: Lifter, step: Step, x: Node, y: Node) -> Node:
                 return Gated(SIGMOID_TANH, gate.inputs[0], other.inputs[0])
             return Gated(MEMORY, gate.inputs[0], other)
     return Bilinear(x, y)
+
+
+def quotient(lifter: Lifter, step: Step, x: Any, y: Node) -> Node:
+    """``x / y``, where y stays away from 0."""
+    if isinstance(x, Node):
+        return Quotient(*(broadcast(lifter, step, part) for part in (x, y)))
+    return lifted(lifter, step, torch.mul, (x, Activation(CURVES["reciprocal"](), y)), {})
 
 
 def _broadcast(lifter: Lifter, step: Step, x: Node) -> Node:

@@ -1,14 +1,19 @@
 """How activations, as operations and as modules, act on nodes."""
 
+import math
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.node import Node
+from popqorn_train.operations.arithmetic import product
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.operations.pairs import clamped
+from popqorn_train.operations.shapes import lifted
+from popqorn_train.relaxations.bows import power
 from popqorn_train.relaxations.curves import CURVES, prelu
 from popqorn_train.tracing.steps import Step, called_name
 
@@ -76,6 +81,23 @@ def _prelu_module(lifter: Lifter, step: Step, layer: nn.PReLU, x: Node) -> Node:
 
 @operation("pow")
 def _power(lifter: Lifter, step: Step, x: Any, exponent: Any) -> Node:
-    if not isinstance(x, Node) or exponent != 2:
-        raise unsupported(step, f"a power of {exponent}", "Only x ** 2 has a bound.")
-    return Activation(CURVES["square"](), x)
+    """A number as exponent, or as base."""
+    if isinstance(exponent, Node) and isinstance(x, int | float) and x > 0:
+        scaled = lifted(lifter, step, torch.mul, (exponent, math.log(x)), {})
+        return Activation(CURVES["exp"](), scaled)
+    if not isinstance(x, Node) or not isinstance(exponent, int | float) or exponent == 0:
+        way_out = "Use a number other than 0 as the exponent, or a positive one as the base."
+        raise unsupported(step, f"a power of {exponent}", way_out)
+    if exponent == int(exponent):
+        whole = _whole_power(lifter, step, x, abs(int(exponent)))
+        return whole if exponent > 0 else Activation(CURVES["reciprocal"](), whole)
+    return Activation(power(float(exponent)), x)
+
+
+def _whole_power(lifter: Lifter, step: Step, x: Node, exponent: int) -> Node:
+    """Squares of squares, times x where the exponent is odd."""
+    if exponent == 1:
+        return x
+    if exponent % 2:
+        return product(lifter, step, x, _whole_power(lifter, step, x, exponent - 1))
+    return Activation(CURVES["square"](), _whole_power(lifter, step, x, exponent // 2))

@@ -10,6 +10,7 @@ tangent's at the middle, whichever line is closer to f there (planes.md 0); they
 intercepts do.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from popqorn_train.perturbations.region import Bounds
+from popqorn_train.relaxations.bows import BOWS, Bow, Odd
 from popqorn_train.relaxations.extremum import clip, follow_ends, largest, slack
 from popqorn_train.relaxations.lines import Lines
 
@@ -33,6 +35,7 @@ class Curve(NamedTuple):
         breaks: where f' jumps.
         rises: whether f never falls.
         miss: how far the function that torch computes may lie from ``value`` beyond the last break.
+        most: no absolute value of the function is greater.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -40,6 +43,7 @@ class Curve(NamedTuple):
     breaks: tuple[float, ...] = ()
     rises: bool = True
     miss: float = 0.0
+    most: float = math.inf
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """Enclose f on ``[lower, upper]``."""
@@ -54,8 +58,8 @@ class Curve(NamedTuple):
             miss = self._missed(bounds.upper)
             return Bounds(lower - miss, upper + miss)
         flat = torch.zeros_like(bounds.lower)
-        above = _intercept(self, flat, *bounds)
-        return Bounds(-_intercept(self.mirrored(), flat, *bounds), above)
+        above = _intercept(self, flat, *bounds).clamp(max=self.most)
+        return Bounds(-_intercept(self.mirrored(), flat, *bounds).clamp(max=self.most), above)
 
     def mirrored(self) -> "Curve":
         """``-f``."""
@@ -101,10 +105,10 @@ def _above(curve: Curve, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     values = (slopes * middle + intercepts).detach()
     # Rounding must not decide between lines that are as good as each other.
     first = values[0] - values[1] <= torch.finfo(lower.dtype).eps ** 0.5 * (1 + values[1].abs())
-    return (
-        torch.where(first, slopes[0], slopes[1]),
-        torch.where(first, intercepts[0], intercepts[1]),
-    )
+    slope = torch.where(first, slopes[0], slopes[1])
+    intercept = torch.where(first, intercepts[0], intercepts[1])
+    level = values.amin(0) > curve.most  # a constant is lower there
+    return slope.masked_fill(level, 0.0), intercept.masked_fill(level, curve.most)
 
 
 def _secant(curve: Curve, middle: Tensor, half: Tensor) -> Tensor:
@@ -175,7 +179,7 @@ _SELU = 1.0507009873554805 * 1.6732632423543772
 
 # Bounds on |f''|: sigmoid(x) x has 1/2 at 0, tanh 4 / (3 sqrt 3) = 0.7698, softsign 2 at 0; that
 # of mish, 0.65, and of gelu with either approximation, 0.8, are tested.
-CURVES: dict[str, Callable[..., Curve]] = {
+CURVES: dict[str, Callable[..., Curve | Bow | Odd]] = {
     "leaky_relu": leaky_relu,
     "hardtanh": hardtanh,
     "clamp": clamp,
@@ -194,5 +198,7 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "softsign": lambda: Curve(functional.softsign, 2.0, (0.0,)),
     "log_sigmoid": lambda: Curve(functional.logsigmoid, 0.25),
     "tanhshrink": lambda: Curve(functional.tanhshrink, 0.77),
-    "square": lambda: Curve(torch.square, 2.0, rises=False),
+    "sin": lambda: Curve(torch.sin, 1.0, rises=False, most=1.0),
+    "cos": lambda: Curve(torch.cos, 1.0, rises=False, most=1.0),
+    **BOWS,
 }

@@ -51,14 +51,6 @@ def join(function):
     ]
 
 
-def quotient(function):
-    return [
-        lambda m, a, b: function(a, m.c),
-        lambda m, a, b: function(a[:, :1], m.k),
-        lambda m, a, b: function(a, -2.0),
-    ]
-
-
 def times(function):
     return [
         lambda m, a, b: function(a, b),
@@ -160,10 +152,6 @@ ROWS = {
         lambda m, a, b: torch.rsub(a, 2.0),
         lambda m, a, b: torch.rsub(a, 2.0, alpha=3),
     ],
-    "div": [*quotient(torch.div), lambda m, a, b: a.div(other=m.k)],
-    "divide": quotient(torch.divide),
-    "true_divide": quotient(torch.true_divide),
-    "truediv": quotient(operator.truediv),
     "neg": [lambda m, a, b: -a, lambda m, a, b: torch.neg(b), lambda m, a, b: -(a - b)],
     "clone": [lambda m, a, b: a.clone()],
     "contiguous": [lambda m, a, b: a.transpose(1, 2).contiguous()],
@@ -213,8 +201,6 @@ ROWS = {
     "softsign": curve(functional.softsign),
     "log_sigmoid": curve(functional.logsigmoid),
     "tanhshrink": curve(functional.tanhshrink),
-    "square": curve(torch.square),
-    "pow": curve(lambda x: x**2, {}),
     "conv1d": [
         lambda m, a, b: functional.conv1d(a.transpose(1, 2), m.kernel),
         lambda m, a, b: functional.conv1d(
