@@ -8,6 +8,7 @@ B: batch, K: bounded rows, H: units.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from math import inf
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -89,6 +90,7 @@ class Activation(Nonlinear):
         super().__init__([x], x.shape, x.batch_axis)
         self.curve: Function = _CURVES[curve] if isinstance(curve, str) else curve
         self.has_choice = isinstance(self.curve, Bent)
+        self.partial = getattr(self.curve, "edge", -inf) > -inf
 
     @property
     def kind(self) -> Hashable:

@@ -58,6 +58,24 @@ def ancestors(node: Node) -> list[Node]:
     return sorted(found, key=lambda node: node.index)
 
 
+def check_defined(found: Enclosure) -> None:
+    """Refuse ranges in which a function is undefined somewhere, as a logarithm of 0.
+
+    Certificates need no such check: NaN proves nothing.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    for node in sorted(found.ranges, key=lambda node: node.index):
+        if getattr(node, "partial", False) and found.ranges[node].lower.isnan().any():
+            raise ValueError(
+                f"The bounds of a {type(node).__name__} node of shape {node.shape} are NaN: within "
+                "this epsilon, what it reads may leave the domain of a logarithm, root, power or "
+                "quotient. Keep it away from there (log(x + c), clamp(min=c)), or take a smaller "
+                "epsilon."
+            )
+
+
 def whole(node: Node) -> Node:
     """The node that a piece or a mirror image is taken from."""
     while isinstance(node, NodeSlice) or node.mirrors:

@@ -74,6 +74,8 @@ class Bilinear(Nonlinear):
 class Quotient(Bilinear):
     """``x / y``, entry by entry, of two nodes of one shape; NaN where y may be 0."""
 
+    partial = True
+
     def range(self, *inputs: Bounds) -> Bounds:
         """Exact on the corners of the box."""
         x, y = _upright(*inputs)[1:]

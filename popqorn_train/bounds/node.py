@@ -91,9 +91,11 @@ class Nonlinear(Node):
     Attributes:
         has_choice: whether ``closest`` gives rows lines of their own.
         kept: whether the next step of its layer reads it in a product, if there is a next step.
+        partial: whether it is undefined somewhere, as a logarithm of 0; its bounds are NaN there.
     """
 
     has_choice = False
+    partial = False
     kept = False
 
     @property

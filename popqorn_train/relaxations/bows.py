@@ -138,9 +138,10 @@ class Bow(NamedTuple):
 
 
 class Odd(NamedTuple):
-    """``f(-x) = -f(x)``, which bends one way on either side of 0, and has no value there."""
+    """``f(-x) = -f(x)``, which bends one way on either side of 0, its edge."""
 
     half: Bow
+    edge: float = 0.0
 
     def range(self, bounds: Bounds) -> Bounds:
         """Mirrored where the interval is left of 0."""
@@ -209,10 +210,14 @@ def _fallen(value: _Function, power: float) -> Bow:
 @functools.cache
 def power(exponent: float) -> Bow:
     """``x ** exponent`` of what is not negative, for an exponent that is no whole number."""
+
+    def value(x: Tensor) -> Tensor:
+        return (x.double() ** exponent).to(x)  # float32 would round the exponent
+
     if exponent < 0:
-        return _fallen(lambda x: x**exponent, -exponent)
+        return _fallen(value, -exponent)
     return Bow(
-        lambda x: _at_0(lambda x: x**exponent, x),
+        functools.partial(_at_0, value),
         lambda x: exponent * x ** (exponent - 1),
         lambda k: (k / exponent) ** (1 / (exponent - 1)),
         convex=exponent > 1,
@@ -242,6 +247,6 @@ _BOWS = {
     "square": Bow(torch.square, lambda x: 2 * x, lambda k: k / 2, rises=False, turn=0.0),
 }
 BOWS: dict[str, Callable[[], Bow | Odd]] = {
-    **{name: (lambda bow=bow: bow) for name, bow in _BOWS.items()},
+    **{name: functools.partial(_BOWS.__getitem__, name) for name in _BOWS},
     "reciprocal": lambda: _RECIPROCAL,
 }

@@ -198,6 +198,7 @@ CURVES: dict[str, Callable[..., Curve | Bow | Odd]] = {
     "softsign": lambda: Curve(functional.softsign, 2.0, (0.0,)),
     "log_sigmoid": lambda: Curve(functional.logsigmoid, 0.25),
     "tanhshrink": lambda: Curve(functional.tanhshrink, 0.77),
+    "erf": lambda: Curve(torch.erf, 0.97),
     "sin": lambda: Curve(torch.sin, 1.0, rises=False, most=1.0),
     "cos": lambda: Curve(torch.cos, 1.0, rises=False, most=1.0),
     **BOWS,

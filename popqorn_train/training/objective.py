@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bounds.backward import Enclosure
+from popqorn_train.bounds.backward import Enclosure, check_defined
 from popqorn_train.bounds.node import Node
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.certificates.inputs import Inputs, as_tuple
@@ -131,7 +131,10 @@ class Prepared:
 
         Raises:
             ContradictionError: see ``Probes``.
+            ValueError: see ``check_defined``.
         """
+        if found is not None:
+            check_defined(found)
         if self._check:
             probes = Probes(self._layer, instance, self.target, self._probes)
             if graph is not None and found is not None:

@@ -44,6 +44,7 @@ FUNCTION_ROWS = {
     "rsqrt": positive(torch.rsqrt),
     "reciprocal": [*positive(torch.reciprocal), lambda m, a, b: (m.c * (a + 1.5)).reciprocal()],
     "square": [*curve(torch.square), lambda m, a, b: a * a],
+    "erf": curve(torch.erf),
     "sin": [*curve(torch.sin), lambda m, a, b: torch.sin(9 * a - 20 * b)],
     "cos": [*curve(torch.cos), lambda m, a, b: torch.cos(9 * a - 20 * b)],
     "pow": [
