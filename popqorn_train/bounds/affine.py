@@ -152,6 +152,37 @@ class Sum(Node):
         return dot(full(slope, self.shape), self.constant.expand(-1, *self.shape))
 
 
+class Scale(Node):
+    """``x * weight + bias``, entry by entry.
+
+    Args:
+        x: node.
+        weight: ``(B or 1, *shape)``.
+        bias: likewise.
+    """
+
+    exact = True
+
+    def __init__(self, x: Node, weight: Tensor, bias: Tensor) -> None:
+        super().__init__([x], x.shape, x.batch_axis)
+        self.weight, self.bias = weight, bias
+
+    def range(self, *inputs: Bounds) -> Bounds:
+        """Images of the ends, in order."""
+        one, two = (end * self.weight + self.bias for end in inputs[0])
+        return Bounds(torch.minimum(one, two), torch.maximum(one, two))
+
+    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
+        """Absolute weights."""
+        return inputs[0] * self.weight.abs() + self.bias.abs()
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor:
+        """The chain rule."""
+        slope = full(slope, self.shape)
+        tape.add(self.inputs[0], slope * self.weight[:, None])
+        return dot(slope, self.bias.expand(-1, *self.shape))
+
+
 class Negative(Node):
     """``-x``."""
 

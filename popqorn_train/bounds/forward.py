@@ -21,7 +21,7 @@ from popqorn_train.bounds.bilinear import Bilinear
 from popqorn_train.bounds.concatenation import Stack
 from popqorn_train.bounds.enclosure import backward_range, from_ball, intersect, read, relaxed
 from popqorn_train.bounds.form_readers import FormReaders
-from popqorn_train.bounds.forms import Error, Form, Term, constant_form, weighted
+from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped, weighted
 from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node, Nonlinear, Root
@@ -137,7 +137,7 @@ class ForwardPass:
         if isinstance(node, Maximum):
             return self._maximum(node, images[0])
         if isinstance(node, Bilinear):
-            return self._bilinear(node, *map(joined, images))
+            return self._bilinear(node, *images)
         if isinstance(node, Sum) and all(isinstance(part, Form) for part in images):
             return self._sum(node, [joined(part) for part in images])
         apart = any(isinstance(part, Stacked) for part in images)
@@ -215,10 +215,19 @@ class ForwardPass:
         columns = zip(x.frames, *(part.unbind(1) for part in strip), strict=True)
         return Stacked(tuple(of(*column) for column in columns))
 
-    def _bilinear(self, node: Bilinear, x: Form, y: Form) -> Form:
-        """The strip of the product of two nodes."""
-        on_x, on_y, middle, half = node.strip(*[self.found.ranges[p] for p in node.inputs])
-        return weighted([Term(x, on_x), Term(y, on_y)], middle, self._error(node, half))
+    def _bilinear(self, node: Bilinear, x: Image, y: Image) -> Image:
+        """The strip of the product of two nodes, frame by frame where both are kept so."""
+        strip = node.strip(*[self.found.ranges[p] for p in node.inputs])
+
+        def of(x: Form, y: Form, on_x: Tensor, on_y: Tensor, middle: Tensor, half: Tensor) -> Form:
+            size = half.shape[-1]  # one number may be a factor of all
+            y = mapped(y, lambda data: data.expand(*data.shape[:-1], size))
+            return weighted([Term(x, on_x), Term(y, on_y)], middle, self._error(node, half))
+
+        if not (isinstance(x, Stacked) and isinstance(y, Stacked)):
+            return of(joined(x), joined(y), *strip)
+        columns = zip(x.frames, y.frames, *(part.unbind(1) for part in strip), strict=True)
+        return Stacked(tuple(of(*column) for column in columns))
 
     def _maximum(self, node: Maximum, x: Image) -> Form:
         """One linear function of all entries over which the maximum is taken."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.affine import Linear, Negative, Sum
+from popqorn_train.bounds.affine import Linear, Negative, Scale, Sum
 from popqorn_train.bounds.block_sums import Block
 from popqorn_train.bounds.concatenation import Projected, Select, Stack
 from popqorn_train.bounds.forms import Error, Form, Term, mapped, unit_of_rounding, weighted
@@ -168,6 +168,15 @@ def _split(part: Block | Tensor | None, sizes: Sequence[int]) -> list[Any]:
     if isinstance(part, Block):
         return [Block(part.start, piece) for piece in torch.split(part.data, list(sizes), -1)]
     return list(torch.split(part, list(sizes), -1))
+
+
+@image.register
+def _(node: Scale, x: Image) -> Image:
+    if isinstance(x, Stacked):
+        factors = [part.expand(-1, *node.shape).unbind(1) for part in (node.weight, node.bias)]
+        columns = zip(x.frames, *factors, strict=True)
+        return Stacked(tuple(weighted([Term(f, weight)], bias) for f, weight, bias in columns))
+    return weighted([Term(x, node.weight)], node.bias)
 
 
 @image.register

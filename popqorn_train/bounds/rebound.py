@@ -144,7 +144,7 @@ class BadRegion:
         terms, found = [(self._output, self._row[:, None])], {}
         for node, slope, tape in visits(terms, len(self._row)):
             node.backward(slope, tape, self._found.relaxations.get(node))
-            flat = all(len(read.shape) == 1 for read in (node, *node.inputs))
+            flat = len(node.shape) == 1 and all(x.shape == node.shape for x in node.inputs)
             if isinstance(node, Nonlinear) and flat:
                 found[node] = slope[:, 0].expand(len(self._row), -1)
         return found

@@ -4,6 +4,8 @@ B: batch, K: bounded rows. Slopes on a node are ``(B, K, *shape)`` or ``(1, K, *
 sequence ``(T, F)`` one may cover the first frames only, the rest being 0.
 """
 
+import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -73,7 +75,10 @@ def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
 
 
 def _join_spans(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
-    """Put slopes on spans, which do not overlap, side by side, zeros in the gaps."""
+    """Put slopes on spans side by side, zeros in the gaps; where spans overlap they add up."""
+    places = sorted(slopes)
+    if any(start < stop for (_, stop), (start, _) in itertools.pairwise(places)):
+        return _sum_of_padded(slopes, size)
     batch = max(len(slope) for slope in slopes.values())
     parts, at = [], 0
     for (start, stop), slope in sorted(slopes.items(), key=lambda item: item[0]):
@@ -84,6 +89,15 @@ def _join_spans(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
     if at < size:
         parts.append(parts[-1].new_zeros(*parts[-1].shape[:-1], size - at))
     return torch.cat(parts, -1)
+
+
+def _sum_of_padded(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
+    """Sum of slopes on spans of a last axis of this size."""
+    padded = [
+        torch.nn.functional.pad(slope, (start, size - stop))
+        for (start, stop), slope in slopes.items()
+    ]
+    return functools.reduce(torch.add, padded)
 
 
 def _sum_of_prefixes(one: Tensor, two: Tensor) -> Tensor:

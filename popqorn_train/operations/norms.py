@@ -1,28 +1,17 @@
-"""Normalisation layers as nodes.
-
-LayerNorm divides what it has centred by s = sqrt(mean d^2 + eps), so every output is r d with
-r = 1 / s between two positive numbers r_low and r_high that follow from the range of d. As a
-function of d alone, max(r_low d, r_high d) is convex, so its chord lies above every r d.
-
-F: features.
-"""
+"""Normalisation layers as nodes."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bounds.activation import Activation
-from popqorn_train.bounds.affine import Linear
+from popqorn_train.bounds.affine import Linear, Scale
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.normal import normalised
 from popqorn_train.operations.cast_modules import eps_of
 from popqorn_train.operations.lift import Lifter, module, unsupported
-from popqorn_train.operations.shapes import affine_of, lifted
-from popqorn_train.perturbations.region import Bounds
-from popqorn_train.relaxations.extremum import largest, slack
-from popqorn_train.relaxations.lines import Lines
+from popqorn_train.operations.shapes import affine_of
 from popqorn_train.tracing.steps import Step
 
 
@@ -33,68 +22,11 @@ def _scaled(
     if weight is None and bias is None:
         return x
 
-    def scale(x: Tensor) -> Tensor:
-        x = x if weight is None else x * weight
-        return x if bias is None else x + bias
-
-    return lifted(lifter, step, scale, (x,), {})
-
-
-class _Quotient:
-    """``r d`` for any r in ``[r_low, r_high]``, as a curve in d."""
-
-    def __init__(self, least: Tensor, most: Tensor) -> None:
-        self.least, self.most = least, most
-
-    def _ends(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
-        """Greatest ``r d`` at both ends of d."""
-        lower, upper = (torch.maximum(self.least * d, self.most * d) for d in bounds)
-        return lower, upper
-
-    def range(self, bounds: Bounds) -> Bounds:
-        """Greatest and least product."""
-        mirrored = self._ends(Bounds(-bounds.lower, -bounds.upper))
-        return Bounds(-mirrored[0], self._ends(bounds)[1])
-
-    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
-        """Chords, raised to the exact intercept at both ends."""
-        above = self._above(lower, upper)
-        below = self._above(-upper, -lower)
-        return Lines(below[0], -below[1], *above)
-
-    def _above(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = self._ends(Bounds(lower, upper))
-        width = upper - lower
-        chord = (right - left) / torch.where(width > 0, width, torch.ones_like(width))
-        slope = torch.where(width > 0, chord, self.most.expand_as(chord)).detach()
-        slope = torch.maximum(torch.minimum(slope, self.most), self.least)
-        gap = torch.maximum(left - slope * lower, right - slope * upper)
-        return slope, gap + slack(self.most * largest(lower, upper))
-
-
-class Normalising(NamedTuple):
-    """``d / sqrt(mean d^2 + eps)`` over the last axis, for d that is centred."""
-
-    eps: float
-
-    def _quotient(self, lower: Tensor, upper: Tensor) -> _Quotient:
-        most = largest(lower, upper).square().mean(-1, keepdim=True)
-        least = torch.maximum(lower, -upper).clamp(min=0).square().mean(-1, keepdim=True)
-        rounding = 1 + 8 * lower.shape[-1] * torch.finfo(lower.dtype).eps
-        return _Quotient(
-            (most * rounding + self.eps).rsqrt() / rounding,
-            (least / rounding + self.eps).rsqrt() * rounding,
-        )
-
-    def range(self, bounds: Bounds) -> Bounds:
-        """Every output also lies within sqrt(F)."""
-        lower, upper = self._quotient(*bounds).range(bounds)
-        most = (lower.shape[-1] * (1 + 8 * torch.finfo(lower.dtype).eps)) ** 0.5
-        return Bounds(lower.clamp(min=-most), upper.clamp(max=most))
-
-    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
-        """A line below and one above."""
-        return self._quotient(lower, upper).lines(lower, upper)
+    unit = torch.ones((), dtype=lifter.dtype, device=lifter.device)
+    weight, bias = (unit if weight is None else weight), (0 * unit if bias is None else bias)
+    whole = [*x.shape[: x.batch_axis], 1, *x.shape[x.batch_axis :]]
+    factors = [part.expand(whole).movedim(x.batch_axis, 0) for part in (weight, bias)]
+    return Scale(x, *factors)
 
 
 @module(nn.BatchNorm1d)
@@ -156,7 +88,7 @@ def layer_normed(
         raise unsupported(step, "a normalisation over something else than the last axis")
     x = _centred(lifter, x) if centred else x
     eps = eps_of(lifter.model, lifter.dtype) if eps is None else eps
-    return _scaled(lifter, step, Activation(Normalising(eps), x), weight, bias)
+    return _scaled(lifter, step, normalised(x, eps), weight, bias)
 
 
 @module(nn.GroupNorm)
@@ -199,7 +131,7 @@ def group_normed(
     rows = affine_of(
         lambda x: x.reshape(len(x), groups, -1), (x,), {}, shape=(groups, size), axis=0
     )
-    normal = Activation(Normalising(eps), _centred(lifter, rows))
+    normal = normalised(_centred(lifter, rows), eps)
     shape = x.shape
     back = affine_of(lambda x: x.reshape(len(x), *shape), (normal,), {}, shape=shape, axis=0)
     ones = [-1, *[1] * (len(shape) - 1)]

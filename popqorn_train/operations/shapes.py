@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.affine import Affine
 from popqorn_train.bounds.concatenation import Concat, frame, frames
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.slices import split
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.lift import Lifter, module, operation, unsupported
 from popqorn_train.tracing.steps import MOVES, REPEATS, Step, called_name
@@ -140,6 +141,9 @@ def ndim(x: Node) -> int:
 def pieces(x: Node, places: list[tuple[int, int]], dim: int) -> tuple[Node, ...]:
     """Neighbouring pieces ``(start, size)`` along an axis of the user's layout."""
     own = dim - (dim > x.batch_axis)
+    sizes = [size for _, size in places]
+    if (len(x.shape), x.batch_axis) == (1, 0) and sum(sizes) == x.shape[0]:
+        return tuple(split(x, *sizes))
     return tuple(
         affine_of(
             torch.narrow,

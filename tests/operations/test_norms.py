@@ -8,43 +8,71 @@ from torch import nn
 from torch.nn import functional
 
 from popqorn_train import LpBall, UnsupportedModelError, certify, logit_bounds
-from popqorn_train.operations.norms import Normalising
+from popqorn_train.bounds.backward import ancestors
+from popqorn_train.bounds.node import Root
+from popqorn_train.bounds.normal import normalised
 from popqorn_train.perturbations.region import Bounds
 from tests.problems import Base, sequences
 
 F64 = torch.float64
 
 
-def normalised(x, eps):
+def normal(lower, upper, eps):
+    """The node of a vector and its inverse scale, and their ranges."""
+    node = normalised(Root(LpBall(0.1).around(lower[:, None])), eps)
+    ranges = {}
+    for passed in ancestors(node)[:-1]:
+        read = [ranges[parent] for parent in passed.inputs]
+        ends = Bounds(lower[:, None], upper[:, None])
+        ranges[passed] = passed.range(*read) if passed.inputs else ends
+    return node, [ranges[parent] for parent in node.inputs]
+
+
+def formula(x, eps):
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
 @pytest.mark.parametrize("width", [0.0, 1e-3, 5.0])
-def test_range_and_lines_enclose_what_is_normalised(width):
+def test_range_and_planes_enclose_what_is_normalised(width):
     center, steps = 2 * torch.randn(200, 6, dtype=F64), 2 * torch.rand(100, 200, 6, dtype=F64) - 1
     steps[50:] = steps[50:].sign()
     lower, upper = center - width, center + width
     x = (center + width * steps).clamp(lower, upper)
-    f, norm = normalised(x, 1e-5), Normalising(1e-5)
-    hull, lines = norm.range(Bounds(lower, upper)), norm.lines(lower, upper)
-    assert ((hull.lower <= f + 1e-14) & (f <= hull.upper + 1e-14)).all()
-    assert (lines.lower_slope * x + lines.lower_intercept <= f + 1e-14).all()
-    assert (lines.upper_slope * x + lines.upper_intercept >= f - 1e-14).all()
+    f, (node, read) = formula(x, 1e-5), normal(lower, upper, 1e-5)
+    hull, strip = node.range(*read), node.relax(None, *read)
+    assert ((hull.lower[:, 0] <= f + 1e-14) & (f <= hull.upper[:, 0] + 1e-14)).all()
+    scale = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    on_x, on_scale, middle, reach = (part[:, 0] for part in strip)
+    assert ((f - on_x * x - on_scale * scale - middle).abs() <= reach).all()
+
+
+def test_the_range_is_reached():
+    lower, upper = (
+        torch.tensor([[-1.0, 0.5, 2.0]], dtype=F64),
+        torch.tensor([[1.0, 3.0, 2.5]], dtype=F64),
+    )
+    node, read = normal(lower, upper, 0.1)
+    hull = node.range(*read)
+    worst = [[[1, 0.5, 2], [0, 3, 2], [0, 0.5, 2.5]], [[-1, 0.5, 2], [1, 0.5, 2.5], [1, 3, 2]]]
+    for side, points in zip((hull.upper, hull.lower), worst, strict=True):
+        reached = formula(torch.tensor(points, dtype=F64), 0.1).diagonal()
+        torch.testing.assert_close(side[0, 0], reached, rtol=0, atol=1e-13)
 
 
 def test_the_range_of_a_point_holds_its_exact_value_in_float32():
     x = torch.randn(2000, 5)
-    exact = normalised(x.double(), 1e-5)
-    lower, upper = (end.double() for end in Normalising(1e-5).range(Bounds(x, x)))
-    assert ((lower <= exact) & (exact <= upper)).all()
+    exact, (node, read) = formula(x.double(), 1e-5), normal(x, x, 1e-5)
+    lower, upper = (end[:, 0].double() for end in node.range(*read))
+    assert ((lower - 1e-6 <= exact) & (exact <= upper + 1e-6)).all()
     assert (upper - lower < 1e-4).all()
 
 
 def test_one_feature_that_is_all_reaches_the_root_of_their_number():
     lower, upper = torch.full((1, 4), -9.0, dtype=F64), torch.full((1, 4), 9.0, dtype=F64)
-    hull = Normalising(1e-12).range(Bounds(lower, upper))
-    torch.testing.assert_close(hull.upper, torch.full_like(upper, 2.0))
-    torch.testing.assert_close(hull.lower, torch.full_like(lower, -2.0))
+    node, read = normal(lower, upper, 1e-12)
+    hull = node.range(*read)
+    torch.testing.assert_close(hull.upper[:, 0], torch.full_like(upper, 2.0))
+    torch.testing.assert_close(hull.lower[:, 0], torch.full_like(lower, -2.0))
 
 
 class Small(Base):
