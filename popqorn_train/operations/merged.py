@@ -46,7 +46,8 @@ _DIMS = {
 _LAST = {"glu": -1}  # the axis that they take without one
 _LAYERS = (
     nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.PReLU, nn.Conv1d,
-    nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d,
+    nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d, nn.Conv2d,
+    nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d,
     nn.modules.dropout._DropoutNd,
 )  # fmt: skip
 _WAY_OUT = "Split batch and time again before it, with view(B, T, -1)."

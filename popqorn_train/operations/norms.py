@@ -29,9 +29,9 @@ def _scaled(
     return Scale(x, *factors)
 
 
-@module(nn.BatchNorm1d)
+@module(nn.BatchNorm1d, nn.BatchNorm2d)
 def _batch_norm_module(
-    lifter: Lifter, step: Step, layer: nn.BatchNorm1d | nn.InstanceNorm1d, x: Node
+    lifter: Lifter, step: Step, layer: nn.modules.batchnorm._NormBase, x: Node
 ) -> Node:
     """In eval mode a scale and a shift for every feature, which are axis 1."""
     mean, var = (lifter.weight(step.target, name) for name in ("running_mean", "running_var"))
@@ -97,9 +97,11 @@ def _group_norm_module(lifter: Lifter, step: Step, layer: nn.GroupNorm, x: Node)
     return group_normed(lifter, step, x, layer.num_groups, weight, bias, layer.eps)
 
 
-@module(nn.InstanceNorm1d)
-def _instance_norm_module(lifter: Lifter, step: Step, layer: nn.InstanceNorm1d, x: Node) -> Node:
-    """Over time, channel by channel; with running statistics as a batch norm."""
+@module(nn.InstanceNorm1d, nn.InstanceNorm2d)
+def _instance_norm_module(
+    lifter: Lifter, step: Step, layer: nn.modules.batchnorm._NormBase, x: Node
+) -> Node:
+    """Over time or pixels, channel by channel; with running statistics as a batch norm."""
     if layer.running_mean is not None:
         return _batch_norm_module(lifter, step, layer, x)
     weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
@@ -109,9 +111,9 @@ def _instance_norm_module(lifter: Lifter, step: Step, layer: nn.InstanceNorm1d, 
 def instance_normed(
     lifter: Lifter, step: Step, x: Node, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Node:
-    """Normalise every channel over time."""
-    if len(x.shape) != 2:
-        raise unsupported(step, "an instance norm of something else than (B, C, T)")
+    """Normalise every channel over time, or over pixels."""
+    if len(x.shape) < 2:
+        raise unsupported(step, "an instance norm of something else than (B, C, T) or images")
     return group_normed(lifter, step, x, x.shape[0], weight, bias, eps)
 
 

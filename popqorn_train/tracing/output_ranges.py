@@ -31,15 +31,17 @@ _KEEPING = (
     | REPEATS
     | frozenset(
         (
-            "adaptive_avg_pool1d", "adaptive_max_pool1d", "amax", "amin", "avg_pool1d", "bfloat16",
-            "chunk", "expand_as", "getattr", "half", "max", "max_pool1d", "mean", "median", "min",
-            "pad_lengths", "ravel", "reshape_as", "split", "tensor_split", "unbind", "view_as",
+            "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d",
+            "adaptive_max_pool2d", "amax", "amin", "avg_pool1d", "avg_pool2d", "bfloat16", "chunk",
+            "expand_as", "getattr", "half", "max", "max_pool1d", "max_pool2d", "mean", "median",
+            "min", "pad_lengths", "ravel", "reshape_as", "split", "tensor_split", "unbind", "view_as",
         )
     )
 )  # fmt: skip
 _KEEPING_LAYERS = (
     nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten, nn.AvgPool1d,
-    nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d,
+    nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AvgPool2d, nn.MaxPool2d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
 )  # fmt: skip
 _STACKING = frozenset(
     ("cat", "column_stack", "concat", "concatenate", "dstack", "hstack", "stack", "vstack")
@@ -47,8 +49,8 @@ _STACKING = frozenset(
 _FILLING = {"zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0}
 _LINEAR = frozenset(
     (
-        "addmm", "baddbmm", "bilinear", "bmm", "conv1d", "dot", "einsum", "inner", "linear",
-        "matmul", "mm", "mv", "tensordot",
+        "addmm", "baddbmm", "bilinear", "bmm", "conv1d", "conv2d", "dot", "einsum", "inner",
+        "linear", "matmul", "mm", "mv", "tensordot",
     )
 )  # fmt: skip
 _SQUASHING = {"log_softmax": LOG_PROBABILITY} | (

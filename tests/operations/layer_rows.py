@@ -18,6 +18,16 @@ def channels(layer, a, b):
     return layer((a - b).transpose(1, 2))
 
 
+def images(layer, a, b):
+    """A layer on ``(B, 1, T, F)``."""
+    return layer((a - b)[:, None])
+
+
+def channel_images(layer, a, b):
+    """A layer on ``(B, F, 2, 2)``."""
+    return layer((a - b).transpose(1, 2).unflatten(2, (2, 2)))
+
+
 def curved(layer, a, b):
     """An activation where it bends on either side."""
     return layer(3 * a), layer(2 * a - 4 * b)
@@ -107,6 +117,33 @@ def layer_rows():
         nn.AdaptiveAvgPool1d: [
             (channels, nn.AdaptiveAvgPool1d(1)),
             (channels, nn.AdaptiveAvgPool1d(3)),
+        ],
+        nn.Conv2d: [
+            (images, nn.Conv2d(1, 3, 2)),
+            (images, nn.Conv2d(1, 2, (3, 1), stride=(2, 1), padding=(1, 0), bias=False)),
+            (channel_images, nn.Conv2d(F, F, 3, padding="same", dilation=2, groups=2)),
+        ],
+        nn.MaxPool2d: [
+            (images, nn.MaxPool2d(2)),
+            (images, nn.MaxPool2d((2, 1), stride=(1, 1), padding=(1, 0))),
+            (images, nn.MaxPool2d((2, 1), dilation=(2, 1))),
+        ],
+        nn.AdaptiveMaxPool2d: [
+            (images, nn.AdaptiveMaxPool2d(1)),
+            (images, nn.AdaptiveMaxPool2d((2, None))),
+        ],
+        nn.AvgPool2d: [
+            (images, nn.AvgPool2d(2)),
+            (images, nn.AvgPool2d((3, 1), (2, 1), (1, 0), True, False)),
+        ],
+        nn.AdaptiveAvgPool2d: [
+            (images, nn.AdaptiveAvgPool2d((1, None))),
+            (images, nn.AdaptiveAvgPool2d((3, 1))),
+        ],
+        nn.BatchNorm2d: [(channel_images, nn.BatchNorm2d(F))],
+        nn.InstanceNorm2d: [
+            (images, nn.InstanceNorm2d(1)),
+            (channel_images, nn.InstanceNorm2d(F, affine=True, track_running_stats=True)),
         ],
         nn.BatchNorm1d: [
             (channels, nn.BatchNorm1d(F)),

@@ -224,6 +224,24 @@ ROWS = {
         lambda m, a, b: functional.adaptive_avg_pool1d(a.transpose(1, 2), 1),
         lambda m, a, b: functional.adaptive_avg_pool1d((a - b).transpose(1, 2), 3),
     ],
+    "conv2d": [
+        lambda m, a, b: functional.conv2d(a[:, None], m.kernel[:, :1, :, None], m.bias),
+        lambda m, a, b: functional.conv2d(
+            input=(a - b)[:, None], weight=m.kernel[:, None], stride=(1, 2), padding=1
+        ),
+    ],
+    "max_pool2d": [
+        lambda m, a, b: functional.max_pool2d(a[:, None], 2),
+        lambda m, a, b: functional.max_pool2d((a - b)[:, None], (3, 1), (1, 1), (1, 0)),
+    ],
+    "adaptive_max_pool2d": [lambda m, a, b: functional.adaptive_max_pool2d(a[:, None], (1, 2))],
+    "avg_pool2d": [
+        lambda m, a, b: functional.avg_pool2d(a[:, None], 2),
+        lambda m, a, b: functional.avg_pool2d((a - b)[:, None], (3, 1), 1, padding=(1, 0)),
+    ],
+    "adaptive_avg_pool2d": [
+        lambda m, a, b: functional.adaptive_avg_pool2d((a - b)[:, None], (3, None))
+    ],
     "sum": reduced("sum"),
     "mean": reduced("mean"),
     "amax": [*greatest(torch.amax), lambda m, a, b: a.amax((1,))],
