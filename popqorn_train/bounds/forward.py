@@ -25,6 +25,7 @@ from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped,
 from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node, Nonlinear, Root
+from popqorn_train.bounds.reductions import Reduction
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
 from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbols import Symbols
@@ -134,8 +135,8 @@ class ForwardPass:
             return self._span(node, images[0])
         if isinstance(node, Activation):
             return self._activation(node, images[0])
-        if isinstance(node, Maximum):
-            return self._maximum(node, images[0])
+        if isinstance(node, Maximum | Reduction):
+            return self._reduction(node, images[0])
         if isinstance(node, Bilinear):
             return self._bilinear(node, *images)
         if isinstance(node, Sum) and all(isinstance(part, Form) for part in images):
@@ -229,8 +230,8 @@ class ForwardPass:
         columns = zip(x.frames, y.frames, *(part.unbind(1) for part in strip), strict=True)
         return Stacked(tuple(of(*column) for column in columns))
 
-    def _maximum(self, node: Maximum, x: Image) -> Form:
-        """One linear function of all entries over which the maximum is taken."""
+    def _reduction(self, node: Maximum | Reduction, x: Image) -> Form:
+        """One linear function of all entries that are put together."""
         slopes, middle, half = node.strip(self.found.ranges[node.inputs[0]])
         terms = [Term(frame_of(x, place), slope) for place, slope in enumerate(slopes.unbind(1))]
         return weighted(terms, middle, self._error(node, half))

@@ -68,7 +68,7 @@ def _einsum(lifter: Lifter, step: Step, equation: str, *operands: Any) -> Node:
     return _contracted(step, run, given)
 
 
-def _along(lifter: Lifter, step: Step, x: Node, dim: int, weight: Tensor) -> Node:
+def along(lifter: Lifter, step: Step, x: Node, dim: int, weight: Tensor) -> Node:
     """A matrix times the entries along an axis of the user's layout."""
     dim, axis = dim % ndim(x), x.batch_axis
     if dim == axis:
@@ -98,7 +98,7 @@ def _cumulative(
     if not step.floating:
         raise unsupported(step, "a sum in whole numbers")
     size = _length(x, dim)
-    return _along(lifter, step, x, dim, torch.ones(size, size).tril())
+    return along(lifter, step, x, dim, torch.ones(size, size).tril())
 
 
 @operation("diff")
@@ -113,4 +113,4 @@ def _differences(
 ) -> Node:
     if prepend is not None or append is not None:
         raise unsupported(step, "a diff with prepend or append", "Join them with torch.cat first.")
-    return _along(lifter, step, x, dim, torch.eye(_length(x, dim)).diff(n, 0))
+    return along(lifter, step, x, dim, torch.eye(_length(x, dim)).diff(n, 0))

@@ -1,6 +1,7 @@
 """How sums, means, maxima and masks act on nodes."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,19 @@ def _reduce(
     """Sums keep the precision of the bounds, whatever the dtype that forward asks for."""
     if not step.floating:
         raise unsupported(step, "a sum in whole numbers")
-    given = dim if axis is None else axis
+    dims = axes_of(step, x, dim if axis is None else axis)
+    own = [dim - (dim > x.batch_axis) for dim in dims]
+    count = math.prod(x.shape[axis] for axis in own)
+    factor = 1 / count if called_name(step.target) == "mean" else 1.0
+    return Total(x, own, factor, keepdim=keepdim)
+
+
+def axes_of(step: Step, x: Node, given: Any) -> list[int]:
+    """The axes of the user's layout that an operation names; None for all.
+
+    Raises:
+        MixedSamplesError: the batch is among them.
+    """
     dims = [given] if isinstance(given, int) else [*(given or range(ndim(x)))]
     dims = [dim % ndim(x) for dim in dims]
     if x.batch_axis in dims:
@@ -41,10 +54,7 @@ def _reduce(
             f"node {step.name!r} is a {name} over the batch, which mixes samples ({step.source}). "
             "Name other axes."
         )
-    own = [dim - (dim > x.batch_axis) for dim in dims]
-    count = math.prod(x.shape[axis] for axis in own)
-    factor = 1 / count if called_name(step.target) == "mean" else 1.0
-    return Total(x, own, factor, keepdim=keepdim)
+    return dims
 
 
 @operation("where")
@@ -103,12 +113,26 @@ def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
     """Greatest entry along an axis of the user's layout."""
     if dim == x.batch_axis:
         raise unsupported(step, "a maximum over the batch")
-    own = dim - (dim > x.batch_axis)
-    rest = (*x.shape[:own], *x.shape[own + 1 :])
-    rows = _rows(x, dim, own)
-    shape = (*rest[:own], 1, *rest[own:]) if keepdim else rest
-    axis = x.batch_axis - (dim < x.batch_axis and not keepdim)
-    best = Maximum(rows)
+    return reduced_over(x, [dim], Maximum, keepdim=keepdim)
+
+
+def reduced_over(
+    x: Node, dims: Sequence[int], reduce: Callable[[Node], Node], *, keepdim: bool
+) -> Node:
+    """What a function makes of the entries along some axes of the user's layout.
+
+    Args:
+        x: node.
+        dims: not the batch.
+        reduce: from the entries as frames ``(T, F)`` to ``(F,)``.
+        keepdim: whether the axes stay, of size 1.
+    """
+    own = [dim - (dim > x.batch_axis) for dim in dims]
+    kept = [1 if axis in own else size for axis, size in enumerate(x.shape)]
+    rest = [size for axis, size in enumerate(x.shape) if axis not in own]
+    shape = tuple(kept if keepdim else rest)
+    axis = x.batch_axis - (0 if keepdim else sum(dim < x.batch_axis for dim in dims))
+    best = reduce(_rows(x, dims, own))
     if (shape, axis) == (best.shape, 0):
         return best
 
@@ -118,14 +142,15 @@ def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
     return affine_of(back, (best,), {}, shape=shape, axis=axis)
 
 
-def _rows(x: Node, dim: int, own: int) -> Node:
-    """The entries along an axis as frames ``(T, F)``."""
-    if x.batch_axis == 0 and dim == 1 and len(x.shape) == 2:
+def _rows(x: Node, dims: Sequence[int], own: Sequence[int]) -> Node:
+    """The entries along some axes as frames ``(T, F)``."""
+    if x.batch_axis == 0 and list(dims) == [1] and len(x.shape) == 2:
         return x
-    ends = x.batch_axis, dim
-    size = math.prod(x.shape) // x.shape[own]
+    ends = x.batch_axis, *dims
+    count = math.prod(x.shape[axis] for axis in own)
+    size = math.prod(x.shape) // count
 
     def rows(value: Tensor) -> Tensor:
-        return value.movedim(ends, (0, 1)).flatten(2)
+        return value.movedim(ends, (*range(len(ends)),)).reshape(-1, count, size)
 
-    return affine_of(rows, (x,), {}, shape=(x.shape[own], size), axis=0)
+    return affine_of(rows, (x,), {}, shape=(count, size), axis=0)

@@ -13,6 +13,7 @@ from popqorn_train.operations import (  # noqa: F401
     pairs,
     reductions,
     shapes,
+    statistics,
     writes,
 )
 from popqorn_train.operations.lift import MODULES, OPERATIONS
@@ -29,6 +30,7 @@ _TITLES = {
     "norms": "normalisation",
     "functional_norms": "normalisation",
     "reductions": "sums, means, maxima, masks",
+    "statistics": "norms, spreads, log-sum-exp",
     "shapes": "shapes, picking, joining",
     "padding": "padding",
     "writes": "writes of slices, `x[:, t] = v`",
@@ -39,6 +41,7 @@ def supported() -> dict[str, tuple[list[str], list[str]]]:
     """Modules and operations by kind, sorted, as users write them."""
     spoken = {ours.__name__: torchs.__name__ for torchs, ours in REPLACED.items()}
     spoken |= {"repack": "PackedSequence", "written": "setitem"}
+    spoken |= {name: name.replace("_", ".", 1) for name in OPERATIONS if name.startswith("linalg")}
     spoken["log_sigmoid"] = "logsigmoid"  # as torch calls it in its own name
     found: dict[str, tuple[list[str], list[str]]] = {title: ([], []) for title in _TITLES.values()}
     for kind, handler in MODULES.items():

@@ -34,7 +34,8 @@ _KEEPING = (
             "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d",
             "adaptive_max_pool2d", "amax", "amin", "avg_pool1d", "avg_pool2d", "bfloat16", "chunk",
             "expand_as", "getattr", "half", "max", "max_pool1d", "max_pool2d", "mean", "median",
-            "min", "pad_lengths", "ravel", "reshape_as", "split", "tensor_split", "unbind", "view_as",
+            "min", "pad_lengths", "ravel", "reshape_as", "split", "tensor_split", "unbind",
+            "view_as",
         )
     )
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import operator
 
 import torch
+from torch.nn import functional
 
 from tests.operations.rows import curve
 
@@ -32,6 +33,16 @@ def away(function):
     ]
 
 
+def spreads(name):
+    """Standard deviations or variances by their signatures."""
+    return [
+        lambda m, a, b: getattr((a - b)[:, :3], name)(1),
+        lambda m, a, b: getattr(a, name)(dim=1, unbiased=False),
+        lambda m, a, b: getattr(a * m.k, name)((1, 2), keepdim=True),
+        lambda m, a, b: getattr(a.transpose(0, 1), name)(0, correction=2),
+    ]
+
+
 FUNCTION_ROWS = {
     "exp": curve(torch.exp),
     "exp2": curve(torch.exp2),
@@ -56,6 +67,24 @@ FUNCTION_ROWS = {
         lambda m, a, b: (a - b) ** 3,
         lambda m, a, b: 2**a,
         lambda m, a, b: torch.pow(0.3, b),
+    ],
+    "logsumexp": [
+        lambda m, a, b: torch.logsumexp(3 * a, 1),
+        lambda m, a, b: (a - 4 * b).logsumexp(dim=(1, 2), keepdim=True),
+        lambda m, a, b: torch.logsumexp((a * m.k).transpose(0, 1), 0),
+    ],
+    "std": [*spreads("std"), lambda m, a, b: torch.std(a, 1)],
+    "var": [*spreads("var"), lambda m, a, b: torch.var(a - b, -1, keepdim=True)],
+    "norm": [
+        lambda m, a, b: torch.norm(a, dim=1),
+        lambda m, a, b: (a - b).norm(2, -1),
+        lambda m, a, b: torch.norm(a * m.k, dim=(1, 2), keepdim=True),
+    ],
+    "linalg_norm": [lambda m, a, b: torch.linalg.norm(a - b, dim=1)],
+    "linalg_vector_norm": [lambda m, a, b: torch.linalg.vector_norm(a, dim=(1, 2))],
+    "normalize": [
+        lambda m, a, b: functional.normalize(a + 1.5, dim=-1),
+        lambda m, a, b: functional.normalize(a - b * m.k, eps=0.5),
     ],
     "div": [*away(torch.div), lambda m, a, b: a.div(other=m.k)],
     "divide": away(torch.divide),
