@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from popqorn_train import bound
+from tests.today_zoo import today_zoo
 
 F, H, C = 3, 4, 3
 
@@ -157,4 +158,5 @@ def everyday_zoo(x: torch.Tensor, lengths: torch.Tensor) -> dict[str, tuple[nn.M
     ]  # fmt: skip
     found = {kind.__name__: (kind().double().eval(), inputs.get(kind, x)) for kind in kinds}
     model, x = found["SeveralOutputs"]
-    return found | {"SeveralOutputs": (bound(model, select="logits").eval(), x)}
+    several = {"SeveralOutputs": (bound(model, select="logits").eval(), x)}
+    return found | several | today_zoo(x)

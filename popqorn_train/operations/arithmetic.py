@@ -17,6 +17,7 @@ from popqorn_train.operations.shapes import (
     lifted,
     without_infinity,
 )
+from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
 from popqorn_train.tracing.steps import IDENTITIES, Step, called_name
@@ -101,7 +102,7 @@ def _negate(lifter: Lifter, step: Step, x: Node) -> Node:
 def _same(lifter: Lifter, step: Step, x: Node | Tensor, *args: Any, **kwargs: Any) -> Node | Tensor:
     """Nothing in eval mode, and nothing to real numbers."""
     if not step.floating:
-        raise unsupported(step, "a cast to whole numbers")
+        raise unsupported(step, "a cast to whole or complex numbers", way_out_of("complex"))
     if isinstance(x, Tensor):  # only what it is cast like moves
         return x.to(lifter.device, lifter.dtype)
     return x

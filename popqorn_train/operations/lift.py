@@ -21,6 +21,7 @@ from popqorn_train.nested import map_nested
 from popqorn_train.operations.cast_modules import cast_copy, eps_of
 from popqorn_train.operations.merged import concerns_rows, lift_rows
 from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
+from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.tracing.calls import tied
 from popqorn_train.tracing.in_place import out_of_place
 from popqorn_train.tracing.packed import call
@@ -277,6 +278,7 @@ class Lifter:
 
     def lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         """The node for a step, from its handler."""
+        refuse_complex(step, (args, kwargs))
         if concerns_rows(step, args, kwargs):
             return lift_rows(self, step, args, kwargs)
         if step.kind == "module":
@@ -294,7 +296,7 @@ class Lifter:
             way_out = "Call the module itself, self.rnn(x), and not self.rnn.forward(x)."
             raise unsupported(step, f"a recurrent layer by its operation {name!r}", way_out)
         if name not in OPERATIONS:
-            raise unsupported(step, f"the operation {name!r}")
+            raise unsupported(step, f"the operation {name!r}", way_out_of(name))
         return OPERATIONS[name](self, step, *args, **kwargs)
 
 
@@ -306,6 +308,14 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 def _is_plainly(called: nn.Module, kind: type) -> bool:
     """Whether a module computes what this registered kind does, not something of its own."""
     return kind in MODULES and type(called).forward is kind.forward
+
+
+def refuse_complex(step: Step, values: Any) -> None:
+    """Refuse complex numbers beside what moves."""
+    found: list[Tensor] = []
+    map_nested(values, Tensor, found.append)
+    if any(value.is_complex() for value in found):
+        raise unsupported(step, "an operation with complex numbers", way_out_of("complex"))
 
 
 def unsupported(step: Step, what: str, way_out: str = "") -> UnboundedStepError:
