@@ -24,6 +24,7 @@ from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped, weighted
 from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
+from popqorn_train.bounds.mixing import Mixing, mapped_by
 from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.bounds.reductions import Reduction
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
@@ -137,6 +138,8 @@ class ForwardPass:
             return self._activation(node, images[0])
         if isinstance(node, Maximum | Reduction):
             return self._reduction(node, images[0])
+        if isinstance(node, Mixing):
+            return self._mixing(node, [joined(part) for part in images])
         if isinstance(node, Bilinear):
             return self._bilinear(node, *images)
         if isinstance(node, Sum) and all(isinstance(part, Form) for part in images):
@@ -229,6 +232,12 @@ class ForwardPass:
             return of(joined(x), joined(y), *strip)
         columns = zip(x.frames, y.frames, *(part.unbind(1) for part in strip), strict=True)
         return Stacked(tuple(of(*column) for column in columns))
+
+    def _mixing(self, node: Mixing, forms: Sequence[Form]) -> Form:
+        """The strip of a node that adds up many entries."""
+        maps, middle, half = node.strip(*[self.found.ranges[p] for p in node.inputs])
+        terms = [Term(mapped_by(*pair)) for pair in zip(forms, maps, strict=True)]
+        return weighted(terms, middle, self._error(node, half))
 
     def _reduction(self, node: Maximum | Reduction, x: Image) -> Form:
         """One linear function of all entries that are put together."""

@@ -11,20 +11,19 @@ from popqorn_train.bounds.contraction import Contraction
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.arithmetic import add, linear
 from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.matrix_products import Labelled, labelled, multiply, with_leading
 from popqorn_train.operations.shapes import affine_of, ndim
+from popqorn_train.operations.softmax_moves import softmax_behind
 from popqorn_train.tracing.steps import Step
 
-_WAY_OUT = "Only one factor may move: write the product of two that move entry by entry, x * y."
+_WAY_OUT = "Multiply two of them at a time."
 
 
 def _contracted(step: Step, function: Callable[..., Tensor], operands: Sequence[Any]) -> Node:
     """A product of several tensors of which one moves."""
-    moving = [at for at, operand in enumerate(operands) if isinstance(operand, Node)]
-    if len(moving) != 1:
-        raise unsupported(step, "a product of matrices that both move", _WAY_OUT)
     if step.shape is None or step.batch_axis is None:
         raise unsupported(step, "a product across samples", "Keep the batch as an axis of its own.")
-    (place,) = moving
+    (place,) = (at for at, operand in enumerate(operands) if isinstance(operand, Node))
     weights = [operand for operand in operands if not isinstance(operand, Node)]
 
     def run(x: Tensor, *weights: Tensor) -> Tensor:
@@ -34,9 +33,22 @@ def _contracted(step: Step, function: Callable[..., Tensor], operands: Sequence[
     return Contraction(run, operands[place], weights, shape=shape, batch_axis=step.batch_axis)
 
 
+def _ndim(x: Any) -> int:
+    return ndim(x) if isinstance(x, Node) else x.ndim
+
+
+def _needs_labels(operands: Sequence[Any]) -> bool:
+    """Whether several factors move, or one that is a softmax."""
+    moving = [operand for operand in operands if isinstance(operand, Node)]
+    return len(moving) > 1 or softmax_behind(moving[0]) is not None
+
+
 @operation("matmul", "mm", "bmm")
 def _matmul(lifter: Lifter, step: Step, x: Any, y: Any) -> Node:
     """``x @ weight`` is a linear layer."""
+    if min(map(_ndim, (x, y))) > 1 and _needs_labels((x, y)):
+        (x, y), lead = with_leading(lifter, (x, y), ("nt", "tm"))
+        return multiply(lifter, step, x, y, lead + "nm")
     if isinstance(x, Node) and isinstance(y, Tensor) and y.ndim == 2:
         return linear(lifter, step, x, y.T)
     return _contracted(step, torch.matmul, (x, y))
@@ -61,11 +73,27 @@ def _times(x: Any, factor: Any) -> Any:
 @operation("einsum")
 def _einsum(lifter: Lifter, step: Step, equation: str, *operands: Any) -> Node:
     given = operands[0] if isinstance(operands[0], tuple | list) else operands
+    if _needs_labels(given) and len(given) > 1:
+        return _labelled_einsum(lifter, step, equation, given)
 
     def run(*values: Tensor) -> Tensor:
         return torch.einsum(equation, *values)
 
     return _contracted(step, run, given)
+
+
+def _labelled_einsum(lifter: Lifter, step: Step, equation: str, operands: Sequence[Any]) -> Node:
+    """An einsum of which two factors move; all others are multiplied into the first."""
+    parts, out = labelled(step, equation, operands)
+    moving = [part for part in parts if isinstance(part.value, Node)]
+    still = [part for part in parts if not isinstance(part.value, Node)]
+    if len(moving) > 2:
+        raise unsupported(step, f"a product of {len(moving)} tensors that move", _WAY_OUT)
+    first, second = (moving[0], moving[1] if len(moving) > 1 else still.pop())
+    for part in still:
+        union = first.labels + "".join(x for x in part.labels if x not in first.labels)
+        first = Labelled(multiply(lifter, step, first, part, union), union)
+    return multiply(lifter, step, first, second, out)
 
 
 def along(lifter: Lifter, step: Step, x: Node, dim: int, weight: Tensor) -> Node:

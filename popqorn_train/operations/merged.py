@@ -41,8 +41,9 @@ _ROW_WISE = (
 )  # fmt: skip
 _DIMS = {
     "amax": 1, "amin": 1, "cat": 1, "chunk": 2, "cumsum": 1, "glu": 1, "max": 1, "mean": 1,
-    "min": 1, "split": 2, "sum": 1,
+    "min": 1, "softmax": 1, "split": 2, "sum": 1,
 }  # where these operations take the axis that they work along  # fmt: skip
+_OF_MATRICES = ("bmm", "matmul")
 _LAST = {"glu": -1}  # the axis that they take without one
 _LAYERS = (
     nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.PReLU, nn.Conv1d,
@@ -126,8 +127,12 @@ def _is_row_wise(lifter: "Lifter", step: Step, args: Any, kwargs: Any) -> bool:
     if step.kind == "module":
         layer = lifter.model.get_submodule(step.target)
         curve = type(layer).forward.__module__ == "torch.nn.modules.activation"
-        return isinstance(layer, _LAYERS) or (curve and not isinstance(layer, nn.Softmax))
+        return isinstance(layer, _LAYERS) or (curve and not isinstance(layer, nn.MultiheadAttention))
     name = called_name(step.target)
+    if name in _OF_MATRICES and all(isinstance(arg, Merged) for arg in args[:2]):
+        return all(len(arg.rows.shape) > 2 for arg in args[:2])  # matrices, one a row
+    if name == "scaled_dot_product_attention":
+        return all(isinstance(arg, Merged) for arg in args[:3])
     if name in ("addmm", "linear", "matmul", "mm"):
         at = 1 if name == "addmm" else 0
         return isinstance(args[at], Merged) and not isinstance(args[at + 1], Merged)

@@ -2,6 +2,7 @@
 
 from popqorn_train.operations import (  # noqa: F401
     arithmetic,
+    attention,
     contractions,
     convolution,
     elementwise,
@@ -23,7 +24,8 @@ _TITLES = {
     "layers": "recurrent layers and cells",
     "packing": "different lengths",
     "arithmetic": "arithmetic and linear layers",
-    "contractions": "products with constant matrices, sums along an axis",
+    "contractions": "products of matrices, sums along an axis",
+    "attention": "softmax and attention",
     "pairs": "gates, blends, the greater of two",
     "elementwise": "activations",
     "convolution": "convolution and pooling",
