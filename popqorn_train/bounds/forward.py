@@ -247,7 +247,7 @@ class ForwardPass:
 
     def _as_box(self, node: Node) -> Image:
         """A form that knows no more of a node than its range; a sequence frame by frame."""
-        self._relax([past for past in ancestors(node)[:-1] if isinstance(past, Nonlinear)])
+        self._relax([past for past in ancestors(node) if isinstance(past, Nonlinear)])
         bounds = intersect(self.found.ranges[node], backward_range(node, self.found))
         self.found.ranges[node] = bounds
         if len(node.shape) < 2:

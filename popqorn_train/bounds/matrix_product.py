@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.affine import full
-from popqorn_train.bounds.mixing import MixedStrip, Mixing, matrices
+from popqorn_train.bounds.mixing import MixedStrip, Mixing, matrix_before, matrix_behind
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.bounds.tape import Tape
@@ -73,7 +73,7 @@ class MatrixProduct(Mixing):
     def strip(self, *inputs: Bounds) -> MixedStrip:
         """See ``Mixing``."""
         x, y, intercept, reach = self.relax(None, *inputs)
-        return MixedStrip([matrices(right=y), matrices(left=x)], intercept, reach)
+        return MixedStrip([matrix_behind(y), matrix_before(x)], intercept, reach)
 
     def size(self, relaxation: Strips, *inputs: Tensor) -> Tensor:
         """See ``Nonlinear``."""

@@ -61,15 +61,16 @@ def mapped_by(form: Form, linear: Linear) -> Form:
     )
 
 
-def matrices(left: Tensor | None = None, right: Tensor | None = None) -> Linear:
-    """``left @ x``, or ``x @ right``."""
+def matrix_before(matrix: Tensor) -> Linear:
+    """``matrix @ x``."""
+    size = matrix.abs()
+    return Linear(lambda x: matrix @ x, lambda x: size @ x, matrix.shape[-1])
 
-    def times(left: Tensor | None, right: Tensor | None) -> Callable[[Tensor], Tensor]:
-        return lambda x: x @ right if left is None else left @ x
 
-    sizes = [None if part is None else part.abs() for part in (left, right)]
-    terms = left.shape[-1] if left is not None else right.shape[-2] if right is not None else 0
-    return Linear(times(left, right), times(*sizes), terms)
+def matrix_behind(matrix: Tensor) -> Linear:
+    """``x @ matrix``."""
+    size = matrix.abs()
+    return Linear(lambda x: x @ matrix, lambda x: x @ size, matrix.shape[-2])
 
 
 def rows(slope: Tensor) -> Linear:

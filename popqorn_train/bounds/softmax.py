@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.affine import full
-from popqorn_train.bounds.mixing import Mixing, MixedStrip, between, matrices, rows
+from popqorn_train.bounds.mixing import MixedStrip, Mixing, between, matrix_before, rows
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.bounds.tape import Tape
@@ -61,8 +61,8 @@ class Softmax(Mixing):
     def strip(self, *inputs: Bounds) -> MixedStrip:
         """See ``Mixing``."""
         scores = score_box(*inputs[0])
-        sides = [self._lines(scores, sign) for sign in (1, -1)]
-        slope, middle, half = between(*sides, _alive(scores))
+        below, above = (self._lines(scores, sign) for sign in (1, -1))
+        slope, middle, half = between(below, above, _alive(scores))
         return MixedStrip([rows(slope)], middle, half)
 
     def size(self, relaxation: Scores, *inputs: Tensor) -> Tensor:
@@ -155,9 +155,9 @@ class Pooling(Mixing):
     def strip(self, *inputs: Bounds) -> MixedStrip:
         """See ``Mixing``."""
         box = self.relax(None, *inputs)
-        sides = [self._lines(box, below=below) for below in (True, False)]
-        slope, middle, half = between(*sides, _alive(box.scores))
-        return MixedStrip([rows(slope), matrices(left=box.least)], middle, half)
+        below, above = (self._lines(box, below=side) for side in (True, False))
+        slope, middle, half = between(below, above, _alive(box.scores))
+        return MixedStrip([rows(slope), matrix_before(box.least)], middle, half)
 
     def size(self, relaxation: PoolingBox, *inputs: Tensor) -> Tensor:
         """See ``Softmax``, times the greatest value."""

@@ -1,19 +1,16 @@
-"""How softmax, and attention as one operation or layer, act on nodes."""
+"""How softmax, and attention as one operation, act on nodes; the layer is in multihead.py."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.softmax import Softmax
-from popqorn_train.bounds.total import Total
-from popqorn_train.operations.arithmetic import linear
+from popqorn_train.operations.axis_labels import Labelled, with_leading
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
-from popqorn_train.operations.matrix_products import Labelled, product_of, with_leading
+from popqorn_train.operations.matrix_products import product_of
 from popqorn_train.operations.shapes import affine_of, ndim, without_infinity
 from popqorn_train.tracing.steps import Step
 
@@ -83,16 +80,16 @@ def _scaled_dot_product(
         raise unsupported(step, f"an attention with {what}")
     count, hidden = query.shape[-1], None
     if attn_mask is not None:
-        hidden = _bias(lifter, ~attn_mask if attn_mask.dtype == torch.bool else attn_mask)
+        hidden = bias_of(lifter, ~attn_mask if attn_mask.dtype == torch.bool else attn_mask)
     parts, lead = with_leading(lifter, (query, key, value), ("le", "se", "sm"))
-    heads = _Heads(*parts, lead + "ls", lead + "lm")
+    heads = Heads(parts[0], parts[1], parts[2], lead + "ls", lead + "lm")
     if is_causal:
-        hidden = _causal(lifter, heads)
+        hidden = causal_bias(lifter, heads)
     scale = 1 / math.sqrt(count) if scale is None else scale
-    return _attend(lifter, step, heads, scale, _Mask(hidden, 0.0))[0]
+    return attend(lifter, step, heads, scale, Mask(hidden, 0.0))[0]
 
 
-class _Heads(NamedTuple):
+class Heads(NamedTuple):
     """Queries ``...le``, keys ``...se`` and values ``...sm``, and the labels of both results."""
 
     query: Labelled
@@ -102,14 +99,14 @@ class _Heads(NamedTuple):
     pooled: str
 
 
-class _Mask(NamedTuple):
+class Mask(NamedTuple):
     """What is added to the scores, and what a query gets that sees no key."""
 
     bias: Tensor | None
     unseen: float
 
 
-def _bias(lifter: Lifter, mask: Tensor) -> Tensor:
+def bias_of(lifter: Lifter, mask: Tensor) -> Tensor:
     """What a mask adds to the scores: minus infinity where it is true."""
     if mask.dtype != torch.bool:
         return mask
@@ -117,16 +114,14 @@ def _bias(lifter: Lifter, mask: Tensor) -> Tensor:
     return zeros.masked_fill(mask, -math.inf)
 
 
-def _causal(lifter: Lifter, heads: _Heads) -> Tensor:
+def causal_bias(lifter: Lifter, heads: Heads) -> Tensor:
     """The bias of a mask that hides later keys."""
     sizes = heads.query.sizes() | heads.key.sizes()
     ones = torch.ones(sizes["l"], sizes["s"], dtype=torch.bool, device=lifter.device)
-    return _bias(lifter, ones.triu(1))
+    return bias_of(lifter, ones.triu(1))
 
 
-def _attend(
-    lifter: Lifter, step: Step, heads: _Heads, scale: float, mask: _Mask
-) -> tuple[Any, Any]:
+def attend(lifter: Lifter, step: Step, heads: Heads, scale: float, mask: Mask) -> tuple[Any, Any]:
     """Pooled values and the shares of the keys, by the labels of the heads."""
     scores = _scaled(product_of(lifter, step, heads.query, heads.key, heads.scores), scale)
     if mask.bias is not None:
@@ -148,7 +143,7 @@ def _added(x: Node, bias: Tensor) -> Node:
     return affine_of(torch.add, (x, bias), {}, shape=x.shape, axis=x.batch_axis)
 
 
-def _unseen(lifter: Lifter, step: Step, found: Node, heads: _Heads, mask: _Mask) -> Node:
+def _unseen(lifter: Lifter, step: Step, found: Node, heads: Heads, mask: Mask) -> Node:
     """Another value for queries that see no key."""
     if mask.bias is None:
         return found
@@ -166,108 +161,3 @@ def _unseen(lifter: Lifter, step: Step, found: Node, heads: _Heads, mask: _Mask)
         return x.masked_fill(there, mask.unseen)
 
     return affine_of(replaced, (found,), {}, shape=found.shape, axis=found.batch_axis)
-
-
-@module(nn.MultiheadAttention)
-def _multihead_attention(
-    lifter: Lifter,
-    step: Step,
-    layer: nn.MultiheadAttention,
-    query: Any,
-    key: Any,
-    value: Any,
-    key_padding_mask: Any = None,
-    need_weights: bool = True,
-    attn_mask: Any = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Any, Any]:
-    """Projections, heads, and the projection of all heads side by side."""
-    if has_node((key_padding_mask, attn_mask)):
-        raise unsupported(step, "an attention with a mask that moves")
-    sides = "b{}" if layer.batch_first else "{}b"
-    parts = [
-        Labelled(part, sides.format(axis) + "h" + last)
-        for part, axis, last in zip(
-            _projected(lifter, step, layer, (query, key, value)), "lss", "eem", strict=True
-        )
-    ]
-    heads = _Heads(*parts, "bhls", sides.format("l") + "hm")
-    if is_causal and key_padding_mask is None and not need_weights:
-        bias: Tensor | None = _causal(lifter, heads)
-    else:
-        bias = _merged_bias(lifter, layer, key_padding_mask, attn_mask)
-    scale = 1 / math.sqrt(layer.head_dim)
-    pooled, shares = _attend(lifter, step, heads, scale, _Mask(bias, math.nan))
-    found = _out(lifter, step, pooled)
-    if not need_weights:
-        return found, None
-    if average_attn_weights and isinstance(shares, Node):
-        shares = Total(shares, [0], 1 / layer.num_heads, keepdim=False)
-    elif average_attn_weights:
-        shares = shares.mean(1)
-    return found, shares
-
-
-def _merged_bias(
-    lifter: Lifter, layer: nn.MultiheadAttention, padding: Tensor | None, mask: Tensor | None
-) -> Tensor | None:
-    """What both masks add to the scores ``(B, heads, L, S)``; 0 for keys that the layer adds."""
-    more = (layer.bias_k is not None) + layer.add_zero_attn
-    found: Tensor | None = None
-    if mask is not None:
-        found = functional.pad(_bias(lifter, mask), (0, more))
-        if found.ndim == 3:
-            found = found.unflatten(0, (-1, layer.num_heads))
-    if padding is not None:
-        hidden = functional.pad(_bias(lifter, padding), (0, more))[:, None, None]
-        found = hidden if found is None else found + hidden
-    return found
-
-
-def _projected(
-    lifter: Lifter, step: Step, layer: nn.MultiheadAttention, given: Sequence[Any]
-) -> list[Any]:
-    """Queries, keys and values ``(..., heads, size)``, with the keys that the layer adds."""
-    path, size = step.target, layer.embed_dim
-    joined, bias = (lifter.weight(path, f"in_proj_{name}") for name in ("weight", "bias"))
-    names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    weights = [lifter.weight(path, n) for n in names] if joined is None else joined.split(size)
-    biases = [None] * 3 if bias is None else bias.split(size)
-    added = [None, lifter.weight(path, "bias_k"), lifter.weight(path, "bias_v")]
-    zeros = [False, layer.add_zero_attn, layer.add_zero_attn]
-    found = []
-    for x, weight, own, more, zero in zip(given, weights, biases, added, zeros, strict=True):
-        x = linear(lifter, step, x, weight, own) if isinstance(x, Node) else x @ weight.T + own
-        rows = [] if more is None else [more]
-        rows += [torch.zeros(1, 1, size, dtype=lifter.dtype, device=lifter.device)] if zero else []
-        found.append(_in_heads(lifter, layer, x, rows))
-    return found
-
-
-def _in_heads(
-    lifter: Lifter, layer: nn.MultiheadAttention, x: Any, rows: Sequence[Tensor]
-) -> Any:
-    """Rows added behind all others, and features split into heads."""
-    time = 1 if layer.batch_first else 0
-    ends = (lifter.batch, 1) if layer.batch_first else (1, lifter.batch)
-
-    def split(x: Tensor) -> Tensor:
-        x = torch.cat([x, *[row.expand(*ends, -1) for row in rows]], time)
-        return x.unflatten(-1, (layer.num_heads, layer.head_dim))
-
-    if isinstance(x, Tensor):
-        return split(x)
-    length = x.shape[0] + len(rows)
-    return affine_of(
-        split, (x,), {}, shape=(length, layer.num_heads, layer.head_dim), axis=x.batch_axis
-    )
-
-
-def _out(lifter: Lifter, step: Step, pooled: Node) -> Node:
-    """All heads side by side, projected."""
-    weight, bias = (lifter.weight(f"{step.target}.out_proj", n) for n in ("weight", "bias"))
-    length, *heads = pooled.shape
-    shape = (length, math.prod(heads))
-    side = affine_of(lambda x: x.flatten(-2), (pooled,), {}, shape=shape, axis=pooled.batch_axis)
-    return linear(lifter, step, side, weight, bias)

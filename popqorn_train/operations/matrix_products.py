@@ -10,7 +10,7 @@ and where one of them is a softmax over T, the product is a mean of what the oth
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,51 +21,13 @@ from popqorn_train.bounds.matrix_product import MatrixProduct
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.softmax import Pooling
 from popqorn_train.bounds.total import Total
+from popqorn_train.operations.axis_labels import Groups, Labelled
 from popqorn_train.operations.lift import Lifter, unsupported
 from popqorn_train.operations.shapes import affine_of
 from popqorn_train.operations.softmax_moves import scores_of
 from popqorn_train.tracing.steps import Step
 
 _MIXED = "Keep the batch as an axis of its own, of both factors and of the result."
-
-_LEADING = "ABCDEFGHIJKLMNOP"  # labels of leading axes
-
-
-class Labelled(NamedTuple):
-    """A node or a tensor, in the user's layout, and a label for each of its axes."""
-
-    value: Any
-    labels: str
-
-    @property
-    def batch(self) -> str:
-        """Label of the batch of a node; none of a tensor."""
-        return self.labels[self.value.batch_axis] if isinstance(self.value, Node) else ""
-
-    def sizes(self) -> dict[str, int]:
-        """Length of every axis, but for the batch of a node."""
-        shape = self.value.shape
-        labels = self.labels.replace(self.batch, "") if self.batch else self.labels
-        return dict(zip(labels, shape, strict=True))
-
-
-class _Groups(NamedTuple):
-    """Labels by where they occur."""
-
-    both: str
-    first: str
-    inner: str
-    second: str
-
-    @classmethod
-    def of(cls, x: str, y: str, out: str) -> "_Groups":
-        """Of two factors and the result, without the batch."""
-        return cls(
-            "".join(label for label in out if label in x and label in y),
-            "".join(label for label in out if label not in y),
-            "".join(label for label in x if label in y and label not in out),
-            "".join(label for label in out if label not in x),
-        )
 
 
 def multiply(lifter: Lifter, step: Step, x: Labelled, y: Labelled, out: str) -> Node:
@@ -75,27 +37,15 @@ def multiply(lifter: Lifter, step: Step, x: Labelled, y: Labelled, out: str) -> 
     if batch not in out or any(part.batch != batch for part in moving):
         raise unsupported(step, "a product across samples", _MIXED)
     x, y = _summed(x, y.labels + out), _summed(y, x.labels + out)
-    found = _mean(lifter, step, (x, y), batch, out) or _mean(lifter, step, (y, x), batch, out)
+    found = mean_of(lifter, step, (x, y), batch, out) or mean_of(lifter, step, (y, x), batch, out)
     if found is not None:
         return found
     if len(moving) == 2:
-        groups = _Groups.of(*_without(batch, x.labels, y.labels, out))
+        groups = Groups.of(*_without(batch, x.labels, y.labels, out))
         one = _arranged(x, batch, (groups.both, groups.first, groups.inner))
         two = _arranged(y, batch, (groups.both, groups.inner, groups.second))
         return _restored(MatrixProduct(one, two), groups, batch, out, x.sizes() | y.sizes())
     return _contraction(x, y, batch, out)
-
-
-def labelled(step: Step, equation: str, operands: Sequence[Any]) -> tuple[list[Labelled], str]:
-    """What an einsum multiplies, and the labels of its result."""
-    given, arrow, out = equation.replace(" ", "").partition("->")
-    names = given.split(",")
-    if "." in equation or any(len(set(name)) < len(name) for name in names):
-        way_out = "Give every axis a letter of its own."
-        raise unsupported(step, f"a product of several that move by {equation!r}", way_out)
-    if not arrow:
-        out = "".join(sorted(label for label in given if given.count(label) == 1 and label != ","))
-    return [Labelled(*pair) for pair in zip(operands, names, strict=True)], out
 
 
 def product_of(lifter: Lifter, step: Step, x: Labelled, y: Labelled, out: str) -> Any:
@@ -103,48 +53,6 @@ def product_of(lifter: Lifter, step: Step, x: Labelled, y: Labelled, out: str) -
     if isinstance(x.value, Node) or isinstance(y.value, Node):
         return multiply(lifter, step, x, y, out)
     return torch.einsum(f"{x.labels},{y.labels}->{out}", x.value, y.value)
-
-
-def with_leading(
-    lifter: Lifter, values: Sequence[Any], labels: Sequence[str]
-) -> tuple[list[Labelled], str]:
-    """Labels for values of which the last axes have theirs, and the others are broadcast.
-
-    Args:
-        lifter: knows the number of samples.
-        values: nodes or tensors, in the user's layout.
-        labels: of the last axes.
-
-    Returns:
-        The values, without axes along which they are only broadcast, and the labels of the others.
-    """
-    shapes = [_leading(lifter, *pair) for pair in zip(values, labels, strict=True)]
-    count = max(map(len, shapes))
-    lead, found = _LEADING[-count:] if count else "", []
-    shape = torch.broadcast_shapes(*shapes)
-    for value, last, own in zip(values, labels, shapes, strict=True):
-        start = count - len(own)
-        at = value.batch_axis if isinstance(value, Node) else None
-        gone = [i for i, n in enumerate(own) if n == 1 < shape[start + i] and i != at]
-        left = "".join(lead[start + i] for i in range(len(own)) if i not in gone)
-        found.append(Labelled(_squeezed(value, gone), left + last))
-    return found, lead
-
-
-def _leading(lifter: Lifter, value: Any, labels: str) -> tuple[int, ...]:
-    shape = list(value.shape)
-    if isinstance(value, Node):
-        shape.insert(value.batch_axis, lifter.batch)
-    return tuple(shape[: len(shape) - len(labels)])
-
-
-def _squeezed(value: Any, axes: Sequence[int]) -> Any:
-    if not axes or isinstance(value, Tensor):
-        return value.squeeze(tuple(axes)) if axes else value
-    axis = value.batch_axis - sum(at < value.batch_axis for at in axes)
-    own = [at - (at > value.batch_axis) for at in axes]
-    shape = tuple(size for at, size in enumerate(value.shape) if at not in own)
-    return affine_of(lambda x: x.squeeze(tuple(axes)), (value,), {}, shape=shape, axis=axis)
 
 
 def _without(batch: str, *labels: str) -> list[str]:
@@ -163,14 +71,14 @@ def _summed(part: Labelled, read: str) -> Labelled:
     return Labelled(part.value.sum(gone), left)
 
 
-def _mean(
+def mean_of(
     lifter: Lifter, step: Step, factors: tuple[Labelled, Labelled], batch: str, out: str
 ) -> Node | None:
     """The product where the first factor is a softmax over the axes that are summed over."""
     weights, values = factors
     if not isinstance(weights.value, Node):
         return None
-    groups = _Groups.of(*_without(batch, weights.labels, values.labels, out))
+    groups = Groups.of(*_without(batch, weights.labels, values.labels, out))
     axes = groups.both, groups.first, groups.inner
     scores = scores_of(
         lifter, step, weights.value, lambda: _arranged(weights, batch, axes), weights.labels + out
@@ -197,9 +105,7 @@ def _arranged(part: Labelled, batch: str, axes: Sequence[str]) -> Node:
     return Constant(arrange(part.value))
 
 
-def _restored(
-    node: Node, groups: _Groups, batch: str, out: str, sizes: dict[str, int]
-) -> Node:
+def _restored(node: Node, groups: Groups, batch: str, out: str, sizes: dict[str, int]) -> Node:
     """A product ``(G, N, M)`` in the user's layout."""
     labels = batch + groups.both + groups.first + groups.second
     lengths = [sizes[label] for label in labels[1:]]

@@ -127,7 +127,9 @@ def _is_row_wise(lifter: "Lifter", step: Step, args: Any, kwargs: Any) -> bool:
     if step.kind == "module":
         layer = lifter.model.get_submodule(step.target)
         curve = type(layer).forward.__module__ == "torch.nn.modules.activation"
-        return isinstance(layer, _LAYERS) or (curve and not isinstance(layer, nn.MultiheadAttention))
+        return isinstance(layer, _LAYERS) or (
+            curve and not isinstance(layer, nn.MultiheadAttention)
+        )
     name = called_name(step.target)
     if name in _OF_MATRICES and all(isinstance(arg, Merged) for arg in args[:2]):
         return all(len(arg.rows.shape) > 2 for arg in args[:2])  # matrices, one a row

@@ -15,6 +15,7 @@ from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import OPERATIONS, Lifter, operation, unsupported
 from popqorn_train.operations.packing import data_of
 from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
+from popqorn_train.operations.summed_products import summed_product
 from popqorn_train.tracing.packed import Packed
 from popqorn_train.tracing.steps import Step, called_name
 
@@ -37,7 +38,10 @@ def _reduce(
     own = [dim - (dim > x.batch_axis) for dim in dims]
     count = math.prod(x.shape[axis] for axis in own)
     factor = 1 / count if called_name(step.target) == "mean" else 1.0
-    return Total(x, own, factor, keepdim=keepdim)
+    pooled = summed_product(lifter, step, x, dims)
+    if pooled is None:
+        return Total(x, own, factor, keepdim=keepdim)
+    return _as_reduced(pooled, x, dims, factor, keepdim=keepdim)
 
 
 def axes_of(step: Step, x: Node, given: Any) -> list[int]:
@@ -55,6 +59,27 @@ def axes_of(step: Step, x: Node, given: Any) -> list[int]:
             "Name other axes."
         )
     return dims
+
+
+def _as_reduced(
+    pooled: Node, x: Node, dims: Sequence[int], factor: float, *, keepdim: bool
+) -> Node:
+    """A sum times a factor, with the axes that were summed over if they are kept."""
+    if factor == 1 and not keepdim:
+        return pooled
+    places = sorted(dims) if keepdim else []
+
+    def scaled(x: Tensor) -> Tensor:
+        for place in places:
+            x = x.unsqueeze(place)
+        return x * factor
+
+    own = [dim - (dim > x.batch_axis) for dim in places]
+    shape = [1 if at in own else size for at, size in enumerate(x.shape)]
+    axis = x.batch_axis if keepdim else pooled.batch_axis
+    return affine_of(
+        scaled, (pooled,), {}, shape=tuple(shape) if keepdim else pooled.shape, axis=axis
+    )
 
 
 @operation("where")
@@ -106,6 +131,8 @@ def _field(lifter: Lifter, step: Step, x: Any, name: str) -> Any:
         return data_of(x) if name == "data" else getattr(x, name)
     if name == "data":
         return x
+    if name in ("mT", "T") and step.floating:
+        return lifted(lifter, step, lambda x: getattr(x, name), (x,), {})
     raise unsupported(step, f"the field {name!r}")
 
 

@@ -100,7 +100,6 @@ def _tilted(share: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
 
 def score_box(lower: Tensor, upper: Tensor) -> Scores:
     """What the lines over a box of scores share."""
-    lower, upper = torch.broadcast_tensors(lower, upper)
     dead, alive = _dead(lower, upper), lower.argmax(-1, keepdim=True)
     center = lower + (upper - lower) / 2
     half = torch.maximum(upper - center, center - lower) * (1 + 4 * torch.finfo(lower.dtype).eps)
@@ -165,9 +164,9 @@ def _at(box: Scores, rising: Tensor) -> Tensor:
 
 def _settled(box: Scores, weight: Tensor) -> Tensor:
     """Weights of which the dead entries have that of one that is not."""
-    shape = torch.broadcast_shapes(weight.shape, box.dead.shape)
-    weight, alive = weight.expand(shape), box.alive.expand(*shape[:-1], 1)
-    return torch.where(box.dead, weight.gather(-1, alive), weight)
+    weight = weight + torch.zeros_like(box.share)  # in the shape of both
+    known = weight.gather(-1, box.alive.expand(*weight.shape[:-1], 1))
+    return torch.where(box.dead, known, weight)
 
 
 def extremes(box: Scores, least: Tensor, most: Tensor) -> Bounds:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from tests.operations.attention_rows import attention_layers
 from tests.operations.rows import F, T
 
 H = 2
@@ -167,7 +168,7 @@ def layer_rows():
         nn.Tanh, nn.Sigmoid, nn.ReLU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
         nn.Softsign, nn.LogSigmoid, nn.Tanhshrink,
     )  # fmt: skip
-    return rows | {kind: curves(kind) for kind in plain}
+    return rows | attention_layers() | {kind: curves(kind) for kind in plain}
 
 
 def spread(layer):
@@ -175,6 +176,9 @@ def spread(layer):
     if getattr(layer, "running_mean", None) is not None:
         layer.running_mean.normal_()
         layer.running_var.uniform_(0.2, 2)
+    if isinstance(layer, nn.MultiheadAttention):
+        for weight in layer.parameters():
+            nn.init.normal_(weight, std=0.7)
     if isinstance(layer, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
         for weight in layer.parameters():
             nn.init.normal_(weight)

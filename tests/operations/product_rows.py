@@ -23,11 +23,18 @@ PRODUCT_ROWS = {
         lambda m, a, b: m.weight @ a.transpose(1, 2),
         lambda m, a, b: torch.matmul(a.transpose(1, 2), m.table.expand(len(a), T, 3)),
         lambda m, a, b: a @ m.c,
+        lambda m, a, b: a @ b.transpose(1, 2),
+        lambda m, a, b: a[:, None] @ b.unflatten(1, (2, 2)).transpose(2, 3),
+        lambda m, a, b: (
+            torch.matmul(a.transpose(0, 1)[:, :, None], b.transpose(0, 1)[..., None])[..., 0, 0].T
+        ),
     ],
     "mm": [lambda m, a, b: torch.mm(a[:, 1], m.weight.T)],
     "bmm": [
         lambda m, a, b: torch.bmm(a, m.weight.T.expand(len(a), F, 3)),
         lambda m, a, b: m.table.T.expand(len(a), 3, T).bmm(a - b),
+        lambda m, a, b: torch.bmm(a.transpose(1, 2), b),
+        lambda m, a, b: a.bmm(a.mT),
     ],
     "addmm": [
         lambda m, a, b: torch.addmm(m.bias, a[:, 0], m.weight.T),
@@ -36,6 +43,7 @@ PRODUCT_ROWS = {
     ],
     "baddbmm": [
         lambda m, a, b: torch.baddbmm(m.bias, a, m.weight.T.expand(len(a), F, 3), alpha=-2),
+        lambda m, a, b: torch.baddbmm(m.bias[:2], a.mT, b, beta=0.5),
         lambda m, a, b: torch.baddbmm(b, m.table[:, :2].expand(len(a), T, F), b[:, :2], beta=0.5),
     ],
     "einsum": [
@@ -44,6 +52,9 @@ PRODUCT_ROWS = {
         lambda m, a, b: torch.einsum("btf,to,f->bo", a, m.table, m.c),
         lambda m, a, b: torch.einsum("tbf,t->bf", [a.transpose(0, 1), m.k[:, 0]]),
         lambda m, a, b: torch.einsum("...f->...", a),
+        lambda m, a, b: torch.einsum("btf,bsf->bts", a, b),
+        lambda m, a, b: torch.einsum("btf,f,bth->bt", a, m.c, b[..., :1]),
+        lambda m, a, b: torch.einsum("btf,tb->bf", a, b[..., 0].T),
     ],
     "cumsum": [
         lambda m, a, b: a.cumsum(1),

@@ -253,6 +253,8 @@ ROWS = {
     "getattr": [
         *greatest(lambda x, *args, **named: torch.max(x, *args, **named).values),
         lambda m, a, b: a.data,
+        lambda m, a, b: (a - b).mT,
+        lambda m, a, b: a[:, 0].T.transpose(0, 1),
     ],
     "masked_fill": [
         lambda m, a, b: a.masked_fill(m.mask, -2.0),

@@ -20,6 +20,7 @@ from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.operations.tables import MODULES, OPERATIONS
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.tracing.steps import called_name
+from tests.operations.attention_rows import ATTENTION_ROWS
 from tests.operations.function_rows import FUNCTION_ROWS
 from tests.operations.layer_rows import layer_rows, spread
 from tests.operations.move_rows import MOVE_ROWS
@@ -28,7 +29,7 @@ from tests.operations.product_rows import PRODUCT_ROWS
 from tests.operations.rows import ROWS, F, Parts, T
 from tests.problems import F64, METHODS
 
-FORMS = ROWS | FUNCTION_ROWS | MOVE_ROWS | PRODUCT_ROWS | NORM_ROWS
+FORMS = ROWS | ATTENTION_ROWS | FUNCTION_ROWS | MOVE_ROWS | PRODUCT_ROWS | NORM_ROWS
 LAYERS = {kind.__name__: kind for kind in layer_rows()}
 B, P, EPSILON = 2, 96, 0.4
 DTYPES = {"float": torch.float32}  # what it does in float64 is to round
