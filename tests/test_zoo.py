@@ -44,7 +44,7 @@ def in_turn(argument, values):
 # Models in which padding changes nothing: neither values nor what a mean is divided by.
 PADDED = (
     "SentimentPacked", "BiLSTMText", "BiGRUMasked", "LastValid", "LastByIndex", "MaskedMean",
-    "MaskedMax", "GatedPooling", "PackedRows",
+    "MaskedMax", "GatedPooling", "PackedRows", "AdditiveAttention", "QueryPooling", "QueriedHeads",
 )  # fmt: skip
 
 

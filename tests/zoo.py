@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from tests.attention_zoo import attention_zoo
 from tests.everyday_zoo import everyday_zoo
 
 F64 = torch.float64
@@ -564,4 +565,4 @@ def zoo() -> dict[str, tuple[nn.Module, Any]]:
     for activation in (functional.gelu, nn.SiLU(), functional.softplus, nn.Hardtanh()):
         name = getattr(activation, "__name__", type(activation).__name__)
         found[f"FrontEnd-{name}"] = FrontEnd(activation).to(F64).eval(), x
-    return found | everyday_zoo(*mixed)
+    return found | everyday_zoo(*mixed) | attention_zoo(*mixed)

@@ -99,7 +99,7 @@ BLOCKED = {
         "2,4,3",
         r"return self.last(x if x.sum() > 0",
     ),
-    "no bound": ("tests.tracing.test_trace:Attended", "2,4,3", "'softmax'"),
+    "no bound": ("tests.tracing.test_trace:Multiplied", "2,4,3", "'cumprod'"),
     "wrong sizes": ("tests.zoo:GRUCellLoop", "2,4,7", "`inputs`"),
     "no sizes": ("tests.zoo:GRUCellLoop", "two", "`--input`"),
     "no kind": ("tests.zoo:GRUCellLoop", "2,4,3:words", "`--input`"),

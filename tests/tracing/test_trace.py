@@ -219,10 +219,10 @@ class Branches(Base):
         return self.last(x if x.sum() > 0 else -x)
 
 
-class Attended(Base):
+class Multiplied(Base):
     def forward(self, x):
         out = self.rnn(x)[0]
-        return self.head((out * out.softmax(1)).sum(1))
+        return self.head(out.cumprod(1)[:, -1])
 
 
 class Divided(Base):
@@ -258,7 +258,7 @@ class Random(Base):
 
 REFUSED = {
     Branches: r"control flow depends on the data .*\(test_trace.py, line \d+.*Move",
-    Attended: r"'softmax'.*\(test_trace.py, line \d+.*Use",
+    Multiplied: r"'cumprod'.*\(test_trace.py, line \d+.*Use",
     Divided: r"'truediv'.*quotient.*\(test_trace.py, line \d+",
     Normed: r"'norm' is a torch\.nn\.modules\.activation\.Hardshrink, .*\(test_trace.py, line \d+",
     Mixed: r"mixes samples.*\(test_trace.py, line \d+",
