@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 F, H, C = 3, 4, 3
 
 
 class AdditiveAttention(nn.Module):
-    """A BiLSTM, scores by a small network, padding masked."""
+    """A packed BiLSTM, scores by a small network, padding masked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,9 +23,10 @@ class AdditiveAttention(nn.Module):
         self.inner, self.score = nn.Linear(2 * H, H), nn.Linear(H, 1, bias=False)
 
     def forward(self, x, lengths):
-        h, _ = self.rnn(x)
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        h, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
         scores = self.score(torch.tanh(self.inner(h))).squeeze(-1)
-        mask = torch.arange(x.size(1)) < lengths[:, None]
+        mask = torch.arange(h.size(1)) < lengths[:, None]
         weights = functional.softmax(scores.masked_fill(~mask, float("-inf")), dim=1)
         return self.fc((weights.unsqueeze(-1) * h).sum(1))
 
