@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.relaxations.extremum import largest, slack
+from popqorn_train.relaxations.extremum import slack
 
 _WIDE = 40.0  # half width of a score from which on only the extremes are used
 
@@ -74,8 +74,10 @@ def _others(x: Tensor) -> Tensor:
 
 def shares(bounds: Bounds) -> Bounds:
     """Exact range of every entry of a softmax; all of [0, 1] where scores are infinite."""
-    least = torch.sigmoid(bounds.lower - _others(bounds.upper))
-    most = torch.sigmoid(bounds.upper - _others(bounds.lower))
+    top = bounds.upper.detach().amax(-1, keepdim=True)  # so that no sum is lost beside it
+    lower, upper = bounds.lower - top, bounds.upper - top
+    least = torch.sigmoid(lower - _others(upper))
+    most = torch.sigmoid(upper - _others(lower))
     return Bounds(least.nan_to_num(0), most.nan_to_num(1))
 
 
@@ -205,22 +207,30 @@ def means_below(box: Scores, weight: Tensor) -> tuple[Tensor, Tensor]:
         Slopes ``(*, T)`` and the intercept ``(*)``.
     """
     weight = _settled(box, weight)
+    slope, value, size = _sloped(box, weight)
+    low = weight.amin(-1, keepdim=True)
+    value = torch.where(box.wide, low, value)
+    least = low + least_mean(box, weight - low, value.detach() - low)
+    flat = box.wide | (least > value)
+    slope = torch.where(flat, torch.zeros_like(slope), slope)
+    terms = size * (box.upper - box.lower) + slope.abs() * box.center.abs()
+    terms = torch.where(flat | box.dead, 0, terms.detach()).sum(-1, keepdim=True)
+    intercept = torch.where(flat, least, value) - (slope * box.center).sum(-1, keepdim=True)
+    return slope, (intercept - _allowance(weight) - slack(terms))[..., 0]
+
+
+def _sloped(box: Scores, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The better of both lines: slopes, the value at the centre, and the size of what makes slopes.
+
+    What a slope is made of may cancel out, and is off by the rounding of its size.
+    """
     low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
     part, rest = box.share * (weight - low), box.share * (high - weight)
     mean = part.sum(-1, keepdim=True)
-    one = low + mean / box.height
-    other = high - (rest * box.rise).sum(-1, keepdim=True)
-    steep = rest * box.steep
-    slope = torch.where(
-        other > one,
-        box.share * steep.sum(-1, keepdim=True) - steep,
-        (part - mean * box.tilt) / box.height,
-    )
-    best = torch.where(box.wide, low, torch.maximum(one, other))
-    least = low + least_mean(box, weight - low, best.detach() - low)
-    flat = box.wide | (least > best)
-    slope = torch.where(flat, torch.zeros_like(slope), slope)
-    terms = slope.detach().abs() * torch.where(box.dead, 0, largest(box.lower, box.upper))
-    allowance = _allowance(weight) + slack(terms.sum(-1, keepdim=True))
-    intercept = torch.where(flat, least, best) - (slope * box.center).sum(-1, keepdim=True)
-    return slope, (intercept - allowance)[..., 0]
+    one, other = low + mean / box.height, high - (rest * box.rise).sum(-1, keepdim=True)
+    minus = rest * box.steep
+    plus = box.share * minus.sum(-1, keepdim=True)
+    above = other > one
+    plus = torch.where(above, plus, part / box.height)
+    minus = torch.where(above, minus, mean * box.tilt / box.height)
+    return plus - minus, torch.maximum(one, other), (plus + minus).detach()
