@@ -27,9 +27,9 @@ def is_right(library: ctypes.CDLL, suffix: str, dtype: torch.dtype) -> bool:
     return enclosed and narrow and summed and rest
 
 
-def pointers(*tensors: Tensor) -> Any:
-    """Addresses of the first numbers; the tensors must outlive the call."""
-    return (POINTER * len(tensors))(*[x.data_ptr() for x in tensors])
+def pointers(*tensors: Tensor | None) -> Any:
+    """Addresses of the first numbers, null for None; the tensors must outlive the call."""
+    return (POINTER * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])
 
 
 def _boxes(dtype: torch.dtype) -> list[Tensor]:
@@ -77,29 +77,30 @@ def _misses_no_more(loop: Any, dtype: torch.dtype, curved: bool) -> bool:
 
 
 def _adds(alone: Any, pairs: Any, dtype: torch.dtype) -> bool:
-    x, on = _rows(dtype)
+    x, on = rows_of_numbers(dtype)
     x, y, other = x.transpose(0, 1).contiguous(), x.transpose(0, 1).cos().contiguous(), on.sin()
     sums, plus, minus = (torch.zeros_like(on) for _ in range(3))
     alone(3, 2, 37, x.data_ptr(), 74, 37, sums.data_ptr())
     ends = [part.data_ptr() for part in (on, other, plus, minus)]
     pairs(3, 2, 37, x.data_ptr(), 74, 37, y.data_ptr(), 74, 37, *ends)
-    right = _close(plus, (on * x + other * y).abs().sum(0))
-    right &= _close(minus, (on * x - other * y).abs().sum(0))
-    return right and _close(sums, x.abs().sum(0))
+    right = close(plus, (on * x + other * y).abs().sum(0))
+    right &= close(minus, (on * x - other * y).abs().sum(0))
+    return right and close(sums, x.abs().sum(0))
 
 
-def _rows(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rows_of_numbers(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Slopes ``(2, 3, 37)``, and numbers ``(2, 37)`` beside them."""
     slope = torch.linspace(-3, 3, 222, dtype=dtype).sin().view(2, 3, 37)
     return slope, torch.linspace(0, 9, 74, dtype=dtype).cos().view(2, 37)
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are the same, up to rounding."""
     return torch.allclose(one, other, rtol=0, atol=256 * torch.finfo(one.dtype).eps)
 
 
 def _substitutes(loop: Any, dtype: torch.dtype) -> bool:
-    slope, side = _rows(dtype)
+    slope, side = rows_of_numbers(dtype)
     lower, upper = [side, side - 1], [side + 1, side]
     found, constant = torch.empty_like(slope), slope.new_empty(2, 3)
     loop(
@@ -110,12 +111,12 @@ def _substitutes(loop: Any, dtype: torch.dtype) -> bool:
         torch.where(slope > 0, slope * low[:, None], slope * high[:, None])
         for low, high in zip(lower, upper, strict=True)
     )
-    return torch.equal(found, on_x) and _close(constant, on_one.sum(-1))
+    return torch.equal(found, on_x) and close(constant, on_one.sum(-1))
 
 
 def _concretises(loop: Any, dtype: torch.dtype) -> bool:
-    slope, center = _rows(dtype)
+    slope, center = rows_of_numbers(dtype)
     half, found = center.abs(), slope.new_empty(2, 3)
     loop(2, 3, 37, slope.data_ptr(), 111, center.data_ptr(), half.data_ptr(), 37, found.data_ptr())
     terms = slope * center[:, None] - slope.abs() * half[:, None]
-    return _close(found, terms.sum(-1))
+    return close(found, terms.sum(-1))

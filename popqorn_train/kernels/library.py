@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from popqorn_train.kernels.check import POINTER, is_right
+from popqorn_train.kernels.check_forms import forms_are_right
 from popqorn_train.kernels.compiler import NotCompiledError, built, folder_for_library
 
 SWITCH = "POPQORN_KERNELS"
@@ -28,6 +29,13 @@ _ARGUMENTS = {
     "rows_gradient": 4 * [_WHOLE]
     + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, _WHOLE]
     + 4 * [POINTER],
+    "range": [POINTER, _REAL, POINTER, POINTER],
+    "range_gradient": 4 * [POINTER],
+    "bands": 4 * [POINTER],
+    "bands_gradient": 7 * [POINTER],
+    "terms": 2 * [_WHOLE] + [_REAL] + 2 * [POINTER],
+    "blocks": 3 * [POINTER],
+    "scaled_gradient": 6 * [POINTER],
     "minimum": 3 * [_WHOLE] + [POINTER, _WHOLE, POINTER, POINTER, _WHOLE, POINTER],
 }
 
@@ -72,7 +80,12 @@ def _load() -> Kernels:
         with folder_for_library() as folder:
             file = built(folder)
             library = _declared(ctypes.CDLL(str(file)))
-        if not all(is_right(library, suffix, dtype) for dtype, suffix in _NAMES.items()):
+        right = (
+            check(library, suffix, dtype)
+            for check in (is_right, forms_are_right)
+            for dtype, suffix in _NAMES.items()
+        )
+        if not all(right):
             return Kernels(None, None, f"{file} gives wrong results here")
         return Kernels(library, file, "")
     except (NotCompiledError, OSError) as error:
@@ -102,3 +115,8 @@ def function(name: str, *tensors: Tensor) -> Any:
         if not plain or x.dtype is not dtype or (live and x.requires_grad):
             return None
     return getattr(kernels().library, f"{name}_{_NAMES[dtype]}", None)
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether a gradient through any of these will be asked for."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -1,9 +1,9 @@
 // What Python calls. Every array is contiguous; n units lie in one, and `ends` are lx, ux, ly, uy
 // and, for octagons, sum_low, sum_high, diff_low, diff_high.
+#include "bands.h"
 #include "gradients.h"
 #include "rows.h"
 #include "strips.h"
-#include "sums.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -125,7 +125,9 @@ template <class V> static void function(int64_t which, int64_t n, const Number<V
     function<V>(which, n, x, found);                                                                                \
   }                                                                                                                 \
   ROWS(Number<V>, suffix)                                                                                           \
-  SUMS(Number<V>, suffix)
+  SUMS(Number<V>, suffix)                                                                                            \
+  FORMS(Number<V>, suffix)                                                                                          \
+  BANDS(Number<V>, suffix)
 
 EXPORTS(Float, float)
 EXPORTS(Double, double)
