@@ -21,6 +21,8 @@ _ARGUMENTS = {
     "planes": 5 * [_WHOLE] + 3 * [_REAL] + 2 * [POINTER],
     "strips": 2 * [_WHOLE] + 2 * [POINTER],
     "gradient": 2 * [_WHOLE] + [_REAL] + 3 * [POINTER],
+    "chords": 2 * [_WHOLE] + 2 * [POINTER],
+    "chords_gradient": 2 * [_WHOLE] + 3 * [POINTER],
     "function": 2 * [_WHOLE] + 2 * [POINTER],
     "absolute": 3 * [_WHOLE] + [POINTER, _WHOLE, _WHOLE, POINTER],
     "pairs": 3 * [_WHOLE] + 2 * [POINTER, _WHOLE, _WHOLE] + 4 * [POINTER],
