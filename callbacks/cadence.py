@@ -22,7 +22,7 @@ class Cadence:
     Attributes:
         spent: seconds spent certifying.
         elapsed: seconds of training and validation without that.
-        cost: seconds that one certification of a part may take.
+        cost: seconds that the next certification of a part may take.
         epoch: of the last certification.
         skipped: validations skipped since.
     """
@@ -78,9 +78,10 @@ class Cadence:
             epoch: in which it was.
             seconds: that it took.
             share: of the samples of a part there was something to search for. Wrong predictions
-                cost nothing: a model that has learned little is cheap, and will not stay so.
+                cost nothing: a model that has learned little is cheap, and will not stay so. How
+                much of the seconds grows with the samples is not known: between none and all.
         """
-        self.epoch, self.cost = epoch, max(self.cost, seconds / max(share, 0.1))
+        self.epoch, self.cost = epoch, seconds / math.sqrt(max(share, 0.01))
         self.spend(seconds)
 
     def spend(self, seconds: float) -> None:

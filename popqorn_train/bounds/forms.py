@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.block_sums import Block, Named, Part, added_blocks, scaled
+from popqorn_train.kernels.form_sums import Weighted, weighted_sum
 
 
 class Form(NamedTuple):
@@ -96,6 +97,29 @@ def weighted(terms: Sequence[Term], constant: Tensor | None, error: Error = NO_E
         constant: broadcastable to the result.
         error: of the nonlinearity that the sum stands for.
     """
+    rounding = 0.0
+    if error.rounds and not _is_exact(terms, constant):
+        count = max(t.weight.shape[1] if t.weight is not None else 1 for t in terms) + len(terms)
+        rounding = unit_of_rounding(count, terms[0].form.size.dtype)
+    loose = error.gap is not None or any(t.form.loose for t in terms)
+    known = weighted_sum([_plain(t) for t in terms], constant, error.gap, rounding, error.first)
+    if known is not None:
+        center, size, own, *blocks = known
+        inputs, noise = (block and Block(*block) for block in blocks)
+        return Form(center, inputs, noise, own, size, loose and own is not None)
+    return _weighted(terms, constant, error, rounding)
+
+
+def _plain(term: Term) -> Weighted:
+    """A term as loops take it."""
+    center, inputs, noise, own, size, _ = term.form
+    return Weighted(center, size, own, inputs, noise, term.scale, term.weight)
+
+
+def _weighted(
+    terms: Sequence[Term], constant: Tensor | None, error: Error, rounding: float
+) -> Form:
+    """The same, in operations of torch."""
     center = _added([t.of(t.form.center) for t in terms], constant)
     with torch.no_grad():
         sizes = [t.of_size(t.form.size) for t in terms]
@@ -103,9 +127,8 @@ def weighted(terms: Sequence[Term], constant: Tensor | None, error: Error = NO_E
         size = size if error.gap is None else size + error.gap
     owns = [t.of_size(t.form.own) for t in terms if t.form.own is not None]
     owns += [] if error.gap is None else [error.gap]
-    if error.rounds and not _is_exact(terms, constant):
-        count = max(t.weight.shape[1] if t.weight is not None else 1 for t in terms) + len(terms)
-        owns.append(size * unit_of_rounding(count, size.dtype))
+    if rounding:
+        owns.append(size * rounding)
     own = _added(owns, None) if owns else None
     loose = error.gap is not None or any(t.form.loose for t in terms)
     inputs = added_blocks([part for t in terms for part in t.part(t.form.inputs)])

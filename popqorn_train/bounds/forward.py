@@ -111,12 +111,11 @@ class ForwardPass:
         """Range of the form of a node, or of all frames; from now on its size too."""
         form = self._forms[node]
         if isinstance(form, Form):
-            bounds = self._symbols.range(form)
-            self._forms[node] = self._symbols.sized(form, bounds)
+            bounds, self._forms[node] = self._symbols.measured(form)
             return bounds
-        pairs = [(frame, self._symbols.range(frame)) for frame in form.frames]
-        self._forms[node] = Stacked(tuple(self._symbols.sized(*pair) for pair in pairs))
-        ends = zip(*[bounds for _, bounds in pairs], strict=True)
+        pairs = [self._symbols.measured(frame) for frame in form.frames]
+        self._forms[node] = Stacked(tuple(frame for _, frame in pairs))
+        ends = zip(*[bounds for bounds, _ in pairs], strict=True)
         return Bounds(*(torch.stack(end, 1) for end in ends))
 
     def _form(self, node: Node) -> Image:

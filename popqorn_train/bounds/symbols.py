@@ -8,17 +8,24 @@ B: batch, T: frames, N: features of a frame, n: symbols of a block.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from popqorn_train.bounds.affine import Sum
 from popqorn_train.bounds.backward import ancestors, visits
 from popqorn_train.bounds.block_sums import Block, added_blocks
 from popqorn_train.bounds.concatenation import Projected
-from popqorn_train.bounds.forms import Form, Term, constant_form, mapped, unit_of_rounding
+from popqorn_train.bounds.forms import Form, Term, constant_form, mapped, unit_of_rounding, weighted
+from popqorn_train.bounds.images import spans
 from popqorn_train.bounds.node import Node, Root
+from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
+from popqorn_train.kernels.form_bands import octagon_bands
+from popqorn_train.kernels.form_ranges import form_range
+from popqorn_train.kernels.operands import Operand
 from popqorn_train.perturbations.region import Bounds, Region
 from popqorn_train.perturbations.substitutions import Choices
 from popqorn_train.relaxations.domain import Bands, Rectangle
@@ -42,6 +49,7 @@ class Symbols:
         self.boxed = isinstance(region, Region) and region.p == math.inf
         lower, upper = region.coordinate_bounds()
         self.center = region.box[0] if isinstance(region, Region) and self.boxed else region.value
+        self._spans: tuple[Any, list[Form]] | None = None  # of the newest node
         self._even = self.boxed or (isinstance(region, Region) and not region.clipped)
         self.reach = torch.maximum(upper - self.center, self.center - lower)  # (B, T, N)
 
@@ -64,12 +72,23 @@ class Symbols:
             slope, constant = layer.weight.T[:, None], layer.bias
             center = linear(self.center[:, t], layer.weight, constant)
             return self._of_input(slope[None], center, t, constant)
+        if isinstance(node, Span):
+            return self._span(node)
+        if isinstance(node, Sum):
+            return weighted([Term(self.affine(part)) for part in node.inputs], node.constant)
         slope, constant = self._walked(node)
         first = int((slope != 0).any(3).flatten(0, 1).any(0).to(torch.uint8).argmax())
         center = (slope * self.center[:, None, : slope.shape[2]]).flatten(2).sum(-1) + constant
         columns = slope[:, :, first:].permute(2, 3, 0, 1)
         form = _shaped(self._of_input(columns, center, first, constant), node.shape)
         return self._with_rounding_of_walk(node, form)
+
+    def _span(self, node: Span) -> Form:
+        """The form of a span, made together with all others of the same node."""
+        kind = node.inputs[0], node.sizes
+        if self._spans is None or self._spans[0] != kind:
+            self._spans = kind, spans(self.affine(node.inputs[0]), node.sizes)
+        return self._spans[1][node.place]
 
     @torch.no_grad()
     def _with_rounding_of_walk(self, node: Node, form: Form) -> Form:
@@ -113,8 +132,18 @@ class Symbols:
             constant = constant if left is None else constant + left
         raise RuntimeError("a node that moves without reading the input")
 
-    def range(self, form: Form) -> Bounds:
-        """Range of a form, with the rounding of adding it up."""
+    def measured(self, form: Form) -> tuple[Bounds, Form]:
+        """Range of a form, with the rounding of adding it up, and the form with its size."""
+        if self.boxed:
+            rounding = unit_of_rounding(self.total, form.center.dtype)
+            known = form_range(_operand(form), rounding)
+            if known is not None:
+                return Bounds(*known[:2]), form._replace(size=known[2])
+        bounds = self._range(form)
+        return bounds, self._sized(form, bounds)
+
+    def _range(self, form: Form) -> Bounds:
+        """Range of a form, in operations of torch."""
         low, high = self._spread(form.inputs, form.noise)
         if form.own is not None:
             low, high = low - form.own, high + form.own
@@ -122,7 +151,7 @@ class Symbols:
         rest = 4 * torch.finfo(low.dtype).eps * form.center.detach().abs()
         return Bounds(form.center + low - rest, form.center + high + rest)
 
-    def sized(self, form: Form, bounds: Bounds) -> Form:
+    def _sized(self, form: Form, bounds: Bounds) -> Form:
         """A form with its range as the sum of the absolute values of its terms.
 
         The sums that are known from its inputs grow with every layer, as intervals do. A linear
@@ -189,6 +218,15 @@ class Symbols:
             signs: -1 where the product reads minus the form.
             box: ranges of the arguments.
         """
+        if self.boxed:
+            rounding = unit_of_rounding(self.total, x.center.dtype)
+            known = octagon_bands([_operand(x), _operand(y)], signs, box, rounding)
+            if known is not None:
+                return Bands(*known)
+        return self._bands(x, y, signs, box)
+
+    def _bands(self, x: Form, y: Form, signs: tuple[float, float], box: Rectangle) -> Bands:
+        """The same, in operations of torch."""
         scale = box.scale()
         on_x, on_y = signs[0] / scale.half_x, signs[1] / scale.half_y
         own = x.center.new_zeros(())
@@ -208,6 +246,11 @@ class Symbols:
             ends.append(torch.minimum(low, high).masked_fill(uncut, -2))
             ends.append(torch.maximum(low, high).masked_fill(uncut, 2))
         return Bands(*ends)
+
+
+def _operand(form: Form) -> Operand:
+    """A form as loops take it."""
+    return Operand(form.center, form.own, form.inputs, form.noise)
 
 
 def _shaped(form: Form, shape: tuple[int, ...]) -> Form:

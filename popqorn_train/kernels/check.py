@@ -71,29 +71,30 @@ def _misses_no_more(loop: Any, like: Tensor, curved: bool) -> bool:
 
 
 def _adds(alone: Any, pairs: Any, like: Tensor) -> bool:
-    x, on = _rows(like)
+    x, on = rows_of_numbers(like)
     x, y, other = x.transpose(0, 1).contiguous(), x.transpose(0, 1).cos().contiguous(), on.sin()
     sums, plus, minus = (torch.zeros_like(on) for _ in range(3))
     alone(3, 2, 37, x.data_ptr(), 74, 37, sums.data_ptr())
     ends = [part.data_ptr() for part in (on, other, plus, minus)]
     pairs(3, 2, 37, x.data_ptr(), 74, 37, y.data_ptr(), 74, 37, *ends)
-    right = _close(plus, (on * x + other * y).abs().sum(0))
-    right &= _close(minus, (on * x - other * y).abs().sum(0))
-    return right and _close(sums, x.abs().sum(0))
+    right = close(plus, (on * x + other * y).abs().sum(0))
+    right &= close(minus, (on * x - other * y).abs().sum(0))
+    return right and close(sums, x.abs().sum(0))
 
 
-def _rows(like: Tensor) -> tuple[Tensor, Tensor]:
+def rows_of_numbers(like: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes ``(2, 3, 37)``, and numbers ``(2, 37)`` beside them."""
     slope = torch.linspace(-3, 3, 222).to(like).sin().view(2, 3, 37)
     return slope, torch.linspace(0, 9, 74).to(like).cos().view(2, 37)
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are the same, up to rounding."""
     return torch.allclose(one, other, rtol=0, atol=256 * torch.finfo(one.dtype).eps)
 
 
 def _substitutes(loop: Any, like: Tensor) -> bool:
-    slope, side = _rows(like)
+    slope, side = rows_of_numbers(like)
     lower, upper = [side, side - 1], [side + 1, side]
     found, constant = torch.empty_like(slope), slope.new_empty(2, 3)
     loop(
@@ -104,12 +105,12 @@ def _substitutes(loop: Any, like: Tensor) -> bool:
         torch.where(slope > 0, slope * low[:, None], slope * high[:, None])
         for low, high in zip(lower, upper, strict=True)
     )
-    return torch.equal(found, on_x) and _close(constant, on_one.sum(-1))
+    return torch.equal(found, on_x) and close(constant, on_one.sum(-1))
 
 
 def _concretises(loop: Any, like: Tensor) -> bool:
-    slope, center = _rows(like)
+    slope, center = rows_of_numbers(like)
     half, found = center.abs(), slope.new_empty(2, 3)
     loop(2, 3, 37, slope.data_ptr(), 111, center.data_ptr(), half.data_ptr(), 37, found.data_ptr())
     terms = slope * center[:, None] - slope.abs() * half[:, None]
-    return _close(found, terms.sum(-1))
+    return close(found, terms.sum(-1))

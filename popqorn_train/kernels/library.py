@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from popqorn_train.kernels import cuda
 from popqorn_train.kernels.check import is_right
+from popqorn_train.kernels.check_forms import forms_are_right
 from popqorn_train.kernels.compiler import NotCompiledError, built, folder_for_library
 from popqorn_train.kernels.signatures import ARGUMENTS, NAMES
 
@@ -60,7 +61,7 @@ def _load() -> Kernels:
             library = _declared(ctypes.CDLL(str(file)))
         for dtype, suffix in NAMES.items():
             own = {name: getattr(library, f"{name}_{suffix}") for name in ARGUMENTS}
-            if not is_right(own, dtype, torch.device("cpu")):
+            if not (is_right(own, dtype, torch.device("cpu")) and forms_are_right(own, dtype)):
                 return Kernels(None, None, f"{file} gives wrong results here")
         return Kernels(library, file, "")
     except (NotCompiledError, OSError) as error:
@@ -100,3 +101,8 @@ def cuda_loops(device: torch.device) -> cuda.Loops:
     if os.environ.get(SWITCH) == "0":
         return cuda.Loops(None, f"{SWITCH}=0 is set")
     return cuda.loops(device)
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether a gradient through any of these will be asked for."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

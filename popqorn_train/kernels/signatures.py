@@ -16,15 +16,24 @@ ARGUMENTS: dict[str, list[Any]] = {
     "planes": 5 * [WHOLE] + 3 * [REAL] + 2 * [POINTER],
     "strips": 2 * [WHOLE] + 2 * [POINTER],
     "gradient": 2 * [WHOLE] + [REAL] + 3 * [POINTER],
+    "chords": 2 * [WHOLE] + 2 * [POINTER],
+    "chords_gradient": 2 * [WHOLE] + 3 * [POINTER],
     "function": 2 * [WHOLE] + 2 * [POINTER],
     "absolute": 3 * [WHOLE] + [POINTER, WHOLE, WHOLE, POINTER],
     "pairs": 3 * [WHOLE] + 2 * [POINTER, WHOLE, WHOLE] + 4 * [POINTER],
     "substitute": 4 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE, POINTER, POINTER],
     "rows_gradient": 4 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE] + 4 * [POINTER],
+    "range": [POINTER, REAL, POINTER, POINTER],
+    "range_gradient": 4 * [POINTER],
+    "bands": 4 * [POINTER],
+    "bands_gradient": 7 * [POINTER],
+    "terms": 2 * [WHOLE] + [REAL] + 2 * [POINTER],
+    "blocks": 3 * [POINTER],
+    "scaled_gradient": 6 * [POINTER],
     "minimum": 3 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, POINTER],
 }
 
 
-def pointers(*tensors: Tensor) -> Any:
-    """Addresses of the first numbers; the tensors must outlive the call."""
-    return (POINTER * len(tensors))(*[x.data_ptr() for x in tensors])
+def pointers(*tensors: Tensor | None) -> Any:
+    """Addresses of the first numbers, null for None; the tensors must outlive the call."""
+    return (POINTER * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])

@@ -12,12 +12,13 @@ plane of least volume on one side has other slopes.
 B: batch, H: units.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from popqorn_train.kernels.chords import CURVED, MEMORY, SIGMOID, TANH, strips_with_gradient
 from popqorn_train.relaxations.domain import Domain, Rectangle
 from popqorn_train.relaxations.extremum import (
     argmax_sigmoid,
@@ -87,6 +88,9 @@ def tanh_strip(lower: Tensor, upper: Tensor) -> LineStrip:
 
     Across a wide interval around 0, the mean slope of the lines on both sides misses less.
     """
+    known = strips_with_gradient(TANH, (lower, upper))
+    if known is not None:
+        return LineStrip(*known)
     chord, lines = tanh_secant(lower, upper), tanh_lines(lower, upper)
     mean = (lines.lower_slope + lines.upper_slope) / 2
     one, other = (
@@ -97,6 +101,9 @@ def tanh_strip(lower: Tensor, upper: Tensor) -> LineStrip:
 
 def sigmoid_strip(lower: Tensor, upper: Tensor) -> LineStrip:
     """The chord of sigmoid, likewise."""
+    known = strips_with_gradient(SIGMOID, (lower, upper))
+    if known is not None:
+        return LineStrip(*known)
     slope = sigmoid_secant(lower, upper)
     return _line(torch.sigmoid, argmax_sigmoid, slope, lower, upper, 0.5)
 
@@ -136,6 +143,21 @@ def chords(product: Product, domain: Domain) -> PlaneStrip:
 
     The bands bound dx dy / (half_x half_y) = ((p + q)^2 - (p - q)^2) / 4.
     """
+    ends = [end.expand_as(domain.box.ly) for end in (*domain.box, *_bands_of(domain))]
+    known = strips_with_gradient(CURVED if product.curved else MEMORY, ends)
+    return _chords(product, domain) if known is None else PlaneStrip(*known)
+
+
+def _bands_of(domain: Domain) -> Sequence[Tensor]:
+    """Bands of an octagon; of a box, those that do not cut it."""
+    if not isinstance(domain, Rectangle):
+        return domain.bands
+    two = torch.full_like(domain.ly, 2.0)
+    return -two, two, -two, two
+
+
+def _chords(product: Product, domain: Domain) -> PlaneStrip:
+    """The same, in operations of torch."""
     lx, ux, ly, uy = domain.box
     gate = sigmoid_strip(lx, ux)
     xm, hx, ym, hy = (lx + ux) / 2, (ux - lx) / 2, (ly + uy) / 2, (uy - ly) / 2

@@ -1,6 +1,7 @@
 // What Python calls. Every array is contiguous, and n units lie in one.
+#include "bands.h"
+#include "chords.h"
 #include "rows.h"
-#include "sums.h"
 #include "units.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -42,6 +43,53 @@ static void narrow_all(int64_t n, bool curved, const Number<V>* const* ends, Num
   }
 }
 
+// Chords of products, or, with two ends, of tanh or sigmoid, through `f(ends, found)`.
+template <class V, int in, int out, class F>
+static void through(int64_t n, const Number<V>* const* ends, Number<V>* strips, F f) {
+  for (int64_t i = 0; i < n; i += lanes<V>) {
+    V at[8] = {}, found[4];
+    for (int k = 0; k < in; k++) at[k] = load<V>(ends[k] + i, n - i);
+    V nan = failure(Box<V>{at[0], at[1], at[2], at[3]}, Bands<V>{at[4], at[5], at[6], at[7]});
+    f(at, found);
+    for (int k = 0; k < out; k++) store(found[k] + nan, strips + k * n + i, n - i);
+  }
+}
+
+// The gradient of the same in all ends.
+template <class V, int in, int out, class F>
+static void back(int64_t n, const Number<V>* const* ends, const Number<V>* strips, Number<V>* of_ends, F f) {
+  for (int64_t i = 0; i < n; i += lanes<V>) {
+    Dual<V, in> at[in], found[4];
+    for (int k = 0; k < in; k++) {
+      at[k] = {load<V>(ends[k] + i, n - i), {}};
+      for (int j = 0; j < in; j++) at[k].in[j] = all<V>(j == k);
+    }
+    f(at, found);
+    for (int k = 0; k < in; k++) {
+      V sum = V{};
+      for (int j = 0; j < out; j++) sum += load<V>(strips + j * n + i, n - i) * found[j].in[k];
+      store(sum, of_ends + k * n + i, n - i);
+    }
+  }
+}
+
+// 0: of sigmoid(x) y, 1: of sigmoid(x) tanh(y), 2: of tanh, 3: of sigmoid.
+template <class V> static void chords_through(int64_t which, int64_t n, const Number<V>* const* ends, Number<V>* strips) {
+  if (which == 0) through<V, 8, 4>(n, ends, strips, MemoryChords());
+  if (which == 1) through<V, 8, 4>(n, ends, strips, CurvedChords());
+  if (which == 2) through<V, 2, 3>(n, ends, strips, TanhStrip());
+  if (which == 3) through<V, 2, 3>(n, ends, strips, SigmoidStrip());
+}
+
+template <class V>
+static void chords_back(int64_t which, int64_t n, const Number<V>* const* ends, const Number<V>* strips, Number<V>* of_ends) {
+  if (which == 0) back<V, 8, 4>(n, ends, strips, of_ends, MemoryChords());
+  if (which == 1) back<V, 8, 4>(n, ends, strips, of_ends, CurvedChords());
+  if (which == 2) back<V, 2, 3>(n, ends, strips, of_ends, TanhStrip());
+  if (which == 3) back<V, 2, 3>(n, ends, strips, of_ends, SigmoidStrip());
+}
+
+// The gradient of closed-form planes on boxes in lx, ux, ly and uy, n numbers each.
 template <class V>
 static void gradient_of_all(int64_t n, bool curved, Number<V> share, const Number<V>* const* ends,
                             const Number<V>* planes, Number<V>* of_ends) {
@@ -72,11 +120,20 @@ template <class V> static void function_of_all(int64_t which, int64_t n, const N
                                 const Number<V>* planes, Number<V>* of_ends) {                                      \
     gradient_of_all<V>(n, curved, Number<V>(share), ends, planes, of_ends);                                         \
   }                                                                                                                 \
+  EXPORT void chords_##suffix(int64_t which, int64_t n, const Number<V>* const* ends, Number<V>* strips) {          \
+    chords_through<V>(which, n, ends, strips);                                                                      \
+  }                                                                                                                 \
+  EXPORT void chords_gradient_##suffix(int64_t which, int64_t n, const Number<V>* const* ends,                      \
+                                       const Number<V>* strips, Number<V>* of_ends) {                               \
+    chords_back<V>(which, n, ends, strips, of_ends);                                                                \
+  }                                                                                                                 \
   EXPORT void function_##suffix(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {                   \
     function_of_all<V>(which, n, x, found);                                                                         \
   }                                                                                                                 \
   ROWS(Number<V>, suffix)                                                                                           \
-  SUMS(Number<V>, suffix)
+  SUMS(Number<V>, suffix)                                                                                           \
+  FORMS(Number<V>, suffix)                                                                                          \
+  BANDS(Number<V>, suffix)
 
 EXPORTS(Float, float)
 EXPORTS(Double, double)

@@ -1,0 +1,166 @@
+"""Weighted sums of affine forms: values in one pass, coefficients in another.
+
+Products with matrices are those of torch; loops add what they leave.
+
+B: batch, n: symbols of a block.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from popqorn_train.kernels.library import function, wants_gradient
+from popqorn_train.kernels.operands import Coefficients, known
+from popqorn_train.kernels.sum_gradients import diagonal, of_term, slice_of
+from popqorn_train.kernels.sum_parts import Plan, Term, added, column, read
+
+_MOST = 16  # parts of a sum
+
+
+class Weighted(NamedTuple):
+    """A form times a scale ``(B, *shape)``, or times a weight ``(O, F)`` on the last axis.
+
+    Attributes:
+        center: ``(B, *shape)``.
+        size: likewise, without gradient.
+        own: likewise; None for 0.
+        inputs: coefficients on the input.
+        noise: coefficients of errors.
+        scale: None for 1.
+        weight: likewise.
+    """
+
+    center: Tensor
+    size: Tensor
+    own: Tensor | None
+    inputs: Coefficients
+    noise: Coefficients
+    scale: Tensor | None
+    weight: Tensor | None
+
+
+class Total(NamedTuple):
+    """A weighted sum, as in ``Weighted``."""
+
+    center: Tensor
+    size: Tensor
+    own: Tensor | None
+    inputs: Coefficients
+    noise: Coefficients
+
+
+class _Sum(torch.autograd.Function):
+    """Takes the fields of all terms, a constant and a gap."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *parts: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = added(plan, parts)
+        ctx.plan = plan
+        ctx.save_for_backward(*parts)
+        ctx.mark_non_differentiable(found[1])
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *worth: Tensor | None) -> tuple[Tensor | None, ...]:
+        terms, constant, gap = read(ctx.saved_tensors)
+        center, own, columns, blocks = worth[0], worth[2], ctx.plan.columns, worth[3:]
+        assert center is not None
+        if columns[1].errors is not None and blocks[1] is not None:
+            own = diagonal(blocks[1], columns[1].errors, center)
+        needed, found = iter(ctx.needs_input_grad[1:]), list[Tensor | None]()
+        for k, term in enumerate(terms):
+            wanted = Term(*(next(needed) for _ in Term._fields))
+            starts = [column.starts[k] for column in columns]
+            own_blocks = map(slice_of, blocks, starts, (term.inputs, term.noise))
+            found += of_term(term, wanted, (center, own, *own_blocks))
+        return (None, *found, None if constant is None else center, None if gap is None else own)
+
+
+def weighted_sum(
+    terms: Sequence[Weighted],
+    constant: Tensor | None,
+    gap: Tensor | None,
+    rounding: float,
+    first: int | None,
+) -> Total | None:
+    """Weighted sum of forms.
+
+    Args:
+        terms: at least one.
+        constant: broadcastable to the result.
+        gap: error of what the sum stands for, of the shape of the result.
+        rounding: of the sum, in units of its size; 0 for none.
+        first: place of the first symbol that errors get; None for no names.
+
+    Returns:
+        None without kernels.
+    """
+    shape = _shape(terms[0])
+    known_error = rounding > 0 or gap is not None or any(term.own is not None for term in terms)
+    first = first if known_error else None
+    kept, terms = _passed(terms, first is not None)
+    if constant is not None and constant.shape != shape:
+        constant = constant.expand(shape)
+    inputs = column([term.inputs for term in terms], None, 0)
+    noise = column([term.noise for term in terms], first, shape[1:].numel())
+    plan, parts = Plan(inputs, noise, rounding), _flat(terms, constant, gap)
+    with torch.no_grad():
+        loop = function("terms", *known(parts)) if shape.numel() else None
+    if loop is None or len(terms) > _MOST or not _alike(terms, gap, shape):
+        return None
+    differentiable = wants_gradient(*known(parts))
+    found = _Sum.apply(plan, *parts) if differentiable else added(plan, parts)  # type: ignore[no-untyped-call]
+    blocks = [
+        whole or (None if data is None else (column.start, data))
+        for whole, column, data in zip(kept, plan.columns, found[3:], strict=True)
+    ]
+    return Total(*found[:3], *blocks)
+
+
+def _shape(term: Weighted) -> torch.Size:
+    shape = term.center.shape
+    return shape if term.weight is None else torch.Size((*shape[:-1], len(term.weight)))
+
+
+def _passed(
+    terms: Sequence[Weighted], named: bool
+) -> tuple[list[Coefficients], Sequence[Weighted]]:
+    """Coefficients that nothing is done with, and the terms without them."""
+    kept: list[Coefficients] = [None, None]
+    for place, name in enumerate(("inputs", "noise")):
+        there = [term for term in terms if getattr(term, name) is not None]
+        alone = len(there) == 1 and there[0].scale is None and there[0].weight is None
+        if alone and not (named and place == 1):
+            kept[place] = getattr(there[0], name)
+            terms = [term._replace(**{name: None}) for term in terms]
+    return kept, terms
+
+
+def _flat(
+    terms: Sequence[Weighted], constant: Tensor | None, gap: Tensor | None
+) -> list[Tensor | None]:
+    """All tensors, in the order of ``Term``; scales in the shape of the forms."""
+    parts: list[Tensor | None] = []
+    for term in terms:
+        scale, shape = term.scale, term.center.shape
+        scale = scale if scale is None or scale.shape == shape else scale.expand(shape)
+        blocks = [block and block[1] for block in (term.inputs, term.noise)]
+        parts += [term.center, term.size, term.own, *blocks, scale, term.weight]
+    return [*parts, constant, gap]
+
+
+def _alike(terms: Sequence[Weighted], gap: Tensor | None, shape: torch.Size) -> bool:
+    """Whether all parts have the shapes that they should have."""
+    for term in terms:
+        own = term.center.shape
+        values = [x for x in (term.size, term.own) if x is not None]
+        data = [block[1] for block in (term.inputs, term.noise) if block]
+        if _shape(term) != shape or any(x.shape != own for x in values):
+            return False
+        if any(x.shape[1:] != own for x in data):
+            return False
+    return gap is None or gap.shape == shape

@@ -1,0 +1,199 @@
+// Bands of octagons from two affine forms whose input moves in a box, with their gradients: see
+// bounds/symbols.py.
+#pragma once
+#include "forms.h"
+
+template <class R> static Span both(const Block<R>& x, const Block<R>& y) {
+  if (!x.data) return y.data ? Span{y.start, y.start + y.count} : Span{0, 0};
+  if (!y.data) return {x.start, x.start + x.count};
+  int64_t x_stop = x.start + x.count, y_stop = y.start + y.count;
+  return {x.start < y.start ? x.start : y.start, x_stop > y_stop ? x_stop : y_stop};
+}
+
+// The two arguments of products on a box, unit by unit.
+template <class R> struct Pair {
+  int64_t batch, units;
+  R rounding, sign[2];
+  const R* const* ends;     // lx, ux, ly, uy
+  const R* const* centers;  // of x, of y
+  const R* const* owns;     // likewise; each may be null
+  Block<R> blocks[4];       // inputs and noise of x, then of y
+
+  int64_t size() const { return batch * units; }
+};
+
+// One argument on the square: value = on * center - shift.
+template <class R> struct Scaled {
+  R middle, half, on, shift;
+  bool wide;  // whether the half width is that of the box
+};
+
+template <class R> static inline Scaled<R> scaled(R low, R high, R sign) {
+  R middle = (low + high) / 2, reach = greater(high - middle, middle - low);
+  R least = 8 * epsilon<R>() * (1 + absolute(middle)), half = greater(reach, least);
+  return {middle, half, sign / half, middle / half, reach >= least};
+}
+
+template <class R> static inline bool is_flat(R low, R high) {
+  return high - low <= 128 * epsilon<R>() * (1 + absolute(low + high));
+}
+
+// Sums over all symbols of |s x + t y| and of |s x - t y|.
+template <class R>
+static void add_pair(const Pair<R>& on, int part, const R* s, const R* t, R* plus, R* minus) {
+  const Block<R>&x = on.blocks[part], &y = on.blocks[2 + part];
+  Span span = both(x, y);
+  for (int64_t k = span.start; k < span.stop; k++) {
+    for (int64_t b = 0; b < on.batch; b++) {
+      const R *__restrict one = x.at(k, b), *__restrict other = y.at(k, b);
+      const R *__restrict in_x = s + b * on.units, *__restrict in_y = t + b * on.units;
+      R *__restrict sums = plus + b * on.units, *__restrict differences = minus + b * on.units;
+      if (one && other) {
+#pragma omp simd
+        for (int64_t i = 0; i < on.units; i++) {
+          R u = one[i] * in_x[i], v = other[i] * in_y[i];
+          sums[i] += absolute(u + v), differences[i] += absolute(u - v);
+        }
+      } else if (one || other) {
+        const R *__restrict alone = one ? one : other, *__restrict scale = one ? in_x : in_y;
+#pragma omp simd
+        for (int64_t i = 0; i < on.units; i++) {
+          R size = absolute(alone[i] * scale[i]);
+          sums[i] += size, differences[i] += size;
+        }
+      }
+    }
+  }
+}
+
+// What the bands of one unit are made of.
+template <class R> struct Ends {
+  R sum, difference, wide, plus, minus;
+};
+
+template <class R> static inline Ends<R> ends_at(const Pair<R>& on, int64_t i, R plus, R minus) {
+  R lx = on.ends[0][i], ux = on.ends[1][i], ly = on.ends[2][i], uy = on.ends[3][i];
+  Scaled<R> x = scaled(lx, ux, on.sign[0]), y = scaled(ly, uy, on.sign[1]);
+  R own = (on.owns[0] ? on.owns[0][i] * absolute(x.on) : R(0)) + (on.owns[1] ? on.owns[1][i] * absolute(y.on) : R(0));
+  R p = on.centers[0][i] * x.on - x.shift, q = on.centers[1][i] * y.on - y.shift;
+  R size = greater(absolute(lx), absolute(ux)) / x.half + greater(absolute(ly), absolute(uy)) / y.half + 2;
+  R wide = own + 16 * epsilon<R>() * size;
+  return {p + q, p - q, wide, plus + on.rounding * plus, minus + on.rounding * minus};
+}
+
+template <class R> static inline bool uncut(const Pair<R>& on, int64_t i) {
+  return is_flat(on.ends[0][i], on.ends[1][i]) || is_flat(on.ends[2][i], on.ends[3][i]);
+}
+
+// A number that is none gives the whole square.
+template <class R> static inline R low_end(R x) { return x >= -2 ? (x < 2 ? x : R(2)) : R(-2); }
+template <class R> static inline R high_end(R x) { return x <= 2 ? (x > -2 ? x : R(-2)) : R(2); }
+
+// `found` are the four bands, then room for the scales.
+template <class R> static void bands(const Pair<R>& on, R* found) {
+  int64_t n = on.size();
+  R *s = found + 4 * n, *t = found + 5 * n, *plus = found, *minus = found + n;
+  for (int64_t i = 0; i < n; i++) {
+    s[i] = scaled(on.ends[0][i], on.ends[1][i], on.sign[0]).on;
+    t[i] = scaled(on.ends[2][i], on.ends[3][i], on.sign[1]).on;
+    plus[i] = minus[i] = 0;
+  }
+  add_pair(on, 0, s, t, plus, minus);
+  add_pair(on, 1, s, t, plus, minus);
+  for (int64_t i = 0; i < n; i++) {
+    Ends<R> at = ends_at(on, i, plus[i], minus[i]);
+    bool whole = uncut(on, i);
+    found[i] = whole ? R(-2) : low_end(at.sum - at.plus - at.wide);
+    found[n + i] = whole ? R(2) : high_end(at.sum + at.plus + at.wide);
+    found[2 * n + i] = whole ? R(-2) : low_end(at.difference - at.minus - at.wide);
+    found[3 * n + i] = whole ? R(2) : high_end(at.difference + at.minus + at.wide);
+  }
+}
+
+// Gradients of one pair of blocks; those of the scales are added up.
+template <class R>
+static void pair_gradient(const Pair<R>& on, int part, const R* s, const R* t, const R* plus, const R* minus,
+                          R* const* of_blocks, R* of_s, R* of_t) {
+  const Block<R>&x = on.blocks[part], &y = on.blocks[2 + part];
+  Span span = both(x, y);
+  for (int64_t k = span.start; k < span.stop; k++) {
+    for (int64_t b = 0; b < on.batch; b++) {
+      const R *one = x.at(k, b), *other = y.at(k, b);
+      int64_t at = b * on.units;
+      R* of_one = one ? of_blocks[part] + (k - x.start) * on.size() + at : nullptr;
+      R* of_other = other ? of_blocks[2 + part] + (k - y.start) * on.size() + at : nullptr;
+      const R *__restrict g = plus + at, *__restrict h = minus + at, *__restrict in_x = s + at, *__restrict in_y = t + at;
+      R *__restrict to_s = of_s + at, *__restrict to_t = of_t + at;
+      if (one && other) {
+#pragma omp simd
+        for (int64_t i = 0; i < on.units; i++) {
+          R u = one[i] * in_x[i], v = other[i] * in_y[i], of_sum = sign_of(u + v) * g[i], of_rest = sign_of(u - v) * h[i];
+          R of_u = of_sum + of_rest, of_v = of_sum - of_rest;
+          of_one[i] = of_u * in_x[i], of_other[i] = of_v * in_y[i];
+          to_s[i] += of_u * one[i], to_t[i] += of_v * other[i];
+        }
+      } else if (one) {
+#pragma omp simd
+        for (int64_t i = 0; i < on.units; i++) {
+          R of_u = sign_of(one[i] * in_x[i]) * (g[i] + h[i]);
+          of_one[i] = of_u * in_x[i], to_s[i] += of_u * one[i];
+        }
+      } else if (other) {
+#pragma omp simd
+        for (int64_t i = 0; i < on.units; i++) {
+          R of_v = sign_of(other[i] * in_y[i]) * (g[i] + h[i]);
+          of_other[i] = of_v * in_y[i], to_t[i] += of_v * other[i];
+        }
+      }
+    }
+  }
+}
+
+// What the two ends of an argument are worth, by its scale and its place.
+template <class R> static inline void to_ends(const Scaled<R>& x, R of_on, R of_place, R& of_low, R& of_high) {
+  R of_half = (of_place * x.shift - of_on * x.on) / x.half, of_middle = -of_place / x.half;
+  R of_width = x.wide ? of_half / 2 : R(0);
+  of_low = of_middle / 2 - of_width, of_high = of_middle / 2 + of_width;
+}
+
+// `worth` are the gradients of the bands, `known` what was found; `of_ends` are lx, ux, ly, uy, the
+// centers of x and y and their own errors, then room for six arrays.
+template <class R>
+static void bands_gradient(const Pair<R>& on, const R* worth, const R* known, R* of_ends, R* const* of_blocks) {
+  int64_t n = on.size();
+  const R *s = known + 4 * n, *t = known + 5 * n;
+  R *plus = of_ends + 8 * n, *minus = plus + n, *of_p = minus + n, *of_q = of_p + n, *of_s = of_q + n, *of_t = of_s + n;
+  for (int64_t i = 0; i < n; i++) {
+    R own[4];
+    // On an end of the square a band stays where it is.
+    for (int k = 0; k < 4; k++) own[k] = absolute(known[k * n + i]) < 2 && !uncut(on, i) ? worth[k * n + i] : R(0);
+    plus[i] = own[1] - own[0], minus[i] = own[3] - own[2];
+    R of_sum = own[0] + own[1], of_difference = own[2] + own[3];
+    of_p[i] = of_sum + of_difference, of_q[i] = of_sum - of_difference;
+    R of_own = plus[i] + minus[i];
+    of_ends[4 * n + i] = of_p[i] * s[i], of_ends[5 * n + i] = of_q[i] * t[i];
+    of_ends[6 * n + i] = of_own * absolute(s[i]), of_ends[7 * n + i] = of_own * absolute(t[i]);
+    of_s[i] = of_p[i] * on.centers[0][i] + (on.owns[0] ? of_own * on.owns[0][i] * sign_of(s[i]) : R(0));
+    of_t[i] = of_q[i] * on.centers[1][i] + (on.owns[1] ? of_own * on.owns[1][i] * sign_of(t[i]) : R(0));
+  }
+  for (int part = 0; part < 2; part++) pair_gradient(on, part, s, t, plus, minus, of_blocks, of_s, of_t);
+  for (int64_t i = 0; i < n; i++) {
+    to_ends(scaled(on.ends[0][i], on.ends[1][i], on.sign[0]), of_s[i], of_p[i], of_ends[i], of_ends[n + i]);
+    to_ends(scaled(on.ends[2][i], on.ends[3][i], on.sign[1]), of_t[i], of_q[i], of_ends[2 * n + i], of_ends[3 * n + i]);
+  }
+}
+
+template <class R> static Pair<R> pair(const int64_t* sizes, const double* numbers, const R* const* parts) {
+  Pair<R> on = {sizes[0], sizes[1], R(numbers[0]), {R(numbers[1]), R(numbers[2])}, parts, parts + 4, parts + 6, {}};
+  for (int k = 0; k < 4; k++) on.blocks[k] = block(parts[8 + k], sizes + 2 + 4 * k);
+  return on;
+}
+
+#define BANDS(R, suffix)                                                                                             \
+  EXPORT void bands_##suffix(const int64_t* sizes, const double* numbers, const R* const* parts, R* found) {         \
+    bands<R>(pair(sizes, numbers, parts), found);                                                                    \
+  }                                                                                                                  \
+  EXPORT void bands_gradient_##suffix(const int64_t* sizes, const double* numbers, const R* const* parts,            \
+                                      const R* worth, const R* known, R* of_ends, R* const* of_blocks) {             \
+    bands_gradient<R>(pair(sizes, numbers, parts), worth, known, of_ends, of_blocks);                                \
+  }

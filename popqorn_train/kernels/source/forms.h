@@ -1,0 +1,175 @@
+// Affine forms: ranges and weighted sums, with their gradients.
+//
+// A block is coefficients (count, batch, units) of neighbouring symbols. Every number is worked out as
+// bounds/symbols.py and bounds/forms.py do it, symbol after symbol.
+#pragma once
+#include "sums.h"
+
+// A block, or none where data is null; numbers from one symbol, and from one sample, to the next.
+template <class R> struct Block {
+  const R* data;
+  int64_t start, count, symbol, sample;
+
+  const R* at(int64_t k, int64_t b) const {
+    bool inside = data && k >= start && k < start + count;
+    return inside ? data + (k - start) * symbol + b * sample : nullptr;
+  }
+};
+
+template <class R> static Block<R> block(const R* data, const int64_t* layout) {
+  return {data, layout[0], layout[1], layout[2], layout[3]};
+}
+
+struct Span {
+  int64_t start, stop;
+};
+
+template <class R> static R epsilon();
+template <> float epsilon<float>() { return 0x1p-23f; }
+template <> double epsilon<double>() { return 0x1p-52; }
+
+template <class R> static R sign_of(R x) { return R((x > 0) - (x < 0)); }
+template <class R> static R greater(R x, R y) { return x > y ? x : y; }
+
+template <class R> static void add_sizes(int64_t batch, int64_t units, const Block<R>& x, R* sums) {
+  if (x.data) add_absolute<R>(x.count, batch, units, {x.data, x.symbol, x.sample}, sums);
+}
+
+// Lower end, upper end and size of forms whose input moves in a box; `own` may be null.
+template <class R>
+static void range(int64_t batch, int64_t units, R rounding, const R* center, const R* own, const Block<R>* blocks,
+                  R* found) {
+  int64_t n = batch * units;
+  R *lower = found, *upper = found + n, *sizes = found + 2 * n;
+  for (int64_t i = 0; i < n; i++) upper[i] = own ? own[i] : R(0);
+  add_sizes(batch, units, blocks[1], upper);
+  add_sizes(batch, units, blocks[0], upper);
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    R reach = upper[i] + rounding * upper[i], rest = 4 * epsilon<R>() * absolute(center[i]);
+    lower[i] = center[i] - reach - rest, upper[i] = center[i] + reach + rest;
+    sizes[i] = greater(absolute(lower[i]), absolute(upper[i]));
+  }
+}
+
+// What the coefficients of a block are worth where every unit's reach is worth something.
+template <class R>
+static void range_gradient(int64_t batch, int64_t units, const Block<R>& x, const R* worth, R* of_data) {
+  for (int64_t k = 0; k < x.count; k++) {
+    for (int64_t b = 0; b < batch; b++) {
+      const R *__restrict from = x.data + k * x.symbol + b * x.sample, *__restrict own = worth + b * units;
+      R* __restrict to = of_data + (k * batch + b) * units;
+#pragma omp simd
+      for (int64_t i = 0; i < units; i++) to[i] = sign_of(from[i]) * own[i];
+    }
+  }
+}
+
+// Values of terms, each through its scale where it has one, and what is added to them.
+template <class R> struct Terms {
+  int64_t count;
+  const R* const* centers;
+  const R* const* sizes;
+  const R* const* owns;    // each may be null
+  const R* const* scales;  // likewise
+  const R* constant;       // may be null
+  const R* gap;            // likewise
+  R rounding;              // of the sum, in units of its size
+};
+
+// `found` are the centers, the sizes and, where there are any, the errors of a weighted sum.
+template <class R> static void add_terms(int64_t n, const Terms<R>& terms, bool errs, R* found) {
+  R *center = found, *size = found + n, *own = found + 2 * n;
+  for (int64_t i = 0; i < n; i++) {
+    R sum = 0, most = 0, error = 0;
+    for (int64_t k = 0; k < terms.count; k++) {
+      R scale = terms.scales[k] ? terms.scales[k][i] : R(1);
+      sum += scale * terms.centers[k][i], most += absolute(scale) * terms.sizes[k][i];
+      if (terms.owns[k]) error += absolute(scale) * terms.owns[k][i];
+    }
+    if (terms.constant) sum += terms.constant[i], most += absolute(terms.constant[i]);
+    if (terms.gap) most += terms.gap[i], error += terms.gap[i];
+    center[i] = sum, size[i] = most;
+    if (errs) own[i] = error + most * terms.rounding;
+  }
+}
+
+// Blocks added up in the place of `count` symbols, each through its scale (batch, units) where it has
+// one. `done` symbols are written already. `errors`, if any, get a symbol each from `first` on.
+template <class R>
+static void add_blocks(int64_t batch, int64_t units, int64_t count, int64_t parts, const Block<R>* blocks,
+                       const R* const* scales, Span done, const R* errors, int64_t first, R* out) {
+  for (int64_t k = 0; k < count; k++) {
+    bool known = k >= done.start && k < done.stop;
+    for (int64_t b = 0; b < batch; b++) {
+      R* __restrict to = out + (k * batch + b) * units;
+      bool written = known;
+      for (int64_t j = 0; j < parts; j++) {
+        const R* __restrict from = blocks[j].at(k, b);
+        if (!from) continue;
+        const R* __restrict scale = scales[j] ? scales[j] + b * units : nullptr;
+        if (scale && written)
+#pragma omp simd
+          for (int64_t i = 0; i < units; i++) to[i] += from[i] * scale[i];
+        else if (scale)
+#pragma omp simd
+          for (int64_t i = 0; i < units; i++) to[i] = from[i] * scale[i];
+        else if (written)
+#pragma omp simd
+          for (int64_t i = 0; i < units; i++) to[i] += from[i];
+        else
+          __builtin_memcpy(to, from, units * sizeof(R));
+        written = true;
+      }
+      if (!written) __builtin_memset(to, 0, units * sizeof(R));
+    }
+  }
+  if (!errors) return;
+  for (int64_t b = 0; b < batch; b++)
+    for (int64_t i = 0; i < units; i++) out[((first + i) * batch + b) * units + i] += errors[b * units + i];
+}
+
+// Gradients of one scaled part: of its coefficients, and added to that of its scale.
+template <class R>
+static void scaled_gradient(int64_t batch, int64_t units, const R* worth, const Block<R>& x, const R* scale, R* of_data,
+                            R* of_scale) {
+  for (int64_t k = 0; k < x.count; k++) {
+    for (int64_t b = 0; b < batch; b++) {
+      int64_t at = b * units;
+      const R* __restrict own = worth + ((x.start + k) * batch + b) * units;
+      const R *__restrict from = x.data + k * x.symbol + b * x.sample, *__restrict factor = scale + at;
+      R *__restrict to = of_data + (k * batch + b) * units, *__restrict sum = of_scale + at;
+#pragma omp simd
+      for (int64_t i = 0; i < units; i++) to[i] = own[i] * factor[i], sum[i] += own[i] * from[i];
+    }
+  }
+}
+
+constexpr int64_t most_parts = 16;
+
+#define FORMS(R, suffix)                                                                                             \
+  EXPORT void range_##suffix(const int64_t* sizes, double rounding, const R* const* parts, R* found) {               \
+    Block<R> blocks[2] = {block(parts[2], sizes + 2), block(parts[3], sizes + 6)};                                   \
+    range<R>(sizes[0], sizes[1], R(rounding), parts[0], parts[1], blocks, found);                                    \
+  }                                                                                                                  \
+  EXPORT void range_gradient_##suffix(const int64_t* sizes, const R* data, const R* worth, R* of_data) {             \
+    range_gradient<R>(sizes[0], sizes[1], block(data, sizes + 2), worth, of_data);                                   \
+  }                                                                                                                  \
+  EXPORT void terms_##suffix(int64_t n, int64_t count, double rounding, const R* const* parts, R* found) {           \
+    bool errs = rounding > 0 || parts[4 * count + 1];                                                                \
+    for (int64_t k = 0; k < count; k++) errs = errs || parts[2 * count + k];                                         \
+    Terms<R> terms = {count, parts, parts + count, parts + 2 * count, parts + 3 * count, parts[4 * count],           \
+                      parts[4 * count + 1], R(rounding)};                                                            \
+    add_terms<R>(n, terms, errs, found);                                                                             \
+  }                                                                                                                  \
+  EXPORT void blocks_##suffix(const int64_t* sizes, const R* const* parts, R* out) {                                 \
+    Block<R> blocks[most_parts];                                                                                     \
+    int64_t count = sizes[3];                                                                                        \
+    for (int64_t k = 0; k < count; k++) blocks[k] = block(parts[k], sizes + 7 + 4 * k);                              \
+    add_blocks<R>(sizes[0], sizes[1], sizes[2], count, blocks, parts + count, {sizes[4], sizes[5]},                  \
+                  parts[2 * count], sizes[6], out);                                                                  \
+  }                                                                                                                  \
+  EXPORT void scaled_gradient_##suffix(const int64_t* sizes, const R* worth, const R* data, const R* scale,          \
+                                       R* of_data, R* of_scale) {                                                    \
+    scaled_gradient<R>(sizes[0], sizes[1], worth, block(data, sizes + 2), scale, of_data, of_scale);                 \
+  }
