@@ -23,10 +23,10 @@ class AdditiveAttention(nn.Module):
         self.inner, self.score = nn.Linear(2 * H, H), nn.Linear(H, 1, bias=False)
 
     def forward(self, x, lengths):
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         h, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
         scores = self.score(torch.tanh(self.inner(h))).squeeze(-1)
-        mask = torch.arange(h.size(1)) < lengths[:, None]
+        mask = torch.arange(h.size(1), device=h.device) < lengths[:, None]
         weights = functional.softmax(scores.masked_fill(~mask, float("-inf")), dim=1)
         return self.fc((weights.unsqueeze(-1) * h).sum(1))
 
@@ -55,7 +55,7 @@ class QueryPooling(nn.Module):
 
     def forward(self, x, lengths):
         h, _ = self.rnn(x)
-        padding = (torch.arange(x.size(1)) >= lengths[:, None]).to(x.dtype)
+        padding = (torch.arange(x.size(1), device=x.device) >= lengths[:, None]).to(x.dtype)
         weights = torch.softmax(h @ self.query - 1e9 * padding, dim=-1)
         return self.fc(torch.einsum("bt,bth->bh", weights, h))
 
@@ -85,7 +85,7 @@ class QueriedHeads(nn.Module):
 
     def forward(self, x, lengths):
         h, _ = self.rnn(x)
-        hidden = torch.arange(x.size(1)) >= lengths[:, None]
+        hidden = torch.arange(x.size(1), device=x.device) >= lengths[:, None]
         query = self.query.expand(x.size(0), -1, -1)
         pooled, _ = self.attention(query, h, h, key_padding_mask=hidden)
         return self.fc(pooled.squeeze(1))

@@ -145,7 +145,7 @@ class MinLSTMLoop(nn.Module):
         f, i, g = self.gates(x).chunk(3, dim=-1)
         f, i = torch.sigmoid(f), torch.sigmoid(i)
         f, i = f / (f + i), i / (f + i)
-        h = torch.zeros(x.size(0), H, dtype=x.dtype)
+        h = torch.zeros(x.size(0), H, dtype=x.dtype, device=x.device)
         for t in range(x.size(1)):
             h = f[:, t] * h + i[:, t] * g[:, t]
         return self.fc(h)
@@ -175,7 +175,7 @@ class ExponentialGate(nn.Module):
         self.x, self.h, self.fc = nn.Linear(F, 4 * H), nn.Linear(H, 4 * H), nn.Linear(H, C)
 
     def forward(self, x):
-        h = c = torch.zeros(x.size(0), H, dtype=x.dtype)
+        h = c = torch.zeros(x.size(0), H, dtype=x.dtype, device=x.device)
         n = torch.ones_like(c)
         for t in range(x.size(1)):
             z, i, f, o = (self.x(x[:, t]) + self.h(h)).chunk(4, 1)
@@ -223,7 +223,7 @@ class LRU(nn.Module):
     def forward(self, x):
         size = torch.exp(-torch.exp(self.radius))
         a, b = size * torch.cos(self.angle), size * torch.sin(self.angle)
-        re = im = torch.zeros(x.size(0), H, dtype=x.dtype)
+        re = im = torch.zeros(x.size(0), H, dtype=x.dtype, device=x.device)
         for t in range(x.size(1)):
             re, im = a * re - b * im + self.re(x[:, t]), b * re + a * im + self.im(x[:, t])
         return self.fc(functional.gelu(self.out(torch.cat([re, im], -1))))
@@ -239,7 +239,7 @@ class S4D(nn.Module):
         self.weight, self.skip = nn.Parameter(torch.randn(H, 2)), nn.Parameter(torch.randn(H))
 
     def forward(self, x):
-        u, time = self.inner(x), torch.arange(x.size(1), dtype=x.dtype)
+        u, time = self.inner(x), torch.arange(x.size(1), dtype=x.dtype, device=x.device)
         waves = torch.exp(-self.decay.exp()[..., None] * time) * torch.cos(
             self.rate[..., None] * time
         )
@@ -273,7 +273,7 @@ SEQUENCES = (
 def today_zoo(x: torch.Tensor) -> dict[str, tuple[nn.Module, Any]]:
     """Name to ``(model, inputs)``."""
     generator = torch.Generator().manual_seed(2)
-    image = torch.randn(len(x), 1, 4, 4, generator=generator, dtype=x.dtype)
+    image = torch.randn(len(x), 1, 4, 4, generator=generator, dtype=x.dtype, device=x.device)
     torch.manual_seed(6)
     inputs = dict.fromkeys(IMAGES, image) | dict.fromkeys(SEQUENCES, x)
     return {kind.__name__: (kind().double().eval(), given) for kind, given in inputs.items()}
