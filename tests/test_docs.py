@@ -115,6 +115,7 @@ def test_the_chart_is_drawn_in_the_lines_shown(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_recipe_is_run_in_the_lines_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -176,6 +176,7 @@ def shipped_files():
                 yield file.relative_to(ROOT)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_each_can_be_imported(tmp_path):
     """Built without a network, laid in an empty folder, imported from there."""
     source = tmp_path / "source"

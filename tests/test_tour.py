@@ -42,7 +42,7 @@ def smaller(text):
     return text
 
 
-pytestmark = pytest.mark.xdist_group("tour")  # they share one run
+pytestmark = [pytest.mark.xdist_group("tour"), pytest.mark.slow]  # they share one run
 
 
 @pytest.fixture(scope="module")

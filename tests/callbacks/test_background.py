@@ -119,6 +119,7 @@ def test_the_newest_snapshot_is_kept_and_the_last_one_awaited(tmp_path, caplog):
     assert f"CertifiedRadiusMonitor left out {left} of 8 snapshots" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_replaced_once_and_then_given_up(tmp_path):
     monitor = background(samples=4, method="ibp", folder=tmp_path)
 

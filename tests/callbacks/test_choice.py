@@ -85,7 +85,7 @@ def trained(monitor, ckpt_path=None, epochs=1, **options):
     return trainer
 
 
-@pytest.mark.parametrize("checks", [0, 2])
+@pytest.mark.parametrize("checks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_it_is_chosen_once_said_recorded_and_kept(checks, tmp_path, caplog, monkeypatch):
     options = {"samples": 6, "folder": tmp_path, "max_overhead": None}
     monitor = CertifiedRadiusMonitor(**options)
@@ -102,7 +102,7 @@ def test_it_is_chosen_once_said_recorded_and_kept(checks, tmp_path, caplog, monk
     assert methods == ["popqorn-fast", "popqorn-fast"]
 
 
-@pytest.mark.parametrize("checks", [0, 2])
+@pytest.mark.parametrize("checks", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_that_takes_longer_than_an_epoch_is_given_up_at_the_first_certification(
     checks, tmp_path, caplog, monkeypatch
 ):

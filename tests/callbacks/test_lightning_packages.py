@@ -160,6 +160,7 @@ for package in (lightning.pytorch, pytorch_lightning):
 """
 
 
+@pytest.mark.slow
 def test_callbacks_can_be_imported_first():
     pytest.importorskip("lightning.pytorch")
     run(f"from popqorn_train import callbacks\n{BOTH}")

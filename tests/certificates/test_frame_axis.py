@@ -24,6 +24,7 @@ from popqorn_train import (
     frame_radii,
     logit_bounds,
 )
+from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.pgd import attack
 
 B, T, N, H = 2, 4, 3, 3
@@ -180,10 +181,12 @@ def check(layer, net, x, axis, *, tight=True):
     masked = torch.arange(length) % 3 == 0
     uneven = torch.linspace(0.5, 1.5, B * length, dtype=torch.float64).view(B, length)
     masks = masked.double().expand(B, length), masked
-    for epsilon, sizes, mask in ((1e-5, *masks), (1e-5, uneven, None), (0.3, uneven, None)):
+    asked = ((1e-5, *masks), (1e-5, uneven, None), (0.3, uneven, None))
+    balls = [LpBall(e if m is not None else e * sizes, 2, frames=m) for e, sizes, m in asked]
+    with undisturbed(net):  # one trace for all balls
+        found = [logit_bounds(layer, x, ball, method="crown-ibp") for ball in balls]
+    for (epsilon, sizes, _), (lower, upper) in zip(asked, found, strict=True):
         steps = slopes / slopes.norm(dim=-1, keepdim=True).clamp(min=1e-12) * sizes[..., None]
-        ball = LpBall(epsilon if mask is not None else epsilon * sizes, 2, frames=mask)
-        lower, upper = logit_bounds(layer, x, ball, method="crown-ibp")
         for step in (*steps, *-steps):  # as far as the set goes
             logits = net(x + epsilon * as_passed(step, x, axis))
             assert (logits >= lower - 1e-9).all()

@@ -190,7 +190,7 @@ def test_a_sorted_batch_has_the_bounds_of_one_that_needs_no_order(name, method):
     model, twin = pair(name)
     for inputs in (batch(name, (4, 3, 1), seed=1), batch(name)):  # sorted first, then not
         torch.testing.assert_close(model(*inputs), twin(*inputs))
-        bounds = [logit_bounds(net, inputs, BALL, method=method) for net in (model, twin)]
+        bounds = [logit_bounds(net, inputs, BALL, method=method, probes=0) for net in (model, twin)]
         assert_equal(*bounds)
         y = labels(twin, inputs)
         found = [certify(net, inputs, y, BALL, method=method).margins for net in (model, twin)]

@@ -89,6 +89,7 @@ def sorted_to_the_longest(net, x, lengths):
 KINDS = (packed_to_the_longest, packed_by_item, masked_to_the_longest, masked_by_a_mask)
 KINDS += (masked_by_a_range, gathered, unpacked_to_the_longest, sorted_to_the_longest)
 kinds = pytest.mark.parametrize("code", KINDS, ids=lambda code: code.__name__)
+SOME = [pytest.param(code, marks=[pytest.mark.slow] * (at % 2)) for at, code in enumerate(KINDS)]
 
 
 @kinds
@@ -105,7 +106,7 @@ def test_later_batches_of_other_lengths_have_the_margins_of_their_samples_alone(
                 torch.testing.assert_close(found.margins[0], margins, rtol=0, atol=1e-9)
 
 
-@kinds
+@pytest.mark.parametrize("code", SOME, ids=lambda code: code.__name__)
 def test_searches_and_loaders_hold_the_length_of_the_batch(code):
     model, x = Net(code), sequences(4, 5)
     settings = {"method": "crown-ibp", "rtol": 0.1, "max_radius": 2.0}

@@ -79,6 +79,7 @@ def test_a_recipe_leaves_results_of_both_models(tmp_path, capsys):
     assert (tmp_path / "table.txt").read_text().strip() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_equal_and_another_differs(tmp_path):
     def trained(name, *arguments):
         assert fit(tmp_path / name, ALONE, *arguments) == 0
