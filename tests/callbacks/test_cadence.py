@@ -105,8 +105,8 @@ def test_a_cheap_first_certification_of_a_model_that_is_mostly_wrong_is_not_take
     cadence.start(0.0)
     cadence.due(0, 1.0, final=False)
     cadence.done(0, 1.0, share=0.25)
-    assert not cadence.due(1, 30.0, final=False)  # 1 + 2 * 4 > 0.25 * 29
-    assert cadence.due(2, 40.0, final=False)
+    assert not cadence.due(1, 18.0, final=False)  # 1 + 2 * 2 > 0.25 * 17
+    assert cadence.due(2, 24.0, final=False)
 
 
 def test_another_fit_starts_from_nothing():
