@@ -28,6 +28,7 @@ from popqorn_train.display import SHOWN, html_table
 
 _SHARE = 0.12  # of the radius of a margin that falls as at 0: where a search begins from nothing
 _SCOUTED = 3  # margins of a cheaper method at most, before those of a costly one
+_LITTLE = 0.08  # of a tolerance: what a search leaves for rounding, less what it is rounded by
 _SCOUTED_TO = 0.1  # how close, in logarithms, the last of them is to what it tells
 
 Decided = Callable[[float], Any]  # is told how many samples are decided
@@ -188,6 +189,9 @@ class _Searching(NamedTuple):
         """Radii that the twin proves; what it refuses it searches itself, from a little below."""
         found = radius > 0
         refused = found & ~_proved_at(twin, radius, found)
+        below = _little_below(radius, self.rtol, self.rungs)
+        mended = refused & _proved_at(twin, below, refused)
+        radius, refused = torch.where(mended, below, radius), refused & ~mended
         if not refused.any():
             return radius
         guess = radius * (1 - self.rtol)
@@ -224,6 +228,17 @@ def _proved_at(query: Query, epsilon: Tensor, asked: Tensor) -> Tensor:
     if len(chosen):
         answers[chosen] = proved(query.margin(chosen, epsilon[chosen]))
     return answers
+
+
+def _little_below(radius: Tensor, rtol: float, rungs: Sequence[float]) -> Tensor:
+    """Epsilons within the tolerance that float64 proves where it only just refuses radii, ``(B,)``.
+
+    None of the caller's epsilons lies between.
+    """
+    below = radius * (1 - _LITTLE * rtol)
+    for rung in rungs:
+        below = torch.where((below < rung) & (rung < radius), rung, below)
+    return below
 
 
 def _warm(start: Tensor | Start, cold: Tensor, rtol: float, clean: Tensor, fall: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ template <class R> static R epsilon();
 template <> float epsilon<float>() { return 0x1p-23f; }
 template <> double epsilon<double>() { return 0x1p-52; }
 
-template <class R> static R sign_of(R x) { return R((x > 0) - (x < 0)); }
+template <class R> static R sign_of(R x) { return x > 0 ? R(1) : (x < 0 ? R(-1) : R(0)); }
 template <class R> static R greater(R x, R y) { return x > y ? x : y; }
 
 template <class R> static void add_sizes(int64_t batch, int64_t units, const Block<R>& x, R* sums) {
