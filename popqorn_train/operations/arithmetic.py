@@ -102,7 +102,10 @@ def _negate(lifter: Lifter, step: Step, x: Node) -> Node:
 def _same(lifter: Lifter, step: Step, x: Node | Tensor, *args: Any, **kwargs: Any) -> Node | Tensor:
     """Nothing in eval mode, and nothing to real numbers."""
     if not step.floating:
-        raise unsupported(step, "a cast to whole or complex numbers", way_out_of("complex"))
+        kinds = [kind for kind in (*args, *kwargs.values()) if isinstance(kind, torch.dtype)]
+        if any(kind.is_complex for kind in kinds):
+            raise unsupported(step, "a cast to complex numbers", way_out_of("complex"))
+        raise unsupported(step, "a cast to whole numbers")
     if isinstance(x, Tensor):  # only what it is cast like moves
         return x.to(lifter.device, lifter.dtype)
     return x

@@ -93,6 +93,8 @@ PROBABILITIES = {
     "tanh": last(lambda z: (torch.tanh(z) + 1) / 2),
     "softsign": last(lambda z: softsign(z) * 0.5 + 0.5),
     "one of two": last(lambda z: torch.cat([1 - p(z), p(z)], 1)[:, 1]),
+    "exp of a log": last(lambda z: logsigmoid(z).exp()),
+    "softmax": last(lambda z: torch.cat([z, -z], 1).softmax(1)[:, 1]),
 }
 DOUBTFUL = {
     "shifted": last(lambda z: 2 * p(z) - 1),
@@ -105,6 +107,7 @@ DOUBTFUL = {
     "log": lambda net, z: net.log(z[:, -1]),
     "log by softplus": last(lambda z: -softplus(-z)),
     "rate": last(softplus),
+    "exp": last(torch.exp),
     "relu": last(torch.relu),
     "times itself": last(lambda z: z * z),
     "tanh beyond [0, 1]": last(lambda z: 0.6 * torch.tanh(z) + 0.5),
@@ -116,10 +119,6 @@ DOUBTFUL = {
     "mixed by a buffer": lambda net, z: p(z[:, -1]) @ net.fixed.view(1, 1),
 }
 UNBOUNDED = {
-    "exp": last(torch.exp),
-    "exp of a log": last(lambda z: logsigmoid(z).exp()),
-    "softmax": last(lambda z: torch.cat([z, -z], 1).softmax(1)[:, 1]),
-    "softmax of one": last(lambda z: z.softmax(1)),
     "rounded": last(lambda z: p(z).round()),
     "decided": last(lambda z: (p(z) > 0.5).double()),
 }
