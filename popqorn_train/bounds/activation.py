@@ -22,7 +22,7 @@ from popqorn_train.perturbations.region import Bounds, dot
 from popqorn_train.relaxations.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
 from popqorn_train.relaxations.planes import Plane, Planes
-from popqorn_train.relaxations.products import CANDIDATE, STATE, Product
+from popqorn_train.relaxations.products import CANDIDATE, SIGMOID_BEND, STATE, TANH_BEND, Product
 from popqorn_train.relaxations.strips import (
     LineStrip,
     relu_strip,
@@ -65,6 +65,8 @@ class _Rising(NamedTuple):
     lines: Callable[[Tensor, Tensor], Lines]
     closest: Callable[[Tensor, Tensor, Tensor], Lines]
     strip: Callable[[Tensor, Tensor], LineStrip]
+    bend: float
+    breaks: tuple[float, ...] = ()
 
     def range(self, bounds: Bounds) -> Bounds:
         """Images of the ends."""
@@ -72,9 +74,9 @@ class _Rising(NamedTuple):
 
 
 _CURVES = {
-    "tanh": _Rising(torch.tanh, tanh_lines, closest_tanh, tanh_strip),
-    "sigmoid": _Rising(torch.sigmoid, sigmoid_lines, closest_sigmoid, sigmoid_strip),
-    "relu": _Rising(torch.relu, relu_lines, closest_relu, relu_strip),
+    "tanh": _Rising(torch.tanh, tanh_lines, closest_tanh, tanh_strip, TANH_BEND),
+    "sigmoid": _Rising(torch.sigmoid, sigmoid_lines, closest_sigmoid, sigmoid_strip, SIGMOID_BEND),
+    "relu": _Rising(torch.relu, relu_lines, closest_relu, relu_strip, 0.0, (0.0,)),
 }
 
 
@@ -225,7 +227,7 @@ class Sides(NamedTuple):
     intercept: Tensor
 
 
-def _joined(candidate: Plane, state: Plane) -> Sides:
+def blended(candidate: Plane, state: Plane) -> Sides:
     """Sum of a plane over ``(-a, b)`` and one over ``(a, h)``."""
     return Sides(state.x - candidate.x, candidate.y, state.y, candidate.intercept + state.intercept)
 
@@ -262,7 +264,7 @@ class Blend(Nonlinear):
     def relax(self, relaxer: Relaxer, *inputs: Bounds) -> tuple[Sides, Sides]:
         """The sum of two planes below, and of two above."""
         candidate, state = (relaxer.planes(*factors) for factors in self.factors(*inputs))
-        return _joined(candidate.lower, state.lower), _joined(candidate.upper, state.upper)
+        return blended(candidate.lower, state.lower), blended(candidate.upper, state.upper)
 
     def size(self, relaxation: tuple[Sides, Sides], *inputs: Tensor) -> Tensor:
         """The range adds up both states themselves, however small the share of one is."""

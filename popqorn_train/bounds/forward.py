@@ -10,6 +10,7 @@ B: batch, T: frames, H: units.
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,7 @@ class ForwardPass:
         self._symbols = Symbols(output.region)
         self.found = Enclosure({}, {})
         self._domains: dict[Node, list[Octagon]] = {}
+        self._strips: dict[Node, Any] = {}
         self._forms: dict[Node, Image] = {}
         self._nonlinear = [node for node in self._nodes if isinstance(node, Nonlinear)]
         self._reads = FormReaders(self._nodes)
@@ -80,16 +82,18 @@ class ForwardPass:
 
     def run(self) -> Enclosure:
         """Visit every node once, first to last."""
-        ranges = self.found.ranges
         for node in read(self._nodes):
-            if from_ball(node):
-                ranges[node] = node.range_from_ball() or backward_range(node, self.found)
-            else:
-                ranges[node] = node.range(*[ranges[parent] for parent in node.inputs])
+            self.found.ranges[node] = self._range(node)
             if not node.affine:
                 self._visit(node)
         self._relax(self._nonlinear)
         return self.found
+
+    def _range(self, node: Node) -> Bounds:
+        """Range of a node before its form is known."""
+        if from_ball(node):
+            return node.range_from_ball() or backward_range(node, self.found)
+        return node.range(*[self.found.ranges[parent] for parent in node.inputs])
 
     def _visit(self, node: Node) -> None:
         """Make the form of a node that moves, and forget those that nobody reads any more."""
@@ -175,10 +179,14 @@ class ForwardPass:
 
     def _error(self, node: Node, gap: Tensor | None = None, *, loose: bool = False) -> Error:
         """The error of a node; with names, unless one node reads it, unit by unit."""
-        if self._reads.by_units(node) or (gap is None and not loose):
+        if not self._is_named(node) or (gap is None and not loose):
             return Error(gap)
         units = math.prod(node.shape) if gap is None else gap[0].numel()
         return Error(gap, self._symbols.name(units))
+
+    def _is_named(self, node: Node) -> bool:
+        """Whether the errors of a node get names, if there are any."""
+        return not self._reads.by_units(node)
 
     def _octagons(self, node: Gated | Blend) -> Iterator[Octagon]:
         """The domain of every product of a node."""
@@ -194,6 +202,7 @@ class ForwardPass:
             self._plane(product, domain)
             for (product, *_), domain in zip(factors, self._domains[node], strict=True)
         ]
+        self._strips[node] = strips
         scales: dict[Node, Tensor] = {}
         for (_, *arguments), strip in zip(factors, strips, strict=True):
             for argument, slope in zip(arguments, strip[:2], strict=True):
@@ -209,6 +218,7 @@ class ForwardPass:
     def _activation(self, node: Activation, x: Image) -> Image:
         """One line through every unit; a sequence frame by frame."""
         strip = node.strip(self.found.ranges[node.inputs[0]])
+        self._strips[node] = strip
 
         def of(form: Form, slope: Tensor, middle: Tensor, half: Tensor) -> Form:
             return weighted([Term(form, slope)], middle, self._error(node, half))

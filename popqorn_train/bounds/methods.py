@@ -5,8 +5,10 @@
     crown-ibp         intervals                                 one backward pass
     popqorn-fast      affine forms, cut with intervals          one backward pass
     popqorn           a backward pass each, cut with intervals  one backward pass
-    popqorn-tight     as popqorn, then of the last frame, as if the class flipped (rebound.py)
-    popqorn-tightest  the same, then of all frames
+    popqorn-tight     as popqorn, then of the last frame, as if the class flipped (rebound.py),
+                      then one joint quadratic bound of all gaps, where it may decide (joint.py)
+    popqorn-tightest  the same, then joint bounds on smaller and smaller ranges, then ranges of all
+                      frames, as if the class flipped
 
 Every margin is at least the interval one. That of popqorn-fast is at least that of crown-ibp, and
 that of a tight method at least that of popqorn; nothing else is promised.
@@ -16,7 +18,7 @@ from collections.abc import Mapping
 
 from popqorn_train.bounds.method import IBP, CrownIBP, Method
 from popqorn_train.bounds.popqorn import FastPopqorn, Popqorn
-from popqorn_train.bounds.tight import EVERYTHING, LAST_FRAME, TightPopqorn
+from popqorn_train.bounds.tight import EVERYTHING, LAST_FRAME, SHRINKING, TightPopqorn
 
 __all__ = [
     "IBP",
@@ -37,7 +39,7 @@ METHODS: dict[str, Method] = {
     "popqorn-fast": FastPopqorn(),
     "popqorn": Popqorn(),
     "popqorn-tight": TightPopqorn(),
-    "popqorn-tightest": TightPopqorn(budgets=(LAST_FRAME, EVERYTHING)),
+    "popqorn-tightest": TightPopqorn(budgets=(LAST_FRAME, SHRINKING, EVERYTHING)),
 }
 # For losses: closed forms, through which gradients are exact.
 TRAINING = {

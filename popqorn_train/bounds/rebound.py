@@ -81,7 +81,7 @@ class BadRegion:
     def __init__(self, output: Logits, row: Tensor, found: Enclosure, bounds: Bounds) -> None:
         numbers = torch.finfo(row.dtype)
         self._output, self._row, self._bounds = output, row, bounds
-        self.threshold = 4 * numbers.eps * bounds.upper.clamp(min=0)
+        self.threshold = threshold_of(bounds)
         self.spread = ((bounds.upper - bounds.lower) / 4).clamp(min=numbers.tiny)
         self._found = Enclosure(dict(found.ranges), dict(found.relaxations))
         self._sizes = sizes_of(output, found)
@@ -94,14 +94,16 @@ class BadRegion:
     ) -> "BadRegion":
         """The regions of pairs: ``(B,)`` indices of samples, which may repeat, and their rows."""
         picked = output.pick(samples)
-        return cls(picked, row, _picked(found, samples, twins(output, picked)), bounds)
+        return cls(picked, row, picked_enclosure(found, samples, twins(output, picked)), bounds)
 
     def pick(self, chosen: Tensor) -> "BadRegion":
         """The regions of some pairs."""
         output = self._output.pick(chosen)
         new = twins(self._output, output)
         bounds = Bounds(*(end[chosen] for end in self._bounds))
-        picked = BadRegion(output, self._row[chosen], _picked(self._found, chosen, new), bounds)
+        picked = BadRegion(
+            output, self._row[chosen], picked_enclosure(self._found, chosen, new), bounds
+        )
         picked.empty = self.empty[chosen]
         picked._multipliers = {
             tuple(new.get(part, part) for part in key): value[chosen]
@@ -246,6 +248,11 @@ class _Query(NamedTuple):
     size: int
 
 
+def threshold_of(bounds: Bounds) -> Tensor:
+    """A margin ``(B,)`` that just stands out from the rounding of margins within these bounds."""
+    return 4 * torch.finfo(bounds.upper.dtype).eps * bounds.upper.clamp(min=0)
+
+
 def _one_hot(units: Tensor, size: int, like: Tensor) -> Tensor:
     """``(B, M)`` units to ``(B, M, H)``."""
     return torch.nn.functional.one_hot(units, size).to(like)
@@ -264,7 +271,7 @@ def _merged(old: Any, new: Any, units: Tensor) -> Any:
     return type(old)(*parts) if hasattr(old, "_fields") else tuple(parts)
 
 
-def _picked(found: Enclosure, chosen: Tensor, new: dict[Node, Node]) -> Enclosure:
+def picked_enclosure(found: Enclosure, chosen: Tensor, new: dict[Node, Node]) -> Enclosure:
     """An enclosure of the same network on some samples.
 
     Args:

@@ -1,4 +1,4 @@
-"""POPQORN, then a proof by contradiction for what it leaves open."""
+"""POPQORN, then joint bounds and proofs by contradiction for what it leaves open."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,13 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.attempts import Pairs, bytes_of_pair
 from popqorn_train.bounds.backward import Enclosure
-from popqorn_train.bounds.contradiction import refute
+from popqorn_train.bounds.joint import Jointly
 from popqorn_train.bounds.method import Method
-from popqorn_train.bounds.node import Logits
+from popqorn_train.bounds.node import Logits, Node
 from popqorn_train.bounds.picking import alike
 from popqorn_train.bounds.popqorn import Popqorn
-from popqorn_train.bounds.rebound import BadRegion, Budget
+from popqorn_train.bounds.rebound import Budget
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.products import PRODUCTS
@@ -21,13 +22,16 @@ from popqorn_train.relaxations.products import PRODUCTS
 _HOPE = 1.5  # how far below 0 a margin may be bounded, in its upper bounds, to be tried
 LAST_FRAME = Budget(rounds=24, units=20, frames=1)
 EVERYTHING = Budget(rounds=24, units=None, frames=None)
+ONCE = Jointly(rounds=1, hope=0.3)
+SHRINKING = Jointly(rounds=10, hope=0.8)
 
 
 @dataclass(frozen=True)
 class TightPopqorn(Popqorn):
-    """Popqorn, then a proof by contradiction for every margin that is not positive (rebound.py).
+    """Popqorn, then attempts to prove every margin that is not positive.
 
-    A margin proved that way is reported as a positive number that just stands out from the
+    An attempt is a proof by contradiction (rebound.py), or one joint bound of all gaps (joint.py).
+    A margin proved by contradiction is reported as a positive number that just stands out from the
     rounding. The hardest class of a sample comes first; where it fails, the others are left.
     Bounds on logits are those of ``Popqorn``, and there are no gradients.
 
@@ -35,7 +39,7 @@ class TightPopqorn(Popqorn):
         budgets: how much each attempt may cost; a later one takes up what the earlier left.
     """
 
-    budgets: tuple[Budget, ...] = (LAST_FRAME,)
+    budgets: tuple[Budget | Jointly, ...] = (LAST_FRAME, ONCE)
     graded: ClassVar[bool] = False
 
     @property
@@ -65,25 +69,42 @@ class TightPopqorn(Popqorn):
         return lower
 
     def _raised(
-        self, output: Logits, rows: Tensor, found: Enclosure, bounds: Bounds, budget: Budget
+        self,
+        output: Logits,
+        rows: Tensor,
+        found: Enclosure,
+        bounds: Bounds,
+        budget: Budget | Jointly,
     ) -> Tensor:
-        """Lower bounds, raised where a proof by contradiction succeeds."""
-        lower, relaxation = bounds.lower.clone(), Relaxation(self.policies[-1], tuple(PRODUCTS))
+        """Lower bounds, raised where a proof succeeds."""
+        lower = bounds.lower.clone()
         missing = ~(lower > 0) & (rows != 0).any(-1)
         # A bound that far below 0 is never turned, and one class that fails is enough.
-        hopeless = missing & ~(lower > -_HOPE * bounds.upper)
+        hope = budget.hope if isinstance(budget, Jointly) else _HOPE
+        hopeless = missing & ~(lower > -hope * bounds.upper)
         hard = (missing.any(1) & ~hopeless.any(1)).nonzero()[:, 0]
         first = torch.where(missing, lower, math.inf).argmin(1)
 
         def attempt(samples: Tensor, classes: Tensor) -> None:
-            pairs = (samples, classes)
-            if len(samples):
-                known = Bounds(lower[pairs], bounds.upper[pairs])
-                region = BadRegion.of(output, found, samples, rows[pairs], known)
-                lower[pairs] = refute(region, known.lower, relaxation=relaxation, budget=budget)
+            pairs = Pairs(output, found, samples, rows[samples, classes])
+            known = Bounds(*(end[samples, classes] for end in bounds))
+            if len(samples) and isinstance(budget, Jointly):
+                lower[samples, classes] = pairs.bounded_jointly(known, budget, self._fine)
+            elif len(samples):
+                lower[samples, classes] = pairs.rebounded(known, budget, self._fine)
 
         attempt(hard, first[hard])
         won = hard[lower[hard, first[hard]] > 0]
         index, classes = (missing & ~(lower > 0))[won].nonzero(as_tuple=True)
         attempt(won[index], classes)
         return lower
+
+    @property
+    def _fine(self) -> Relaxation:
+        return Relaxation(self.policies[-1], tuple(PRODUCTS))
+
+    def bytes_a_sample(self, output: Node, like: Tensor) -> int:
+        """See ``Method``; the matrices of a joint bound, or what the cheaper method takes."""
+        known = super().bytes_a_sample(output, like)
+        jointly = any(isinstance(budget, Jointly) for budget in self.budgets)
+        return max(known, bytes_of_pair(output)) if jointly else known

@@ -43,7 +43,7 @@ class _Border(NamedTuple):
     dy: Tensor
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """Bounds on a product and its derivatives over a box, ``(B, H)`` each.
 
     Attributes:
@@ -65,7 +65,7 @@ class _Shape(NamedTuple):
     mixed: Tensor
 
 
-def _shape_of(product: Product, box: Rectangle) -> _Shape:
+def shape_of(product: Product, box: Rectangle) -> Shape:
     """A product on a box."""
     lx, ux, ly, uy = box
     zero, gate = torch.zeros_like(lx), ux.sigmoid()
@@ -77,7 +77,7 @@ def _shape_of(product: Product, box: Rectangle) -> _Shape:
     slope = product.slope(clip(zero.expand_as(ly), ly, uy))
     bend_y = (2 * height * slope).clamp(max=product.bend) * gate
     ends = _range(product, box)
-    return _Shape(*ends, rise * height, slope * gate, bend_x, bend_y, rise * slope)
+    return Shape(*ends, rise * height, slope * gate, bend_x, bend_y, rise * slope)
 
 
 def _range(product: Product, box: Rectangle) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def least_gap(product: Product, domain: Domain) -> PlaneStrip:
 def _least_gap(product: Product, octagon: Octagon) -> PlaneStrip:
     """The same, in operations of torch."""
     edge, covered = _border(product, octagon), octagon.box.covered()
-    shape = _shape_of(product, covered)
+    shape = shape_of(product, covered)
     with torch.no_grad():
         a, b = _searched(edge, *_first_slopes(product, octagon), octagon.box.flat())
     top, bottom = _on_border(edge, a, b, shape)
@@ -169,7 +169,7 @@ def _searched(
     return best
 
 
-def _on_border(edge: _Border, a: Tensor, b: Tensor, shape: _Shape) -> tuple[Tensor, Tensor]:
+def _on_border(edge: _Border, a: Tensor, b: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """Greatest and least ``f - a p - b q`` on the border, by the bend between its points."""
     plane = a * edge.p + b * edge.q
     rest = edge.f - plane
@@ -209,7 +209,7 @@ def _with_inside(
     return torch.maximum(top, above), torch.minimum(bottom, -below)
 
 
-def _allowance(product: Product, a: Tensor, b: Tensor, box: Rectangle, shape: _Shape) -> Tensor:
+def _allowance(product: Product, a: Tensor, b: Tensor, box: Rectangle, shape: Shape) -> Tensor:
     """Rounding of f, of the plane, and of the place of a point, which both are taken at."""
     lx, ux, ly, uy = box
     x, y = largest(lx, ux), largest(ly, uy)
