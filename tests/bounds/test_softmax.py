@@ -65,13 +65,13 @@ def test_every_way_to_pool_gives_the_same_bounds(way):
 
 
 def test_certified_radii_are_near_the_attacked_ones():
-    model, x = Attentive("bmm").double().eval(), 0.3 * sequences(4, 5)
+    model, x = Attentive("bmm").double().eval(), 0.3 * sequences(2, 4)
     with torch.no_grad():
         for weight in model.rnn.parameters():
             weight.mul_(2)
         model.head.bias.sub_(model(x).mean(0))  # so that no class is far from the others
     y = model(x).argmax(1)
-    found, reached = certified_radius(model, x, y), empirical_radius(model, x, y)
+    found, reached = certified_radius(model, x, y, rtol=0.1), empirical_radius(model, x, y)
     assert (found > 1e-4).all()
     assert (found <= reached).all()
     assert (reached < 10 * found).all()

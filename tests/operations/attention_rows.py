@@ -30,6 +30,8 @@ ATTENTION_ROWS = {
         lambda m, a, b: ((a - 1e9 * m.mask.to(a.dtype)).softmax(1) * b).sum(1),
         lambda m, a, b: (a.softmax(1) * m.c + b).sum(1),
         lambda m, a, b: a[:, :1].softmax(1),
+        lambda m, a, b: torch.einsum("btf,btf->bt", a[:, :2].softmax(1), b[:, 2:]),
+        lambda m, a, b: (a[:, :2].softmax(1) * b[:, 2:]).sum(2),
     ],
     "scaled_dot_product_attention": [
         lambda m, a, b: _dot_product(a, b, a - b),

@@ -158,6 +158,16 @@ def test_one_frame_that_is_not_masked_has_all_of_the_share():
     torch.testing.assert_close(intercept, torch.tensor([2.0], dtype=F64), rtol=0, atol=1e-13)
 
 
+def test_masked_entries_change_no_line():
+    lower = torch.tensor([[0.2, -FAR, -0.4, 0.1]], dtype=F64)
+    upper, weight = lower + 0.5, torch.tensor([[1.0, -50.0, 0.5, -1.0]], dtype=F64)
+    slope, intercept = means_below(score_box(lower, upper), weight)
+    alive = [0, 2, 3]
+    parts = score_box(lower[:, alive], upper[:, alive])
+    expected = means_below(parts, weight[:, alive])
+    torch.testing.assert_close((slope[:, alive], intercept), expected, rtol=0, atol=1e-12)
+
+
 def test_gradients_are_those_of_the_bounds():
     generator = torch.Generator().manual_seed(6)
     lower, half, weight = torch.rand(3, 4, 5, generator=generator, dtype=F64).unbind()
