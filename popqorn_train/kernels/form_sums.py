@@ -75,8 +75,8 @@ class _Sum(torch.autograd.Function):
         for k, term in enumerate(terms):
             wanted = Term(*(next(needed) for _ in Term._fields))
             starts = [column.starts[k] for column in columns]
-            own_blocks = map(slice_of, blocks, starts, (term.inputs, term.noise))
-            found += of_term(term, wanted, (center, own, *own_blocks))
+            inputs, noise = map(slice_of, blocks, starts, (term.inputs, term.noise))
+            found += of_term(term, wanted, (center, own, inputs, noise))
         return (None, *found, None if constant is None else center, None if gap is None else own)
 
 
@@ -136,7 +136,7 @@ def _passed(
         alone = len(there) == 1 and there[0].scale is None and there[0].weight is None
         if alone and not (named and place == 1):
             kept[place] = getattr(there[0], name)
-            terms = [term._replace(**{name: None}) for term in terms]
+            terms = [term._replace(**{name: None}) for term in terms]  # type: ignore[arg-type]
     return kept, terms
 
 

@@ -40,13 +40,13 @@ class Column(NamedTuple):
     Attributes:
         starts: first symbol of every term in the sum, or None where it has no such part.
         start: first symbol of the sum.
-        count: of its symbols; 0 for none.
+        symbols: how many it has; 0 for none.
         errors: place of the symbols of errors in it; None for none.
     """
 
     starts: tuple[int | None, ...]
     start: int
-    count: int
+    symbols: int
     errors: int | None
 
 
@@ -139,10 +139,11 @@ def _coefficients(
     column: Column, blocks: _Blocks, like: Tensor, errors: Tensor | None
 ) -> Tensor | None:
     """Blocks added up."""
-    if not column.count:
+    if not column.symbols:
         return None
     there = [(term, at, data) for term, at, data in blocks if at is not None and data is not None]
-    out, done, left = like.new_empty(column.count, *like.shape), (0, 0), []
+    out, done = like.new_empty(column.symbols, *like.shape), (0, 0)
+    left: list[tuple[int, Tensor, Tensor | None]] = []
     products = [part for part in there if part[0].weight is not None]
     for term, start, data in sorted(products, key=lambda part: -len(part[2])):
         assert term.weight is not None
@@ -154,7 +155,7 @@ def _coefficients(
     left += [(start, data, term.scale) for term, start, data in there if term.weight is None]
     flat, scales = [rows(data) for _, data, _ in left], contiguous([part[2] for part in left])
     places = [n for (start, *_), data in zip(left, flat, strict=True) for n in layout(start, data)]
-    sizes = (*_sizes(like), column.count, len(left), *done, column.errors or 0, *places)
+    sizes = (*_sizes(like), column.symbols, len(left), *done, column.errors or 0, *places)
     ends = pointers(*flat, *scales, errors)
     function("blocks", out)(whole_numbers(*sizes), ends, out.data_ptr())
     return out
