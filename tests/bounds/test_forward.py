@@ -245,7 +245,7 @@ def test_what_cancels_out_on_the_way_to_the_input_is_rounded_as_its_terms_are():
     few -= (few @ many) @ torch.linalg.pinv(many)  # few @ many is 0, but for rounding
     node = Linear(Linear(Frame(root, 0), many), few)
     symbols = Symbols(root.region)
-    lower, upper = (end.double() for end in symbols.range(symbols.affine(node)))
+    lower, upper = (end.double() for end in symbols.measured(symbols.affine(node))[0])
     exact = x[:, 0].double() @ many.double().T @ few.double().T
     assert ((lower <= exact) & (exact <= upper)).all()
     widest = (1e-3 * (few.double() @ many.double()).abs().sum(1)).max()
