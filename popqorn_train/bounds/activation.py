@@ -107,9 +107,10 @@ class Activation(Nonlinear):
         """A line below and one above."""
         return self.curve.lines(*inputs[0])
 
-    def closest(self, point: Tensor, x: Bounds) -> Lines:
+    def closest(self, points: Sequence[Tensor], ranges: Sequence[Bounds]) -> Lines:
         """Lines that are close at a point of every row."""
         assert isinstance(self.curve, Bent)
+        (point,), (x,) = points, ranges
         lower, upper = (_of_rows(end, point) for end in x)
         return self.curve.closest(lower, upper, point)
 

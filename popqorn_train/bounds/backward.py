@@ -167,7 +167,7 @@ def _with_own_lines(
     value answer the worst case best.
     """
     choosing = _choosing(found)
-    slopes: dict[Node, Tensor | None] = dict.fromkeys(node.inputs[0] for node in choosing)
+    slopes: dict[Node, Tensor | None] = dict.fromkeys(x for node in choosing for x in node.inputs)
     with torch.enable_grad():
         first = _walk(terms, found, batch, intervals, sizes, slopes)
     reached = {node: slope for node, slope in slopes.items() if slope is not None}
@@ -178,9 +178,9 @@ def _with_own_lines(
     points = torch.autograd.grad(first, list(reached.values()), one, retain_graph=keep)
     worst = {node: point.nan_to_num(0) for node, point in zip(reached, points, strict=True)}
     own: dict[Node, Any] = {
-        node: node.closest(worst[node.inputs[0]], found.ranges[node.inputs[0]])
+        node: node.closest([worst[x] for x in node.inputs], [found.ranges[x] for x in node.inputs])
         for node in choosing
-        if node.inputs[0] in worst
+        if all(x in worst for x in node.inputs)
     }
     found = found._replace(relaxations={**found.relaxations, **own})
     first = first if keep else first.detach()

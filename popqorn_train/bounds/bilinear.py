@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.affine import full
+from popqorn_train.bounds.back_substitution import back_substitute
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.bounds.tape import Tape
@@ -36,11 +37,19 @@ class Strip(NamedTuple):
     reach: Tensor
 
 
+class Planes(NamedTuple):
+    """A plane below and one above every entry, for every row: ``(B, K, *shape)``."""
+
+    lower: Sequence[Tensor]
+    upper: Sequence[Tensor]
+
+
 class Bilinear(Nonlinear):
     """``x y``, entry by entry, of two nodes of one shape."""
 
     def __init__(self, x: Node, y: Node) -> None:
         super().__init__([x, y], x.shape, x.batch_axis)
+        self.has_choice = len(x.shape) == 1
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Exact on the corners of the box."""
@@ -63,18 +72,53 @@ class Bilinear(Nonlinear):
         x, y, intercept, reach = relaxation
         return (x, y, intercept - reach), (x, y, intercept + reach)
 
-    def backward(self, slope: Tensor, tape: Tape, relaxation: Strip) -> Tensor:
-        """Both sides have the same slopes."""
+    def closest(self, points: Sequence[Tensor], ranges: Sequence[Bounds]) -> Planes:
+        """Of the two planes of McCormick on either side the one that is closer at the point."""
+        ends = [Bounds(*(end[:, None] for end in bounds)) for bounds in ranges]
+        (lx, ux), (ly, uy) = ends
+        more = slack(4 * largest(lx, ux) * largest(ly, uy))
+        pairs = (((lx, ly), (ux, uy)), ((lx, uy), (ux, ly)))
+        below, above = (
+            _closer([(y, x, -x * y) for x, y in corners], points, sign)
+            for corners, sign in zip(pairs, (1.0, -1.0), strict=True)
+        )
+        return Planes((*below[:2], below[2] - more), (*above[:2], above[2] + more))
+
+    def backward(self, slope: Tensor, tape: Tape, relaxation: Strip | Planes) -> Tensor:
+        """Both sides of a strip have the same slopes."""
         slope = full(slope, self.shape)
-        tape.add(self.inputs[0], slope * relaxation.x[:, None])
-        tape.add(self.inputs[1], slope * relaxation.y[:, None])
-        return dot(slope, relaxation.intercept) - dot(slope.abs(), relaxation.reach)
+        if isinstance(relaxation, Planes):
+            slopes, constant = back_substitute(slope, relaxation.lower, relaxation.upper)
+        else:
+            x, y, intercept, reach = relaxation
+            slopes = [slope * x[:, None], slope * y[:, None]]
+            constant = dot(slope, intercept) - dot(slope.abs(), reach)
+        for node, on_node in zip(self.inputs, slopes, strict=True):
+            tape.add(node, self._gathered(on_node, node))
+        return constant
+
+    def _gathered(self, slope: Tensor, node: Node) -> Tensor:
+        """The slope on a factor."""
+        return slope
+
+
+def _closer(
+    planes: Sequence[tuple[Tensor, Tensor, Tensor]], points: Sequence[Tensor], sign: float
+) -> list[Tensor]:
+    """Of two planes the one that is higher at a point, times the sign; as ``(B, K, *shape)``."""
+    x, y = points
+    one, two = (sign * (a * x + b * y + c) for a, b, c in planes)
+    return [torch.where(one > two, first, second) for first, second in zip(*planes, strict=True)]
 
 
 class Quotient(Bilinear):
     """``x / y``, entry by entry, of two nodes of one shape; NaN where y may be 0."""
 
     partial = True
+
+    def __init__(self, x: Node, y: Node) -> None:
+        super().__init__(x, y)
+        self.has_choice = False
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Exact on the corners of the box."""

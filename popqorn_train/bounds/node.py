@@ -111,12 +111,12 @@ class Nonlinear(Node):
         """Enclose the function between linear ones on these ranges."""
         raise NotImplementedError
 
-    def closest(self, point: Tensor, x: Bounds) -> Any:
+    def closest(self, points: Sequence[Tensor], ranges: Sequence[Bounds]) -> Any:
         """Enclose the function between linear ones that are close at a point, for every row.
 
         Args:
-            point: ``(B, K, *shape)`` value of the input; the first frames of a sequence only.
-            x: range of the input.
+            points: ``(B, K, *shape)`` value of every input; the first frames of a sequence only.
+            ranges: of the inputs.
         """
         raise NotImplementedError
 

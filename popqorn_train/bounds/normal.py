@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.activation import Activation
-from popqorn_train.bounds.affine import Sum, full
-from popqorn_train.bounds.bilinear import Bilinear, Strip
+from popqorn_train.bounds.affine import Sum
+from popqorn_train.bounds.bilinear import Bilinear
 from popqorn_train.bounds.node import Node
-from popqorn_train.bounds.tape import Tape
 from popqorn_train.bounds.total import Total
-from popqorn_train.perturbations.region import Bounds, dot
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.extremum import largest
-
-_ROUNDING = 8.0  # units in the last place of a root, a quotient and a product
 
 
 class Normal(Bilinear):
@@ -45,26 +42,22 @@ class Normal(Bilinear):
         product = super().range(x, y)
         upper = torch.minimum(product.upper, self._greatest(*x))
         lower = torch.maximum(product.lower, -self._greatest(-x.upper, -x.lower))
-        return Bounds(torch.minimum(lower, upper), torch.maximum(lower, upper))
+        unit = (self.shape[-1] + 8) * torch.finfo(upper.dtype).eps
+        return Bounds(lower - unit * lower.detach().abs(), upper + unit * upper.detach().abs())
 
     def _greatest(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Upper end of every entry."""
-        unit = torch.finfo(upper.dtype).eps
         near = torch.maximum(lower, -upper).clamp(min=0).square()
         far = largest(lower, upper).square()
-        rounding = 4 * upper.shape[-1] * unit
+        rounding = 4 * upper.shape[-1] * torch.finfo(upper.dtype).eps
         least = near.sum(-1, keepdim=True) * (1 - rounding) - near
         most = far.sum(-1, keepdim=True) * (1 + rounding) - far
         others = torch.where(upper > 0, least.clamp(min=0), most.clamp(min=0))
-        found = upper * ((upper.square() + others) / upper.shape[-1] + self.eps).rsqrt()
-        return found + _ROUNDING * unit * found.detach().abs()
+        return upper * ((upper.square() + others) / upper.shape[-1] + self.eps).rsqrt()
 
-    def backward(self, slope: Tensor, tape: Tape, relaxation: Strip) -> Tensor:
-        """Both sides have the same slopes; those on the scale add up."""
-        slope = full(slope, self.shape)
-        tape.add(self.inputs[0], slope * relaxation.x[:, None])
-        tape.add(self.inputs[1], (slope * relaxation.y[:, None]).sum(-1, keepdim=True))
-        return dot(slope, relaxation.intercept) - dot(slope.abs(), relaxation.reach)
+    def _gathered(self, slope: Tensor, node: Node) -> Tensor:
+        """Those on the scale add up."""
+        return slope if node is self.inputs[0] else slope.sum(-1, keepdim=True)
 
 
 def normalised(x: Node, eps: float) -> Normal:

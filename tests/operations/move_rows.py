@@ -12,6 +12,11 @@ def write(x, index, value):
     return x
 
 
+def joined(a, b):
+    """``(B, 2 F)`` behind an activation."""
+    return torch.tanh(torch.cat([a[:, 0], b[:, 1]], 1))
+
+
 MOVE_ROWS = {
     "cat": join(torch.cat),
     "concat": join(torch.concat),
@@ -30,6 +35,7 @@ MOVE_ROWS = {
     ],
     "column_stack": [lambda m, a, b: torch.column_stack([a, b])],
     "chunk": [
+        lambda m, a, b: operator.sub(*[joined(a, b).chunk(n, 1)[-1] for n in (2, 4)]),
         lambda m, a, b: torch.chunk(a, 3, 1)[1],
         lambda m, a, b: operator.sub(*(a * b).chunk(2, dim=-1)),
     ],

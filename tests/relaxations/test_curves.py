@@ -139,3 +139,23 @@ def test_a_strip_encloses_a_product_and_touches_it(width):
 def test_settings_without_a_known_bend_are_refused(name, settings):
     with pytest.raises(ValueError, match="must be positive"):
         CURVES[name](*settings)
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-6, 0.1, 5.0])
+def test_the_planes_that_a_row_chooses_enclose_a_product_and_one_meets_it_at_every_corner(width):
+    generator = torch.Generator().manual_seed(2)
+    lower = torch.randn(2, 300, 4, generator=generator, dtype=F64)
+    upper = lower + width * torch.rand(2, 300, 4, generator=generator, dtype=F64)
+    ranges = Bounds(lower[0], upper[0]), Bounds(lower[1], upper[1])
+    node = Bilinear(Node([], (4,)), Node([], (4,)))
+    corners = [(x[:, None], y[:, None]) for x in ranges[0] for y in ranges[1]]
+    inside = torch.rand(200, 2, 300, 1, 4, generator=generator, dtype=F64)
+    x, y = torch.lerp(lower[:, :, None], upper[:, :, None], inside).unbind(1)
+    for point in corners:
+        below, above = node.closest(point, ranges)
+        for a, b in ((x, y), *corners):
+            assert (below[0] * a + below[1] * b + below[2] <= a * b).all()
+            assert (above[0] * a + above[1] * b + above[2] >= a * b).all()
+        for plane in (below, above):
+            gap = (plane[0] * point[0] + plane[1] * point[1] + plane[2] - point[0] * point[1]).abs()
+            assert gap.max() <= 1e-12
