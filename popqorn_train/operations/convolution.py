@@ -112,7 +112,7 @@ def _pooled(
 
     def unfold(x: Tensor) -> Tensor:
         wide = functional.pad(x, [m for m in reversed(margins) for _ in range(2)], value=-far)
-        columns: list[list[slice]] = [
+        columns: list[list[Any]] = [
             [slice(gap * at, gap * at + pace * (count - 1) + 1, pace) for at in range(size)]
             for size, pace, gap, count in zip(sizes, paces, gaps, counts, strict=True)
         ]
