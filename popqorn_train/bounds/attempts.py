@@ -54,13 +54,15 @@ class Pairs:
     def __init__(self, output: Logits, found: Enclosure, samples: Tensor, row: Tensor) -> None:
         self._output, self._found, self._samples, self._row = output, found, samples, row
 
-    def rebounded(self, known: Bounds, budget: Budget, relaxation: Relaxation) -> Tensor:
-        """Lower bounds ``(B,)`` by re-bounding; ``known`` holds on the whole ball."""
+    def raised(self, known: Bounds, budget: Budget | Jointly, relaxation: Relaxation) -> Tensor:
+        """Lower bounds ``(B,)``, at least those known, which hold on the whole ball."""
+        if isinstance(budget, Jointly):
+            return self._jointly(known, budget, relaxation)
         region = BadRegion.of(self._output, self._found, self._samples, self._row, known)
         return refute(region, known.lower, relaxation=relaxation, budget=budget)
 
-    def bounded_jointly(self, known: Bounds, budget: Jointly, relaxation: Relaxation) -> Tensor:
-        """Lower bounds ``(B,)`` of all gaps at once."""
+    def _jointly(self, known: Bounds, budget: Jointly, relaxation: Relaxation) -> Tensor:
+        """By bounds of all gaps at once."""
         needed = bytes_of_pair(self._output)
         if not needed:
             return known.lower

@@ -75,10 +75,10 @@ class _Best:
         self.value = linear.new_full((len(linear),), -math.inf)
         self.weights, self.point = norms(linear, group), linear
 
-    def take(self, weights: Tensor) -> Tensor:
-        """Try weights; where they are better, they are kept."""
+    def take(self, weights: Tensor, tried: Tensor) -> Tensor:
+        """Try weights for some; where they are better, they are kept."""
         value, point = _value(self._linear, self._matrix, weights, self._group)
-        better = value > self.value
+        better = tried & (value > self.value)
         self.value = torch.where(better, value, self.value)
         self.weights = torch.where(better[:, None], weights, self.weights)
         self.point = torch.where(better[:, None], point, self.point)
@@ -105,17 +105,19 @@ def search(linear: Tensor, matrix: Tensor, group: Tensor | None, wanted: Tensor)
     best = _Best(linear, matrix, group)
     first, enough = norms(linear, group) / 2, best.enough(group)
     floor = _FLOOR * (first + enough).mean(1, keepdim=True)
-    trials = 0
+    trials = torch.zeros_like(wanted)
+    going = torch.ones_like(wanted, dtype=torch.bool)
     for share in _FIRST:
-        trials += 1
-        if not best.take(first + share * enough + floor).any() or (best.value > wanted).all():
+        trials, better = trials + going, best.take(first + share * enough + floor, going)
+        going = going & better & ~(best.value > wanted)
+        if not going.any():
             break
-    step = torch.ones_like(best.value)
-    while trials < _TRIALS and ((step > _LEAST_STEP) & ~(best.value > wanted)).any():
-        trials += 1
+    step, going = torch.ones_like(wanted), ~(best.value > wanted)
+    while going.any():
         change = norms(best.point, group).clamp(*_CHANGE) ** step[:, None]
-        better = best.take((best.weights * change).clamp(min=floor * 1e-3))
-        step = torch.where(better, 1.0, step / 2)
+        better = best.take((best.weights * change).clamp(min=floor * 1e-3), going)
+        trials, step = trials + going, torch.where(better, 1.0, step / 2)
+        going = going & (step > _LEAST_STEP) & (trials < _TRIALS) & ~(best.value > wanted)
     return best.weights
 
 

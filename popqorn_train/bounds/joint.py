@@ -24,7 +24,7 @@ from popqorn_train.bounds.ellipsoid import Ellipsoid
 from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.joint_pass import JointPass, Place
 from popqorn_train.bounds.node import Logits, Node
-from popqorn_train.bounds.quadratic_form import QuadraticForm, quadratic_form
+from popqorn_train.bounds.quadratic_form import QuadraticForm, bounded_below
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
 
@@ -81,7 +81,7 @@ class JointRegion:
 
     def _bounded(self) -> tuple[QuadraticForm, Tensor, Lowest]:
         found = JointPass(self._output, self._ranges, self._ellipses, self._relaxation)
-        form = quadratic_form(self._output, self._row, found)
+        form = bounded_below(self._output, self._row, found)
         self._ranges = dict(found.found.ranges)
         weights = _weights_of(form, self.threshold.to(form.constant))
         return form, weights, lowest(form.linear, form.matrix, weights, form.group)
@@ -160,19 +160,23 @@ def refute_jointly(region: JointRegion, lower: Tensor, *, rounds: int) -> Tensor
     Returns:
         ``(B,)`` lower bounds, at least the given ones; positive where it is proved.
     """
-    threshold, least = region.threshold, region.least_margin
+    threshold, least = region.threshold, _finite(region.least_margin)
     best = torch.fmax(lower, least)  # nothing was assumed for the first one
     open_ = ~(least > threshold) & least.isfinite()
     for _ in range(rounds - 1):
         if not open_.any():
             break
-        shrunk, before = region.tighten(), least
-        if not (shrunk & open_).any():
+        open_, before = open_ & region.tighten(), least
+        if not open_.any():
             break
-        least = region.least_margin
-        proved = (least > threshold) & least.isfinite()
+        least = _finite(region.least_margin)
         # Outside the region the margin exceeds the threshold anyway.
-        known = torch.where(proved, threshold, torch.minimum(least, threshold))
+        known = torch.minimum(least, threshold)
         best = torch.where(open_, torch.fmax(best, known), best)
-        open_ = open_ & ~proved & least.isfinite() & (least - before > _GAIN * before.abs())
+        open_ = open_ & ~(least > threshold) & (least - before > _GAIN * before.abs())
     return best
+
+
+def _finite(least: Tensor) -> Tensor:
+    """Bounds, of which overflow and what is no number prove nothing."""
+    return torch.where(least.isfinite(), least, -math.inf)

@@ -24,6 +24,7 @@ from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.domain import Octagon
 from popqorn_train.relaxations.gap_search import least_gap
 from popqorn_train.relaxations.lines import Lines
+from popqorn_train.relaxations.paraboloids import Smooth
 from popqorn_train.relaxations.planes import Plane, Planes
 from popqorn_train.relaxations.products import Product
 from popqorn_train.relaxations.strips import LineStrip, PlaneStrip
@@ -57,10 +58,15 @@ class Gap(NamedTuple):
     product: Product | None = None
 
 
+def smooth_curve(node: Node) -> Smooth | None:
+    """The function of an activation, if it is known how much it bends."""
+    curve: Any = node.curve if isinstance(node, Activation) else None
+    return curve if hasattr(curve, "bend") and not getattr(curve, "miss", 0) else None
+
+
 def has_quadratics(node: Node) -> bool:
     """Whether quadratics are known below what a linear function misses of a node."""
-    smooth = isinstance(node, Activation) and hasattr(node.curve, "bend")
-    return isinstance(node, Gated | Blend) or (smooth and not getattr(node.curve, "miss", 0))
+    return isinstance(node, Gated | Blend) or smooth_curve(node) is not None
 
 
 class JointPass(ForwardPass):
@@ -121,8 +127,7 @@ class JointPass(ForwardPass):
         strips = self._strips[node]
         if isinstance(node, Activation):
             (read,) = node.inputs
-            reads = (Read(read, forms[read]),)
-            yield Gap((node, 0), reads, strips, self.found.ranges[read])
+            yield Gap((node, 0), (Read(read, forms[read]),), strips, self.found.ranges[read])
         elif isinstance(node, Gated | Blend):
             factors = node.factors(*[self.found.ranges[parent] for parent in node.inputs])
             parts = zip(factors, strips, self._domains[node], strict=True)

@@ -22,10 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import full
 from popqorn_train.bounds.backward import Enclosure, sizes_of, visits
-from popqorn_train.bounds.joint_pass import Gap, JointPass, Read
+from popqorn_train.bounds.joint_pass import Gap, JointPass, Read, smooth_curve
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.bounds.roundoff import rounding_error
 from popqorn_train.bounds.symbols import Symbols
@@ -42,7 +41,7 @@ class Vector(NamedTuple):
 
     Attributes:
         inputs: how many coordinates of the input come first.
-        count: of all symbols.
+        total: of all symbols.
         unit: ``(B, inputs)`` what a coordinate of xi is worth in coefficients of forms.
         center: ``(B, inputs)`` the input where xi is 0.
         reach: ``(B, inputs)`` what a coordinate of xi is worth in the input.
@@ -50,7 +49,7 @@ class Vector(NamedTuple):
     """
 
     inputs: int
-    count: int
+    total: int
     unit: Tensor
     center: Tensor
     reach: Tensor
@@ -122,7 +121,7 @@ def vector_of(symbols: Symbols, gaps: Sequence[Gap]) -> Vector:
 def rows_of(read: Read, axis: Axis, vector: Vector) -> Rows:
     """An argument on its axis."""
     form, (batch, units) = read.form, axis.half.shape
-    data = axis.half.new_zeros(batch, units, vector.count)
+    data = axis.half.new_zeros(batch, units, vector.total)
     parts = ((form.inputs, 0, vector.unit[:, None]), (form.noise, vector.inputs, None))
     for block, first, unit in parts:
         if block is not None:
@@ -169,14 +168,17 @@ def quadratic_of(gap: Gap, slope: Tensor) -> tuple[Quadratic, Sequence[Axis]]:
     """A quadratic below what is missed, times the slope ``(B, U)`` on it."""
     size, sign = slope.abs(), torch.where(slope < 0, -1.0, 1.0).to(slope)
     strip = map_nested(gap.strip, Tensor, lambda x: x.flatten(1).expand_as(slope).to(F64))
-    if gap.product is not None and isinstance(gap.domain, Octagon):
+    axes: Sequence[Axis]
+    if isinstance(gap.domain, Octagon):
+        assert gap.product is not None
         found, axes = below_product(gap.product, gap.domain, strip, sign)
-        return Quadratic(*[part * size for part in found]), axes
-    node = gap.place[0]
-    assert isinstance(node, Activation)
-    ends = [end.flatten(1).expand_as(slope).to(F64) for end in gap.domain]
-    found, axis = below_curve(node.curve, ends[0], ends[1], strip, sign)
-    return Quadratic(*[part * size for part in found]), (axis,)
+    else:
+        curve = smooth_curve(gap.place[0])
+        assert curve is not None
+        lower, upper = (end.flatten(1).expand_as(slope).to(F64) for end in gap.domain)
+        found, axis = below_curve(curve, lower, upper, strip, sign)
+        axes = (axis,)
+    return Quadratic(*[part * size for part in found]), axes
 
 
 class _Sum:
@@ -191,7 +193,7 @@ class _Sum:
     def __init__(self, constant: Tensor, on_input: Tensor, vector: Vector) -> None:
         center, reach = vector.center, vector.reach
         self.constant = constant + (on_input * center).sum(1)
-        self.linear = on_input.new_zeros(len(on_input), vector.count)
+        self.linear = on_input.new_zeros(len(on_input), vector.total)
         self.linear[:, : vector.inputs] = on_input * reach
         self.size = constant.abs() + (on_input.abs() * (center.abs() + reach.abs())).sum(1)
         self._pairs: list[tuple[Tensor, Tensor]] = []
@@ -201,8 +203,8 @@ class _Sum:
         one, on_p, on_q, pp, pq, qq = quadratic
         zero = torch.zeros_like(one)
         p, q = rows[0].center, rows[1].center if len(rows) > 1 else zero
-        parts = [one, on_p * p, on_q * q, pp * p * p, pq * p * q, qq * q * q]
-        self.constant = self.constant + sum(parts).sum(1)
+        parts = one + on_p * p + on_q * q + pp * p * p + pq * p * q + qq * q * q
+        self.constant = self.constant + parts.sum(1)
         slopes = on_p + 2 * pp * p + pq * q, on_q + 2 * qq * q + pq * p
         reach, off = [zero, zero], [zero, zero]
         for k, row in enumerate(rows):
@@ -213,8 +215,8 @@ class _Sum:
             self._pairs.append((row.data, mixed))
         one, on_p, on_q, pp, pq, qq = (part.abs() for part in quadratic)
         p, q = reach
-        sizes = [one, on_p * p, on_q * q, pp * p * p, pq * p * q, qq * q * q]
-        self.size = self.size + sum(sizes).sum(1)
+        sizes = one + on_p * p + on_q * q + pp * p * p + pq * p * q + qq * q * q
+        self.size = self.size + sizes.sum(1)
         # The true arguments lie on the axes, from -1 to 1.
         d, e = off
         moved = on_p * d + on_q * e + pp * d * (2 + d) + qq * e * (2 + e) + pq * (d + e + d * e)
@@ -229,7 +231,7 @@ class _Sum:
         return self.constant - lower, self.linear, (matrix + matrix.mT) / 2
 
 
-def quadratic_form(output: Logits, row: Tensor, found: JointPass) -> QuadraticForm:
+def bounded_below(output: Logits, row: Tensor, found: JointPass) -> QuadraticForm:
     """Bound a margin below.
 
     Args:

@@ -88,10 +88,8 @@ class TightPopqorn(Popqorn):
         def attempt(samples: Tensor, classes: Tensor) -> None:
             pairs = Pairs(output, found, samples, rows[samples, classes])
             known = Bounds(*(end[samples, classes] for end in bounds))
-            if len(samples) and isinstance(budget, Jointly):
-                lower[samples, classes] = pairs.bounded_jointly(known, budget, self._fine)
-            elif len(samples):
-                lower[samples, classes] = pairs.rebounded(known, budget, self._fine)
+            if len(samples):
+                lower[samples, classes] = pairs.raised(known, budget, self._fine)
 
         attempt(hard, first[hard])
         won = hard[lower[hard, first[hard]] > 0]

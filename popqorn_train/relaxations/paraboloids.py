@@ -193,7 +193,7 @@ def _fitted(basis: Tensor, f: Tensor, held: Tensor) -> Tensor:
     weight = held / count[..., None]
     best, least = f.new_zeros(()), f.new_full((), torch.inf)
     for _ in range(_FITS + 1):
-        normal = (weight @ squares).unflatten(-1, (size, size))
+        normal = (weight @ squares).view(*count.shape, size, size)
         scale = normal[..., :1, :1].clamp(min=numbers.tiny)
         right = ((weight * f) @ basis)[..., None]
         found = torch.linalg.solve(normal / scale + ridge, right / scale)[..., 0]

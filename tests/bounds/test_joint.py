@@ -11,7 +11,7 @@ from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.joint import Jointly, JointRegion, refute_jointly
 from popqorn_train.bounds.joint_pass import JointPass
 from popqorn_train.bounds.popqorn import Popqorn
-from popqorn_train.bounds.quadratic_form import linear_part, quadratic_form, quadratic_of
+from popqorn_train.bounds.quadratic_form import bounded_below, linear_part, quadratic_of
 from popqorn_train.bounds.tight import TightPopqorn
 from popqorn_train.certificates.margins import margin_rows
 from popqorn_train.certificates.pgd import attack
@@ -35,7 +35,7 @@ def graph_of(model, x, ball, y, against):
 def form_of(output, rows, found):
     """The quadratic function, and the pass it was made of."""
     joint = JointPass(output, found.ranges, {}, RELAXATION)
-    return quadratic_form(output, rows, joint), joint
+    return bounded_below(output, rows, joint), joint
 
 
 @cells
@@ -215,7 +215,7 @@ def test_samples_labels_and_epsilons_do_not_mix(cell):
     for i in range(3):
         alone = certify(model, x[i : i + 1], y[i : i + 1], LpBall(epsilon[i].item()), method=JOINT)
         assert alone.certified.item() == whole.certified[i].item()
-        torch.testing.assert_close(alone.margins[0], whole.margins[i], rtol=0, atol=1e-4)
+        torch.testing.assert_close(alone.margins[0], whole.margins[i], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("p", [1, 3])
@@ -268,7 +268,7 @@ def test_what_holds_in_the_region_alone_is_no_bound_on_the_margin():
     first = torch.tensor([0.7, -1.0, -1.0, -1.0, -1.0, math.nan], dtype=F64)
     then = torch.tensor([9.0, 9.0, -0.5, 1e-9, math.inf, 9.0], dtype=F64)
     best = refute_jointly(Bounded(first, then, 1e-9), first - 1, rounds=2)
-    exact = torch.tensor([0.7, 1e-9, -0.5, 1e-9, -1.0, math.nan], dtype=F64)
+    exact = torch.tensor([0.7, 1e-9, -0.5, 1e-9, -1.0, -math.inf], dtype=F64)
     torch.testing.assert_close(best, exact, rtol=0, atol=0, equal_nan=True)
 
 
