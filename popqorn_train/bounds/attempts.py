@@ -14,7 +14,7 @@ from popqorn_train.bounds.joint import Jointly, JointRegion, refute_jointly
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.node import Logits, Node, Nonlinear, Root
 from popqorn_train.bounds.picking import twins
-from popqorn_train.bounds.quadratic_form import is_supported
+from popqorn_train.bounds.quadratics import is_supported
 from popqorn_train.bounds.rebound import BadRegion, Budget, picked_enclosure, threshold_of
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds

@@ -1,7 +1,7 @@
 """One bound of all gaps at once, and a proof by contradiction that is made of it.
 
 Planes answer for every unit by itself, in the worst case of each. Here a margin is bounded by one
-quadratic function of everything that moves (quadratic_form.py), whose least value is bounded by
+quadratic function of everything that moves (quadratics.py), whose least value is bounded by
 its dual (dual.py): what the gaps of many units have in common is used.
 
 Where that does not suffice, suppose an input has a margin of at most the threshold. It lies in an
@@ -24,7 +24,7 @@ from popqorn_train.bounds.ellipsoid import Ellipsoid
 from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.joint_pass import JointPass, Place
 from popqorn_train.bounds.node import Logits, Node
-from popqorn_train.bounds.quadratic_form import QuadraticForm, bounded_below
+from popqorn_train.bounds.quadratics import QuadraticForm, bounded_below
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
 

@@ -11,7 +11,7 @@ from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.joint import Jointly, JointRegion, refute_jointly
 from popqorn_train.bounds.joint_pass import JointPass
 from popqorn_train.bounds.popqorn import Popqorn
-from popqorn_train.bounds.quadratic_form import bounded_below, linear_part, quadratic_of
+from popqorn_train.bounds.quadratics import bounded_below, linear_part, quadratic_of
 from popqorn_train.bounds.tight import TightPopqorn
 from popqorn_train.certificates.margins import margin_rows
 from popqorn_train.certificates.pgd import attack
