@@ -23,7 +23,7 @@ from popqorn_train.certificates.radius import check_search, check_sizes
 from popqorn_train.evaluation.batches import Unpack, unpack_pair
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
-from popqorn_train.evaluation.loader import OnError, check_on_error
+from popqorn_train.evaluation.loader_pass import OnError, check_on_error
 from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.metrics import CertifiedAccuracyCurve
 from popqorn_train.perturbations.box import Box, searched

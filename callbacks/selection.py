@@ -10,7 +10,7 @@ from popqorn_train.callbacks.reading_order import Order
 from popqorn_train.callbacks.subset import choose, divided
 from popqorn_train.callbacks.watched import watched_loader
 from popqorn_train.evaluation.batches import Unpack
-from popqorn_train.evaluation.loader import OnError
+from popqorn_train.evaluation.loader_pass import OnError
 
 
 class Options(NamedTuple):

@@ -1,6 +1,7 @@
 """What can be asked from a shell?
 
-Goes in: the arguments of ``popqorn-train certify``, ``compare``, ``doctor`` and ``supported``.
+Goes in: the arguments of ``popqorn-train certify``, ``merge``, ``compare``, ``doctor`` and
+``supported``.
 Comes out: rows, pictures and a report in a folder, tables on standard output, an exit status.
 Must not know: how anything is bounded, trained or drawn; ``fit``, ``validate`` and ``test`` are
 commands of the recipes.
@@ -17,6 +18,7 @@ from popqorn_train.cli.compare import add_compare
 from popqorn_train.cli.doctor import add_doctor
 from popqorn_train.cli.machine import versions
 from popqorn_train.cli.notes import say
+from popqorn_train.cli.shards import add_merge
 from popqorn_train.operations.tables import supported_table
 
 
@@ -44,6 +46,7 @@ def main(
         )
         return 2
     options = parser.parse_args(given)
+    options.arguments = given[1:]
     status: int = options.run(options)
     return status
 
@@ -61,6 +64,7 @@ def _commands(others: Mapping[str, str], more: str) -> tuple[argparse.ArgumentPa
     for name, meaning in others.items():
         commands.add_parser(name, help=meaning)
     add_certify(commands)
+    add_merge(commands)
     add_compare(commands)
     add_doctor(commands)
     supported = commands.add_parser("supported", help="print the table of what can be bounded")

@@ -20,9 +20,9 @@ from popqorn_train.certificates.instance import Instance
 from popqorn_train.cli.machine import machine_lines
 from popqorn_train.cli.notes import say
 from popqorn_train.cli.options import add_moved, add_output
-from popqorn_train.cli.subject import select_of
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.resolve import resolved_model
+from popqorn_train.evaluation.subject import select_of
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.steps import Step, called_name
 

@@ -35,6 +35,7 @@ class FrameByFrame:
         question: what was asked about every sample.
         words: names of the tokens.
         ledger: keeps the radii of frames.
+        again: options, beside ``--fragile``, of a command that looks at the rest.
     """
 
     model: BoundModel
@@ -42,6 +43,7 @@ class FrameByFrame:
     question: Examination
     words: Vocabulary | None
     ledger: Ledger
+    again: str
 
     def most_fragile(
         self, rows: Sequence[SampleRow], asked: int | None, spent: float
@@ -71,7 +73,7 @@ class FrameByFrame:
             stopped = "before it was stopped"
         bar.close()
         if len(found) < len(wanted):
-            all_of_them = f"--resume --fragile {len(wanted)}"
+            all_of_them = f"{self.again}--fragile {len(wanted)}"
             note(f"looked at {len(found)} of them {stopped}; {all_of_them} does all")
         return found
 

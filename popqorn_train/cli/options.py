@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,24 @@ from popqorn_train.certificates.probes import PROBES
 from popqorn_train.tracing.output_meaning import KINDS
 
 
-def add_certify_options(command: argparse.ArgumentParser) -> None:
-    """Add all of them to the parser of the command."""
+def add_certify_options(
+    command: argparse.ArgumentParser, *, device: Callable[[str], str] | None = None
+) -> None:
+    """Add all of them to the parser of the command.
+
+    Args:
+        command: the parser.
+        device: reads the name of a device; None refuses those that are not here.
+    """
     command.add_argument("model", help="module:Name of a class, a function or an object")
-    _add_subject(command.add_argument_group("model and data"))
+    _add_subject(command.add_argument_group("model and data"), device or _device)
     _add_ball(command.add_argument_group("perturbations"))
     _add_search(command.add_argument_group("method"))
+    _add_scale(command.add_argument_group("several processes"))
     _add_report(command.add_argument_group("report"))
 
 
-def _add_subject(group: "argparse._ArgumentGroup") -> None:
+def _add_subject(group: "argparse._ArgumentGroup", device: Callable[[str], str]) -> None:
     group.add_argument("--checkpoint", type=Path, help="a state dict or a Lightning .ckpt")
     group.add_argument(
         "--prefix", default="", help="prefix of the model's names in the checkpoint, like net."
@@ -49,7 +57,7 @@ def _add_subject(group: "argparse._ArgumentGroup") -> None:
     add_output(group)
     group.add_argument("--samples", type=_count, help="certify only the first so many samples")
     group.add_argument("--batch-size", type=_count, default=32, help="samples certified at once")
-    group.add_argument("--device", type=_device, help="default: cuda if there is one, else cpu")
+    group.add_argument("--device", type=device, help="default: cuda if there is one, else cpu")
 
 
 def add_output(command: "argparse._ActionsContainer") -> None:
@@ -107,7 +115,7 @@ def _add_search(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--rtol", type=float, default=1e-2, help="relative precision of the radii")
     group.add_argument(
         "--probes",
-        type=_whole,
+        type=whole,
         default=PROBES,
         help="points at which each certificate is compared with the model",
     )
@@ -116,6 +124,13 @@ def _add_search(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument("--attack", action="store_true", help="also attack every sample")
     group.add_argument("--seconds", type=_positive, help="start no further sample after this time")
+
+
+def _add_scale(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--shard",
+        help="certify a part of the batches, like 2/8, for popqorn-train merge to join",
+    )
 
 
 def _add_report(group: "argparse._ArgumentGroup") -> None:
@@ -128,7 +143,7 @@ def _add_report(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--fragile",
-        type=_whole,
+        type=whole,
         help="how many samples are looked at frame by frame; 0 leaves that out. Default: up to 8, "
         "as many as a quarter of the time of certifying allows",
     )
@@ -231,7 +246,8 @@ def _device(text: str) -> str:
     return text
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """A number that is not negative."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {text}")

@@ -66,10 +66,7 @@ class Ledger:
                     f"`--resume` needs the settings of the run in {self.folder}: {name} was "
                     f"{old!r}, is {new!r}. Name another folder."
                 )
-        for plain in _lines(self.folder / _ROWS):
-            row = _row(plain)
-            if row.answered:
-                self.known[row.index] = row
+        self.known = {row.index: row for row in read_rows(self.folder) if row.answered}
         for plain in _lines(self.folder / "frames.jsonl"):
             self.frames[plain["index"]] = plain["radii"]
 
@@ -98,6 +95,11 @@ class Ledger:
         csv.writer(file).writerow(COLUMNS)
         _write_csv(file, ordered)
         write_whole(self.folder / "samples.csv", file.getvalue())
+
+
+def read_rows(folder: Path) -> list[SampleRow]:
+    """Every row that a ledger holds, as they were written."""
+    return [_row(plain) for plain in _lines(folder / _ROWS)]
 
 
 def _line(row: SampleRow) -> str:

@@ -3,11 +3,9 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import (
     Dataset,
@@ -18,114 +16,22 @@ from torch.utils.data import (
 )
 
 from popqorn_train.bounds.methods import Method, method_named
-from popqorn_train.certificates.bound_model import BoundModel, bound
+from popqorn_train.certificates.bound_model import bound
 from popqorn_train.certificates.certificate import Confirm
 from popqorn_train.certificates.probes import PROBES, check_probes
 from popqorn_train.certificates.radius import check_search, check_sizes
-from popqorn_train.errors import BadSamplesError
-from popqorn_train.evaluation.batches import (
-    Picked,
-    Unpack,
-    grouped,
-    on_device,
-    unpack_pair,
-    unpacked,
-)
-from popqorn_train.evaluation.examination import AtBall, Examination, Examiner
-from popqorn_train.evaluation.progress import Group, Progress, Silent, shown
+from popqorn_train.evaluation.batches import Unpack, unpack_pair
+from popqorn_train.evaluation.blocks import Blocks, Shard
+from popqorn_train.evaluation.examination import AtBall, Examination
+from popqorn_train.evaluation.loader_pass import LoaderPass, OnError, Tell, check_on_error
+from popqorn_train.evaluation.progress import Silent, shown
 from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.box import Box, Perturbation, check_ball, searched
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 
-OnError = Literal["warn", "raise"]
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-
-
-def check_on_error(on_error: str) -> None:
-    """Refuse an unknown way of dealing with errors."""
-    if on_error not in ("warn", "raise"):
-        raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
-
-
-Tell = Callable[[Sequence[SampleRow]], Any]
-
-
-@dataclass
-class _Pass:
-    """One pass over a loader."""
-
-    model: BoundModel
-    question: Examination | AtBall
-    unpack: Unpack
-    on_error: OnError
-    samples: float
-    until: float
-    known: Mapping[int, SampleRow]
-    tell: Tell | None
-    rows: list[SampleRow] = field(default_factory=list)
-
-    def run(self, loader: Iterable[Any], progress: Progress) -> list[SampleRow]:
-        """One row per sample, in the order of the loader, as far as that can be read."""
-        try:
-            for batch in loader:
-                if len(self.rows) >= self.samples:
-                    break
-                found, chunks = self._read(batch)
-                for picked in chunks:
-                    found += self._ask(picked, progress)
-                self.rows += sorted(found, key=lambda row: row.index)
-        except Exception as error:
-            if self._raises(self.rows, error):
-                raise
-            warnings.warn(
-                f"`loader` could not be read after {len(self.rows)} samples, the rest is missing: "
-                f"{type(error).__name__}: {error}",
-                stacklevel=3,
-            )
-        return self.rows
-
-    def _raises(self, rows: list[SampleRow], error: Exception) -> bool:
-        """What fails at once would fail everywhere, but for samples that are bad themselves."""
-        if self.on_error == "raise":
-            return True
-        return not isinstance(error, BadSamplesError) and not any(row.answered for row in rows)
-
-    def _read(self, batch: Any) -> tuple[list[SampleRow], list[Picked]]:
-        """Rows of a batch that are known, and what is to be certified."""
-        inputs, target = unpacked(self.unpack, batch)
-        device = next((p.device for p in self.model.parameters()), target.device)
-        inputs, target = on_device(inputs, device), target.to(device)
-        first = len(self.rows)
-        positions = range(first, first + int(min(len(target), self.samples - first)))
-        found = [self.known[at] for at in positions if at in self.known]
-        for row in found:
-            label = int(target[row.index - first])
-            if row.label != label:
-                raise ValueError(
-                    f"`known` has label {row.label} for sample {row.index}, the loader gives "
-                    f"{label}: it is not the same data set in the same order."
-                )
-        left = torch.tensor([at for at in positions if at not in self.known], dtype=torch.long)
-        if not len(left):
-            return found, []
-        axis = self.model.batch_axis(inputs)
-        return found, list(grouped([Picked.of(left, inputs, target, left - first, axis)], axis))
-
-    def _ask(self, picked: Picked, progress: Progress) -> list[SampleRow]:
-        if time.monotonic() > self.until:
-            samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
-            return [SampleRow(index, label, Status.NOT_ATTEMPTED) for index, label in samples]
-        group = Group(progress, len(picked.labels))
-        examiner = Examiner(self.question, self.model, group.reach)
-        rows = examiner.rows(picked)
-        if examiner.failure is not None and self._raises(self.rows + rows, examiner.failure):
-            raise examiner.failure
-        if self.tell is not None:
-            self.tell(rows)
-        group.finish()
-        return rows
 
 
 def certify_loader(
@@ -154,6 +60,7 @@ def certify_loader(
     progress: bool = True,
     known: Mapping[int, SampleRow] | None = None,
     tell: Tell | None = None,
+    shard: str | None = None,
 ) -> SampleRows:
     """Certify the samples of a loader, in its order, with a progress bar.
 
@@ -191,6 +98,8 @@ def certify_loader(
         known: rows by position, from an earlier pass over the same data; they are returned as
             they are.
         tell: called with the rows of a few samples as soon as they are certified, to keep them.
+        shard: certify a part of the batches only: ``"2/8"`` is every eighth from the second on.
+            The parts from ``"1/8"`` to ``"8/8"`` have the rows of one pass.
 
     Returns:
         One ``SampleRow`` a sample, its index is the position in the loader; a list that has
@@ -198,7 +107,8 @@ def certify_loader(
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius`` and ``certify``; a
-            loader that shuffles; a ``ball`` together with what describes another one.
+            loader that shuffles; a ``ball`` together with what describes another one; a ``shard``
+            that is none.
     """
     check_on_error(on_error)
     check_search(rtol, max_radius, confirm, epsilons)
@@ -226,12 +136,12 @@ def certify_loader(
     most = math.inf if samples is None else samples
     until = math.inf if seconds is None else time.monotonic() + seconds
     known = {} if known is None else known
-    run = _Pass(bound(model), question, unpack, on_error, most, until, known, tell)
-    total = _total(loader, most)
-    left = None if total is None else total - sum(at < total for at in known)
+    part = None if shard is None else Shard.of(shard)
+    run = LoaderPass(bound(model), question, unpack, on_error, most, until, known, tell, part)
+    left = _left(loader, part, most, known, unpack)
     bar = shown("certifying", left) if progress and left != 0 else Silent()
     try:
-        rows = run.run(loader, bar)
+        rows = run.run(Blocks(loader, unpack), bar)
     finally:
         bar.close()
     wrong = [row for row in rows if row.status == Status.ERROR]
@@ -240,7 +150,7 @@ def certify_loader(
             f"{len(wrong)} of {len(rows)} samples ended in an error, first {wrong[0].error}",
             stacklevel=2,
         )
-    if not rows:
+    if not rows and part is None:
         raise ValueError(
             "`loader` must give at least one batch, got none: its data set is empty, or it is an "
             "iterator that was read before. Pass a DataLoader or a list of batches."
@@ -248,9 +158,22 @@ def certify_loader(
     return SampleRows(rows)
 
 
-def _total(loader: Iterable[Any], most: float) -> int | None:
+def _left(
+    loader: Iterable[Any],
+    shard: Shard | None,
+    most: float,
+    known: Mapping[int, SampleRow],
+    unpack: Unpack,
+) -> int | None:
+    """How many samples are to be examined; None where only reading the loader tells."""
+    if shard is not None:
+        own = Blocks(loader, unpack).positions(shard.owns, most)
+        return None if own is None else sum(at not in known for at in own)
     dataset: Any = getattr(loader, "dataset", None)
-    return int(min(len(dataset), most)) if hasattr(dataset, "__len__") else None
+    if not hasattr(dataset, "__len__"):
+        return None
+    total = int(min(len(dataset), most))
+    return total - sum(at < total for at in known)
 
 
 def _check_loader(loader: Iterable[Any], samples: int | None, seconds: float | None) -> None:

@@ -30,16 +30,35 @@ def data_fingerprint(
         samples: how many count.
         axis: the batch axis of the inputs.
     """
-    digest, seen = hashlib.sha256(), 0
+    digest, seen = DataDigest(axis), 0
     for inputs, target in batches:
-        values = [found for value in inputs if (found := _samples(value, axis)) is not None]
-        for at in range(int(min(len(target), samples - seen))):
-            for value in (*values, target):
-                _add(digest, "", value[at])
+        digest.add(inputs, target, samples - seen)
         seen += len(target)
         if seen >= samples:
             break
-    return digest.hexdigest()[:16]
+    return digest.text()
+
+
+class DataDigest:
+    """Hash of samples and their labels, whatever the size of the batches.
+
+    Args:
+        axis: the batch axis of the inputs.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self._axis, self._digest = axis, hashlib.sha256()
+
+    def add(self, inputs: tuple[Any, ...], target: Tensor, most: float) -> None:
+        """Take in the first so many samples of a batch."""
+        values = [found for value in inputs if (found := _samples(value, self._axis)) is not None]
+        for at in range(int(min(len(target), most))):
+            for value in (*values, target):
+                _add(self._digest, "", value[at])
+
+    def text(self) -> str:
+        """Of everything so far."""
+        return str(self._digest.hexdigest()[:16])
 
 
 def _samples(value: Any, axis: int) -> Any:

@@ -217,7 +217,7 @@ def test_without_matplotlib_everything_but_the_pictures_is_there(tmp_path, capsy
     def missing(*_, **__):
         raise ImportError("Figures need matplotlib")
 
-    monkeypatch.setattr("popqorn_train.cli.certify.report_figures", missing)
+    monkeypatch.setattr("popqorn_train.cli.run.report_figures", missing)
     assert certify(tmp_path, "--samples", "4", "--fragile", "1") == 0
     assert "no pictures. Figures need matplotlib" in capsys.readouterr().err
     assert "Pictures need matplotlib" in (tmp_path / "report.html").read_text()
@@ -340,6 +340,6 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("popqorn_train.cli.certify.certify_loader", stopped)
+    monkeypatch.setattr("popqorn_train.cli.run.certify_loader", stopped)
     assert certify(tmp_path) == 130
     assert "go on with --resume" in capsys.readouterr().err
