@@ -3,31 +3,40 @@
 S: samples, A: attacked samples, R: epsilons.
 """
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from popqorn_train import certify_loader
+from popqorn_train import SampleRow, certify_loader
 from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.pgd import attack
-from popqorn_train.evaluation.progress import shown
+from popqorn_train.evaluation.batches import unpack_pair
+from popqorn_train.evaluation.blocks import Blocks, Shard
+from popqorn_train.evaluation.progress import Silent, shown
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
+from popqorn_train.recipes.together import shared
 
 Loader = DataLoader[Any]
 _CHUNK = 50  # samples certified at once; more would not fit the cache
 
 
-def evaluate(net: nn.Module, loader: Loader, settings: EvaluationSettings) -> list[Evaluation]:
+def evaluate(
+    net: nn.Module, loader: Loader, settings: EvaluationSettings, *, processes: int = 1
+) -> list[Evaluation]:
     """Find certified radii, and attack at every epsilon.
 
     Args:
         net: returns logits.
         loader: the test set in order, batches ``(inputs, labels)``.
         settings: see there.
+        processes: of ``torch.distributed`` that call this with the same network; each does a part,
+            and all return the whole. Seconds are added up.
 
     Returns:
         The evaluation by ``settings.method`` with the attack; before it, if that takes only a part
@@ -36,12 +45,12 @@ def evaluate(net: nn.Module, loader: Loader, settings: EvaluationSettings) -> li
     """
     every = _drawn(range(len(loader.dataset)), settings.samples)  # type: ignore[arg-type]
     drawn, found = _drawn(every, settings.method_samples), []
+    test = _Test(net, loader, settings, processes)
     if len(drawn) < len(every):
-        found.append(_certified(net, loader, "ibp", every, settings))
+        found.append(test.certified("ibp", every))
         if settings.undecided_at is not None:
-            found.append(_decided(net, loader, found[0], settings, settings.undecided_at))
-    strongest = _certified(net, loader, settings.method, drawn, settings)
-    return [*found, _attacked(net, loader, strongest, settings)]
+            found.append(test.decided(found[0], settings.undecided_at))
+    return [*found, test.attacked(test.certified(settings.method, drawn))]
 
 
 def _drawn(positions: Sequence[int], count: int | None) -> Sequence[int]:
@@ -57,106 +66,146 @@ def seconds_used(device: torch.device) -> float:
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
+@dataclass(frozen=True)
+class _Test:
+    """A network on its test set.
 
+    Attributes:
+        net: returns logits.
+        loader: the test set in order.
+        settings: see there.
+        processes: that share the work.
+    """
 
-def _part(loader: Loader, positions: Sequence[int]) -> Loader:
-    """Some samples, in this order."""
-    part = Subset(loader.dataset, positions)
-    return DataLoader(part, _CHUNK, collate_fn=loader.collate_fn)
+    net: nn.Module
+    loader: Loader
+    settings: EvaluationSettings
+    processes: int
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
 
-def _by_length(loader: Loader, positions: Sequence[int]) -> list[int]:
-    """The same positions, short sequences first, so that little is spent on padding."""
-    return sorted(positions, key=lambda position: len(loader.dataset[position][0]))
+    def _part(self, positions: Sequence[int]) -> Loader:
+        """Some samples, in this order, in batches of which every process has some."""
+        size = min(_CHUNK, math.ceil(len(positions) / self.processes))
+        part = Subset(self.loader.dataset, positions)
+        return DataLoader(part, size, collate_fn=self.loader.collate_fn)
 
+    def _by_length(self, positions: Sequence[int]) -> list[int]:
+        """The same positions, short sequences first, so that little is spent on padding."""
+        return sorted(positions, key=lambda position: len(self.loader.dataset[position][0]))
 
-def _decided(
-    net: nn.Module, loader: Loader, intervals: Evaluation, settings: EvaluationSettings, at: float
-) -> Evaluation:
-    """Radii by intervals, and by the method where they fall short of an epsilon."""
-    right = intervals.predictions == intervals.labels
-    left = right & (intervals.radii < at)
-    name = f"ibp, {settings.method}"
-    if not left.any():
-        return intervals._replace(method=name)
-    positions = intervals.positions[left].tolist()
-    cap = at * (1 + settings.rtol)  # rounding must not leave a radius just below
-    more = _certified(net, loader, settings.method, positions, settings, max_radius=cap)
-    radii = intervals.radii.clone()
-    radii[left] = torch.maximum(radii[left], more.radii)
-    seconds = intervals.certify_seconds + more.certify_seconds
-    return intervals._replace(method=name, radii=radii, certify_seconds=seconds)
+    def certified(
+        self, method: str, positions: Sequence[int], *, max_radius: float | None = None
+    ) -> Evaluation:
+        """Radii of some samples."""
+        ordered = self._by_length(positions)
 
+        def work(shard: str | None) -> tuple[list[SampleRow], float]:
+            started = seconds_used(self._device)
+            rows = self._rows(method, ordered, max_radius, shard)
+            return [*rows], seconds_used(self._device) - started
 
-def _certified(
-    net: nn.Module,
-    loader: Loader,
-    method: str,
-    positions: Sequence[int],
-    settings: EvaluationSettings,
-    *,
-    max_radius: float | None = None,
-) -> Evaluation:
-    started, ordered = seconds_used(_device(net)), _by_length(loader, positions)
-    rows = certify_loader(
-        net,
-        _part(loader, ordered),
-        p=settings.p,
-        frames=settings.frames,
-        features=settings.features,
-        low=settings.low,
-        high=settings.high,
-        method=method,
-        max_radius=max_radius,
-        rtol=settings.rtol,
-        epsilons=settings.epsilons,
-        on_error="raise",
-    )
-    found = dict(zip(ordered, rows, strict=True))
-    columns = [
-        (row.label, row.prediction, row.radius, row.capped)
-        for row in (found[position] for position in positions)
-    ]
-    labels, predictions, radii, capped = map(torch.tensor, zip(*columns, strict=True))
-    return Evaluation(
-        method,
-        torch.tensor(positions),
-        labels,
-        predictions,
-        radii.double(),
-        capped,
-        settings.epsilons,
-        torch.zeros(len(settings.epsilons), 0, dtype=torch.bool),
-        seconds_used(_device(net)) - started,
-    )
+        parts = shared(work, self.processes)
+        found = {ordered[row.index]: row for rows, _ in parts for row in rows}
+        columns = [
+            (row.label, row.prediction, row.radius, row.capped)
+            for row in (found[position] for position in positions)
+        ]
+        labels, predictions, radii, capped = map(torch.tensor, zip(*columns, strict=True))
+        epsilons = self.settings.epsilons
+        return Evaluation(
+            method,
+            torch.tensor(positions),
+            labels,
+            predictions,
+            radii.double(),
+            capped,
+            epsilons,
+            torch.zeros(len(epsilons), 0, dtype=torch.bool),
+            sum(seconds for _, seconds in parts),
+        )
 
+    def _rows(
+        self, method: str, positions: Sequence[int], max_radius: float | None, shard: str | None
+    ) -> list[SampleRow]:
+        """Rows by place among the positions."""
+        settings = self.settings
+        return certify_loader(
+            self.net,
+            self._part(positions),
+            p=settings.p,
+            frames=settings.frames,
+            features=settings.features,
+            low=settings.low,
+            high=settings.high,
+            method=method,
+            max_radius=max_radius,
+            rtol=settings.rtol,
+            epsilons=settings.epsilons,
+            on_error="raise",
+            shard=shard,
+            progress=shard is None or shard.startswith("1/"),
+        )
 
-def _attacked(
-    net: nn.Module, loader: Loader, found: Evaluation, settings: EvaluationSettings
-) -> Evaluation:
-    """The same evaluation with its attack."""
-    device = _device(net)
-    started, chosen = seconds_used(device), found.positions[: settings.attack_samples]
-    bar = shown("attacking", len(chosen))
-    balls = [settings.ball(epsilon) for epsilon in settings.epsilons]
-    standing = []
-    for batch in _part(loader, chosen.tolist()):
+    def decided(self, intervals: Evaluation, at: float) -> Evaluation:
+        """Radii by intervals, and by the method where they fall short of an epsilon."""
+        settings = self.settings
+        right = intervals.predictions == intervals.labels
+        left = right & (intervals.radii < at)
+        name = f"ibp, {settings.method}"
+        if not left.any():
+            return intervals._replace(method=name)
+        positions = intervals.positions[left].tolist()
+        cap = at * (1 + settings.rtol)  # rounding must not leave a radius just below
+        more = self.certified(settings.method, positions, max_radius=cap)
+        radii = intervals.radii.clone()
+        radii[left] = torch.maximum(radii[left], more.radii)
+        seconds = intervals.certify_seconds + more.certify_seconds
+        return intervals._replace(method=name, radii=radii, certify_seconds=seconds)
+
+    def attacked(self, found: Evaluation) -> Evaluation:
+        """The same evaluation with its attack."""
+        chosen = found.positions[: self.settings.attack_samples].tolist()
+
+        def work(shard: str | None) -> tuple[dict[int, Tensor], float]:
+            started = seconds_used(self._device)
+            standing = self._standing(chosen, shard)
+            return standing, seconds_used(self._device) - started
+
+        parts = shared(work, self.processes)
+        blocks = {first: block for standing, _ in parts for first, block in standing.items()}
+        standing = torch.cat([blocks[first] for first in sorted(blocks)], 1)
+        seconds = sum(seconds for _, seconds in parts)
+        return found._replace(standing=standing, attack_seconds=seconds)
+
+    def _standing(self, positions: Sequence[int], shard: str | None) -> dict[int, Tensor]:
+        """Whether the attack fails ``(R, B)``, by the place of the first sample of each batch."""
+        owns = None if shard is None else Shard.of(shard).owns
+        blocks = Blocks(self._part(positions), unpack_pair)
+        count = len(blocks.positions(owns, math.inf) or ())
+        shows = shard is None or shard.startswith("1/")
+        bar = shown("attacking", count) if shows and count else Silent()
+        found = {}
+        for block in blocks.chosen(owns, math.inf):
+            found[block.first] = self._withstood(block.batch)
+            bar.advance(len(block.batch[1]))
+        bar.close()
+        return found
+
+    def _withstood(self, batch: Any) -> Tensor:
+        settings, device = self.settings, self._device
         inputs, labels = tuple(x.to(device) for x in as_tuple(batch[0])), batch[1].to(device)
         margins = [
             attack(
-                net,
+                self.net,
                 inputs,
                 labels,
-                ball,
+                settings.ball(epsilon),
                 steps=settings.attack_steps,
                 restarts=settings.attack_restarts,
             ).margin
-            for ball in balls
+            for epsilon in settings.epsilons
         ]
-        standing.append(torch.stack(margins) > 0)
-        bar.advance(len(labels))
-    bar.close()
-    seconds = seconds_used(device) - started
-    return found._replace(standing=torch.cat(standing, 1).cpu(), attack_seconds=seconds)
+        return (torch.stack(margins) > 0).cpu()

@@ -33,6 +33,7 @@ from popqorn_train.recipes.data.text import TextData
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 from popqorn_train.recipes.final_evaluation import evaluate, seconds_used
 from popqorn_train.recipes.results import draw, model_results, table, write_results
+from popqorn_train.recipes.together import processes, shared
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Objective
 
@@ -91,7 +92,7 @@ class RecipeCLI(LightningCLI):
             type=int | None,
             default=None,
             help="of the same network trained by cross entropy, to compare; null: as many as the "
-            "certified one, 0: leave it out, as over several processes",
+            "certified one, 0: leave it out",
         )
         parser.add_class_arguments(EvaluationSettings, "evaluation")
         parser.link_arguments("folder", "trainer.default_root_dir", compute_fn=str)
@@ -188,13 +189,18 @@ class RecipeCLI(LightningCLI):
         """Certify and attack, train what it is compared with, and report."""
         seconds = seconds_used(self._device) - self._started
         trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
-        if trial or self.trainer.interrupted or not self.trainer.is_global_zero:
+        if trial or self.trainer.interrupted or (self._left and not self.trainer.is_global_zero):
             return
         name = "standard" if self.model.loss is None else "certified"
-        self._evaluate(name, seconds)
+        self._evaluate(name, sum(shared(lambda _: seconds, processes())))
         self._report(self.folder)
-        if name == "certified" and self.trainer.world_size == 1:  # the others have left
+        if name == "certified" and not self._left:
             self._compare()
+
+    @property
+    def _left(self) -> bool:
+        """Whether the other processes of the training have ended with it, as forked ones do."""
+        return self.trainer.world_size != processes()
 
     def before_validate(self) -> None:
         """Refuse to watch weights that were never trained."""
@@ -213,7 +219,7 @@ class RecipeCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Certify and attack; the results lie in the folder ``test``."""
-        if not self.trainer.is_global_zero:
+        if self._left and not self.trainer.is_global_zero:
             return
         folder = self.folder / "test"
         self._save_config(folder)
@@ -222,16 +228,18 @@ class RecipeCLI(LightningCLI):
 
     def _save_config(self, folder: Path) -> dict[str, Any]:
         """Write config.yaml; the same as plain values is returned."""
-        folder.mkdir(parents=True, exist_ok=True)
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]
         text = parser.dump(config, skip_none=False)
-        (folder / "config.yaml").write_text(text)
+        if self.trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(text)
         plain: dict[str, Any] = yaml.safe_load(text)
         return plain
 
     def _evaluate(self, name: str, train_seconds: float | None) -> None:
         net = self.model.net.to(self._device)
-        found = evaluate(net, self.datamodule.test_dataloader(), self.settings)
+        test = self.datamodule.test_dataloader()
+        found = evaluate(net, test, self.settings, processes=processes())
         self.evaluations[name] = found
         self.models[name] = model_results(found, train_seconds, self._nearest_neighbour)
 
@@ -261,7 +269,8 @@ class RecipeCLI(LightningCLI):
         if epochs is not None:
             changes["trainer.max_epochs"] = str(epochs)
         saved = str(self.folder / "config.yaml")
-        (self.folder / "standard" / "results.json").unlink(missing_ok=True)  # of a resumed run
+        if self.trainer.is_global_zero:  # of a resumed run
+            (self.folder / "standard" / "results.json").unlink(missing_ok=True)
         arguments = [f"--{name}={value}" for name, value in changes.items()]
         other = RecipeCLI(["fit", "--config", saved, *arguments], **options)
         self.evaluations |= other.evaluations
@@ -269,7 +278,9 @@ class RecipeCLI(LightningCLI):
         self._report(self.folder)
 
     def _report(self, folder: Path) -> None:
-        """Write everything that is known of the models."""
+        """Write everything that is known of the models, once."""
+        if not self.trainer.is_global_zero:
+            return
         (folder / "radii.csv").unlink(missing_ok=True)
         for name, found in self.evaluations.items():
             for evaluation in found:
