@@ -12,6 +12,7 @@ from popqorn_train.certificates.radius import certified_radius, search_radius
 from popqorn_train.certificates.search import RadiusSearch, Start
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.evaluation.loader import certify_loader
+from popqorn_train.evaluation.ray_dataset import rows_on_ray
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -48,6 +49,7 @@ __all__ = [
     "empirical_radius",
     "frame_radii",
     "logit_bounds",
+    "rows_on_ray",
     "search_radius",
 ]
 

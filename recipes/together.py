@@ -32,7 +32,7 @@ def shared(work: Callable[[str | None], T], count: int) -> list[T]:
         own = work(f"{torch.distributed.get_rank() + 1}/{count}"), ""
     except Exception as error:
         failure, own = error, (None, f"{type(error).__name__}: {error}")
-    parts = [own] * count
+    parts: list[tuple[Any, str]] = [own] * count
     torch.distributed.all_gather_object(parts, own)
     if failure is not None:
         raise failure

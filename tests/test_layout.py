@@ -15,7 +15,15 @@ import popqorn_train
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "popqorn_train"
 TOPS = (PACKAGE, ROOT / "callbacks", ROOT / "recipes")
-FRAMEWORKS = {"pytorch_lightning", "lightning", "torchmetrics", "wandb", "matplotlib"}
+FRAMEWORKS = {
+    "pytorch_lightning",
+    "lightning",
+    "torchmetrics",
+    "wandb",
+    "matplotlib",
+    "ray",
+    "pyarrow",
+}
 # From the top down: an import goes to a later row, or stays inside its package.
 LAYERS = (
     {"recipes"},

@@ -96,6 +96,17 @@ def test_torchrun(folder):
 
 
 @pytest.mark.slow
+def test_ray(folder):
+    pytest.importorskip("ray")
+    first, _ = block("--engine ray").splitlines()
+    run(first.replace("--workers 4", "--workers 2"))
+    check("ray")
+    text = block("rows_on_ray", "python").replace("workers=4", "workers=2")
+    (folder / "rows.py").write_text(text)
+    run(f"{shlex.quote(sys.executable)} rows.py")
+
+
+@pytest.mark.slow
 def test_a_slurm_array(folder):
     """Each task of the array is started as SLURM starts it, with the variables that it sets."""
     script = block("#SBATCH --array")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.methods import METHODS
 from popqorn_train.certificates.probes import PROBES
+from popqorn_train.cli.scale_options import add_scale_options
 from popqorn_train.tracing.output_meaning import KINDS
 
 
@@ -27,7 +28,7 @@ def add_certify_options(
     _add_subject(command.add_argument_group("model and data"), device or _device)
     _add_ball(command.add_argument_group("perturbations"))
     _add_search(command.add_argument_group("method"))
-    _add_scale(command.add_argument_group("several processes"))
+    add_scale_options(command.add_argument_group("several processes"), _count, _positive)
     _add_report(command.add_argument_group("report"))
 
 
@@ -124,13 +125,6 @@ def _add_search(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument("--attack", action="store_true", help="also attack every sample")
     group.add_argument("--seconds", type=_positive, help="start no further sample after this time")
-
-
-def _add_scale(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--shard",
-        help="certify a part of the batches, like 2/8, for popqorn-train merge to join",
-    )
 
 
 def _add_report(group: "argparse._ArgumentGroup") -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from popqorn_train.certificates.bound_model import BoundModel
+from popqorn_train.cli.engine import certified_on_ray
 from popqorn_train.cli.files import write_certification
 from popqorn_train.cli.fragile_samples import FrameByFrame
 from popqorn_train.cli.notes import note
 from popqorn_train.cli.options import class_names
+from popqorn_train.cli.scale_options import check_scale
 from popqorn_train.cli.subject import loaded_model, question_of, subject_of
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
@@ -35,6 +37,7 @@ class Run:
     Attributes:
         options: of the command.
         subject: the model and its data by name.
+        identity: what these names stand for.
         model: on its device.
         loader: gives the same batches every time.
         axis: the batch axis of the inputs.
@@ -46,6 +49,7 @@ class Run:
 
     options: argparse.Namespace
     subject: Subject
+    identity: dict[str, Any]
     model: BoundModel
     loader: Iterable[Any]
     axis: int
@@ -57,6 +61,7 @@ class Run:
     @classmethod
     def opened(cls, options: argparse.Namespace) -> "Run":
         """Load everything, and refuse what does not fit before anything is computed."""
+        check_scale(options)
         subject = subject_of(options)
         model = loaded_model(subject)
         loader = subject.opened_data(model)
@@ -70,10 +75,14 @@ class Run:
         settings = {**identity, "moved": instance.plan.source.name, **question.settings()}
         words = vocabulary(options.words) if options.words else None
         classes = class_names(options.classes, instance.plan.classes)
-        return cls(options, subject, model, loader, axis, question, settings, words, classes)
+        asked = options, subject, identity, model, loader, axis, question, settings
+        return cls(*asked, words, classes)
 
     def certified(self, ledger: Ledger, shard: str | None = None) -> list[SampleRow]:
         """Rows of all samples, or of those of a shard; each is kept as soon as it is known."""
+        if self.options.engine is not None:
+            asked = self.options, self.subject, self.question
+            return certified_on_ray(*asked, self.identity, ledger)
         question = self.question
         return certify_loader(
             self.model,

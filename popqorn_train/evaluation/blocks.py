@@ -80,6 +80,8 @@ class Blocks:
 
     def __init__(self, loader: Iterable[Any], unpack: Unpack) -> None:
         self._loader, self._unpack = loader, unpack
+        self._reading: Iterator[Block] | None = None
+        self._next = 0  # number of the batch that is read next
 
     @functools.cached_property
     def _indices(self) -> list[list[int]] | None:
@@ -102,20 +104,19 @@ class Blocks:
             most: the first position that is not wanted.
             read: the loader if only that tells; otherwise None is returned then.
         """
+        if self._indices is None and not read:
+            return None
+        own = [held for at, held in enumerate(self.held(most)) if owns is None or owns(at)]
+        return [position for held in own for position in held]
+
+    def held(self, most: float) -> list[range]:
+        """The positions in every batch below ``most``; the loader is read if only that tells."""
         if self._indices is not None:
             sizes = [len(one) for one in self._indices]
-        elif read:
-            sizes = [self._size(batch) for batch in self._loader]
         else:
-            return None
-        firsts = [0, *itertools.accumulate(sizes)]
-        own = [at for at in range(len(sizes)) if owns is None or owns(at)]
-        ends = [int(min(firsts[at + 1], most)) for at in own]
-        return [
-            position
-            for at, end in zip(own, ends, strict=True)
-            for position in range(firsts[at], end)
-        ]
+            sizes = [self._size(batch) for batch in self._loader]
+        ends = [int(min(end, most)) for end in itertools.accumulate(sizes)]
+        return [range(first, end) for first, end in itertools.pairwise([0, *ends])]
 
     def chosen(self, owns: Callable[[int], bool] | None, most: float) -> Iterator[Block]:
         """Batches by number.
@@ -141,6 +142,23 @@ class Blocks:
                     "its collate_fn must leave none out, since a sample is known by its position."
                 )
             yield Block(at, firsts[at], batch)
+
+    def at(self, number: int, most: float) -> Block:
+        """One batch; where batches have to be read, those before it are read once on the way.
+
+        Raises:
+            ValueError: there is no such batch.
+        """
+        if self._indices is not None:
+            found = next(self.chosen(lambda at: at == number, most), None)
+        else:
+            if self._reading is None or number < self._next:
+                self._reading = self._read(None, most)
+            found = next((block for block in self._reading if block.number == number), None)
+            self._next = number + 1
+        if found is None:
+            raise ValueError(f"`loader` has no batch {number}: it is not the same every time.")
+        return found
 
     def _read(self, owns: Callable[[int], bool] | None, most: float) -> Iterator[Block]:
         first = 0

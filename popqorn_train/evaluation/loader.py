@@ -23,7 +23,13 @@ from popqorn_train.certificates.radius import check_search, check_sizes
 from popqorn_train.evaluation.batches import Unpack, unpack_pair
 from popqorn_train.evaluation.blocks import Blocks, Shard
 from popqorn_train.evaluation.examination import AtBall, Examination
-from popqorn_train.evaluation.loader_pass import LoaderPass, OnError, Tell, check_on_error
+from popqorn_train.evaluation.loader_pass import (
+    LoaderPass,
+    OnError,
+    Tell,
+    check_on_error,
+    check_one_size,
+)
 from popqorn_train.evaluation.progress import Silent, shown
 from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
@@ -117,7 +123,7 @@ def certify_loader(
     domain = {"low": low, "high": high}
     described = searched(box, p=p, frames=frames, features=features, scope=scope, **domain)
     check_sizes(described, max_radius, epsilons)
-    _check_one_size(described)
+    check_one_size(described)
     question: Examination | AtBall
     if ball is None:
         question = Examination(
@@ -216,15 +222,4 @@ def _check_ball(ball: Perturbation, described: Perturbation, *, attack: bool) ->
             "`ball` says what may move: pass p, frames, features, scope, low and high to LpBall, "
             "and leave out `attack`, which searches radii."
         )
-    _check_one_size(ball)
-
-
-def _check_one_size(ball: Perturbation) -> None:
-    """Refuse what is of one batch alone."""
-    sizes = ball.ends if isinstance(ball, Box) else (ball.epsilon,)
-    axes = 2 if isinstance(ball, Box) else 0  # of frames and features
-    if any(isinstance(size, Tensor) and size.ndim > axes for size in sizes):
-        raise ValueError(
-            "`ball` must be of one size for all batches: `epsilon` a float, the ends of a Box "
-            "floats or (T, N)."
-        )
+    check_one_size(ball)

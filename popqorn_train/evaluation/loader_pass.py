@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.errors import BadSamplesError
@@ -15,6 +16,7 @@ from popqorn_train.evaluation.blocks import Block, Blocks, Shard
 from popqorn_train.evaluation.examination import AtBall, Examination, Examiner
 from popqorn_train.evaluation.progress import Group, Progress
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
+from popqorn_train.perturbations.box import Box, Perturbation
 
 OnError = Literal["warn", "raise"]
 Tell = Callable[[Sequence[SampleRow]], Any]
@@ -26,6 +28,21 @@ def check_on_error(on_error: str) -> None:
         raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
 
 
+def check_one_size(ball: Perturbation) -> None:
+    """Refuse what is of one batch alone.
+
+    Raises:
+        ValueError: its size or its ends differ between samples.
+    """
+    sizes = ball.ends if isinstance(ball, Box) else (ball.epsilon,)
+    axes = 2 if isinstance(ball, Box) else 0  # of frames and features
+    if any(isinstance(size, Tensor) and size.ndim > axes for size in sizes):
+        raise ValueError(
+            "`ball` must be of one size for all batches: `epsilon` a float, the ends of a Box "
+            "floats or (T, N)."
+        )
+
+
 @dataclass
 class LoaderPass:
     """One pass over a loader.
@@ -34,7 +51,7 @@ class LoaderPass:
         model: about which.
         question: what is asked about every sample.
         unpack: from a batch to ``(inputs, target)``.
-        on_error: see ``certify_loader``.
+        on_error: see ``certify_loader``; ``"keep"`` makes rows of all errors.
         samples: how many there are at most.
         until: no further sample is attempted after this time.
         known: rows by position.
@@ -46,7 +63,7 @@ class LoaderPass:
     model: BoundModel
     question: Examination | AtBall
     unpack: Unpack
-    on_error: OnError
+    on_error: OnError | Literal["keep"]
     samples: float
     until: float
     known: Mapping[int, SampleRow]
@@ -72,8 +89,8 @@ class LoaderPass:
 
     def _raises(self, rows: list[SampleRow], error: Exception) -> bool:
         """What fails at once would fail everywhere, but for samples that are bad themselves."""
-        if self.on_error == "raise":
-            return True
+        if self.on_error != "warn":
+            return self.on_error == "raise"
         return not isinstance(error, BadSamplesError) and not any(row.answered for row in rows)
 
     def examined(self, block: Block, progress: Progress) -> list[SampleRow]:
