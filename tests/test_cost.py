@@ -43,11 +43,11 @@ def test_every_case_has_its_numbers(cost, measured):
 def test_a_power_law_is_found_and_what_does_not_vary_is_as_usual(cost):
     sizes = [(t, 8, b) for t in (2, 4, 8, 16) for b in (1, 3, 9)]
     cases = [
-        cost.Case("LSTM", "ibp", t, h, b, 0.01 * t**1.5 * b**0.5, None, 1, 1, 1)
+        cost.Case("LSTM", "ibp", t, h, b, 0.01 * t**1.5 * b**0.5, None, 1, 1, 1e7 * t**1.5 * b**0.5)
         for t, h, b in sizes
     ]
     exponents = cost.power_law(cases, "seconds")[1:].tolist()
-    assert exponents == pytest.approx([1.5, 2.0, 0.5], abs=0.02)
+    assert exponents == pytest.approx([1.5, 2.0, 0.5], abs=0.05)
     assert cost.expected(cases, "seconds", (32, 8, 27)) == pytest.approx(
         0.01 * 32**1.5 * 27**0.5, rel=0.1
     )
@@ -55,9 +55,11 @@ def test_a_power_law_is_found_and_what_does_not_vary_is_as_usual(cost):
 
 def test_what_would_take_too_long_is_predicted_and_marked(cost, capsys):
     grid = [(2, 3, 1), (3, 3, 1), (400, 512, 64)]
-    found = cost.costs("tanh RNN", "ibp", grid, most=2.0)
+    found = cost.costs("tanh RNN", "ibp", grid, most=0.1)
     assert [case.measured for case in found] == [True, True, False]
-    assert found[2].seconds > 2.0
+    assert found[2].seconds > 0.1
+    fastest = max(case.products / case.seconds for case in found[:2])
+    assert found[2].products / found[2].seconds <= 1.001 * fastest
     assert cost.line(found[2]).startswith("~")
     assert not cost.line(found[0]).startswith("~")
 

@@ -38,6 +38,7 @@ METHODS = ("ibp", "crown-ibp", "popqorn-fast", "popqorn")
 FRAMES, UNITS, BATCHES = (4, 8, 16, 32, 64), (32, 128, 512), (1, 16)
 BALL = LpBall(0.002, low=0.0, high=1.0)
 GROWN = 1.1  # times the operations of the earlier run
+_TRIED = 6  # short cases by which others can be predicted
 LARGEST = 2**33  # bytes; what is expected to need more is not tried
 _SIZES = ("frames", "units", "batch")
 _USUAL = {  # exponents
@@ -155,23 +156,31 @@ def _peak(call: Callable[[], object]) -> int:
 def power_law(cases: Sequence[Case], what: str) -> Tensor:
     """Logarithm of a factor, and the exponents of frames, units and batch.
 
-    Least squares, with a little weight on what is usual, for sizes that do not vary.
+    Least squares, in which cases weigh as they take time: small ones are all overhead. Sizes that
+    do not vary have the exponents that are usual.
     """
-    rows = [[1.0, *[math.log(getattr(case, size)) for size in _SIZES]] for case in cases]
-    values = [math.log(max(getattr(case, what), 1e-9)) for case in cases]
+    longest = max(case.seconds for case in cases)
+    rows, values = [], []
+    for case in cases:
+        weight = math.sqrt(case.seconds / longest)
+        logs = [1.0, *[math.log(getattr(case, size)) for size in _SIZES]]
+        rows.append([weight * entry for entry in logs])
+        values.append(weight * math.log(max(getattr(case, what), 1e-9)))
     for at, exponent in enumerate(_USUAL[what], start=1):
-        rows.append([0.1 * (place == at) for place in range(4)])
-        values.append(0.1 * exponent)
+        rows.append([0.03 * (place == at) for place in range(4)])
+        values.append(0.03 * exponent)
     a, b = torch.tensor(rows, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
     return torch.linalg.lstsq(a, b[:, None], driver="gelsd").solution[:, 0]
 
 
 def expected(cases: Sequence[Case], what: str, sizes: tuple[int, int, int]) -> float:
-    """What the power law says of other sizes; 0 where nothing is known."""
-    if not cases:
-        return 0.0
+    """What the power law says of other sizes; products are never faster than the fastest so far."""
     logs = torch.tensor([1.0, *map(math.log, sizes)], dtype=torch.float64)
-    return math.exp(float(power_law(cases, what) @ logs))
+    found = math.exp(float(power_law(cases, what) @ logs))
+    if what == "seconds":
+        best = max(case.products / case.seconds for case in cases)
+        found = max(found, expected(cases, "products", sizes) / best)
+    return found
 
 
 def costs(cell: str, method: str, grid: Sequence[tuple[int, int, int]], most: float) -> list[Case]:
@@ -179,8 +188,9 @@ def costs(cell: str, method: str, grid: Sequence[tuple[int, int, int]], most: fl
     found: list[Case] = []
     for sizes in sorted(grid, key=lambda one: one[0] ** 2 * one[1] ** 2 * one[2]):
         known = [case for case in found if case.measured]
-        large = expected(known, "bytes", sizes) > LARGEST
-        if large or expected(known, "seconds", sizes) > most:
+        tried = len(known) >= _TRIED or any(20 * case.seconds > most for case in known)
+        large = tried and expected(known, "bytes", sizes) > LARGEST
+        if large or (tried and expected(known, "seconds", sizes) > most):
             numbers = {name: expected(known, name, sizes) for name in _USUAL}
             case = Case(cell, method, *sizes, **numbers, radius=None, measured=False)
         else:
