@@ -12,7 +12,7 @@ QUICK := tests/relaxations tests/perturbations tests/bounds/test_backward.py \
 	tests/tracing/test_in_place.py tests/certificates/test_fidelity.py \
 	tests/certificates/test_certificate.py tests/training/test_loss.py tests/test_layout.py
 
-.PHONY: demo quick test test-processors test-all mutants gallery layout pages bench clean
+.PHONY: demo quick test test-processors test-all mutants fuzz gallery layout pages bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -40,6 +40,10 @@ test-all: .venv/ready
 # Plants faults in a copy and sees whether a test fails; ARGS="--only ID" for some of them.
 mutants: .venv/ready
 	$(BIN)/python tests/mutants/run.py $(ARGS)
+
+# Attacks what is proved of random models; ARGS="--minutes 10 --seed 0".
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 gallery: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.gallery $(ARGS)

@@ -47,24 +47,38 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
         found: ranges and relaxations, of the same graph.
         values: of every node at a point of the set, see ``values_at``.
     """
+    sizes = _sizes(values)
     for node, bounds in found.ranges.items():
-        by = _beyond(values[node], *bounds, _terms(node, [values[x] for x in node.inputs]))
+        read = [sizes[node], *[sizes[x] for x in node.inputs]]
+        by = _beyond(values[node], *bounds, read)
         if by is not None:
             return f"a {type(node).__name__} node leaves its range {by}"
     for node, relaxation in found.relaxations.items():
         assert isinstance(node, Nonlinear)
-        read = [values[x] for x in node.inputs]
-        by = _beyond(values[node], *node.at(relaxation, *read), read)
+        ends = node.at(relaxation, *[values[x] for x in node.inputs])
+        by = _beyond(values[node], *ends, [sizes[x] for x in node.inputs])
         if by is not None:
             return f"a {type(node).__name__} node leaves its relaxation {by}"
     return None
 
 
-def _terms(node: Node, read: Sequence[Tensor]) -> Sequence[Tensor]:
-    """What a node reads, and how much it adds up of that; either may cancel out."""
-    if isinstance(node, Nonlinear):
-        return read
-    return [*read, node.size(None, *[value.abs() for value in read])]
+def _sizes(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
+    """How large the numbers are that every node was made of, since the last nonlinearity.
+
+    What is added up may cancel out, and what cancelled out may be read by further affine nodes:
+    their rounding is that of the numbers before.
+    """
+    sizes: dict[Node, Tensor] = {}
+    for node, value in values.items():  # from the root on
+        own = value.abs().nan_to_num(0, 0, 0)
+        if isinstance(node, Nonlinear):
+            read = [values[x].abs().nan_to_num(0, 0, 0).amax() for x in node.inputs]
+            sizes[node] = torch.stack([own.amax(), *read]).amax().expand_as(value)
+        elif isinstance(node, Root) or not node.inputs:
+            sizes[node] = own
+        else:
+            sizes[node] = node.size(None, *[sizes[x] for x in node.inputs])
+    return sizes
 
 
 def _beyond(value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor]) -> str | None:
@@ -74,7 +88,7 @@ def _beyond(value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor])
         value: of a node.
         lower: bound of it.
         upper: likewise.
-        read: what it is computed from, and adds up.
+        read: sizes of what it is computed from.
     """
     gap = torch.maximum(lower - value, value - upper).nan_to_num(-1)
     worst = gap.max().item()

@@ -3,6 +3,7 @@
 import torch
 
 from popqorn_train import LpBall
+from popqorn_train.bounds.activation import Blend
 from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.node import Root
@@ -29,3 +30,16 @@ def test_what_cancels_out_is_rounded_as_its_terms_are():
         assert values[node].abs().max() < 1e-15
         assert moved(node, values, 1e-17) is None
         assert "leaves its range" in moved(node, values, 1e-10)
+
+
+def test_what_cancels_out_in_a_nonlinearity_is_rounded_so_in_whatever_reads_it():
+    """A blend of 1 and 0 by a gate that is nearly open: 4e-21, or 0 by rounding."""
+    x = torch.tensor([[[60.0, 47.0]]], dtype=F64)
+    root = Root(LpBall(0.0).around(x))
+    rows = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.0))
+    gate, one, state = (Linear(root, torch.tensor([row], dtype=F64)) for row in rows)
+    node = Linear(Blend(gate, one, state), torch.ones(1, 1, dtype=F64))
+    values = values_at(node, x)
+    assert values[node].abs().max() < 1e-15
+    assert moved(node, values, 4e-21) is None
+    assert "leaves its range" in moved(node, values, 1e-9)
