@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from popqorn_train.evaluation.stored import check_unpacked
 from popqorn_train.training.initialisation import Kind, certifiable_init_
 
 Cell = Literal["rnn", "relu-rnn", "lstm", "gru"]
@@ -120,12 +121,19 @@ def load_net(path: str | Path) -> RecurrentNet:
     Raises:
         ValueError: another kind of checkpoint.
     """
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if "net_settings" not in checkpoint:
-        raise ValueError(f"`path` must be the checkpoint of a recipe, got {str(path)!r}.")
-    net = RecurrentNet(**checkpoint["net_settings"])
-    weights = checkpoint["state_dict"].items()
-    net.load_state_dict(
-        {name.removeprefix("net."): value for name, value in weights if name.startswith("net.")}
-    )
+    refused = f"`path` must be the checkpoint of a recipe, got {str(path)!r}"
+    check_unpacked(Path(path), packed=False)
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        net = RecurrentNet(**checkpoint["net_settings"])
+        weights = checkpoint["state_dict"].items()
+        net.load_state_dict(
+            {name.removeprefix("net."): value for name, value in weights if name.startswith("net.")}
+        )
+    except OSError:
+        raise
+    except KeyError as error:
+        raise ValueError(f"{refused}, which lacks {error}.") from error
+    except Exception as error:  # a file that is damaged fails in many ways
+        raise ValueError(f"{refused}, which cannot be read as one.") from error
     return net.eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from popqorn_train.evaluation.certification import Certification, read_certifications
 from popqorn_train.evaluation.folder import write_whole
+from popqorn_train.evaluation.stored import object_in
 from popqorn_train.plots.report import Report
 
 CERTIFICATION = "certification.json"
@@ -47,6 +48,6 @@ def read_certification(path: Path) -> Certification:
             raise ValueError(f"{path} holds no certification with every sample answered.")
         return ([entry for entry in complete if entry.part is None] or complete)[-1]
     try:
-        return Certification.of(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return Certification.of(object_in(path))
+    except ValueError as error:
         raise ValueError(f"{path} must be a {CERTIFICATION} or a .jsonl of a monitor.") from error

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from popqorn_train.evaluation.measures import Measure
 from popqorn_train.evaluation.sample_list import SampleRows
-from popqorn_train.evaluation.sample_rows import SampleRow, Status, measure_of_rows
+from popqorn_train.evaluation.sample_rows import SampleRow, Status, check_row, measure_of_rows
+from popqorn_train.evaluation.stored import objects_in
 
 _COLUMNS = tuple(column.name for column in fields(SampleRow))
 
@@ -145,14 +146,28 @@ class Certification:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "Certification":
-        """Read what ``plain`` gave."""
+        """Read what ``plain`` gave.
+
+        Raises:
+            ValueError: it gave something else.
+        """
         values = dict(plain)
-        columns = values.pop("samples")
-        # Columns of a later version are left out, those it does not know yet are not there.
-        known = [name for name in _COLUMNS if name in columns]
-        cells = zip(*[columns[name] for name in known], strict=True)
-        rows = [_typed(SampleRow(**dict(zip(known, row, strict=True)))) for row in cells]
-        return cls(rows=tuple(rows), **values)
+        try:
+            columns = values.pop("samples")
+            # Columns of a later version are left out, those it does not know yet are not there.
+            known = [name for name in _COLUMNS if name in columns]
+            cells = zip(*[columns[name] for name in known], strict=True)
+            rows = [_typed(SampleRow(**dict(zip(known, row, strict=True)))) for row in cells]
+            return cls(rows=tuple(rows), **values)._checked()
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"no certification: {type(error).__name__}: {error}") from error
+
+    def _checked(self) -> "Certification":
+        kinds = {"epoch": int, "step": int, "seconds": (int, float), "run": str, "stage": str}
+        for name, kind in {**kinds, "settings": dict, "part": (int, type(None))}.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"`{name}` cannot be {getattr(self, name)!r}")
+        return self
 
 
 def _plain(value: Any) -> Any:
@@ -165,6 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(row: SampleRow) -> SampleRow:
+    check_row(row)
     empirical = None if row.empirical is None else float(row.empirical)
     return replace(row, status=Status(row.status), empirical=empirical)
 
@@ -195,14 +211,12 @@ def read_certifications(path: str | Path, run: str | None = None) -> list[Certif
         run: which run; None takes the one that was written last.
 
     Raises:
-        ValueError: the file holds none.
+        ValueError: the file holds none, or something else.
     """
-    found: list[Certification] = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            found.append(Certification.of(json.loads(line)))
-        except json.JSONDecodeError:  # cut off by a crash
-            continue
+    try:
+        found = [Certification.of(plain) for plain in objects_in(Path(path))]
+    except ValueError as error:
+        raise ValueError(f"`path` must hold certifications alone; {path}: {error}.") from error
     if not found:
         raise ValueError(f"`path` must hold certifications, got none in {path}.")
     run = found[-1].run if run is None else run

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from popqorn_train.evaluation.stored import check_unpacked
+
 _KEYS = ("state_dict", "model_state_dict", "model_state", "model")  # of Lightning, of tutorials
 
 
@@ -43,6 +45,7 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
 def _state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"`--checkpoint` must be a file, got {path}.")
+    check_unpacked(path, packed=False)  # torch.save does not compress
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint fails in many ways

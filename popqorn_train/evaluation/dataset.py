@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from popqorn_train.evaluation.batches import unpack_pair, unpacked
 from popqorn_train.evaluation.resolve import resolved
+from popqorn_train.evaluation.stored import check_unpacked
 
 
 class Source(NamedTuple):
@@ -104,18 +105,22 @@ def _arrays(source: Source) -> tuple[tuple[Tensor, ...], Tensor]:
     path = Path(source.name)
     if not path.is_file():
         raise FileNotFoundError(f"`--data` must be a file, got {path}.")
+    check_unpacked(path, packed=True)
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in (*source.inputs, source.target) if name in file}
             known = ", ".join(file.files)
-    except ValueError as error:  # objects, or no .npz
+    except Exception as error:  # objects, or no .npz: one that is damaged fails in many ways
         raise ValueError(f"`--data` {path} cannot be read as arrays: {error}") from error
     for option, names in (("--inputs", source.inputs), ("--target", (source.target,))):
         for name in names:
             if name not in held:
                 raise ValueError(f"`{option}` names {name!r}, but {path} holds {known}.")
-    inputs = tuple(_tensor(held[name], source) for name in source.inputs)
-    return inputs, torch.from_numpy(held[source.target]).long()
+    try:
+        inputs = tuple(_tensor(held[name], source) for name in source.inputs)
+        return inputs, torch.from_numpy(held[source.target]).long()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`--data` {path} must hold arrays of numbers: {error}") from error
 
 
 def _tensor(array: np.ndarray[Any, Any], source: Source) -> Tensor:

@@ -19,6 +19,7 @@ from popqorn_train.evaluation.batches import Picked, on_device, unpack_pair, unp
 from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.resolve import resolved
 from popqorn_train.evaluation.sample_rows import SampleRow
+from popqorn_train.evaluation.stored import text_of
 from popqorn_train.tracing.process_settings import without_cudnn
 
 _OF_MANY = ("frames", "scope")  # what says nothing of a frame that moves alone
@@ -149,7 +150,7 @@ def vocabulary(name: str) -> Vocabulary:
         OSError: the file cannot be read.
     """
     if Path(name).is_file():
-        return _looked_up(Path(name).read_text(encoding="utf-8").split("\n"))
+        return _looked_up(text_of(Path(name)).split("\n"))
     if ":" not in name:
         raise FileNotFoundError(f"`--words` must be a file or module:name, got {name!r}.")
     found = resolved(name, "--words")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from popqorn_train.evaluation.folder import flushed, write_whole
-from popqorn_train.evaluation.sample_rows import SampleRow, Status
+from popqorn_train.evaluation.sample_rows import SampleRow, Status, check_row
+from popqorn_train.evaluation.stored import object_in, objects_in
 
 COLUMNS = tuple(column.name for column in fields(SampleRow))
 _ROWS = "samples.jsonl"
@@ -58,7 +59,7 @@ class Ledger:
         path = self.folder / "settings.json"
         if not path.exists():
             return
-        before = json.loads(path.read_text())
+        before = object_in(path)
         for name in sorted({*before, *settings}):
             old, new = before.get(name), settings.get(name)
             if old != new:
@@ -66,9 +67,15 @@ class Ledger:
                     f"`--resume` needs the settings of the run in {self.folder}: {name} was "
                     f"{old!r}, is {new!r}. Name another folder."
                 )
-        self.known = {row.index: row for row in read_rows(self.folder) if row.answered}
-        for plain in _lines(self.folder / "frames.jsonl"):
-            self.frames[plain["index"]] = plain["radii"]
+        try:
+            self.known = {row.index: row for row in read_rows(self.folder) if row.answered}
+            for plain in _lines(self.folder / "frames.jsonl"):
+                self.frames[int(plain["index"])] = [float(radius) for radius in plain["radii"]]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"`--resume` cannot read the rows in {self.folder}: a line is no row that certify "
+                "wrote. Remove it, or name another folder."
+            ) from error
 
     def add(self, rows: Sequence[SampleRow]) -> None:
         """Append rows, and wait until they are on the disk."""
@@ -111,6 +118,7 @@ def _line(row: SampleRow) -> str:
 
 def _row(plain: dict[str, Any]) -> SampleRow:
     row = SampleRow(**{name: plain[name] for name in COLUMNS if name in plain})
+    check_row(row)
     empirical = None if row.empirical is None else float(row.empirical)
     return replace(row, status=Status(row.status), empirical=empirical)
 
@@ -122,15 +130,15 @@ def _frame_line(entry: tuple[int, list[float]]) -> str:
 def _write_csv(file: IO[str], rows: Iterable[SampleRow]) -> None:
     writer = csv.writer(file)
     for row in rows:
-        writer.writerow([getattr(row, name) for name in COLUMNS])
+        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula begins with an apostrophe instead."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; one that a crash cut off is skipped."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    """Every whole line, if there is a file."""
+    return objects_in(path) if path.exists() else []

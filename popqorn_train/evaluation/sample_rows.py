@@ -66,6 +66,24 @@ class SampleRow:
         return self.status in (Status.CERTIFIED, Status.NOT_CERTIFIED)
 
 
+def check_row(row: SampleRow) -> None:
+    """Refuse a row that was read and can be none.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    whole, numbers = (int, type(None)), (int, float, type(None))
+    kinds = {
+        **dict.fromkeys(("label", "prediction"), whole), "index": int, "evaluations": int,
+        **dict.fromkeys(("radius", "margin", "rate"), numbers), "capped": bool, "error": str,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(getattr(row, name), kind):
+            raise ValueError(f"`{name}` of a row cannot be {getattr(row, name)!r}.")
+    if Status(row.status) in (Status.CERTIFIED, Status.NOT_CERTIFIED) and row.radius is None:
+        raise ValueError("`radius` of an answered row is missing.")
+
+
 def _text(value: Any) -> str:
     return repr(str(value)) if isinstance(value, Status) else repr(value)
 

@@ -23,14 +23,20 @@ class _Metrics:
     """The columns of a ``metrics.csv``; a cell that is empty was not logged at that step."""
 
     def __init__(self, path: Path) -> None:
-        with path.open(newline="") as file:
-            self.rows = list(csv.DictReader(file))
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = list(csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"`metrics` must be a table of CSVLogger; {path}: {error}.") from error
         self.names = [name for name in (self.rows[0] if self.rows else {}) if name]
 
     def column(self, name: str, axis: str) -> Column:
         """Values where both the column and the axis were logged."""
         filled = [row for row in self.rows if row.get(name) and row.get(axis)]
-        return [float(row[axis]) for row in filled], [float(row[name]) for row in filled]
+        try:
+            return [float(row[axis]) for row in filled], [float(row[name]) for row in filled]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`metrics` must hold numbers in column {name!r}: {error}.") from error
 
     def first(self, *names: str) -> str | None:
         """The first of the names that was logged, also with Lightning's suffixes."""

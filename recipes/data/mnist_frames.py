@@ -4,7 +4,9 @@ LeCun, Cortes and Burges, "The MNIST database of handwritten digits", 1998.
 """
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.utils.data import TensorDataset
 from popqorn_train.recipes.data.sequences import SequenceData, data_folder, hold_out, not_found
 
 Bytes = NDArray[np.uint8]
+_MOST = 2**26  # bytes of the largest file, 60000 images, and some
 _WANTED = "mnist.npz (x_train, y_train, x_test, y_test) or the four IDX files (plain or .gz)"
 _IDX = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -103,17 +106,32 @@ def _read_idx(file: Path) -> Bytes:
     Raises:
         ValueError: another format.
     """
-    content = file.read_bytes()
-    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    content = _unpacked(file)
     kind, axes = content[2:4] if content[:2] == b"\0\0" and len(content) >= 4 else (0, 0)
     if kind != 0x08 or axes not in (1, 3):
         raise ValueError(f"{file} must be an IDX file of bytes, got {content[:4]!r} at its start.")
     start = 4 + 4 * axes
+    if len(content) < start:
+        raise ValueError(f"{file} must hold the sizes of {axes} axes; is it cut off?")
     sizes = struct.unpack(f">{axes}I", content[4:start])
     values = np.frombuffer(content, np.uint8, offset=start)
-    if len(values) != np.prod(sizes):
+    if len(values) != math.prod(sizes):
         raise ValueError(f"{file} must hold {sizes} bytes, got {len(values)}; is it cut off?")
     return values.reshape(sizes)
+
+
+def _unpacked(file: Path) -> bytes:
+    """What is in a file that may be packed by gzip; no more than MNIST can be."""
+    with file.open("rb") as start:
+        packed = start.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(file) if packed else file.open("rb") as content:
+            found: bytes = content.read(_MOST + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file} cannot be unpacked: {error}") from error
+    if len(found) > _MOST:
+        raise ValueError(f"{file} must hold at most {_MOST:,} bytes.")
+    return found
 
 
 def _checked(
