@@ -1,10 +1,13 @@
 """The few lines that a terminal shows."""
 
+from pathlib import Path
+
 import pytest
 
 from popqorn_train import SampleRow, Status
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.summaries import (
+    PROMISE,
     accuracy_rows,
     aligned,
     class_rows,
@@ -102,6 +105,12 @@ def test_the_promise_says_whether_it_was_confirmed():
     assert "NOT confirmed" in promise({**SETTINGS, "confirm": None})
     for settings in (SETTINGS, {}):
         assert "tested against, but not proved for, the deployed kernel" in promise(settings)
+
+
+def test_the_promise_is_that_of_the_page_about_trust():
+    page = " ".join((Path(__file__).resolve().parents[2] / "TRUST.md").read_text().split())
+    first, _, rest = PROMISE.partition("{confirmed} ")
+    assert f"{first}{rest.split('. ')[0]}." in page
 
 
 def test_columns_are_aligned():
