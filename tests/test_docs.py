@@ -22,6 +22,7 @@ from tests.fitting import Classifier, fit
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes" / "RESULTS.md"]
+PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
 
 
 def blocks(page):
