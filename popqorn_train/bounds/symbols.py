@@ -26,7 +26,7 @@ from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
 from popqorn_train.kernels.form_bands import octagon_bands
 from popqorn_train.kernels.form_ranges import form_range
 from popqorn_train.kernels.operands import Operand
-from popqorn_train.perturbations.region import Bounds, Region
+from popqorn_train.perturbations.region import Bounds, Region, dot
 from popqorn_train.perturbations.substitutions import Choices
 from popqorn_train.relaxations.domain import Bands, Rectangle
 from popqorn_train.relaxations.extremum import largest
@@ -76,12 +76,25 @@ class Symbols:
             return self._span(node)
         if isinstance(node, Sum):
             return weighted([Term(self.affine(part)) for part in node.inputs], node.constant)
-        slope, constant = self._walked(node)
-        first = int((slope != 0).any(3).flatten(0, 1).any(0).to(torch.uint8).argmax())
-        center = (slope * self.center[:, None, : slope.shape[2]]).flatten(2).sum(-1) + constant
+        count = math.prod(node.shape)
+        unit = torch.eye(count, dtype=self.center.dtype, device=self.center.device)
+        return _shaped(self.linear(node, unit.view(1, count, *node.shape)), node.shape)
+
+    def linear(self, node: Node, rows: Tensor) -> Form:
+        """The form ``(B, K)`` of ``sum(rows * node)``, for a node that is affine in the input.
+
+        Args:
+            node: what is added up.
+            rows: ``(B or 1, K, *node.shape)``.
+        """
+        slope, constant = self._walked(node, rows)
+        frames = (slope != 0).any(3).flatten(0, 1).any(0).nonzero()[:, 0]
+        first, stop = (int(frames[0]), int(frames[-1]) + 1) if len(frames) else (0, 1)
+        slope = slope[:, :, :stop]
+        center = (slope * self.center[:, None, :stop]).flatten(2).sum(-1) + constant
         columns = slope[:, :, first:].permute(2, 3, 0, 1)
-        form = _shaped(self._of_input(columns, center, first, constant), node.shape)
-        return self._with_rounding_of_walk(node, form)
+        form = self._of_input(columns, center, first, constant)
+        return self._with_rounding_of_walk(node, rows, form)
 
     def _span(self, node: Span) -> Form:
         """The form of a span, made together with all others of the same node."""
@@ -91,14 +104,14 @@ class Symbols:
         return self._spans[1][node.place]
 
     @torch.no_grad()
-    def _with_rounding_of_walk(self, node: Node, form: Form) -> Form:
+    def _with_rounding_of_walk(self, node: Node, rows: Tensor, form: Form) -> Form:
         """A form whose coefficients were added up node by node, and may have cancelled out."""
         sizes: dict[Node, Tensor] = {}
         for passed in ancestors(node):
             sizes[passed] = passed.size(None, *[sizes[parent] for parent in passed.inputs])
-        steps = sum(not passed.moves for passed in sizes)
+        steps = 1 + sum(not passed.moves for passed in sizes)
         most = max(math.prod(passed.shape) for passed in sizes)
-        size = torch.maximum(form.size, sizes[node])
+        size = torch.maximum(form.size, dot(rows.abs(), sizes[node][:, : rows.shape[2]]))
         own = steps * unit_of_rounding(most, size.dtype) * size
         return form._replace(size=size, own=own if form.own is None else form.own + own)
 
@@ -119,13 +132,10 @@ class Symbols:
         width = self.center.shape[2]
         return Form(center, Block(first * width, data.flatten(0, 1)), None, own, size)
 
-    def _walked(self, node: Node) -> tuple[Tensor, Tensor]:
-        """Slopes ``(B or 1, K, t, N)`` of every entry on the input, and the constants."""
-        count = math.prod(node.shape)
-        unit = torch.eye(count, dtype=self.center.dtype, device=self.center.device)
-        terms = [(node, unit.view(1, count, *node.shape))]
-        constant = self.center.new_zeros(1, count)
-        for visited, weight, tape in visits(terms, len(self.center)):
+    def _walked(self, node: Node, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes ``(B or 1, K, t, N)`` of every row on the input, and the constants."""
+        constant = self.center.new_zeros(1, rows.shape[1])
+        for visited, weight, tape in visits([(node, rows)], len(self.center)):
             if isinstance(visited, Root):
                 return weight, constant
             left = visited.backward(weight, tape, None)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from popqorn_train.bounds.activation import Activation, Gated, is_curve
 from popqorn_train.bounds.affine import Linear, Negative, Sum
 from popqorn_train.bounds.bilinear import Bilinear, Quotient
+from popqorn_train.bounds.coordinates import reads_input
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.quadratic import Quadratic
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
 from popqorn_train.operations.shapes import (
     affine_of,
@@ -125,7 +127,16 @@ def linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) -
         raise unsupported(step, "a linear map whose weight moves")
     if x.batch_axis > len(x.shape) - 1:
         raise unsupported(step, "a linear layer across samples", "Keep the features last.")
-    return Linear(x, weight, bias)
+    return _energies(x, weight, bias) or Linear(x, weight, bias)
+
+
+def _energies(x: Node, weight: Tensor, bias: Tensor | None) -> Node | None:
+    """Weighted sums of squares of linear functions of the input, as filters are."""
+    inner = x.inputs[0] if isinstance(x, Activation) and x.curve is CURVES["square"]() else None
+    if type(inner) is not Linear or not reads_input(inner.inputs[0]) or bool((weight < 0).any()):
+        return None
+    sums = Quadratic(inner.inputs[0], inner.weight, inner.bias, weight)
+    return sums if bias is None else Sum([sums], bias.expand(1, *sums.shape))
 
 
 @module(nn.Linear)
