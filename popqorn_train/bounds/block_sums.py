@@ -97,7 +97,7 @@ class _Sum(torch.autograd.Function):
             else:
                 _add(target, data, scale, weight)
         for error in errors:
-            _diagonal(out, places[-1], error).add_(error.flatten(1))
+            _diagonal(out, places[-1], error).add_(error.reshape(len(error), -1))
         return out
 
     @staticmethod

@@ -12,9 +12,9 @@ from popqorn_train.bounds.node import Node, Root
 from popqorn_train.perturbations.region import Bounds, Region
 
 
-def reads_input(x: Node) -> bool:
-    """Whether every entry of a sequence reads one coordinate of what a ball moves."""
-    if not isinstance(x.region, Region) or len(x.shape) != 2:
+def picks_input(x: Node) -> bool:
+    """Whether every entry of a node reads one coordinate of what a ball moves."""
+    if not isinstance(x.region, Region):
         return False
     todo: list[Node] = [x]
     while todo:

@@ -23,16 +23,17 @@ from popqorn_train.bounds.concatenation import Stack
 from popqorn_train.bounds.enclosure import backward_range, from_ball, intersect, read, relaxed
 from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped, weighted
+from popqorn_train.bounds.frame_tangents import tangent_forms
 from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.mixing import Mixing, mapped_by
 from popqorn_train.bounds.node import Node, Nonlinear, Root
+from popqorn_train.bounds.peak import Peak
 from popqorn_train.bounds.quadratic import Quadratic
 from popqorn_train.bounds.reductions import Reduction
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
 from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbols import Symbols
-from popqorn_train.bounds.tangent_forms import tangent_forms
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.domain import Domain, Octagon, Rectangle
 from popqorn_train.relaxations.products import Product
@@ -140,6 +141,8 @@ class ForwardPass:
             errors = functools.partial(self._error, node)
             x = self.found.ranges[node.inputs[0]]
             return tangent_forms(node, x, self._symbols, errors)
+        if isinstance(node, Peak):
+            return self._box(self.found.ranges[node])
         images = [self._form(source) for source in self._reads.sources(node)]
         if isinstance(node, Span) and isinstance(images[0], Form):
             return self._span(node, images[0])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.activation import Activation, Gated, is_curve
 from popqorn_train.bounds.affine import Linear, Negative, Sum
 from popqorn_train.bounds.bilinear import Bilinear, Quotient
-from popqorn_train.bounds.coordinates import reads_input
+from popqorn_train.bounds.coordinates import picks_input
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.quadratic import Quadratic
 from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
@@ -133,9 +133,12 @@ def linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) -
 def _energies(x: Node, weight: Tensor, bias: Tensor | None) -> Node | None:
     """Weighted sums of squares of linear functions of the input, as filters are."""
     inner = x.inputs[0] if isinstance(x, Activation) and x.curve is CURVES["square"]() else None
-    if type(inner) is not Linear or not reads_input(inner.inputs[0]) or bool((weight < 0).any()):
+    if type(inner) is not Linear or bool((weight < 0).any()):
         return None
-    sums = Quadratic(inner.inputs[0], inner.weight, inner.bias, weight)
+    (windows,) = inner.inputs
+    if len(windows.shape) != 2 or not picks_input(windows):
+        return None
+    sums = Quadratic(windows, inner.weight, inner.bias, weight)
     return sums if bias is None else Sum([sums], bias.expand(1, *sums.shape))
 
 

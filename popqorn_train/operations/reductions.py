@@ -7,15 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Negative
+from popqorn_train.bounds.coordinates import picks_input
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.peak import Peak
 from popqorn_train.bounds.total import Total
 from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import OPERATIONS, Lifter, operation, unsupported
 from popqorn_train.operations.packing import data_of
 from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
 from popqorn_train.operations.summed_products import summed_product
+from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.packed import Packed
 from popqorn_train.tracing.steps import Step, called_name
 
@@ -140,7 +144,7 @@ def largest_over(step: Step, x: Node, dim: int, *, keepdim: bool) -> Node:
     """Greatest entry along an axis of the user's layout."""
     if dim == x.batch_axis:
         raise unsupported(step, "a maximum over the batch")
-    return reduced_over(x, [dim], Maximum, keepdim=keepdim)
+    return reduced_over(x, [dim], lambda rows: _peak(x) or Maximum(rows), keepdim=keepdim)
 
 
 def reduced_over(
@@ -167,6 +171,14 @@ def reduced_over(
         return value.reshape(len(value), *shape).movedim(0, axis)
 
     return affine_of(back, (best,), {}, shape=shape, axis=axis)
+
+
+def _peak(x: Node) -> Peak | None:
+    """The greatest absolute value of a wave."""
+    if not isinstance(x, Activation) or x.curve != CURVES["abs"]() or len(x.shape) != 1:
+        return None
+    (wave,) = x.inputs
+    return Peak(wave) if wave.batch_axis == 0 and picks_input(wave) else None
 
 
 def _rows(x: Node, dims: Sequence[int], own: Sequence[int]) -> Node:
