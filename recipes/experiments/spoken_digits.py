@@ -1,0 +1,147 @@
+"""PROVER's network on spoken digits, certified from the raw wave on.
+
+python -m popqorn_train.recipes.experiments.spoken_digits --network FILE --data FOLDER
+
+Ryou et al., "Scalable Polyhedral Verification of Recurrent Neural Networks", CAV 2021: every
+sample of a wave moves by 10^(dB/20) of its peak. The network reads the logarithms of mel energies
+of frames of 256 samples, through a linear layer, two layers of LSTM and a linear layer. The file
+holds its weights ``w.*``, both matrices of the front end, and the utterances it classifies
+correctly, in the order to certify.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from popqorn_train.certificates.certificate import certify
+from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.recipes.console import prepare
+from popqorn_train.recipes.data.spoken_digits import read_utterances
+from popqorn_train.recipes.experiments.common import write_numbers
+
+_SIZE, _STEP = 256, 200
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number of the experiment.
+
+    Attributes:
+        network: file of the network.
+        data: of the utterances; None takes ``$POPQORN_DATA`` or ``data``.
+        decibels: of the perturbations, below the peak.
+        samples: utterances to certify, from the first one on.
+        method: of the certificates.
+        folder: of the results.
+    """
+
+    network: Path
+    data: Path | None = None
+    decibels: tuple[float, ...] = (-90.0, -80.0, -70.0)
+    samples: int = 100
+    method: str = "popqorn-fast"
+    folder: Path = Path("runs/experiments/spoken_digits")
+
+
+class SpokenDigitNet(nn.Module):
+    """The network of the experiment, on one wave or several of one length."""
+
+    front: Tensor
+    mel: Tensor
+
+    def __init__(self, front: Tensor, mel: Tensor, hidden: int = 32, features: int = 40) -> None:
+        super().__init__()
+        self.register_buffer("front", front)
+        self.register_buffer("mel", mel)
+        self.linear1 = nn.Linear(mel.shape[1], features)
+        self.lstm = nn.LSTM(features, hidden, 2, batch_first=True)
+        self.linear2 = nn.Linear(hidden, 10)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Logits ``(B, 10)``; a last frame that is not whole is filled with zeros."""
+        if wave.shape[1] % _STEP:
+            wave = nn.functional.pad(wave, (0, _STEP))
+        energies = (wave.unfold(1, _SIZE, _STEP) @ self.front).square() @ self.mel
+        states, _ = self.lstm(torch.relu(self.linear1(torch.log(energies + 1e-10))))
+        logits: Tensor = self.linear2(states[:, -1])
+        return logits
+
+
+def read_network(path: Path) -> tuple[SpokenDigitNet, list[int]]:
+    """The network in float64 eval mode, and the utterances to certify."""
+    found = np.load(path)
+    front, mel = (torch.from_numpy(found[name]) for name in ("mtx1", "mtx2"))
+    sizes = found["w.lstm.weight_hh_l0"].shape[1], len(found["w.linear1.bias"])
+    net = SpokenDigitNet(front, mel, *sizes)
+    names = [name for name in found.files if name.startswith("w.")]
+    weights = {name.removeprefix("w."): torch.from_numpy(found[name]) for name in names}
+    net.load_state_dict({**weights, "front": front, "mel": mel})
+    return net.double().eval(), found["index"].tolist()
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Certify, and return the numbers that are written."""
+    net, chosen = read_network(config.network)
+    waves, labels, *_ = read_utterances(config.data)
+    proved = {f"{level:g}": 0 for level in config.decibels}
+    seconds: list[float] = []
+    chosen = chosen[: config.samples]
+    for index in chosen:
+        wave, label = waves[index].double()[None], labels[index : index + 1]
+        for level in config.decibels:
+            ball = LpBall(10 ** (level / 20) * wave.abs().max().item())
+            started = time.process_time()
+            found = certify(net, wave, label, ball, method=config.method)
+            seconds.append(time.process_time() - started)
+            proved[f"{level:g}"] += int(found.certified)
+    numbers = {
+        "experiment": "spoken_digits",
+        "method": config.method,
+        "samples": len(chosen),
+        "proved": proved,
+        "seconds": {
+            "mean": round(sum(seconds) / len(seconds), 2),
+            "most": round(max(seconds), 2),
+        },
+    }
+    write_numbers(config.folder, "spoken_digits.json", numbers)
+    print(said(numbers))
+    return numbers
+
+
+def said(numbers: dict[str, Any]) -> str:
+    """One line for every size of the perturbation."""
+    times = numbers["seconds"]
+    lines = [
+        f"{level:>6} dB: {count} of {numbers['samples']} proved"
+        for level, count in numbers["proved"].items()
+    ]
+    lines.append(
+        f"by {numbers['method']}, {times['mean']} CPU s each on average, at most {times['most']}"
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="PROVER's network on spoken digits.")
+    parser.add_argument("--network", type=Path, required=True, help="prover_fsdd.npz")
+    parser.add_argument("--data", type=Path, default=None, help="spoken_digits.npz or its folder")
+    parser.add_argument("--decibels", type=float, nargs="+", default=Config.decibels)
+    parser.add_argument("--samples", type=int, default=Config.samples)
+    parser.add_argument("--method", default=Config.method)
+    parser.add_argument("--folder", type=Path, default=Config.folder)
+    prepare()
+    given = vars(parser.parse_args(arguments))
+    run(Config(**{**given, "decibels": tuple(given["decibels"])}))
+
+
+if __name__ == "__main__":
+    main()
