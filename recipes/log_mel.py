@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.relaxations.curvature import curvature
+from popqorn_train.relaxations.curvature import curvature_of
 
 _NEAR_0 = 1e-20  # the square of a peak that counts as silence
 
@@ -66,7 +66,7 @@ class LogMel(nn.Module):
             )
         self.size, self.step = size, step
         weights, mel = _transform(size, emphasis), _filters(filters, rate, size, low)
-        bend = curvature(weights, mel).box
+        bend = curvature_of(weights, mel).box
         self.register_buffer("weights", weights.T.float())
         self.register_buffer("mel", mel.T.float())
         self.register_buffer("floor", (bend * 10 ** (floor / 10)).float())

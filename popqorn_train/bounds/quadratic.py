@@ -25,7 +25,7 @@ from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, Region, dot
-from popqorn_train.relaxations.curvature import curvature
+from popqorn_train.relaxations.curvature import curvature_of
 from popqorn_train.relaxations.extremum import slack
 
 _SAFETY = 4.0  # times the error of a sum
@@ -81,7 +81,7 @@ class Quadratic(Nonlinear):
         super().__init__([x], (*x.shape[:-1], len(weight)), x.batch_axis)
         self._a, self._weight = a.double(), weight.double()
         self._b = self._a.new_zeros(len(a)) if b is None else b.double()
-        self._bends = curvature(a, weight)
+        self._bends = curvature_of(a, weight)
         self._used = [row.nonzero()[:, 0] for row in self._weight.detach()]
         self._stretch = self._stretched() if _is_round(self.region) else None
 

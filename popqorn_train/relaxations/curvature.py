@@ -60,7 +60,7 @@ class _Known:
         )
 
 
-def curvature(a: Tensor, weight: Tensor) -> Curvature:
+def curvature_of(a: Tensor, weight: Tensor) -> Curvature:
     """Bound the curvature of sums of squares; remembered, and with the gradient of its formula.
 
     Args:
