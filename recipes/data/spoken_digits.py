@@ -64,11 +64,11 @@ class SpokenDigits(SequenceData):
                 known = ", ".join(sorted(set(speakers.tolist())))
                 raise ValueError(f"`speaker` must be one of {known}, got {speaker!r}.")
         every = SequenceSet([_scaled(wave, most) for wave in waves], labels)
-        known, test = (torch.from_numpy(np.flatnonzero(part)) for part in (~held, held))
-        train, out = hold_out(len(known), validation, seed)
+        rest, test = (torch.from_numpy(np.flatnonzero(part)) for part in (~held, held))
+        train, out = hold_out(len(rest), validation, seed)
         super().__init__(
-            every.some(known[train]),
-            every.some(known[out]),
+            every.some(rest[train]),
+            every.some(rest[out]),
             every.some(test),
             features=1,
             classes=10,
@@ -87,7 +87,7 @@ def read_utterances(
         raise not_found("Free Spoken Digit Dataset", FILE, folder)
     found = np.load(file)
     signal = torch.from_numpy(found["signal"].astype(np.float32))
-    waves = list(signal.split(found["lengths"].tolist()))
+    waves = list(torch.split(signal, found["lengths"].tolist()))
     labels = torch.from_numpy(found["label"].astype(np.int64))
     return waves, labels, found["speaker"], found["take"]
 
