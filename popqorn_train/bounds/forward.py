@@ -143,7 +143,10 @@ class ForwardPass:
             return tangent_forms(node, x, self._symbols, errors)
         if isinstance(node, Peak):
             return self._box(self.found.ranges[node])
-        images = [self._form(source) for source in self._reads.sources(node)]
+        return self._read(node, [self._form(source) for source in self._reads.sources(node)])
+
+    def _read(self, node: Node, images: Sequence[Image]) -> Image:
+        """The form of a node from those that it reads."""
         if isinstance(node, Span) and isinstance(images[0], Form):
             return self._span(node, images[0])
         if isinstance(node, Activation):
