@@ -73,7 +73,7 @@ def check_row(row: SampleRow) -> None:
         ValueError: naming the column.
     """
     whole, numbers = (int, type(None)), (int, float, type(None))
-    kinds = {
+    kinds: dict[str, Any] = {
         **dict.fromkeys(("label", "prediction"), whole), "index": int, "evaluations": int,
         **dict.fromkeys(("radius", "margin", "rate"), numbers), "capped": bool, "error": str,
     }  # fmt: skip
