@@ -12,7 +12,8 @@ QUICK := tests/relaxations tests/perturbations tests/bounds/test_backward.py \
 	tests/tracing/test_in_place.py tests/certificates/test_fidelity.py \
 	tests/certificates/test_certificate.py tests/training/test_loss.py tests/test_layout.py
 
-.PHONY: demo quick test test-processors test-all mutants fuzz gallery layout pages bench clean
+.PHONY: demo quick test test-processors test-all mutants fuzz gallery layout relaxations pages site \
+	bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -51,6 +52,14 @@ gallery: .venv/ready
 # The packages and their imports, as docs/layout.svg.
 layout: .venv/ready
 	$(BIN)/python -m tests.draw_layout
+
+# tanh between its lines, as docs/relaxations.png.
+relaxations: .venv/ready
+	$(BIN)/python -m tests.draw_relaxations
+
+# The pages as a site in build/site; a warning is an error.
+site: .venv/ready
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
 
 # Puts what commands print into the pages that show it; ARGS="demo" for some of them.
 pages: .venv/ready

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes" / "RESULTS.md"]
 PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
+WHOLE = ("start.md", "plain_torch.md", "words_and_lengths.md")  # each of their blocks runs alone
+ELSEWHERE = ("tour.md", "scale.md", *WHOLE)
 
 
 def blocks(page):
@@ -30,8 +32,8 @@ def blocks(page):
 
 
 def block(containing):
-    """The code with a text, the same wherever it is shown; `test_tour.py` runs the tour's."""
-    pages = [page for page in PAGES if page.name != "tour.md"]
+    """The code with a text, the same wherever it is shown but on pages that run as a whole."""
+    pages = [page for page in PAGES if page.name not in ELSEWHERE]
     found = [block for page in pages for block in blocks(page) if containing in block]
     assert len(set(found)) == 1, found
     return found[0]
@@ -162,8 +164,18 @@ RUN_HERE += (
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_python_is_run_by_a_test(page):
-    if page.name not in ("tour.md", "scale.md"):  # which test_tour.py and test_scale.py run
+    if page.name not in ELSEWHERE:  # which other tests run
         assert all(any(text in block for text in RUN_HERE) for block in blocks(page))
+
+
+@pytest.mark.parametrize("page", WHOLE)
+def test_a_page_runs_as_it_stands(page, capsys):
+    for lines in blocks(ROOT / "docs" / page):
+        names = {}
+        exec(lines, names)
+        assert (names["radius"] if "radius" in names else names["radii"]).max() > 0
+    if page == "plain_torch.md":
+        assert len(capsys.readouterr().out.splitlines()) == names["epochs"]
 
 
 def test_the_readme_is_short():
