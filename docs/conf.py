@@ -28,6 +28,7 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "TRUST.md",
     "examples/*.ipynb",
 ]
 exclude_patterns = [".*", "build", "dist", "popqorn_train", "callbacks", "runs", "wandb"]
