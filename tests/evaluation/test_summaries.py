@@ -109,8 +109,8 @@ def test_the_promise_says_whether_it_was_confirmed():
 
 def test_the_promise_is_that_of_the_page_about_trust():
     page = " ".join((Path(__file__).resolve().parents[2] / "TRUST.md").read_text().split())
-    first, _, rest = PROMISE.partition("{confirmed} ")
-    assert f"{first}{rest.split('. ')[0]}." in page
+    said = PROMISE.format(name="radius", within="it", confirmed="").replace("  ", " ")
+    assert ". ".join(said.split(". ")[:2]) in page
 
 
 def test_columns_are_aligned():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from popqorn_train import LpBall, UnsupportedModelError, bound, logit_bounds
+from popqorn_train import LpBall, bound, logit_bounds
 from tests.problems import Base, sequences
 
 
@@ -39,5 +39,8 @@ def test_what_moves_keeps_every_entry_once(function, shape):
 
 def test_a_quotient_by_what_moves_is_no_scale():
     model, x = Reading(lambda x: 1 / x).double().eval(), sequences(2, 4).abs() + 1
-    with pytest.raises(UnsupportedModelError, match="quotient"):
-        logit_bounds(model, x, LpBall(0.2))
+    assert torch.equal(bound(model).instance(x).center, x)
+    bounds = logit_bounds(model, x, LpBall(0.2))
+    for _ in range(100):
+        logits = model(x + 0.2 * (2 * torch.rand_like(x) - 1).sign())
+        assert ((bounds.lower <= logits + 1e-12) & (logits <= bounds.upper + 1e-12)).all()
