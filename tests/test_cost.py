@@ -64,6 +64,7 @@ def test_what_would_take_too_long_is_predicted_and_marked(cost, capsys):
     assert not cost.line(found[0]).startswith("~")
 
 
+@pytest.mark.slow
 def test_more_operations_than_before_are_listed(cost, measured, tmp_path, capsys):
     before = json.loads(measured.read_text())
     old = tmp_path / "old.json"

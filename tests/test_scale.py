@@ -84,6 +84,7 @@ def test_one_shard_and_merge(folder):
     check("big")
 
 
+@pytest.mark.slow
 def test_xargs(folder):
     run(block("xargs"))
     check("xargs")

@@ -288,8 +288,8 @@ def test_bad_threads_are_refused():
         background(background_threads=0)
 
 
-def test_validate_certifies_at_once():
-    monitor = background(samples=3, method="ibp")
+def test_validate_certifies_at_once(tmp_path):
+    monitor = background(samples=3, method="ibp", folder=tmp_path)
     trainer = pl.Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False)
     trainer.validate(Classifier(), val_loader(), verbose=False)
     assert monitor.last.stage == "validate"
