@@ -163,7 +163,13 @@ class Certification:
             raise ValueError(f"no certification: {type(error).__name__}: {error}") from error
 
     def _checked(self) -> "Certification":
-        kinds: dict[str, Any] = {"epoch": int, "step": int, "seconds": (int, float), "run": str, "stage": str}
+        kinds: dict[str, Any] = {
+            "epoch": int,
+            "step": int,
+            "seconds": (int, float),
+            "run": str,
+            "stage": str,
+        }
         for name, kind in {**kinds, "settings": dict, "part": (int, type(None))}.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"`{name}` cannot be {getattr(self, name)!r}")
