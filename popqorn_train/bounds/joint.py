@@ -24,7 +24,7 @@ from popqorn_train.bounds.ellipsoid import Ellipsoid
 from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.joint_pass import JointPass, Place
 from popqorn_train.bounds.node import Logits, Node
-from popqorn_train.bounds.quadratics import QuadraticForm, bounded_below
+from popqorn_train.bounds.quadratics import QuadraticForm, bounded_below, flat
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
 
@@ -145,7 +145,7 @@ def _of_node(bounds: Bounds, node: Node, like: Tensor) -> Bounds:
 
 def _shrunk(now: Bounds, before: Bounds) -> Tensor:
     """Whether a range ``(B, *shape)`` has lost more than a little of its width, ``(B,)``."""
-    left, all_of_it = ((ends.upper - ends.lower).flatten(1).sum(1) for ends in (now, before))
+    left, all_of_it = (flat(ends.upper - ends.lower).sum(1) for ends in (now, before))
     return left < _SHRUNK * all_of_it
 
 

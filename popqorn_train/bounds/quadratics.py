@@ -126,12 +126,17 @@ def rows_of(read: Read, axis: Axis, vector: Vector) -> Rows:
     for block, first, unit in parts:
         if block is not None:
             places = slice(first + block.start, first + block.stop)
-            columns = block.data.flatten(2).to(F64).permute(1, 2, 0)
+            columns = block.data.reshape(*block.data.shape[:2], -1).to(F64).permute(1, 2, 0)
             own = 1.0 if unit is None else unit[..., block.start : block.stop]
             data[..., places] = columns * own * read.sign / axis.half[..., None]
-    center = (read.sign * form.center.flatten(1).to(F64) - axis.middle) / axis.half
-    own = torch.zeros_like(center) if form.own is None else form.own.flatten(1) / axis.half
+    center = (read.sign * flat(form.center).to(F64) - axis.middle) / axis.half
+    own = torch.zeros_like(center) if form.own is None else flat(form.own) / axis.half
     return Rows(read, axis, center, data, own.expand_as(center))
+
+
+def flat(x: Tensor) -> Tensor:
+    """All entries of a node in one row ``(B, U)``, also of one that is a number."""
+    return x.reshape(len(x), -1)
 
 
 def linear_part(
@@ -152,7 +157,7 @@ def linear_part(
     constant, on_input = row.new_zeros(len(row), 1), row.new_zeros(())
     for node, slope, tape in visits([(output, row[:, None])], len(row)):
         whole = full(slope, node.shape)[:, 0]
-        slopes[node] = whole.expand(len(row), *node.shape).flatten(1)
+        slopes[node] = flat(whole.expand(len(row), *node.shape))
         if not node.moves:
             constant = constant - rounding_error(slope, sizes[node])
         if isinstance(node, Root):
@@ -167,7 +172,7 @@ def linear_part(
 def quadratic_of(gap: Gap, slope: Tensor) -> tuple[Quadratic, Sequence[Axis]]:
     """A quadratic below what is missed, times the slope ``(B, U)`` on it."""
     size, sign = slope.abs(), torch.where(slope < 0, -1.0, 1.0).to(slope)
-    strip = map_nested(gap.strip, Tensor, lambda x: x.flatten(1).expand_as(slope).to(F64))
+    strip = map_nested(gap.strip, Tensor, lambda x: flat(x).expand_as(slope).to(F64))
     axes: Sequence[Axis]
     if isinstance(gap.domain, Octagon):
         assert gap.product is not None
@@ -175,7 +180,7 @@ def quadratic_of(gap: Gap, slope: Tensor) -> tuple[Quadratic, Sequence[Axis]]:
     else:
         curve = smooth_curve(gap.place[0])
         assert curve is not None
-        lower, upper = (end.flatten(1).expand_as(slope).to(F64) for end in gap.domain)
+        lower, upper = (flat(end).expand_as(slope).to(F64) for end in gap.domain)
         found, axis = below_curve(curve, lower, upper, strip, sign)
         axes = (axis,)
     return Quadratic(*[part * size for part in found]), axes

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from popqorn_train import LpBall, bound, certified_radius, certify
 from popqorn_train.bounds.backward import minimum
@@ -270,6 +271,34 @@ def test_what_holds_in_the_region_alone_is_no_bound_on_the_margin():
     best = refute_jointly(Bounded(first, then, 1e-9), first - 1, rounds=2)
     exact = torch.tensor([0.7, 1e-9, -0.5, 1e-9, -1.0, -math.inf], dtype=F64)
     torch.testing.assert_close(best, exact, rtol=0, atol=0, equal_nan=True)
+
+
+class OneNumber(nn.Module):
+    """Its last nonlinearities read and give one number a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        number = 3 * self.head(self.rnn(x)[0][:, -1])[:, 0]
+        return torch.tanh(number) + 0.3 * number
+
+
+@dtypes
+def test_nodes_of_one_number_are_bounded(dtype):
+    torch.manual_seed(1)
+    model, x = OneNumber().to(dtype).eval(), torch.randn(6, 3, 2).to(dtype)
+    single = bound(model, output_is="logit")
+    y = (model(x) > 0).long()
+    known = certified_radius(single, x, y, rtol=0.02)
+    for share in (1.05, 1.3, 3.0):
+        ball = LpBall(share * known)
+        plain = certify(single, x, y, ball, method="popqorn")
+        joint = certify(single, x, y, ball, method=JOINT)
+        assert (joint.certified | ~plain.certified).all()
+        reached = attack(single, x, y, ball, steps=30, restarts=3).margin
+        assert (reached > 0)[joint.certified].all()
 
 
 @pytest.mark.parametrize("options", [{"rounds": 0, "hope": 1.0}, {"rounds": 1, "hope": 0.0}])
