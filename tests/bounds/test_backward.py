@@ -9,7 +9,11 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from popqorn_train import LpBall, logit_bounds
+from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.methods import TRAINING
+from popqorn_train.bounds.node import Root
+from popqorn_train.bounds.slices import Frame, Span
+from popqorn_train.bounds.tape import Tape
 from tests.problems import (
     CELLS,
     F64,
@@ -259,3 +263,20 @@ def test_intervals_of_a_gru_are_the_hull_of_state_and_candidate():
         lower, upper = logit_bounds(model, x, LpBall(epsilon), method="ibp")
         assert (lower >= -1).all()
         assert (upper <= 1).all()
+
+
+@pytest.mark.parametrize("sizes", [((2, 2), (1, 3)), ((4,), (1, 2, 1)), ((3, 1), (3, 1))])
+def test_spans_that_overlap_add_up(sizes):
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 4, dtype=F64)
+    root = Root(LpBall(0.1).around(x))
+    whole = Linear(Frame(root, 0), torch.randn(4, 4, dtype=F64))
+    parts = [Span(whole, cut, place) for cut in sizes for place in range(len(cut))]
+    slopes = [torch.randn(1, 3, *part.shape, dtype=F64) for part in parts]
+    tape, total = Tape(2), torch.zeros(1, 3, 4, dtype=F64)
+    for part, slope in zip(parts, slopes, strict=True):
+        tape.add_slice(part, slope)
+        total[..., part.start : part.stop] += slope
+    node, found = next(tape.drain())
+    assert node is whole
+    torch.testing.assert_close(found, total.expand_as(found), rtol=0, atol=1e-15)

@@ -8,14 +8,17 @@ from torch import nn
 
 from popqorn_train import LpBall, bound, certified_radius, certify
 from popqorn_train.bounds.backward import minimum
+from popqorn_train.bounds.dual import Lowest
+from popqorn_train.bounds.ellipsoid import Ellipsoid
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.joint import Jointly, JointRegion, refute_jointly
-from popqorn_train.bounds.joint_pass import JointPass
+from popqorn_train.bounds.joint_pass import JointPass, Read
 from popqorn_train.bounds.popqorn import Popqorn
-from popqorn_train.bounds.quadratics import bounded_below, linear_part, quadratic_of
+from popqorn_train.bounds.quadratics import Rows, bounded_below, linear_part, quadratic_of
 from popqorn_train.bounds.tight import TightPopqorn
 from popqorn_train.certificates.margins import margin_rows
 from popqorn_train.certificates.pgd import attack
+from popqorn_train.relaxations.paraboloids import Axis
 from tests.bounds.test_rebound import RELAXATION, attacked, shifted, values_at
 from tests.problems import CELLS, F64, build, predicted, sequences
 
@@ -220,12 +223,34 @@ def test_samples_labels_and_epsilons_do_not_mix(cell):
 
 
 @pytest.mark.parametrize("p", [1, 3])
-def test_other_norms_fall_back_on_the_cheaper_method(p):
+def test_other_norms_fall_back_on_the_cheaper_method(p, monkeypatch):
+    monkeypatch.setattr("popqorn_train.bounds.attempts.JointRegion", None)  # none is made
     model, x = build("lstm", seed=2), sequences(3, 3, seed=2)
     y, ball = predicted(model, x), LpBall(0.4, p)
     fine = TightPopqorn(budgets=())
     one, other = (certify(model, x, y, ball, method=method) for method in (fine, JOINT))
     assert torch.equal(one.margins, other.margins)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_ranges_in_an_ellipsoid_are_reached(sign):
+    """On its border, z . xi is as large as the square root of z . inverse(H) z room."""
+    torch.manual_seed(0)
+    half, room = torch.randn(2, 5, 5, dtype=F64), torch.tensor([0.3, 2.0], dtype=F64)
+    matrix = half @ half.mT + torch.eye(5, dtype=F64)
+    point, data = torch.randn(2, 5, dtype=F64), torch.randn(2, 3, 5, dtype=F64)
+    ellipsoid = Ellipsoid(Lowest(room, point, matrix, torch.linalg.cholesky(matrix)), room)
+    zero = torch.zeros(2, 3, dtype=F64)
+    axis = Axis(zero + 0.5, zero + 2)
+    (found,), ellipse = ellipsoid.within([Rows(Read(None, None, sign), axis, zero, data, zero)])
+    assert ellipse is None
+    reach = (data @ torch.linalg.solve(matrix, data.mT)).diagonal(dim1=1, dim2=2)
+    reach = (reach * room[:, None]).sqrt()
+    middle = (data @ point[..., None])[..., 0]
+    ends = [sign * (0.5 + 2 * (middle + way * reach)) for way in (-sign, sign)]
+    torch.testing.assert_close([*found], ends, rtol=0, atol=1e-7)
+    assert (found.lower <= ends[0]).all()
+    assert (found.upper >= ends[1]).all()
 
 
 def test_without_a_perturbation_the_bound_is_the_margin():
