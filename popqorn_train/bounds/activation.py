@@ -1,8 +1,4 @@
-"""Nonlinear nodes: an activation of one argument and the products of gated cells.
-
-    Activation        f(a)                                  tanh, sigmoid, relu; curves.py
-    Gated             sigmoid(a) tanh(b), sigmoid(a) b      LSTM: i g and o c, f c; GRU: r q
-    Blend             sigmoid(-a) tanh(b) + sigmoid(a) h    GRU: the next state
+"""Activations of one argument: tanh, sigmoid, relu, and functions that operations bring along.
 
 B: batch, K: bounded rows, H: units.
 """
@@ -16,13 +12,12 @@ from torch import Tensor
 
 from popqorn_train.bounds.back_substitution import back_substitute
 from popqorn_train.bounds.node import Node, Nonlinear
-from popqorn_train.bounds.relaxer import Argument, Relaxer
+from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.bounds.tape import Tape
-from popqorn_train.perturbations.region import Bounds, dot
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.lines import Lines, relu_lines, sigmoid_lines, tanh_lines
 from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
-from popqorn_train.relaxations.planes import Plane, Planes
-from popqorn_train.relaxations.products import CANDIDATE, SIGMOID_BEND, STATE, TANH_BEND, Product
+from popqorn_train.relaxations.products import SIGMOID_BEND, TANH_BEND
 from popqorn_train.relaxations.strips import (
     LineStrip,
     relu_strip,
@@ -141,163 +136,3 @@ def _of_rows(x: Tensor, slope: Tensor) -> Tensor:
 def is_curve(node: Node, name: str) -> bool:
     """Whether a node is this activation."""
     return isinstance(node, Activation) and node.curve is _CURVES[name]
-
-
-def _scaled(gate: Bounds, other: Bounds) -> Bounds:
-    """Range of ``gate * other`` for a positive gate: which end counts is told by the sign.
-
-    The sign is taken by relu, whose gradient costs a tenth of that of a choice.
-    """
-    above, below = other.upper.relu(), other.lower.relu()
-    return Bounds(
-        gate.lower * below - gate.upper * (below - other.lower),
-        gate.upper * above - gate.lower * (above - other.upper),
-    )
-
-
-def _image(function: Callable[[Tensor], Tensor], bounds: Bounds) -> Bounds:
-    return Bounds(function(bounds.lower), function(bounds.upper))
-
-
-def _relaxed(
-    node: Node, slope: Tensor, tape: Tape, lower: Sequence[Tensor], upper: Sequence[Tensor]
-) -> Tensor:
-    """Replace a product by a linear function of its arguments, on the side that matters.
-
-    Args:
-        node: the product.
-        slope: ``(B, K, H)`` on it.
-        tape: gets the slopes on its arguments.
-        lower: coefficients of every argument, then the intercept, ``(B, H)`` each.
-        upper: likewise.
-
-    Returns:
-        The constant ``(B, K)``.
-    """
-    below, above = ([field[:, None] for field in side] for side in (lower, upper))
-    slopes, constant = back_substitute(slope, below, above)
-    for argument, on_argument in zip(node.inputs, slopes, strict=True):
-        tape.add(argument, on_argument)
-    return constant
-
-
-class Factors(NamedTuple):
-    """A product and the arguments it reads."""
-
-    product: Product
-    x: Argument
-    y: Argument
-
-
-class Gated(Nonlinear):
-    """``sigmoid(a) g(b)`` with g = tanh or the identity, unit by unit."""
-
-    def __init__(self, product: Product, a: Node, b: Node) -> None:
-        super().__init__([a, b], b.shape)
-        self.product = product
-
-    @property
-    def kind(self) -> Hashable:
-        """The product."""
-        return self.product
-
-    def range(self, *inputs: Bounds) -> Bounds:
-        """Product of two rising functions."""
-        return _scaled(_image(torch.sigmoid, inputs[0]), _image(self.product.g, inputs[1]))
-
-    def factors(self, *inputs: Bounds) -> list[Factors]:
-        """The product and its arguments."""
-        a, b = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
-        return [Factors(self.product, a, b)]
-
-    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> Planes:
-        """A plane below and one above."""
-        return relaxer.planes(*self.factors(*inputs)[0])
-
-    def backward(self, slope: Tensor, tape: Tape, relaxation: Planes) -> Tensor:
-        """Replace the product by the plane on the side that matters."""
-        return _relaxed(self, slope, tape, *relaxation)
-
-
-class Sides(NamedTuple):
-    """Coefficients of a linear function on three arguments; every field is ``(B, H)``."""
-
-    a: Tensor
-    b: Tensor
-    h: Tensor
-    intercept: Tensor
-
-
-def blended(candidate: Plane, state: Plane) -> Sides:
-    """Sum of a plane over ``(-a, b)`` and one over ``(a, h)``."""
-    return Sides(state.x - candidate.x, candidate.y, state.y, candidate.intercept + state.intercept)
-
-
-class Blend(Nonlinear):
-    """``(1 - sigmoid(a)) tanh(b) + sigmoid(a) h``: the next state of a GRU.
-
-    Its range is the exact hull of a convex combination, which two products bounded apart exceed.
-    Its linear bounds are those of the two products, with 1 - sigmoid(a) = sigmoid(-a).
-    """
-
-    kept = True
-
-    def __init__(self, a: Node, b: Node, h: Node) -> None:
-        super().__init__([a, b, h], b.shape)
-
-    @property
-    def kind(self) -> Hashable:
-        """All are alike."""
-        return Blend
-
-    def range(self, *inputs: Bounds) -> Bounds:
-        """Rising in b and h, so ``n + sigmoid(a) (h - n)`` with n = tanh(b) at like ends."""
-        gate, h = _image(torch.sigmoid, inputs[0]), inputs[2]
-        n = _image(torch.tanh, inputs[1])
-        step = _scaled(gate, Bounds(h.lower - n.lower, h.upper - n.upper))
-        return Bounds(n.lower + step.lower, n.upper + step.upper)
-
-    def factors(self, *inputs: Bounds) -> list[Factors]:
-        """Both products, with 1 - sigmoid(a) = sigmoid(-a)."""
-        a, b, h = (Argument(*pair) for pair in zip(self.inputs, inputs, strict=True))
-        return [Factors(CANDIDATE, a.mirrored(), b), Factors(STATE, a, h)]
-
-    def relax(self, relaxer: Relaxer, *inputs: Bounds) -> tuple[Sides, Sides]:
-        """The sum of two planes below, and of two above."""
-        candidate, state = (relaxer.planes(*factors) for factors in self.factors(*inputs))
-        return blended(candidate.lower, state.lower), blended(candidate.upper, state.upper)
-
-    def size(self, relaxation: tuple[Sides, Sides], *inputs: Tensor) -> Tensor:
-        """The range adds up both states themselves, however small the share of one is."""
-        _, b, h = inputs
-        return super().size(relaxation, *inputs) + b.tanh() + h
-
-    def backward(self, slope: Tensor, tape: Tape, relaxation: tuple[Sides, Sides]) -> Tensor:
-        """Both products carry the same slope, so the same sides."""
-        return _relaxed(self, slope, tape, *relaxation)
-
-
-class Constant(Node):
-    """A value that does not move, where a product needs a node.
-
-    Args:
-        value: ``(B or 1, H)``.
-    """
-
-    exact = True
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__((), value.shape[1:])
-        self.value = value
-
-    def range(self, *inputs: Bounds) -> Bounds:
-        """A point."""
-        return Bounds(self.value, self.value)
-
-    def size(self, relaxation: None, *inputs: Tensor) -> Tensor:
-        """Its absolute value."""
-        return self.value.abs()
-
-    def backward(self, slope: Tensor, tape: Tape, relaxation: None) -> Tensor:
-        """It leaves a constant only."""
-        return dot(slope, self.value)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.activation import Activation, Blend, Gated
+from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear, Sum
 from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.bilinear import Bilinear
@@ -24,6 +24,7 @@ from popqorn_train.bounds.enclosure import backward_range, from_ball, intersect,
 from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped, weighted
 from popqorn_train.bounds.frame_tangents import tangent_forms
+from popqorn_train.bounds.gated import Blend, Gated
 from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.mixing import Mixing, mapped_by

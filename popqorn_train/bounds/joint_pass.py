@@ -9,13 +9,14 @@ B: batch, U: units.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from popqorn_train.bounds.activation import Activation, Blend, Gated, blended
+from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Sum
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.ellipses import Ellipse
 from popqorn_train.bounds.enclosure import from_ball, intersect
 from popqorn_train.bounds.forms import Form
 from popqorn_train.bounds.forward import ForwardPass
+from popqorn_train.bounds.gated import Blend, Gated, blended
 from popqorn_train.bounds.images import joined
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.relaxer import Relaxation

@@ -18,9 +18,11 @@ from typing import NamedTuple, cast
 from torch import Tensor
 from torch.nn.functional import linear
 
-from popqorn_train.bounds.activation import Activation, Blend, Constant, Gated
+from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear, Matrix, Sum
 from popqorn_train.bounds.concatenation import Select
+from popqorn_train.bounds.constant import Constant
+from popqorn_train.bounds.gated import Blend, Gated
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.slices import split
 from popqorn_train.relaxations.products import MEMORY, RESET, SIGMOID_TANH

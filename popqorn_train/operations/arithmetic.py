@@ -5,13 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bounds.activation import Activation, Gated, is_curve
+from popqorn_train.bounds.activation import Activation, is_curve
 from popqorn_train.bounds.affine import Linear, Negative, Sum
 from popqorn_train.bounds.bilinear import Bilinear, Quotient
 from popqorn_train.bounds.coordinates import picks_input
+from popqorn_train.bounds.gated import Gated
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.quadratic import Quadratic
-from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter, has_node
+from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import (
     affine_of,
     broadcast,

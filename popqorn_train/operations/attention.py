@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.softmax import Softmax
 from popqorn_train.operations.axis_labels import Labelled, with_leading
-from popqorn_train.operations.lift import Lifter, has_node, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter, has_node
 from popqorn_train.operations.matrix_products import product_of
+from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import affine_of, ndim, without_infinity
 from popqorn_train.tracing.steps import Step
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, unsupported
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.registry import unsupported
 from popqorn_train.operations.shapes import affine_of
 from popqorn_train.tracing.steps import Step
 

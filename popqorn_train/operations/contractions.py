@@ -11,8 +11,9 @@ from popqorn_train.bounds.contraction import Contraction
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.arithmetic import add, linear
 from popqorn_train.operations.axis_labels import Labelled, labelled, with_leading
-from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.matrix_products import multiply
+from popqorn_train.operations.registry import operation, unsupported
 from popqorn_train.operations.shapes import affine_of, ndim
 from popqorn_train.operations.softmax_moves import softmax_behind
 from popqorn_train.tracing.steps import Step

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from popqorn_train.bounds.linear_map import LinearMap
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.reductions import largest_over
+from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import affine_of
 from popqorn_train.tracing.steps import Step, called_name
 

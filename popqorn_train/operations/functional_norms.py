@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, has_node, operation, unsupported
+from popqorn_train.operations.lift import Lifter, has_node
 from popqorn_train.operations.norms import (
     batch_normed,
     group_normed,
     instance_normed,
     layer_normed,
 )
+from popqorn_train.operations.registry import operation, unsupported
 from popqorn_train.tracing.steps import Step
 
 Weight = Tensor | None

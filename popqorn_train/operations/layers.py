@@ -6,13 +6,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.affine import Matrix
 from popqorn_train.bounds.concatenation import Concat, Stack, frame, frames
+from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.recurrent import State, Weights, project, step_of, unroll
-from popqorn_train.operations.lift import Lifter, has_node, module, unsupported
+from popqorn_train.operations.lift import Lifter, has_node
 from popqorn_train.operations.packing import extent
+from popqorn_train.operations.registry import module, unsupported
 from popqorn_train.perturbations.region import Region
 from popqorn_train.tracing.packed import Packed
 from popqorn_train.tracing.process_settings import without_cudnn

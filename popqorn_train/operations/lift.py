@@ -14,12 +14,13 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bounds.activation import Constant
+from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.node import Node
 from popqorn_train.errors import UnboundedStepError, is_out_of_memory
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.cast_modules import cast_copy, eps_of
 from popqorn_train.operations.merged import concerns_rows, lift_rows
+from popqorn_train.operations.registry import MODULES, OPERATIONS, refuse_complex, unsupported
 from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
 from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.tracing.calls import tied
@@ -37,30 +38,7 @@ from popqorn_train.tracing.steps import (
 )
 
 T = TypeVar("T")
-Handler = Callable[..., Any]
-OPERATIONS: dict[str, Handler] = {}
-MODULES: dict[type[nn.Module], Handler] = {}
 _RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
-
-
-def operation(*names: str) -> Callable[[Handler], Handler]:
-    """Register how an operation, called by any of these names, acts on nodes."""
-
-    def register(handler: Handler) -> Handler:
-        OPERATIONS.update(dict.fromkeys(names, handler))
-        return handler
-
-    return register
-
-
-def module(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
-    """Register how a module acts on nodes."""
-
-    def register(handler: Handler) -> Handler:
-        MODULES.update(dict.fromkeys(kinds, handler))
-        return handler
-
-    return register
 
 
 def has_node(value: Any) -> bool:
@@ -308,22 +286,3 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 def _is_plainly(called: nn.Module, kind: type) -> bool:
     """Whether a module computes what this registered kind does, not something of its own."""
     return kind in MODULES and type(called).forward is kind.forward
-
-
-def refuse_complex(step: Step, values: Any) -> None:
-    """Refuse complex numbers beside what moves."""
-    found: list[Tensor] = []
-    map_nested(values, Tensor, found.append)
-    if any(value.is_complex() for value in found):
-        raise unsupported(step, "an operation with complex numbers", way_out_of("complex"))
-
-
-def unsupported(step: Step, what: str, way_out: str = "") -> UnboundedStepError:
-    """The error for a step that cannot be bounded."""
-    where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
-    way_out = way_out or (
-        "Use what `popqorn-train supported` lists on what moves; compute the rest outside "
-        "forward, or certify the part of the model after it with bound(model, perturb=...)."
-    )
-    what = f"{where} is {what}, which has no bound ({step.source})."
-    return UnboundedStepError(what, way_out)

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.activation import Constant
+from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.contraction import Contraction
 from popqorn_train.bounds.matrix_product import MatrixProduct
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.softmax import Pooling
 from popqorn_train.bounds.total import Total
 from popqorn_train.operations.axis_labels import Groups, Labelled
-from popqorn_train.operations.lift import Lifter, unsupported
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.registry import unsupported
 from popqorn_train.operations.shapes import affine_of
 from popqorn_train.operations.softmax_moves import scores_of
 from popqorn_train.tracing.steps import Step

@@ -13,7 +13,8 @@ from popqorn_train.bounds.total import Total
 from popqorn_train.operations.arithmetic import linear
 from popqorn_train.operations.attention import Heads, Mask, attend, bias_of, causal_bias
 from popqorn_train.operations.axis_labels import Labelled
-from popqorn_train.operations.lift import Lifter, has_node, module, unsupported
+from popqorn_train.operations.lift import Lifter, has_node
+from popqorn_train.operations.registry import module, unsupported
 from popqorn_train.operations.shapes import affine_of
 from popqorn_train.tracing.steps import Step
 

@@ -10,7 +10,8 @@ from popqorn_train.bounds.affine import Linear, Scale
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.normal import normalised
 from popqorn_train.operations.cast_modules import eps_of
-from popqorn_train.operations.lift import Lifter, module, unsupported
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.registry import module, unsupported
 from popqorn_train.operations.shapes import affine_of
 from popqorn_train.tracing.steps import Step
 

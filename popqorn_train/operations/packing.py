@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.activation import Constant
 from popqorn_train.bounds.concatenation import Select, Stack, frames
+from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.registry import operation, unsupported
 from popqorn_train.operations.shapes import affine_of, without_infinity
 from popqorn_train.tracing.packed import Packed, Padded, frames_left
 from popqorn_train.tracing.steps import Step

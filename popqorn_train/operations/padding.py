@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, module, operation
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.registry import module, operation
 from popqorn_train.operations.shapes import lifted
 from popqorn_train.tracing.steps import Step
 

@@ -10,8 +10,9 @@ from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Affine, Negative
 from popqorn_train.bounds.node import Node
 from popqorn_train.operations.arithmetic import add, product, subtract
-from popqorn_train.operations.lift import Lifter, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.reductions import largest_over
+from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import broadcast, lifted, ndim, pieces
 from popqorn_train.tracing.steps import Step
 

@@ -15,8 +15,9 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.peak import Peak
 from popqorn_train.bounds.total import Total
 from popqorn_train.errors import MixedSamplesError
-from popqorn_train.operations.lift import OPERATIONS, Lifter, operation, unsupported
+from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.packing import data_of
+from popqorn_train.operations.registry import OPERATIONS, operation, unsupported
 from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
 from popqorn_train.operations.summed_products import summed_product
 from popqorn_train.relaxations.curves import CURVES

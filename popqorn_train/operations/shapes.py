@@ -12,7 +12,8 @@ from popqorn_train.bounds.concatenation import Concat, frame, frames
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.slices import split
 from popqorn_train.nested import map_nested
-from popqorn_train.operations.lift import Lifter, module, operation, unsupported
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.tracing.steps import MOVES, REPEATS, Step, called_name
 
 

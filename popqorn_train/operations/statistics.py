@@ -12,8 +12,9 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.reductions import LogSumExp, Norm
 from popqorn_train.bounds.total import Total
 from popqorn_train.operations.contractions import along
-from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.reductions import axes_of, reduced_over
+from popqorn_train.operations.registry import operation, unsupported
 from popqorn_train.operations.shapes import broadcast
 from popqorn_train.relaxations.curves import CURVES, clamp
 from popqorn_train.tracing.steps import Step, called_name

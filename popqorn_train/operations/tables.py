@@ -18,7 +18,7 @@ from popqorn_train.operations import (  # noqa: F401
     statistics,
     writes,
 )
-from popqorn_train.operations.lift import MODULES, OPERATIONS
+from popqorn_train.operations.registry import MODULES, OPERATIONS
 from popqorn_train.tracing.packed import REPLACED
 
 _TITLES = {

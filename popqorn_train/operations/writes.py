@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.node import Node
-from popqorn_train.operations.lift import Lifter, operation, unsupported
+from popqorn_train.operations.lift import Lifter
+from popqorn_train.operations.registry import operation, unsupported
 from popqorn_train.operations.shapes import affine_of, without_infinity
 from popqorn_train.tracing.steps import Step
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.tracing.recording import run_tracer
 from popqorn_train.tracing.sample_axis import check_samples_apart
 from popqorn_train.tracing.selection import Select, described, way_to_select
 from popqorn_train.tracing.steps import (
@@ -25,7 +26,6 @@ from popqorn_train.tracing.steps import (
     called_name,
     pick_samples,
 )
-from popqorn_train.tracing.tracer import run_tracer
 
 _BATCHES = (2, 3)
 

@@ -17,7 +17,6 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.calls import check_own_code, set_weights, tied, with_hooks
 from popqorn_train.tracing.in_place import (
     Call,
@@ -32,11 +31,10 @@ from popqorn_train.tracing.packed import REPLACED, call
 from popqorn_train.tracing.packed_inputs import together
 from popqorn_train.tracing.packed_rows import part_of
 from popqorn_train.tracing.patches import RECORDING, patched
-from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.proxy import ValueProxy
 from popqorn_train.tracing.selection import Select, selected
 from popqorn_train.tracing.steps import IDENTITIES, called_name
-from popqorn_train.tracing.user_lines import innermost, user_line
+from popqorn_train.tracing.user_lines import user_line
 from popqorn_train.tracing.wrappers import inside
 
 _OUT_OF_PLACE = "Use inplace=False, the operation without the underscore, or clone() before it."
@@ -277,29 +275,3 @@ def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
         if not str(names.get("__name__", "torch")).startswith("torch."):
             found[id(names)] = names
     return list(found.values())
-
-
-def run_tracer(
-    model: nn.Module, inputs: dict[str, Any], select: Select | None = None
-) -> tuple[fx.Graph, Tracer]:
-    """Record a forward on an example, up to what is selected of what it returns.
-
-    Raises:
-        UnsupportedModelError: it cannot be recorded, with the user's line.
-    """
-    tracer = Tracer(inputs, select)
-    try:
-        with preserved(model):
-            return tracer.trace(model), tracer
-    except UnsupportedModelError:
-        raise
-    except Exception as error:
-        line = next(iter(getattr(error, "__notes__", [])), None) or innermost(error)
-        way_out = (
-            "Move what depends on data out of forward, or certify the part of the model after it."
-            if error is not tracer.write
-            else tracer.way_out
-        )
-        raise UnsupportedModelError(
-            f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). {way_out}"
-        ) from error

@@ -3,9 +3,9 @@
 import torch
 
 from popqorn_train import LpBall
-from popqorn_train.bounds.activation import Blend
 from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.backward import Enclosure
+from popqorn_train.bounds.gated import Blend
 from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.witness import contradiction, values_at
 from popqorn_train.perturbations.region import Bounds

@@ -12,7 +12,7 @@ from torch import nn
 import popqorn_train
 from popqorn_train.cli import main
 from popqorn_train.kernels.library import kernels
-from popqorn_train.operations.lift import MODULES, OPERATIONS
+from popqorn_train.operations.registry import MODULES, OPERATIONS
 from popqorn_train.operations.tables import supported, supported_table
 from tests.zoo import BinarySigmoid
 

@@ -1,0 +1,54 @@
+"""How operations and modules act on nodes: two tables, and the error for what is in neither."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from popqorn_train.errors import UnboundedStepError
+from popqorn_train.nested import map_nested
+from popqorn_train.operations.ways_out import way_out_of
+from popqorn_train.tracing.steps import Step
+
+Handler = Callable[..., Any]
+OPERATIONS: dict[str, Handler] = {}
+MODULES: dict[type[nn.Module], Handler] = {}
+
+
+def operation(*names: str) -> Callable[[Handler], Handler]:
+    """Register how an operation, called by any of these names, acts on nodes."""
+
+    def register(handler: Handler) -> Handler:
+        OPERATIONS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def module(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
+    """Register how a module acts on nodes."""
+
+    def register(handler: Handler) -> Handler:
+        MODULES.update(dict.fromkeys(kinds, handler))
+        return handler
+
+    return register
+
+
+def refuse_complex(step: Step, values: Any) -> None:
+    """Refuse complex numbers beside what moves."""
+    found: list[Tensor] = []
+    map_nested(values, Tensor, found.append)
+    if any(value.is_complex() for value in found):
+        raise unsupported(step, "an operation with complex numbers", way_out_of("complex"))
+
+
+def unsupported(step: Step, what: str, way_out: str = "") -> UnboundedStepError:
+    """The error for a step that cannot be bounded."""
+    where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
+    way_out = way_out or (
+        "Use what `popqorn-train supported` lists on what moves; compute the rest outside "
+        "forward, or certify the part of the model after it with bound(model, perturb=...)."
+    )
+    what = f"{where} is {what}, which has no bound ({step.source})."
+    return UnboundedStepError(what, way_out)
