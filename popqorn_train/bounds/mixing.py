@@ -16,7 +16,7 @@ from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.extremum import largest, slack
 
 
-class Linear(NamedTuple):
+class AxisMap(NamedTuple):
     """A linear map of values ``(B, *shape)``, or of coefficients ``(n, B, *shape)``.
 
     Attributes:
@@ -33,7 +33,7 @@ class Linear(NamedTuple):
 class MixedStrip(NamedTuple):
     """Sum of a map of every input and of ``middle``, give or take ``half``."""
 
-    maps: Sequence[Linear]
+    maps: Sequence[AxisMap]
     middle: Tensor
     half: Tensor
 
@@ -46,7 +46,7 @@ class Mixing(Nonlinear):
         raise NotImplementedError
 
 
-def mapped_by(form: Form, linear: Linear) -> Form:
+def mapped_by(form: Form, linear: AxisMap) -> Form:
     """The form of a linear map of what a form stands for, with the rounding of it."""
 
     def block(part: Block | None) -> Block | None:
@@ -61,25 +61,25 @@ def mapped_by(form: Form, linear: Linear) -> Form:
     )
 
 
-def matrix_before(matrix: Tensor) -> Linear:
+def matrix_before(matrix: Tensor) -> AxisMap:
     """``matrix @ x``."""
     size = matrix.abs()
-    return Linear(lambda x: matrix @ x, lambda x: size @ x, matrix.shape[-1])
+    return AxisMap(lambda x: matrix @ x, lambda x: size @ x, matrix.shape[-1])
 
 
-def matrix_behind(matrix: Tensor) -> Linear:
+def matrix_behind(matrix: Tensor) -> AxisMap:
     """``x @ matrix``."""
     size = matrix.abs()
-    return Linear(lambda x: x @ matrix, lambda x: x @ size, matrix.shape[-2])
+    return AxisMap(lambda x: x @ matrix, lambda x: x @ size, matrix.shape[-2])
 
 
-def rows(slope: Tensor) -> Linear:
+def rows(slope: Tensor) -> AxisMap:
     """From ``(..., T)`` to ``(..., M)`` by slopes ``(B, ..., M, T)``."""
 
     def times(slope: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda x: (slope @ x[..., None])[..., 0]
 
-    return Linear(times(slope), times(slope.abs()), slope.shape[-1])
+    return AxisMap(times(slope), times(slope.abs()), slope.shape[-1])
 
 
 def between(
