@@ -43,6 +43,7 @@ class Contraction(Node):
         self._rises = all(not w.requires_grad and bool((w >= 0).all()) for w in self.weights)
         if self.region is not None and not self._keeps_samples(self.region.value):
             raise RuntimeError("an entry of its result adds up entries of several samples")
+        self._shared = self.region is not None and self._takes_another_batch(self.region.value)
 
     def _run(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """The function on a value with the batch first."""
@@ -52,14 +53,25 @@ class Contraction(Node):
     @torch.no_grad()
     def _keeps_samples(self, like: Tensor) -> bool:
         """Whether numbers that differ from sample to sample stay with their samples."""
-        batch, ones = len(like), [torch.ones_like(weight) for weight in self.weights]
-        numbers = torch.arange(1, batch + 1, device=like.device).to(like).sqrt()
-        every = like.new_ones(batch, *self.inputs[0].shape)
+        batch, numbers = len(like), torch.arange(1, len(like) + 1, device=like.device).double()
+        ones = [torch.ones_like(weight, dtype=torch.float64) for weight in self.weights]
+        every = numbers.new_ones(batch, *self.inputs[0].shape)
         counts = self._run(every, ones)
-        own = numbers.view(-1, *[1] * len(self.inputs[0].shape))
-        found, expected = self._run(own * every, ones), numbers.view(-1, *[1] * len(self.shape))
-        near = 1e-4 * counts / batch
-        return len(found) == batch and bool(((found - expected * counts).abs() <= near).all())
+        own = numbers.sqrt().view(-1, *[1] * len(self.inputs[0].shape))
+        found = self._run(own * every, ones)
+        expected = numbers.sqrt().view(-1, *[1] * len(self.shape)) * counts
+        near = 4 * torch.finfo(found.dtype).eps * counts * expected  # of sums of that many terms
+        return len(found) == batch and bool(((found - expected).abs() <= near).all())
+
+    @torch.no_grad()
+    def _takes_another_batch(self, like: Tensor) -> bool:
+        """Whether it runs on one more sample too: then no weight belongs to one of them."""
+        more = len(like) + 1
+        try:
+            found = self._run(like.new_ones(more, *self.inputs[0].shape), self.weights)
+        except RuntimeError:
+            return False
+        return len(found) == more
 
     def range(self, *inputs: Bounds) -> Bounds:
         """Centre and radius through the weights; the ends themselves if no weight is negative."""
@@ -76,8 +88,17 @@ class Contraction(Node):
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """Transpose."""
         (x,) = self.inputs
-        zeros = slope.new_zeros(tape.batch, *x.shape)
-        _, transpose, *_ = torch.func.vjp(lambda x: self._run(x, self.weights), zeros)
-        slope = full(slope, self.shape).expand(tape.batch, -1, *self.shape)
-        (part,) = torch.vmap(transpose, in_dims=1, out_dims=1)(slope)
+        slope = full(slope, self.shape)
+        if self._shared:  # then rows are as good as samples
+            (part,) = self._transposed(slope.shape[0] * slope.shape[1], slope)(slope.flatten(0, 1))
+            tape.add(x, part.unflatten(0, slope.shape[:2]))
+            return
+        slope = slope.expand(tape.batch, -1, *self.shape)
+        (part,) = torch.vmap(self._transposed(tape.batch, slope), in_dims=1, out_dims=1)(slope)
         tape.add(x, part)
+
+    def _transposed(self, batch: int, like: Tensor) -> Callable[[Tensor], tuple[Tensor]]:
+        """The transpose on a batch of this size."""
+        zeros = like.new_zeros(batch, *self.inputs[0].shape)
+        _, transpose, *_ = torch.func.vjp(lambda x: self._run(x, self.weights), zeros)
+        return transpose
