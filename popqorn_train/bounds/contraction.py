@@ -91,7 +91,7 @@ class Contraction(Node):
         slope = full(slope, self.shape)
         if self._shared:  # then rows are as good as samples
             (part,) = self._transposed(slope.shape[0] * slope.shape[1], slope)(slope.flatten(0, 1))
-            tape.add(x, part.unflatten(0, slope.shape[:2]))
+            tape.add(x, part.view(*slope.shape[:2], *x.shape))
             return
         slope = slope.expand(tape.batch, -1, *self.shape)
         (part,) = torch.vmap(self._transposed(tape.batch, slope), in_dims=1, out_dims=1)(slope)

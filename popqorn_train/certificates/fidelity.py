@@ -146,8 +146,16 @@ def as_rows(output: Any, like: Tensor) -> Tensor | None:
 
 
 def _refuse(instance: Instance) -> NoReturn:
-    raise UnsupportedModelError(
-        f"What was traced of {type(instance.lifter.model).__name__} does not reproduce its output. "
+    model = instance.lifter.model
+    way_out = (
         "Something in forward is in place, random, or differs from batch to batch; write it "
         "without."
+    )
+    if any(getattr(module, "use_nested_tensor", False) for module in model.modules()):
+        way_out += (
+            " nn.TransformerEncoder sets padded frames to 0 in evaluation alone; "
+            "enable_nested_tensor=False avoids it."
+        )
+    raise UnsupportedModelError(
+        f"What was traced of {type(model).__name__} does not reproduce its output. {way_out}"
     )

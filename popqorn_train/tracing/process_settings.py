@@ -50,9 +50,21 @@ def _highest_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextlib.contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 # No TF32 in products of float32 matrices.
 highest_precision = Shared(_highest_precision)
 # Its recurrent kernels may round to TF32, and have no gradient in eval mode.
 without_cudnn = Shared(lambda: torch.backends.cudnn.flags(enabled=False))
 # Compiled code runs as it is written.
 eager = Shared(lambda: torch.compiler.set_stance("force_eager"))
+# Transformer layers call the layers that they consist of, one after the other.
+layer_by_layer = Shared(_layer_by_layer)

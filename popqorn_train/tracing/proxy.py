@@ -3,10 +3,14 @@
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 
 from popqorn_train.tracing.packed_rows import has_size_of
+
+# Functions that ask for what a method of the same name answers at once.
+ANSWERED = {torch.is_complex, torch.is_floating_point, torch.numel}
 
 
 class ValueProxy(fx.Proxy):
@@ -43,6 +47,10 @@ class ValueProxy(fx.Proxy):
     def is_floating_point(self) -> bool:
         """As a tensor's."""
         return bool(self.value.is_floating_point())
+
+    def is_complex(self) -> bool:
+        """As a tensor's."""
+        return bool(self.value.is_complex())
 
     def __len__(self) -> int:
         if isinstance(self.value, Tensor):

@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.preserve import preserved
+from popqorn_train.tracing.process_settings import layer_by_layer
 from popqorn_train.tracing.selection import Select
 from popqorn_train.tracing.tracer import Tracer
 from popqorn_train.tracing.user_lines import innermost
@@ -21,7 +22,7 @@ def run_tracer(
     """
     tracer = Tracer(inputs, select)
     try:
-        with preserved(model):
+        with preserved(model), layer_by_layer():
             return tracer.trace(model), tracer
     except UnsupportedModelError:
         raise

@@ -31,12 +31,13 @@ from popqorn_train.tracing.packed import REPLACED, call
 from popqorn_train.tracing.packed_inputs import together
 from popqorn_train.tracing.packed_rows import part_of
 from popqorn_train.tracing.patches import RECORDING, patched
-from popqorn_train.tracing.proxy import ValueProxy
+from popqorn_train.tracing.proxy import ANSWERED, ValueProxy
 from popqorn_train.tracing.selection import Select, selected
 from popqorn_train.tracing.steps import IDENTITIES, called_name
 from popqorn_train.tracing.user_lines import user_line
 from popqorn_train.tracing.wrappers import inside
 
+_TRANSFORMERS = "torch.nn.modules.transformer"
 _OUT_OF_PLACE = "Use inplace=False, the operation without the underscore, or clone() before it."
 
 
@@ -145,6 +146,8 @@ class Tracer(fx.Tracer):
         """Record an operation and run it on the example."""
         if kind == "call_function":
             target = REPLACED.get(target, target)
+            if target in ANSWERED:
+                return getattr(next(iter((*args, *kwargs.values()))), target.__name__)()
         call = Call(kind, target, args, kwargs)
         try:
             write = without_write(call, self.root)
@@ -188,8 +191,14 @@ class Tracer(fx.Tracer):
         return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Torch's layers, and classes of the user's own that only inherit their forward."""
-        inherited = type(m).forward.__module__.startswith("torch.nn.modules")
+        """Torch's layers, and classes of the user's own that only inherit their forward.
+
+        Those of transformers consist of other layers.
+        """
+        home = type(m).forward.__module__
+        if home == _TRANSFORMERS:
+            return False
+        inherited = home.startswith("torch.nn.modules")
         return super().is_leaf_module(m, module_qualified_name) or (
             inherited and not isinstance(m, nn.Sequential)
         )
