@@ -141,6 +141,12 @@ def _default(trace: Trace, model: nn.Module) -> Step:
             f"`inputs` are tokens and there are several embeddings ({names}); say which one moves "
             "with bound(model, perturb=...)."
         )
+    if embedded and embedded[0].batch_axis is None:
+        raise UnsupportedModelError(
+            "Tokens of several samples are on one axis before they are embedded "
+            f"({embedded[0].source}). Embed them first, self.embedding(tokens), and merge the axes "
+            "after that."
+        )
     if embedded:
         return embedded[0]
     raise UnsupportedModelError(

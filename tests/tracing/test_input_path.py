@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from popqorn_train import LpBall, bound, logit_bounds
+from popqorn_train import LpBall, UnsupportedModelError, bound, logit_bounds
 from tests.problems import Base, sequences
 
 
@@ -44,3 +44,23 @@ def test_a_quotient_by_what_moves_is_no_scale():
     for _ in range(100):
         logits = model(x + 0.2 * (2 * torch.rand_like(x) - 1).sign())
         assert ((bounds.lower <= logits + 1e-12) & (logits <= bounds.upper + 1e-12)).all()
+
+
+class Sentences(torch.nn.Module):
+    """Reads words of several sentences a sample, which are on one axis with the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(9, 3)
+        self.fc = torch.nn.Linear(3, 2)
+
+    def forward(self, tokens):
+        batch, sentences, words = tokens.shape
+        read = self.words(tokens.view(batch * sentences, words)).tanh().mean(1)
+        return self.fc(read.view(batch, sentences, -1).mean(1))
+
+
+def test_words_that_are_embedded_with_samples_on_one_axis_are_refused():
+    tokens = torch.randint(9, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedModelError, match="Embed them first"):
+        bound(Sentences().eval()).instance(tokens)
