@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
+# Tests of a file run in one process, since they share networks, runs and what is compiled.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 
 # Where the last bits of float arithmetic could decide: trainings, searches, recorded numbers.
 SENSITIVE := tests/callbacks/test_training_guard.py tests/certificates/test_frames.py \

@@ -42,7 +42,7 @@ def smaller(text):
     return text
 
 
-pytestmark = [pytest.mark.xdist_group("tour"), pytest.mark.slow]  # they share one run
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from tests.fitting import Classifier, fit, val_loader
 from tests.wandb_reader import Run
 
 EPOCHS = 3
-pytestmark = pytest.mark.xdist_group("background")  # they share one training
 
 
 def background(**options):

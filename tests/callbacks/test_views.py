@@ -15,7 +15,6 @@ from tests.fitting import Classifier, fit
 from tests.wandb_reader import Run
 
 EPOCHS = 23
-pytestmark = pytest.mark.xdist_group("views")  # they share one run
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,6 @@ def certify(folder, *options, model="net", data="pair", p="2"):
     return main([*chosen, "--p", p, "--folder", str(folder), *options])
 
 
-pytestmark = pytest.mark.xdist_group("certify")  # they share one run
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "certify"

@@ -19,8 +19,6 @@ from tests import subjects
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("--method", "ibp", "--batch-size", "2")
 
-pytestmark = pytest.mark.xdist_group("shards")  # they share one run
-
 
 def certify(folder, *options, model="net", data="pair"):
     chosen = ["certify", f"tests.subjects:{model}", "--data", f"tests.subjects:{data}"]

@@ -16,10 +16,7 @@ from popqorn_train.kernels.signatures import ARGUMENTS, NAMES, pointers
 from tests.kernels.test_enclosing import domain_of, products
 from tests.problems import F64
 
-pytestmark = [
-    pytest.mark.skipif(kernels().library is None, reason="no compiled loops"),
-    pytest.mark.xdist_group("cuda source"),  # compiled once
-]
+pytestmark = pytest.mark.skipif(kernels().library is None, reason="no compiled loops")
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, F64])
 # What CUDA defines; `run` calls a kernel once for every thread.
 SHIM = """

@@ -35,9 +35,7 @@ FORMS = ROWS | ATTENTION_ROWS | FUNCTION_ROWS | MOVE_ROWS | PRODUCT_ROWS | NORM_
 LAYERS = {kind.__name__: kind for kind in layer_rows()}
 B, P, EPSILON = 2, 96, 0.4
 DTYPES = {"float": torch.float32}  # what it does in float64 is to round
-# What is known of a row is kept from test to test, in one process.
-IN_GROUPS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in (*FORMS, *LAYERS)]
-every_row = pytest.mark.parametrize("name", IN_GROUPS)
+every_row = pytest.mark.parametrize("name", [*FORMS, *LAYERS])
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
 
@@ -119,7 +117,7 @@ def test_nothing_is_registered_without_its_row():
     assert set(layer_rows()) == set(MODULES)
 
 
-@pytest.mark.parametrize("name", IN_GROUPS[: len(FORMS)])
+@pytest.mark.parametrize("name", FORMS)
 def test_a_row_calls_its_operation(name):
     _, inputs, layer = problem(name)
     steps = layer.instance(inputs).plan.trace.steps

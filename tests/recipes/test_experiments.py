@@ -13,8 +13,6 @@ from popqorn_train.recipes.experiments import objectives, planes, strokes, targe
 from popqorn_train.recipes.networks import load_net
 from tests.small_data import write_mnist, write_news, write_strokes, write_trec
 
-pytestmark = pytest.mark.xdist_group("experiments")  # they share one run
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
