@@ -1,9 +1,10 @@
 """A module that moves must be called once: of several calls, only one would move."""
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.steps import IDENTITIES, MOVES, Step, Trace, called_name
@@ -52,10 +53,11 @@ def check_called_once(
 
 
 def _tables(step: Step, trace: Trace, model: nn.Module) -> list[Any]:
-    """The weights of an embedding that a step takes rows of."""
+    """The weights of an embedding that a step takes rows of, or what works them out."""
     if step.kind == "module":
         layer = model.get_submodule(step.target)
-        return [layer.weight] if isinstance(layer, nn.Embedding | nn.EmbeddingBag) else []
+        known = isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+        return _weights_of(layer) if known else []
     if step.kind not in ("function", "method") or called_name(step.target) not in _LOOKUPS:
         return []
     steps, found = {step.name: step for step in trace.steps}, []
@@ -65,4 +67,14 @@ def _tables(step: Step, trace: Trace, model: nn.Module) -> list[Any]:
             at = steps[at.refs[0]]
         if at.kind == "weight":
             found.append(operator.attrgetter(at.target)(model))
+        elif at.kind == "module":
+            found.append(model.get_submodule(at.target))
     return found
+
+
+def _weights_of(layer: nn.Module) -> list[Any]:
+    """The weight, or what it is worked out from, anew for everyone who reads it."""
+    if not is_parametrized(layer, "weight"):
+        return [layer.weight]
+    made = cast(nn.ModuleDict, layer.parametrizations)["weight"]
+    return [made, *made.parameters(recurse=False)]

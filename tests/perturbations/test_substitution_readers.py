@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import embedding, linear, one_hot
+from torch.nn.utils.parametrize import register_parametrization
 
 from popqorn_train import (
     LpBall,
@@ -184,6 +185,21 @@ def test_embeddings_that_share_a_weight_are_one():
     net.kinds.weight = net.words.weight
     with pytest.raises(UnsupportedModelError, match=r"'words'.*read twice"):
         certify(bound(net, perturb="words"), TOKENS, torch.tensor([0, 1]), LpBall(0.1))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_parametrised_table_is_one_however_often_its_weight_is_worked_out(tied):
+    def read(net, x):
+        other = net.kinds(x) if tied else embedding(x, net.words.weight)
+        return net.head(net.states(net.words(x) + other)[:, 0])
+
+    net = made(read)
+    register_parametrization(net.words, "weight", nn.Tanh())
+    if tied:
+        register_parametrization(net.kinds, "weight", nn.Tanh())
+        net.kinds.parametrizations.weight.original = net.words.parametrizations.weight.original
+    with pytest.raises(UnsupportedModelError, match=r"'words'.*read twice"):
+        logit_bounds(bound(net, perturb="words"), TOKENS, LpBall(0.1))
 
 
 def test_a_table_that_functions_look_up_twice_is_refused():
