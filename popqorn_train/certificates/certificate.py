@@ -23,7 +23,7 @@ from popqorn_train.certificates.unread import fitted
 from popqorn_train.display import SHOWN, html_table
 from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Bounds
-from popqorn_train.perturbations.substitutions import Substitutions
+from popqorn_train.perturbations.substitutions import Substitutions, check_replaced
 
 Confirm = Literal["float64"] | None
 _NEAR = 1e-4  # margins this little below 0 are worth a second look in float64
@@ -100,6 +100,7 @@ def logit_bounds(
         UnsupportedModelError: the model cannot be bounded.
     """
     check_probes(probes)
+    check_replaced(ball)
     method = method_named(method)
     layer = bound(model)
     with undisturbed(layer.model):
@@ -171,6 +172,7 @@ def certify(
     """
     check_confirm(confirm)
     check_probes(probes)
+    check_replaced(ball)
     layer, method, chunks = bound(model), method_named(method), Chunks(max_bytes)
     with torch.no_grad(), undisturbed(layer.model):
         kept = kept_of(layer, inputs)

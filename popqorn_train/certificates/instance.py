@@ -4,6 +4,7 @@ B: batch, T: frames, N: features of a frame, C: classes.
 """
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -168,9 +169,10 @@ class Instance(NamedTuple):
 
         check_token_readers(self.plan, self.lifter, candidates)
 
-        def embed(tokens: Tensor) -> Tensor:
-            found = embedded(self.plan, self.lifter, rows_of(tokens, order).movedim(0, axis))
-            return samples_of(as_frames(found, self._axis, self.order), order)
+        def embed(columns: Sequence[Tensor]) -> list[Tensor]:
+            rows = [rows_of(column, order).movedim(0, axis) for column in columns]
+            found = embedded(self.plan, self.lifter, rows)
+            return [samples_of(as_frames(x, self._axis, self.order), order) for x in found]
 
         return words.around(samples_of(tokens.movedim(axis, 0), order), embed, self.value)
 

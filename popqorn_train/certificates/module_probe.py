@@ -105,9 +105,13 @@ class ModuleProbe:
         choices, candidates = self._exact.choices(words), words.of(tokens)
         samples = self._samples(1)
         for point, row in enumerate(choices_in(choices, self._count)):
-            there = torch.where(row < 0, tokens, _of(candidates, row)).movedim(0, axis)
-            real = self._stand_in.tokens(there, reads.target, samples)
             moved = self._exact.unread(changed(choices, row))
+            if words.share == 1:
+                there = torch.where(row < 0, tokens, _of(candidates, row)).movedim(0, axis)
+                real = self._stand_in.tokens(there, reads.target, samples)
+            else:  # no sentence has these embeddings
+                moved = moved.to(self._stand_in.dtype).double()
+                real = self._stand_in.outputs(moved, samples)
             wrong, _ = self._compared(real, moved, samples, point * len(samples))
             if wrong is not None:
                 return wrong

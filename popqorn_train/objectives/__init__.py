@@ -6,7 +6,7 @@ on 8 and on 29 frames, and a vanilla RNN of 128 units on 4 wide frames (``make b
 Every function returns an ``Objective``: call it as ``loss(model, inputs, target)``, read its terms
 with ``loss.parts(...)``, and let ``EpsilonSchedule`` ramp it. All take what may move as
 ``CertifiedLoss`` does: ``epsilon``, ``p``, ``low``, ``high``, ``frames``, ``features`` and
-``scope``, or a ``box``.
+``scope``, or a ``box``; but for ``sabr`` and ``radius`` also ``words``.
 
 Goes in: settings. Comes out: an objective of training/. Must not know: how a loss is worked out.
 """

@@ -7,6 +7,7 @@ from torch import Tensor
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.small_boxes import SmallBoxLoss
 
@@ -21,6 +22,7 @@ def pgd(
     features: Mask | None = None,
     scope: Scope = "frame",
     box: Box | None = None,
+    words: Substitutions | None = None,
     kappa: float = 0.0,
     attack_steps: int = 5,
 ) -> CertifiedLoss:
@@ -40,6 +42,7 @@ def pgd(
         features: mask of the features that move.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
+        words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         attack_steps: gradient steps of the attack.
 
@@ -55,6 +58,7 @@ def pgd(
         features=features,
         scope=scope,
         box=box,
+        words=words,
         kappa=kappa,
         alpha=0.0,
         attack_steps=attack_steps,
@@ -71,6 +75,7 @@ def mtl(
     features: Mask | None = None,
     scope: Scope = "frame",
     box: Box | None = None,
+    words: Substitutions | None = None,
     kappa: float = 0.0,
     alpha: float = 0.5,
     attack_steps: int = 5,
@@ -89,6 +94,7 @@ def mtl(
         features: mask of the features that move.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
+        words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         alpha: weight of the bound against the attack.
         attack_steps: gradient steps of the attack.
@@ -107,6 +113,7 @@ def mtl(
         features=features,
         scope=scope,
         box=box,
+        words=words,
         kappa=kappa,
         alpha=alpha,
         attack_steps=attack_steps,

@@ -8,6 +8,7 @@ from popqorn_train.bounds.methods import Method
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.radius_loss import RadiusLoss
 
@@ -22,6 +23,7 @@ def popqorn(
     features: Mask | None = None,
     scope: Scope = "frame",
     box: Box | None = None,
+    words: Substitutions | None = None,
     kappa: float = 0.0,
 ) -> CertifiedLoss:
     """Full backward bounds, with closed-form planes: for short sequences and small models.
@@ -37,6 +39,7 @@ def popqorn(
         features: mask of the features that move.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
+        words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
 
     Source:
@@ -51,6 +54,7 @@ def popqorn(
         features=features,
         scope=scope,
         box=box,
+        words=words,
         kappa=kappa,
         method="popqorn",
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.training.crown_ibp_loss import CrownIBPLoss
 from popqorn_train.training.loss import CertifiedLoss
 
@@ -21,6 +22,7 @@ def ibp(
     features: Mask | None = None,
     scope: Scope = "frame",
     box: Box | None = None,
+    words: Substitutions | None = None,
     kappa: float = 0.0,
     signal: float = 0.0,
 ) -> CertifiedLoss:
@@ -37,6 +39,7 @@ def ibp(
         features: mask of the features that move.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
+        words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
 
@@ -53,6 +56,7 @@ def ibp(
         features=features,
         scope=scope,
         box=box,
+        words=words,
         kappa=kappa,
         method="ibp",
         signal=signal,
@@ -69,6 +73,7 @@ def crown_ibp(
     features: Mask | None = None,
     scope: Scope = "frame",
     box: Box | None = None,
+    words: Substitutions | None = None,
     kappa: float = 0.0,
     beta: float = 1.0,
     fused: bool = False,
@@ -90,6 +95,7 @@ def crown_ibp(
         features: mask of the features that move.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
+        words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
         fused: bound the cross entropy by one backward row, see ``CrownIBPLoss``.
@@ -108,6 +114,7 @@ def crown_ibp(
         features=features,
         scope=scope,
         box=box,
+        words=words,
         kappa=kappa,
         beta=beta,
         fused=fused,

@@ -1,5 +1,7 @@
 """What moves in its own units."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -45,21 +47,22 @@ def embedding_of(found: Plan, lifter: Lifter) -> nn.Embedding:
     return layer
 
 
-def embedded(found: Plan, lifter: Lifter, tokens: Tensor) -> Tensor:
-    """What the root holds for other tokens, in the user's layout.
+def embedded(found: Plan, lifter: Lifter, columns: Sequence[Tensor]) -> list[Tensor]:
+    """What the root holds for other tokens, in the user's layout, several at once.
 
     Raises:
         UnsupportedModelError: it is no embedding that moves.
         ValueError: tokens that it does not know.
     """
     layer = embedding_of(found, lifter)
+    tokens = torch.stack(list(columns))
     if int(tokens.max()) >= layer.num_embeddings:
         raise ValueError(
             f"`candidates` must be tokens in 0..{layer.num_embeddings - 1}, got "
             f"{int(tokens.max())}."
         )
     vectors = lifter.cast(layer.forward(tokens))
-    return _through(found, lifter, vectors, scaled=True)
+    return [_through(found, lifter, some, scaled=True) for some in vectors]
 
 
 def _through(found: Plan, lifter: Lifter, x: Tensor, *, scaled: bool) -> Tensor:

@@ -213,12 +213,17 @@ def check_box(box: Any, ball: LpBall) -> None:
     """
     if not isinstance(box, Box):
         raise TypeError(f"`box` must be a Box or None, got {type(box).__name__}.")
-    parts = (ball.low, ball.high, ball.frames, ball.features)
-    if ball.p != math.inf or ball.scope != "frame" or any(part is not None for part in parts):
+    if not is_plain(ball):
         raise ValueError(
             "`box` says what may move: leave out p, low, high and scope, and pass frames and "
             "features to Box."
         )
+
+
+def is_plain(ball: LpBall) -> bool:
+    """Whether nothing but its size is said of a ball."""
+    parts = (ball.low, ball.high, ball.frames, ball.features)
+    return ball.p == math.inf and ball.scope == "frame" and all(part is None for part in parts)
 
 
 def check_searched(ball: Perturbation) -> Perturbation:

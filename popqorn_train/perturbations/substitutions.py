@@ -11,13 +11,16 @@ Source: Jia et al., "Certified Robustness to Adversarial Word Substitutions", EM
 set of substitutions (theirs is without a budget).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from popqorn_train.perturbations.box import Box, is_plain
+from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds, dot
 
 
@@ -92,14 +95,18 @@ class Substitutions:
     Attributes:
         candidates: for a token the tokens that may stand in its place, ``{token: [others]}``; or
             a ``(B, T, C)`` integer tensor of candidates for every place, -1 where there is none.
-        budget: how many tokens may change at once, a number or ``(B,)``.
+        budget: how many tokens may change at once, a number or ``(B,)``; None changes all.
+        share: how much of the way from a token's embedding to those of its candidates is gone.
+            Losses train on other shares than 1, at which no word is replaced: smaller ones ramp
+            up, and larger ones train on more than what is certified.
 
     Raises:
         ValueError, TypeError: a value out of range, at construction.
     """
 
     candidates: Mapping[int, Sequence[int]] | Tensor
-    budget: int | Tensor = 1
+    budget: int | Tensor | None = 1
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.candidates, Mapping | Tensor):
@@ -111,11 +118,17 @@ class Substitutions:
         if isinstance(given, Tensor) and (given.ndim != 3 or given.is_floating_point()):
             found = f"{given.dtype} of shape {tuple(given.shape)}"
             raise ValueError(f"`candidates` must be (B, T, C) tokens, got {found}.")
-        budget = torch.as_tensor(self.budget)
+        budget = torch.as_tensor(0 if self.budget is None else self.budget)
         if budget.is_floating_point() or budget.ndim > 1 or bool((budget < 0).any()):
             raise ValueError(
                 f"`budget` must be a whole number from 0 on, or one per sample, got {self.budget}."
             )
+        if not isinstance(self.share, int | float) or not 0 <= self.share < math.inf:
+            raise ValueError(f"`share` must be a number from 0 on, got {self.share!r}.")
+
+    def sized(self, share: float) -> "Substitutions":
+        """The same candidates, with another share of the way to them."""
+        return replace(self, share=share)
 
     def pick(self, chosen: Tensor, batch: int) -> "Substitutions":
         """Those of some samples of a batch."""
@@ -150,21 +163,53 @@ class Substitutions:
             found = torch.tensor(filled, device=tokens.device).view(*tokens.shape, width)
         return torch.where(found < 0, tokens[..., None], found)
 
-    def around(self, tokens: Tensor, embed: Callable[[Tensor], Tensor], value: Tensor) -> Choices:
+    def around(
+        self, tokens: Tensor, embed: Callable[[Sequence[Tensor]], list[Tensor]], value: Tensor
+    ) -> Choices:
         """Place the substitutions around a batch.
 
         Args:
             tokens: ``(B, T)``.
-            embed: from tokens of shape ``(B, T)`` to what the network reads, ``(B, T, N)``.
+            embed: from several tokens of shape ``(B, T)`` to what the network reads, ``(B, T, N)``
+                each.
             value: ``(B, T, N)`` what it reads at ``tokens``.
 
         Raises:
             ValueError: candidates or budgets that do not fit.
         """
-        columns = self.of(tokens).unbind(2)
-        changes = torch.stack([embed(column) - value for column in columns], 2)
-        budget = torch.as_tensor(self.budget, device=value.device)
+        changes = torch.stack(embed(self.of(tokens).unbind(2)), 2) - value[:, :, None]
+        changes = changes if self.share == 1 else self.share * changes
+        whole = tokens.shape[1] if self.budget is None else self.budget
+        budget = torch.as_tensor(whole, device=value.device)
         if budget.shape not in ((), (len(value),)):
             shape = tuple(budget.shape)
             raise ValueError(f"`budget` must be a number or ({len(value)},), got shape {shape}.")
         return Choices(value, changes, budget.expand(len(value)))
+
+
+def check_replaced(ball: Any) -> None:
+    """Refuse substitutions that replace no word: a certificate would be about no sentence.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if isinstance(ball, Substitutions) and ball.share != 1:
+        raise ValueError(
+            f"`share` of Substitutions must be 1 here, got {ball.share}: at any other no word is "
+            "replaced. It is for losses; leave it out."
+        )
+
+
+def check_words(words: Any, ball: LpBall, box: Box | None) -> None:
+    """Refuse what is no substitution, and substitutions beside what describes a ball or a box.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if not isinstance(words, Substitutions):
+        kind = type(words).__name__
+        raise TypeError(f"`words` must be Substitutions or None, got {kind}.")
+    if box is not None or not is_plain(ball):
+        raise ValueError(
+            "`words` says what may move: leave out box, p, low, high, scope, frames and features."
+        )

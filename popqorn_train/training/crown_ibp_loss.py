@@ -12,6 +12,7 @@ from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.training.loss import CertifiedLoss, Worst
 from popqorn_train.training.loss_fusion import fused_cross_entropy
 from popqorn_train.training.objective import Prepared, check_share
@@ -32,6 +33,7 @@ class CrownIBPLoss(CertifiedLoss):
         features: mask of the features that move.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
+        words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         beta: weight of the linear margin, from 0 to 1.
         fused: bound the cross entropy by one backward row per sample (loss_fusion.py), and mix it
@@ -59,6 +61,7 @@ class CrownIBPLoss(CertifiedLoss):
         features: Mask | None = None,
         scope: Scope = "frame",
         box: Box | None = None,
+        words: Substitutions | None = None,
         kappa: float = 0.0,
         beta: float = 1.0,
         fused: bool = False,
@@ -73,6 +76,7 @@ class CrownIBPLoss(CertifiedLoss):
             features=features,
             scope=scope,
             box=box,
+            words=words,
             method="crown-ibp",
             kappa=kappa,
             signal=signal,

@@ -29,11 +29,14 @@ from popqorn_train.certificates.margins import (
 )
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.pgd import search
+from popqorn_train.certificates.probe_points import changed
 from popqorn_train.certificates.unread import fitted
+from popqorn_train.certificates.word_attack import search_words
 from popqorn_train.perturbations.box import Box, Perturbation, check_box
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.masks import Mask, as_mask
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.perturbations.substitutions import Substitutions, check_words
 from popqorn_train.training.objective import (
     LossParts,
     Objective,
@@ -76,6 +79,8 @@ class CertifiedLoss(Objective):
         box: what may move, by its ends, instead of what a ball is made of; ``epsilon`` is then
             the share of the way to the ends, from 0 to 1. A plain attribute too: set it before
             every call where it differs from batch to batch.
+        words: words that may be replaced, instead of a ball; ``epsilon`` is then the share of the
+            way to them, 1 for the words themselves, more for a margin. A plain attribute too.
         method: bounding method; ``"ibp"`` costs least and trains best.
         kappa: weight of the clean term, from 0 to 1.
         alpha: weight of the bound against the attack, from 0 to 1.
@@ -100,6 +105,7 @@ class CertifiedLoss(Objective):
         features: Mask | None = None,
         scope: Scope = "frame",
         box: Box | None = None,
+        words: Substitutions | None = None,
         method: str | Method = "ibp",
         kappa: float = 0.0,
         alpha: float = 1.0,
@@ -116,7 +122,7 @@ class CertifiedLoss(Objective):
         self.signal = signal
         self.low, self.high, self.scope = low, high, scope
         self.frames, self.features = as_mask("frames", frames), as_mask("features", features)
-        self.box = box
+        self.box, self.words = box, words
         self.method, self.attack_steps = method_named(method, TRAINING), attack_steps
         self.ball()
 
@@ -128,7 +134,7 @@ class CertifiedLoss(Objective):
             f"method={self.method}"
         )
 
-    def ball(self, share: float = 1.0) -> Perturbation:
+    def ball(self, share: float = 1.0) -> Perturbation | Substitutions:
         """What may move now; of a share of epsilon."""
         ball = LpBall(
             share * self.epsilon,
@@ -139,19 +145,23 @@ class CertifiedLoss(Objective):
             low=self.low,
             high=self.high,
         )
+        if self.words is not None:
+            check_words(self.words, ball, self.box)
+            return self.words.sized(share * self._share("words", math.inf) * self.words.share)
         if self.box is None:
             return ball
         check_box(self.box, ball)
-        self._check_share()
-        return self.box.sized(share * self.epsilon * self.box.share)
+        return self.box.sized(share * self._share("box", 1.0) * self.box.share)
 
-    def _check_share(self) -> None:
-        """Refuse an epsilon that is no share of the box."""
-        if not isinstance(self.epsilon, int | float) or not 0 <= self.epsilon <= 1:
+    def _share(self, name: str, most: float) -> float:
+        """Epsilon as a share of what moves; refused if it is none."""
+        if not isinstance(self.epsilon, int | float) or not 0 <= self.epsilon <= most:
+            upto = f"from 0 {'on' if most == math.inf else f'to {most:g}'}"
             raise ValueError(
-                "`epsilon` must be the share of `box` that may move, from 0 to 1, got "
+                f"`epsilon` must be the share of `{name}` that may move, {upto}, got "
                 f"{self.epsilon!r}."
             )
+        return self.epsilon
 
     @property
     def has_clean_term(self) -> bool:
@@ -203,7 +213,7 @@ class CertifiedLoss(Objective):
         certified = proved(margins.detach().amin(1)).float().mean()
         return Worst(loss, certified, found)
 
-    def _region(self, batch: Prepared) -> tuple[Instance, Perturbation]:
+    def _region(self, batch: Prepared) -> tuple[Instance, Perturbation | Substitutions]:
         """What is bounded: a ball, and the inputs in its middle."""
         ball = self.ball()
         return fitted(batch.instance, ball), ball
@@ -218,10 +228,14 @@ class CertifiedLoss(Objective):
         with full_precision(batch.model), buffers_left_alone(batch.model):
             return cross_entropy(batch.instance.logits(moved), batch.target)
 
-    def _found(self, batch: Prepared, ball: Perturbation) -> Tensor:
-        """Where the attack ends, ``(B, T, N)``."""
+    def _found(self, batch: Prepared, ball: Perturbation | Substitutions) -> Tensor:
+        """Where the attack ends, ``(B, T, N)``; it moves as the inputs do, if these train."""
+        instance, steps = fitted(batch.instance, ball), self.attack_steps
         with torch.no_grad(), undisturbed(batch.model):
-            steps = self.attack_steps
-            return search(
-                fitted(batch.instance, ball), batch.target, ball, steps=steps, restarts=1, seed=0
-            ).moved
+            if isinstance(ball, Substitutions):
+                picked = search_words(instance, batch.target, ball, steps=steps, restarts=1)[1]
+            else:
+                at = search(instance, batch.target, ball, steps=steps, restarts=1, seed=0).moved
+        if isinstance(ball, Substitutions):
+            return instance.unread(changed(instance.choices(ball), picked))
+        return at + (instance.center - instance.center.detach())

@@ -27,9 +27,10 @@ from popqorn_train.certificates.radius import check_search
 from popqorn_train.certificates.radius_gradient import with_gradient
 from popqorn_train.certificates.search import answer
 from popqorn_train.certificates.unread import fitted
-from popqorn_train.perturbations.box import Box, check_searched
+from popqorn_train.perturbations.box import Box, Perturbation, check_searched
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.training.loss import CertifiedLoss, Worst
 from popqorn_train.training.objective import Prepared
 
@@ -95,6 +96,15 @@ class RadiusLoss(CertifiedLoss):
         )
         self.rtol = rtol
         self._chunks = Chunks()
+
+    def ball(self, share: float = 1.0) -> Perturbation:
+        """See ``CertifiedLoss``; words are refused."""
+        ball = super().ball(share)
+        if isinstance(ball, Substitutions):
+            raise ValueError(
+                "`words` have no size to search; use ibp, crown_ibp, mtl, pgd or popqorn."
+            )
+        return ball
 
     @property
     def has_clean_term(self) -> bool:

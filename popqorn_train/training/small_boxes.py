@@ -18,6 +18,7 @@ from popqorn_train.certificates.unread import fitted
 from popqorn_train.perturbations.box import Box, Perturbation
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Prepared, check_share
 
@@ -77,6 +78,16 @@ class SmallBoxLoss(CertifiedLoss):
         )
         check_share("ratio", ratio)
         self.ratio = ratio
+
+    def ball(self, share: float = 1.0) -> Perturbation:
+        """See ``CertifiedLoss``; words are refused."""
+        ball = super().ball(share)
+        if isinstance(ball, Substitutions):
+            raise ValueError(
+                "`words` have no smaller set around a sentence that an attack found; use ibp, "
+                "crown_ibp, mtl, pgd or popqorn."
+            )
+        return ball
 
     def _region(self, batch: Prepared) -> tuple[Instance, Perturbation]:
         instance = fitted(batch.instance, self.ball())
