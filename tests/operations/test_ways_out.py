@@ -85,3 +85,48 @@ def test_the_forms_named_compute_the_same_and_have_the_same_bounds():
         for side, same in zip(one, two, strict=True):  # affine, so exact
             torch.testing.assert_close(side, same, rtol=0, atol=1e-12)
     assert certify(loop, x, loop(x).argmax(1), LpBall(1e-5)).certified.all()
+
+
+class Spoken(nn.Module):
+    """Logarithms of filtered powers of a wave, through a GRU."""
+
+    def __init__(self, powers):
+        super().__init__()
+        torch.manual_seed(1)
+        self.powers, self.filters = powers, torch.rand(5, H).double()
+        self.rnn, self.head = nn.GRU(H, 4, batch_first=True), nn.Linear(4, 3)
+        self.double().eval()
+
+    def forward(self, x):
+        features = torch.log(self.powers(x, self.filters) + 0.1)
+        return self.head(self.rnn(features)[0][:, -1])
+
+
+WINDOW = torch.hann_window(8, dtype=torch.float64)
+
+
+def by_stft(x, filters):
+    spectrum = torch.stft(x, 8, 4, window=WINDOW, center=False, return_complex=True)
+    return spectrum.abs().square().mT @ filters
+
+
+def by_squares(x, filters):
+    angle = torch.pi / 4 * torch.outer(torch.arange(8).double(), torch.arange(5))
+    matrix = torch.cat([angle.cos(), -angle.sin()], 1) * WINDOW[:, None]
+    return (x.unfold(-1, 8, 4) @ matrix).square() @ torch.cat([filters, filters])
+
+
+def test_spectrograms_are_refused_with_their_squares_which_are_bounded():
+    torch.manual_seed(0)
+    x = torch.randn(2, 24).double()
+    spectral, squares = Spoken(by_stft), Spoken(by_squares)
+    with pytest.raises(UnsupportedModelError, match=r"unfold.*square.*LogMel"):
+        logit_bounds(spectral, x, LpBall(0.01))
+    with torch.no_grad():
+        torch.testing.assert_close(squares(x), spectral(x), rtol=0, atol=1e-12)
+        points = x + 0.02 * torch.rand(200, *x.shape).double() - 0.01
+        values = torch.stack([spectral(point) for point in points])
+    lower, upper = logit_bounds(squares, x, LpBall(0.01))
+    assert (lower <= values).all()
+    assert (values <= upper).all()
+    assert (upper - lower).max() < 0.5
