@@ -20,6 +20,7 @@ from popqorn_train.bounds.affine import Affine
 from popqorn_train.bounds.node import Node
 from popqorn_train.errors import MixedSamplesError, UnboundedStepError
 from popqorn_train.nested import map_nested
+from popqorn_train.operations.merged_recurrent import LastStates, lift_sequences
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.sample_axis import deals, moves_entries
 from popqorn_train.tracing.steps import IDENTITIES, Step, called_name
@@ -87,14 +88,18 @@ def lift_rows(lifter: "Lifter", step: Step, args: Any, kwargs: Any) -> Any:
     if moves_entries(step) and not deals(step):
         if isinstance(whole, Node | Merged):
             return _moved(lifter, step, whole, args[1:], kwargs)
+        if isinstance(whole, LastStates):
+            return whole.read(step, args[1:])
         return whole[args[1]]  # of several parts
     merged: list[Merged] = []
     map_nested((args, kwargs), Merged, merged.append)
     first = merged[0].rows
     if any((part.rows.shape[0], part.rows.batch_axis) != _layout(first) for part in merged):
         raise _refused(step, "an operation on rows in different orders")
+    if _is_recurrent(lifter, step) and isinstance(whole, Merged):
+        found = lift_sequences(lifter, step, whole.rows, args[1:], kwargs)
+        return map_nested(found, Node, Merged)
     if not _is_row_wise(lifter, step, args, kwargs):
-        _check_recurrent(lifter, step)
         raise _refused(step, "an operation on batch and time as one axis")
     args, kwargs = _shifted(step, args, kwargs)
     args, kwargs = map_nested((args, kwargs), Merged, lambda part: part.rows)
@@ -241,15 +246,9 @@ def _check(step: Step, samples: Tensor) -> None:
         )
 
 
-def _check_recurrent(lifter: "Lifter", step: Step) -> None:
-    """Refuse a recurrent layer over sequences that were merged with the batch."""
-    if step.kind == "module" and isinstance(lifter.model.get_submodule(step.target), nn.RNNBase):
-        raise UnboundedStepError(
-            f"module {step.target!r} is a recurrent layer over sequences that were merged with the "
-            f"batch, which has no bound ({step.source}).",
-            "Run it over one sequence of every sample at a time, and stack what it returns: "
-            "torch.stack([layer(x[:, i])[0] for i in range(x.size(1))], 1) for x of (B, S, T, N).",
-        )
+def _is_recurrent(lifter: "Lifter", step: Step) -> bool:
+    """Whether a step calls a recurrent layer."""
+    return step.kind == "module" and isinstance(lifter.model.get_submodule(step.target), nn.RNNBase)
 
 
 def _refused(step: Step, what: str) -> UnboundedStepError:

@@ -21,6 +21,7 @@ from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes
 from popqorn_train.perturbations.box import Perturbation
+from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.tracing.selection import selected
 from popqorn_train.tracing.wrappers import as_written
 from popqorn_train.training.running_statistics import may_move, moves_buffers
@@ -115,7 +116,7 @@ class Prepared:
     def probe(
         self,
         instance: Instance,
-        ball: Perturbation,
+        ball: Perturbation | Substitutions,
         claim: Claim,
         graph: Node | None = None,
         found: Enclosure | None = None,

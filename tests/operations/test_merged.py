@@ -158,34 +158,6 @@ def test_what_mixes_samples_is_refused(rows):
         bounds(Net(rows), inputs())
 
 
-def test_recurrent_layers_over_merged_sequences_are_refused_and_the_way_out_is_bounded():
-    class Sentences(nn.Module):
-        def __init__(self, merged):
-            super().__init__()
-            torch.manual_seed(0)
-            self.words, self.merged = nn.GRU(F, H, batch_first=True), merged
-            self.sentences, self.head = nn.GRU(H, H, batch_first=True), nn.Linear(H, C)
-
-        def forward(self, x):
-            batch, count, time, size = x.shape
-            if self.merged:
-                states = self.words(x.reshape(batch * count, time, size))[0][:, -1]
-                states = states.reshape(batch, count, -1)
-            else:
-                each = torch.stack([self.words(x[:, i])[0] for i in range(x.size(1))], 1)
-                states = each[:, :, -1]
-            return self.head(self.sentences(states)[0][:, -1])
-
-    x = torch.randn(B, 2, T, F, generator=torch.Generator().manual_seed(2), dtype=F64)
-    one, other = (Sentences(merged).double().eval() for merged in (True, False))
-    torch.testing.assert_close(one(x), other(x))
-    way_out = r"'words' is a recurrent layer over .* stack what it returns: torch\.stack\(\[layer"
-    with pytest.raises(UnsupportedModelError, match=way_out):
-        bounds(one, x)
-    lower, upper = bounds(other, x, 0.01)
-    assert ((lower < other(x)) & (other(x) < upper)).all()
-
-
 def test_a_gated_half_of_every_row_counts_its_axis_as_the_code_has_it():
     class Gate(nn.Module):
         def __init__(self, dim):
