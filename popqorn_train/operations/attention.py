@@ -34,12 +34,17 @@ def _softmax(
 
 @module(nn.Softmax)
 def _softmax_module(lifter: Lifter, step: Step, layer: nn.Softmax, x: Node) -> Node:
+    return _softmax(lifter, step, x, axis_of_layer(step, layer, x))
+
+
+def axis_of_layer(step: Step, layer: nn.Softmax | nn.LogSoftmax, x: Node) -> int | None:
+    """The axis of a layer in the user's layout."""
     dim = layer.dim
     if dim is not None and step.merged:  # counted without the axis that batch and rows have apart
         dim = dim % (ndim(x) - 1) + 1
         if dim == 1:
             raise unsupported(step, "a softmax over batch and time as one axis")
-    return _softmax(lifter, step, x, dim)
+    return dim
 
 
 def softmax(step: Step, x: Node, dim: int) -> Node:

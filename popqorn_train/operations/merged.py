@@ -41,8 +41,8 @@ _ROW_WISE = (
     )
 )  # fmt: skip
 _DIMS = {
-    "amax": 1, "amin": 1, "cat": 1, "chunk": 2, "cumsum": 1, "glu": 1, "max": 1, "mean": 1,
-    "min": 1, "softmax": 1, "split": 2, "sum": 1,
+    "amax": 1, "amin": 1, "cat": 1, "chunk": 2, "cumsum": 1, "glu": 1, "log_softmax": 1, "max": 1,
+    "mean": 1, "min": 1, "softmax": 1, "split": 2, "sum": 1,
 }  # where these operations take the axis that they work along  # fmt: skip
 _OF_MATRICES = ("bmm", "matmul")
 _LAST = {"glu": -1}  # the axis that they take without one

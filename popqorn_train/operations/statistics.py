@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Scale
@@ -11,10 +12,12 @@ from popqorn_train.bounds.bilinear import Quotient
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.reductions import LogSumExp, Norm
 from popqorn_train.bounds.total import Total
+from popqorn_train.operations.arithmetic import subtract
+from popqorn_train.operations.attention import axis_of_layer
 from popqorn_train.operations.contractions import along
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.reductions import axes_of, reduced_over
-from popqorn_train.operations.registry import operation, unsupported
+from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import broadcast
 from popqorn_train.relaxations.curves import CURVES, clamp
 from popqorn_train.tracing.steps import Step, called_name
@@ -23,6 +26,22 @@ from popqorn_train.tracing.steps import Step, called_name
 @operation("logsumexp")
 def _log_sum_exp(lifter: Lifter, step: Step, x: Node, dim: Any, keepdim: bool = False) -> Node:
     return reduced_over(x, axes_of(step, x, dim), LogSumExp, keepdim=keepdim)
+
+
+@operation("log_softmax")
+def _log_softmax(
+    lifter: Lifter, step: Step, x: Node, dim: int | None = None, *_: Any, **__: Any
+) -> Node:
+    """``x - logsumexp(x)`` along an axis."""
+    if dim is None:
+        raise unsupported(step, "a log-softmax without an axis", "Name it: log_softmax(x, dim=1).")
+    total = reduced_over(x, axes_of(step, x, dim), LogSumExp, keepdim=True)
+    return subtract(lifter, step, x, total)
+
+
+@module(nn.LogSoftmax)
+def _log_softmax_module(lifter: Lifter, step: Step, layer: nn.LogSoftmax, x: Node) -> Node:
+    return _log_softmax(lifter, step, x, axis_of_layer(step, layer, x))
 
 
 @operation("std", "var")

@@ -15,6 +15,12 @@ def _scored(m, a):
 
 
 ATTENTION_ROWS = {
+    "log_softmax": [
+        lambda m, a, b: functional.log_softmax(a, -1),
+        lambda m, a, b: torch.log_softmax(3 * (a - b), dim=1, dtype=a.dtype),
+        lambda m, a, b: (a.log_softmax(1).exp() * b).sum(1),
+        lambda m, a, b: a.transpose(0, 1).log_softmax(0).transpose(0, 1),
+    ],
     "softmax": [
         lambda m, a, b: torch.softmax(a, 1),
         lambda m, a, b: functional.softmax(3 * (a - b), dim=-1),
@@ -69,6 +75,7 @@ def causal(layer, a, b):
 def attention_layers():
     """See ``layer_rows``."""
     return {
+        nn.LogSoftmax: [(lambda layer, a, b: layer(a - b), nn.LogSoftmax(1))],
         nn.Softmax: [
             (lambda layer, a, b: layer(a - b), nn.Softmax(1)),
             (lambda layer, a, b: layer(3 * a), nn.Softmax(-1)),
