@@ -13,6 +13,7 @@ from popqorn_train.kernels.library import SWITCH
 from popqorn_train.nested import map_nested
 from tests.fitting import Classifier
 from tests.other_device import NAME, DeviceMixError, OtherDevice
+from tests.thinning import some
 from tests.zoo import zoo
 
 ZOO = zoo()
@@ -40,12 +41,12 @@ def test_the_stand_in_tells_devices_apart():
             other.numpy()
 
 
-def in_turn():
-    """Every model with the next of the methods in the fast run, with all in the slow one."""
+def in_turn(every=8):
+    """Every so many-th model with the next of the methods in the fast run, all in the slow one."""
     for at, name in enumerate(name for name in ZOO if name not in LEFT_OUT):
         for turn, method in enumerate(METHODS):
-            slow = [pytest.mark.slow] * ((at + turn) % len(METHODS) > 0)
-            yield pytest.param(name, method, marks=slow)
+            fast = at % every == 0 and at // every % len(METHODS) == turn
+            yield pytest.param(name, method, marks=[] if fast else pytest.mark.slow)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
@@ -60,7 +61,7 @@ def test_nothing_is_made_on_the_processor_for_a_model_elsewhere(name, method):
         assert margins.device.type == NAME
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", some(CELLS, 3, first=2))
 def test_radii_losses_and_attacks_stay_where_the_model_is(cell):
     module, x = Classifier(cell), torch.randn(4, 4, 3)
     with OtherDevice():

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from popqorn_train.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "scale.md").read_text()
 MODEL = """
@@ -66,7 +68,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("my_model", None)
 
 
 def run(text):
@@ -79,8 +82,13 @@ def check(name):
     assert {*plain["samples"]["status"]} == {"certified"}
 
 
-def test_one_shard_and_merge(folder):
-    run(block("--shard 2/8\n"))
+def test_one_shard_and_merge(folder, monkeypatch):
+    """In this process."""
+    monkeypatch.syspath_prepend(folder)
+    for line in block("--shard 2/8\n").splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "popqorn-train"
+        assert main(arguments) == 0
     check("big")
 
 

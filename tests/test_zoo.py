@@ -17,25 +17,19 @@ from popqorn_train.certificates.pgd import attack
 from popqorn_train.tracing.steps import pick_samples
 from tests.fitting import QUIET
 from tests.problems import METHODS, steps_inside
+from tests.thinning import some
 from tests.zoo import B, zoo
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 ZOO = zoo()
 POINTS = 100
-every_model = pytest.mark.parametrize("name", ZOO)
 
 
-def some(every, first=0):
-    """Some models in the fast run, all in the slow one."""
-    slow = {name for at, name in enumerate(ZOO) if at % every != first}
-    marks = [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in ZOO]
-    return pytest.mark.parametrize("name", marks)
-
-
-def in_turn(argument, values, names=tuple(ZOO)):
-    """Every model with the next of the values in the fast run, with all in the slow one."""
+def in_turn(argument, values, names=tuple(ZOO), every=1):
+    """Every so many-th model with the next of the values in the fast run, all in the slow one."""
+    chosen = {(at, at // every % len(values)) for at in range(0, len(names), every)}
     rows = [
-        pytest.param(name, value, marks=[pytest.mark.slow] * ((at + turn) % len(values) > 0))
+        pytest.param(name, value, marks=[pytest.mark.slow] * ((at, turn) not in chosen))
         for at, name in enumerate(names)
         for turn, value in enumerate(values)
     ]
@@ -59,29 +53,26 @@ def logits_inside(case, epsilon, p):
     return logits.view(POINTS, shape[0], -1)
 
 
-# Every model by the method that is the default and by the other ones in turn, over both balls.
-BALLS = (LpBall(0.3, 2), LpBall(0.15))
-ASKED = tuple((ball, ("popqorn", other)) for other in METHODS[:3] for ball in BALLS)
+ASKED = tuple((ball, method) for method in METHODS for ball in (LpBall(0.3, 2), LpBall(0.15)))
 
 
 @in_turn("asked", ASKED)
 def test_no_sampled_or_attacked_point_leaves_the_bounds(name, asked):
-    (model, x), (ball, methods) = ZOO[name], asked
+    (model, x), (ball, method) = ZOO[name], asked
     layer = bound(model)
     with undisturbed(model):  # one trace for all that is asked
         case = layer.instance(x)
         logits = logits_inside(case, ball.epsilon, ball.p)
         target = case.logits(case.center).argmax(1)
         reached = attack(layer, x, target, ball, steps=5, restarts=1).margin
-        for method in methods:
-            lower, upper = logit_bounds(layer, x, ball, method=method, probes=0)
-            assert (logits >= lower - 1e-11).all(), method
-            assert (logits <= upper + 1e-11).all(), method
-            found = certify(layer, x, target, ball, method=method)
-            assert (found.margin <= reached + 1e-11).all(), method
+        lower, upper = logit_bounds(layer, x, ball, method=method, probes=0)
+        assert (logits >= lower - 1e-11).all()
+        assert (logits <= upper + 1e-11).all()
+        found = certify(layer, x, target, ball, method=method)
+        assert (found.margin <= reached + 1e-11).all()
 
 
-@in_turn("method", METHODS)
+@in_turn("method", METHODS, every=4)
 def test_epsilon_zero_gives_the_logits(name, method):
     model, x = ZOO[name]
     case = bound(model).instance(x)
@@ -91,7 +82,7 @@ def test_epsilon_zero_gives_the_logits(name, method):
     torch.testing.assert_close(upper, logits, rtol=0, atol=1e-12)
 
 
-@some(4)
+@pytest.mark.parametrize("name", some(ZOO, 12))
 def test_a_sample_has_the_same_bounds_alone(name):
     model, x = ZOO[name]
     layer, ball = bound(model), LpBall(0.1, 2)
@@ -104,7 +95,7 @@ def test_a_sample_has_the_same_bounds_alone(name):
             torch.testing.assert_close(side, both[chosen], rtol=0, atol=1e-12)
 
 
-@in_turn("method", METHODS, PADDED)
+@in_turn("method", METHODS, PADDED, every=2)
 def test_a_padded_sample_has_the_bounds_of_the_sample_at_its_own_length(name, method):
     model, (x, lengths) = ZOO[name]
     whole = logit_bounds(model, (x, lengths), LpBall(0.1), method=method, probes=0)
@@ -116,7 +107,7 @@ def test_a_padded_sample_has_the_bounds_of_the_sample_at_its_own_length(name, me
             torch.testing.assert_close(side, both[own], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("name", some(PADDED, 3))
 def test_padding_never_moves_and_one_trace_serves_other_lengths(name):
     model, (x, lengths) = ZOO[name]
     before = logit_bounds(model, (x, lengths), LpBall(0.1), probes=0)
@@ -134,7 +125,7 @@ def test_padding_never_moves_and_one_trace_serves_other_lengths(name):
         torch.testing.assert_close(after, before)
 
 
-@every_model
+@pytest.mark.parametrize("name", some(ZOO, 4))
 def test_gradients_of_the_loss_are_finite(name):
     model, x = ZOO[name]
     model.zero_grad()
@@ -190,7 +181,7 @@ def batches(inputs, axis):
     return DataLoader(samples * 2, B, collate_fn=collate)
 
 
-@some(10, first=4)
+@pytest.mark.parametrize("name", some(ZOO, 18, first=4))
 def test_a_fit_is_monitored(name):
     model, x = zoo()[name]
     inputs, axis = as_tuple(x), bound(model).batch_axis(x)

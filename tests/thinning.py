@@ -4,7 +4,9 @@ A test over several parameters mostly repeats one path of the code. The fast run
 its combinations that each value is there at least once; `make test-all` runs all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
 
 LEAST = 6  # combinations from which on a test is thinned
 
@@ -24,3 +26,11 @@ def cover(rows: Sequence[Combination]) -> list[int]:
         chosen.append(best)
         missing -= set(rows[best].items())
     return sorted(chosen)
+
+
+def some(values: Iterable, every: int, first: int = 0) -> list:
+    """Parameters: every so many-th value is in the fast run, and all are in the slow one."""
+    return [
+        value if at % every == first else pytest.param(value, marks=pytest.mark.slow)
+        for at, value in enumerate(values)
+    ]

@@ -23,6 +23,7 @@ from tests.problems import (
     CELLS,
     F64,
     NORMS,
+    SOME_CELLS,
     build,
     logits_at,
     margins,
@@ -33,7 +34,7 @@ from tests.problems import (
 )
 
 FAST = METHODS["popqorn-fast"]
-cells = pytest.mark.parametrize("cell", CELLS)
+cells = pytest.mark.parametrize("cell", SOME_CELLS)
 norms = pytest.mark.parametrize("p", NORMS)
 strips = pytest.mark.parametrize("strip", STRIPS)
 

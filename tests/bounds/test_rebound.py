@@ -17,12 +17,22 @@ from popqorn_train.certificates.margins import margin_rows
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.perturbations.region import Bounds, dual_norm
 from popqorn_train.relaxations.products import PRODUCTS
-from tests.problems import CELLS, F64, build, margins, points_inside, predicted, sequences
+from tests.problems import (
+    CELLS,
+    F64,
+    SOME_CELLS,
+    build,
+    margins,
+    points_inside,
+    predicted,
+    sequences,
+)
+from tests.thinning import some
 
 EVERYTHING = Budget(rounds=6, units=None, frames=None)
 TIGHT, TIGHTEST = METHODS["popqorn-tight"], METHODS["popqorn-tightest"]
 RELAXATION = Relaxation("tilted", tuple(PRODUCTS))
-cells = pytest.mark.parametrize("cell", CELLS)
+cells = pytest.mark.parametrize("cell", SOME_CELLS)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, F64])
 
 
@@ -153,9 +163,7 @@ def test_tighter_methods_certify_all_that_cheaper_ones_do_and_more(cell):
     assert sum(counts) > 2
 
 
-@pytest.mark.parametrize(
-    "cell", ["tanh", "relu", *[pytest.param(c, marks=pytest.mark.slow) for c in ("lstm", "gru")]]
-)
+@pytest.mark.parametrize("cell", some(CELLS, 4, first=1))
 def test_radii_of_the_tight_method_are_proved_and_not_smaller(cell):
     model, x = build(cell, seed=3), sequences(4, 3, seed=3)
     y = predicted(model, x)

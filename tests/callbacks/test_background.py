@@ -107,6 +107,7 @@ def test_callbacks_see_no_value_of_another_epoch(runs):
     assert {key for key in runs.trainer.callback_metrics if "cert" in key} <= {"cert_r"}
 
 
+@pytest.mark.slow
 def test_the_newest_snapshot_is_kept_and_the_last_one_awaited(tmp_path, caplog):
     monitor = background(samples=20, method="crown-ibp", folder=tmp_path)
     fit(monitor, epochs=8)
@@ -142,9 +143,8 @@ def test_a_dead_worker_is_replaced_once_and_then_given_up(tmp_path):
     assert {row.status for row in found[-1].rows} == {Status.ERROR}
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt, pytest.param(ZeroDivisionError, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_the_worker_ends_when_training_is_broken_off(error):
     seen = []
 

@@ -69,12 +69,18 @@ def test_what_was_chosen_is_kept_and_a_method_of_the_user_is_not_touched():
     assert not first.settled
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Six frames are many."""
+    monkeypatch.setattr(choice, "_FRAMES", 6)
+
+
 class Long(pl.LightningDataModule):
     def train_dataloader(self):
-        return DataLoader(TensorDataset(*batch(50, 16)), 8)
+        return DataLoader(TensorDataset(*batch(6, 16)), 8)
 
     def val_dataloader(self):
-        return DataLoader(TensorDataset(*batch(50, 6)), 4)
+        return DataLoader(TensorDataset(*batch(6, 6)), 4)
 
 
 def trained(monitor, ckpt_path=None, epochs=1, **options):
@@ -86,15 +92,15 @@ def trained(monitor, ckpt_path=None, epochs=1, **options):
 
 
 @pytest.mark.parametrize("checks", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_it_is_chosen_once_said_recorded_and_kept(checks, tmp_path, caplog, monkeypatch):
+def test_it_is_chosen_once_said_recorded_and_kept(checks, few, tmp_path, caplog, monkeypatch):
     options = {"samples": 6, "folder": tmp_path, "max_overhead": None}
     monitor = CertifiedRadiusMonitor(**options)
     assert "method not chosen yet" in repr(monitor)
     monkeypatch.setattr(choice, "_PATIENCE", 1e9)
     trainer = trained(monitor, num_sanity_val_steps=checks)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    assert "popqorn-fast (chosen for 50 frames)" in repr(monitor)
-    assert ("popqorn-fast (chosen for 50 frames)" in caplog.text) == (checks > 0)
+    assert "popqorn-fast (chosen for 6 frames)" in repr(monitor)
+    assert ("popqorn-fast (chosen for 6 frames)" in caplog.text) == (checks > 0)
     monkeypatch.setattr(choice, "_PATIENCE", 0.0)  # would choose another one
     again = CertifiedRadiusMonitor(**options)
     trained(again, tmp_path / "last.ckpt", epochs=2)
@@ -104,7 +110,7 @@ def test_it_is_chosen_once_said_recorded_and_kept(checks, tmp_path, caplog, monk
 
 @pytest.mark.parametrize("checks", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_that_takes_longer_than_an_epoch_is_given_up_at_the_first_certification(
-    checks, tmp_path, caplog, monkeypatch
+    checks, few, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(choice, "_PATIENCE", 0.0)
     monitor = CertifiedRadiusMonitor(samples=6, folder=tmp_path, rtol=1e-3)
@@ -113,11 +119,11 @@ def test_one_that_takes_longer_than_an_epoch_is_given_up_at_the_first_certificat
     [found] = read_certifications(monitor.path)
     assert found.settings["method"] == "ibp"
     model = trainer.lightning_module.eval()
-    radii = certified_radius(model, *batch(50, 6), method="ibp", rtol=1e-3)
+    radii = certified_radius(model, *batch(6, 6), method="ibp", rtol=1e-3)
     torch.testing.assert_close(monitor.last.radii, radii.double(), rtol=3e-3, atol=1e-9)
 
 
-def test_outside_of_fit_the_frames_decide():
+def test_outside_of_fit_the_frames_decide(few):
     monitor = CertifiedRadiusMonitor(samples=3)
     trainer = pl.Trainer(callbacks=[monitor], logger=False, **QUIET)
     trainer.validate(Classifier(nn.RNN), datamodule=Long(), verbose=False)

@@ -166,10 +166,8 @@ def test_callbacks_can_be_imported_first():
     run(f"from popqorn_train import callbacks\n{BOTH}")
 
 
-OTHER = pytest.param(PACKAGES[0], marks=pytest.mark.slow)  # as in the tests of this process
-
-
-@pytest.mark.parametrize("name", [OTHER, PACKAGES[1]])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKAGES)
 def test_messages_are_still_printed_by_the_package_that_the_user_imported_first(name):
     pytest.importorskip("lightning.pytorch")
     run(f"""

@@ -48,7 +48,7 @@ def test_no_point_of_the_ball_has_a_smaller_margin(cell, method, p):
 
 
 @methods
-@cells
+@some_cells
 def test_epsilon_zero_gives_the_clean_margins(cell, method):
     model, x, y = problem(cell, num_layers=2)
     found = certify(model, x, y, LpBall(0.0), method=method)
@@ -69,7 +69,7 @@ def test_the_parts_of_a_certificate_agree(cell):
 
 
 @methods
-@cells
+@some_cells
 def test_folded_margins_are_never_looser_than_logits_bounded_apart(cell, method):
     model, x, y = problem(cell)
     ball = LpBall(0.1)
@@ -91,7 +91,7 @@ def test_certificates_of_a_sample_alone_and_in_a_batch_agree(cell):
 
 
 @methods
-@cells
+@some_cells
 def test_a_wrong_prediction_is_never_certified(cell, method):
     model, x, y = problem(cell)
     for epsilon in (0.0, 1e-9, 0.1):
@@ -112,7 +112,7 @@ def test_an_attack_breaks_no_certified_sample(cell):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["rnn.weight_ih_l0", "rnn.weight_hh_l0", "head.bias"])
 @methods
-@cells
+@some_cells
 def test_a_weight_that_is_not_finite_certifies_nothing(cell, method, name, value):
     model, x, y = problem(cell)
     model.get_parameter(name).data.view(-1)[0] = value
@@ -125,7 +125,7 @@ def test_a_weight_that_is_not_finite_certifies_nothing(cell, method, name, value
 
 
 @norms
-@cells
+@some_cells
 def test_float64_confirms_what_float32_certifies(cell, p):
     model, x, y = problem(cell, batch=16)
     single, x = copy.deepcopy(model).float(), x.float()

@@ -176,7 +176,7 @@ def test_radius_of_a_linear_classifier_is_known(p, scope):
 
 
 @methods
-@cells
+@some_cells
 def test_a_wrong_prediction_has_radius_0(cell, method):
     model, x, y = problem(cell)
     wrong = torch.arange(24) % 2 == 0

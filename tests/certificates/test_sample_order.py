@@ -17,6 +17,7 @@ from popqorn_train import (
 from popqorn_train.certificates.pgd import attack
 from tests.problems import METHODS
 from tests.sorting import BALL, TIME, WORDS, batch, build, labels, outputs, plain, states
+from tests.thinning import some
 
 
 def by_index(net, x, lengths):
@@ -197,7 +198,7 @@ def test_a_sorted_batch_has_the_bounds_of_one_that_needs_no_order(name, method):
         assert_equal(*[margins.unsqueeze(0) for margins in found])
 
 
-@every_way
+@pytest.mark.parametrize("name", some(SORTED, 2))
 def test_chunks_and_samples_alone_have_the_bounds_of_the_batch(name):
     model, _ = pair(name)
     inputs = batch(name)

@@ -116,6 +116,7 @@ def test_the_doctor_says_what_blocks(capsys, name, sizes, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow  # test_layout.py imports all modules without it, tests/recipes all commands
 def test_the_command_starts_without_lightning():
     code = (
         "import sys; from popqorn_train.cli import main; main(['supported']);"

@@ -199,6 +199,7 @@ def test_a_part_is_made_once_at_a_time_and_resumed_with_the_same_data(tmp_path, 
     assert "needs the settings of the run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_part_is_not_whole_and_goes_on(tmp_path, capsys):
     command = [sys.executable, "-m", "popqorn_train.cli", "certify", "tests.subjects:net", *FAST]
     command += ["--data", "tests.cli.test_shards:slow", "--folder", str(tmp_path), "--shard", "1/2"]

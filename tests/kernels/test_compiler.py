@@ -52,6 +52,7 @@ def test_the_switch_is_heard_at_once(monkeypatch):
     assert SWITCH in kernels().reason
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_library_is_compiled_once_for_processes_that_start_together(copied):
     code = (
