@@ -16,6 +16,7 @@ from popqorn_train.evaluation.ray_dataset import rows_on_ray
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.lp_ball import LpBall
+from popqorn_train.perturbations.peak_box import PeakBox
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.training.initialisation import certifiable_init_
@@ -33,6 +34,7 @@ __all__ = [
     "FastPopqorn",
     "LpBall",
     "Objective",
+    "PeakBox",
     "Popqorn",
     "RadiusSearch",
     "SampleRow",

@@ -88,6 +88,14 @@ def _add_ball(group: "argparse._ArgumentGroup") -> None:
         ".npy files with one for each feature (N,), or for each frame and feature (T, N)",
     )
     group.add_argument(
+        "--db",
+        nargs="+",
+        type=_level,
+        metavar="DB",
+        help="search how far every entry may move as a share of the peak of its sample, which is "
+        "10 ** (DB / 20), and print levels, and the accuracy at these, in dB: -70 -60 -50",
+    )
+    group.add_argument(
         "--frames", help="frames to perturb, counted from 0, like 0,2,5-9 (default: all)"
     )
     group.add_argument("--features", help="features to perturb, likewise (default: all)")
@@ -222,6 +230,13 @@ def _norm(text: str) -> float:
     if not p >= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 1 to inf, got {text}")
     return p
+
+
+def _level(text: str) -> float:
+    level = float(text)
+    if not -math.inf < level <= 0:
+        raise argparse.ArgumentTypeError(f"must be a number of dB up to 0, got {text}")
+    return level
 
 
 def _positive(text: str) -> float:

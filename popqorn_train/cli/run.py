@@ -16,7 +16,7 @@ from popqorn_train.cli.fragile_samples import FrameByFrame
 from popqorn_train.cli.notes import note
 from popqorn_train.cli.options import class_names
 from popqorn_train.cli.scale_options import check_scale
-from popqorn_train.cli.subject import loaded_model, question_of, subject_of
+from popqorn_train.cli.subject import loaded_model, question_of, sizes_of, subject_of
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.fragile import FragileSample, Vocabulary, vocabulary
@@ -117,7 +117,7 @@ class Run:
         look = FrameByFrame(self.model, self.loader, self.question, self.words, ledger, again)
         fragile = look.most_fragile(rows, self.options.fragile, seconds)
         certification = self._certification(rows, seconds + time.monotonic() - started)
-        epsilons = self.options.epsilons or nice_epsilons(certification)
+        epsilons = sizes_of(self.options) or nice_epsilons(certification)
         print(summary(certification, epsilons))
         figures = self._figures(certification, fragile)
         files = ("samples.csv", "samples.jsonl", "certification.json")

@@ -1,6 +1,7 @@
 """What ``popqorn-train certify`` is asked about: the model, its data, and the question."""
 
 import argparse
+import math
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from popqorn_train.evaluation.examination import Examination
 from popqorn_train.evaluation.resolve import resolved
 from popqorn_train.evaluation.subject import Subject
 from popqorn_train.perturbations.box import Box, Perturbation, searched
+from popqorn_train.perturbations.peak_box import PeakBox
 
 
 def subject_of(options: argparse.Namespace) -> Subject:
@@ -72,7 +74,7 @@ def question_of(options: argparse.Namespace, frames: int, features: int) -> Exam
         mask_of("features", options.features, features),
     )
     confirm: Confirm = None if options.no_confirm else "float64"
-    epsilons = tuple(epsilon for epsilon in options.epsilons or () if epsilon > 0)
+    epsilons = tuple(epsilon for epsilon in sizes_of(options) if epsilon > 0)
     check_sizes(ball, options.max_radius, epsilons)
     check_search(options.rtol, options.max_radius, confirm, epsilons)
     method, most = method_named(options.method), options.max_radius
@@ -81,15 +83,42 @@ def question_of(options: argparse.Namespace, frames: int, features: int) -> Exam
     )
 
 
+def sizes_of(options: argparse.Namespace) -> list[float]:
+    """Where the accuracy is asked for; none where nothing says it."""
+    if options.db is not None:
+        return [10 ** (level / 20) for level in sorted(set(options.db))]
+    return list(options.epsilons or ())
+
+
 def _searched(
     options: argparse.Namespace, frames: Tensor | None, features: Tensor | None
 ) -> Perturbation:
     """What may move: the box where there is one, or a ball."""
     domain = {"low": options.low, "high": options.high}
-    box = None
-    if options.box is not None:
+    box: Box | None = None
+    if options.db is not None:
+        _check_levels(options)
+        box = PeakBox(frames=frames, features=features)
+    elif options.box is not None:
         box = Box(*options.box, frames=frames, features=features)
+    if box is not None:
         frames = features = None
     return searched(
         box, p=options.p, frames=frames, features=features, scope=options.scope, **domain
     )
+
+
+def _check_levels(options: argparse.Namespace) -> None:
+    """Refuse what says otherwise how far inputs move, or where accuracies are printed.
+
+    Raises:
+        ValueError: naming it.
+    """
+    others = {"box": None, "p": math.inf, "low": None, "high": None, "scope": "frame"}
+    others["epsilons"] = None
+    for name, meaningless in others.items():
+        if getattr(options, name) != meaningless:
+            raise ValueError(
+                f"`--db` says how far inputs move and where the accuracy is printed: leave out "
+                f"`--{name}`."
+            )

@@ -27,9 +27,10 @@ from popqorn_train.errors import (
     MixedSamplesError,
 )
 from popqorn_train.evaluation.batches import Picked
-from popqorn_train.evaluation.measures import RADIUS, SHARE, Measure
+from popqorn_train.evaluation.measures import LEVEL, RADIUS, SHARE, Measure
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.box import Box, Perturbation
+from popqorn_train.perturbations.peak_box import PeakBox
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ class Examination:
 
     def told(self) -> str:
         """What is searched, in a few words."""
-        return "shares of a box" if isinstance(self.ball, Box) else f"l_{self.ball.p:g}"
+        if isinstance(self.ball, Box):
+            return f"shares of {'the peak' if isinstance(self.ball, PeakBox) else 'a box'}"
+        return f"l_{self.ball.p:g}"
 
     def moving(self) -> dict[str, Any]:
         """What may move, as arguments of ``certified_radius`` and ``certify_loader``."""
@@ -216,15 +219,17 @@ def _row(
 
 def measure_of(ball: Perturbation) -> Measure:
     """What is measured of a perturbation whose size is searched."""
+    if isinstance(ball, PeakBox):
+        return LEVEL
     return SHARE if isinstance(ball, Box) else RADIUS
 
 
 def _moving(ball: Perturbation) -> dict[str, Any]:
     """What may move, as plain values."""
     if isinstance(ball, Box):
-        lower, upper = map(_plain, ball.ends)
+        ends: Any = dict(zip(("lower", "upper"), map(_plain, ball.ends), strict=True))
         masks = zip(("frames", "features"), map(_plain, ball.masks), strict=True)
-        return {"box": {"lower": lower, "upper": upper}, **dict(masks)}
+        return {"box": "peak" if isinstance(ball, PeakBox) else ends, **dict(masks)}
     names = ("low", "high", "frames", "features")
     return {
         "p": str(ball.p),

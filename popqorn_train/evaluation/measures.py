@@ -1,5 +1,6 @@
-"""What a search measures, and its words: the radius of a ball, or the share of a box."""
+"""What a search measures, and its words: the radius of a ball, the share of a box or of a peak."""
 
+import math
 from typing import NamedTuple
 
 
@@ -7,7 +8,7 @@ class Measure(NamedTuple):
     """Words and names of what is certified.
 
     Attributes:
-        name: of one, ``"radius"`` or ``"share"``.
+        name: of one, ``"radius"``, ``"share"`` or ``"level"``.
         many: of several.
         size: of the perturbation, on an axis.
         within: what holds the inputs that a certificate is about.
@@ -30,6 +31,13 @@ class Measure(NamedTuple):
         """The same of an attack."""
         return f"empirical_{self.name}"
 
+    def said(self, size: float, form: str = ".4g") -> str:
+        """A size as text; one that is a share of the peak in dB too."""
+        text = format(size, form)
+        if self != LEVEL or not 0 < size < math.inf:
+            return text
+        return f"{text} ({20 * math.log10(size):.1f} dB)"
+
     @property
     def bar(self) -> str:
         """Name in a progress bar."""
@@ -40,4 +48,7 @@ RADIUS = Measure("radius", "radii", "epsilon", "it", "certified_accuracy")
 SHARE = Measure(
     "share", "shares", "share of the box", "that share of the box", "certified_accuracy_at_share"
 )
-MEASURES = {measure.name: measure for measure in (RADIUS, SHARE)}
+LEVEL = Measure(
+    "level", "levels", "share of the peak", "that share of its peak", "certified_accuracy_at_level"
+)
+MEASURES = {measure.name: measure for measure in (RADIUS, SHARE, LEVEL)}

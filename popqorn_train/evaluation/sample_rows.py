@@ -30,8 +30,8 @@ class SampleRow:
         capped: whether that is the largest that was tried.
         empirical: smallest distortion an attack found, ``inf`` if none did.
         evaluations: margins computed for it.
-        measure: ``"share"`` where ``radius`` and ``empirical`` are shares of a box, from 0 to 1;
-            otherwise ``"radius"``.
+        measure: ``"share"`` where ``radius`` and ``empirical`` are shares of a box, from 0 to 1,
+            ``"level"`` where they are shares of the peak of the sample; otherwise ``"radius"``.
         rate: by which the next search begins, see ``RadiusSearch``.
         margin: certified margin at the epsilon that was asked for.
         error: what went wrong.

@@ -8,7 +8,7 @@ import torch
 
 from popqorn_train.evaluation.certification import Certification, lower_quantile
 from popqorn_train.evaluation.confidence import confidence_interval
-from popqorn_train.evaluation.measures import RADIUS, SHARE
+from popqorn_train.evaluation.measures import LEVEL, RADIUS, SHARE, Measure
 from popqorn_train.evaluation.sample_rows import Status, count_statuses
 
 PROMISE = (
@@ -25,14 +25,23 @@ _UNCONFIRMED = (
 
 def promise(settings: dict[str, Any]) -> str:
     """What the certificates promise, and what not."""
-    words = (SHARE if "box" in settings else RADIUS)._asdict()
+    words = _measure(settings)._asdict()
     confirmed = _CONFIRMED if settings.get("confirm") == "float64" else _UNCONFIRMED
     return PROMISE.format(confirmed=confirmed.format(**words), **words)
+
+
+def _measure(settings: dict[str, Any]) -> Measure:
+    """What settings say that is searched."""
+    if "box" not in settings:
+        return RADIUS
+    return LEVEL if settings["box"] == "peak" else SHARE
 
 
 def unit(settings: dict[str, Any]) -> str:
     """Norm, scope and domain in words; or the box that there are shares of."""
     moved = f" of {settings['moved']!r}" if settings.get("moved") else ""
+    if settings.get("box") == "peak":
+        return f"shares of the peak of each input{moved}{_chosen(settings)}"
     if "box" in settings:
         ends = [_end(settings["box"][name]) for name in ("lower", "upper")]
         way = f"shares of the way from each input{moved} to the ends of [{', '.join(ends)}]"
@@ -74,24 +83,25 @@ def facts(certification: Certification) -> dict[str, str]:
     """The numbers of a headline, as text."""
     radii = certification.radii
     capped = sum(row.capped for row in certification.answered)
-    name = certification.measure.name
+    name, said = certification.measure.name, certification.measure.said
     numbers = {
         "clean accuracy": f"{100 * certification.clean_accuracy:.1f} %",
-        f"median {name}": f"{lower_quantile(radii, 0.5).item():.4g}",
-        f"mean {name}": f"{radii.mean().item():.4g}",
-        "10th percentile": f"{lower_quantile(radii, 0.1).item():.4g}",
+        f"median {name}": said(lower_quantile(radii, 0.5).item()),
+        f"mean {name}": said(radii.mean().item()),
+        "10th percentile": said(lower_quantile(radii, 0.1).item()),
         f"samples at the largest {name} tried": str(capped),
     }
     if certification.empirical is not None:
         broke = lower_quantile(certification.empirical, 0.5).item()
-        numbers[f"median {name} of the attack"] = f"{broke:.4g}"
+        numbers[f"median {name} of the attack"] = said(broke)
     return numbers
 
 
 def accuracy_rows(certification: Certification, epsilons: Sequence[float]) -> list[list[str]]:
     """Sizes, certified accuracy, its 95 % interval, attacked accuracy as text, with a head."""
     grid, count = [0.0, *epsilons], len(certification.answered)
-    columns = [[certification.measure.size, *[f"{epsilon:g}" for epsilon in grid]]]
+    measure = certification.measure
+    columns = [[measure.size, *[measure.said(epsilon, "g") for epsilon in grid]]]
     shares = certification.certified_accuracy(grid)
     columns.append(["certified", *[f"{100 * share:.1f} %" for share in shares]])
     ends = [confidence_interval(share, count) for share in shares]
@@ -104,7 +114,7 @@ def accuracy_rows(certification: Certification, epsilons: Sequence[float]) -> li
 
 def class_rows(certification: Certification, classes: Sequence[str]) -> list[list[str]]:
     """Samples, accuracy and radius of every class as text, with a head."""
-    name = certification.measure.name
+    name, said = certification.measure.name, certification.measure.said
     rows = [["class", "samples", "accuracy", f"median {name}", f"mean {name}"]]
     for label in certification.by_class():
         own = [row for row in certification.answered if row.label == label]
@@ -115,8 +125,8 @@ def class_rows(certification: Certification, classes: Sequence[str]) -> list[lis
                 class_name(label, classes),
                 str(len(own)),
                 f"{100 * right:.1f} %",
-                f"{lower_quantile(radii, 0.5).item():.4g}",
-                f"{radii.mean().item():.4g}",
+                said(lower_quantile(radii, 0.5).item()),
+                said(radii.mean().item()),
             ]
         )
     return rows

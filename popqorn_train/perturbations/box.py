@@ -114,9 +114,7 @@ class Box:
             ValueError: shapes that do not fit, or an input outside the box.
         """
         bounded = self._bounded(center, free)
-        lower, upper = self.ends
-        down = room("lower", center, lower, bounded)
-        up = room("upper", center, upper, bounded)
+        down, up = self._rooms(center, bounded)
         if bounded is not None:
             down, up = (torch.where(bounded, size, 0) for size in (down, up))
         share = self._placed_share(center)
@@ -124,6 +122,11 @@ class Box:
         size = torch.maximum(down, up).amax(-1)
         value = center if value is None else value
         return Region(value, scale, size, size > 0, down, up, math.inf, "frame", True)
+
+    def _rooms(self, center: Tensor, bounded: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How far every coordinate is from both ends."""
+        lower, upper = self.ends
+        return room("lower", center, lower, bounded), room("upper", center, upper, bounded)
 
     def _bounded(self, center: Tensor, free: Tensor | None) -> Tensor | None:
         """What moves, broadcastable to ``(B, T, N)``: what stays or is never read may be anywhere.

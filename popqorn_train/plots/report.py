@@ -120,7 +120,7 @@ class Report:
     def _sample(self, one: FragileSample, scale: RadiusScale) -> list[Element]:
         name = class_name(one.row.label, self.classes)
         measure = self.certification.measure
-        title = f"Sample {one.row.index}, {name}: {measure.name} {one.row.radius:.4g}"
+        title = f"Sample {one.row.index}, {name}: {measure.name} {measure.said(one.row.radius)}"
         if one.error:
             return [element("h3", title), element("p", f"No {measure.many} of frames: {one.error}")]
         if one.words:

@@ -162,6 +162,40 @@ def test_shares_of_a_box_are_searched_and_called_so(tmp_path, capsys):
     assert "box is" in capsys.readouterr().err
 
 
+def test_levels_are_searched_by_the_peak_of_every_sample_and_printed_in_decibels(tmp_path, capsys):
+    x, y = subjects.pair()
+    folder = tmp_path / "levels"
+    options = ["--db", "-20", "-70", "--method", "crown-ibp", "--attack", "--fragile", "2"]
+    assert certify(folder, *options, p="inf") == 0
+    found = read_certification(folder)
+    radius = certified_radius(subjects.net(), x, y, method="crown-ibp")
+    share = (radius / x.abs().amax((1, 2))).clamp(max=1)
+    torch.testing.assert_close(found.radii, share, rtol=2e-2, atol=0)
+    assert (found.settings["box"], found.measure.name) == ("peak", "level")
+    out, report = capsys.readouterr().out, (folder / "report.html").read_text()
+    for text in (out, report):
+        assert "shares of the peak of each input of" in text
+        assert "0.1 (-20.0 dB)" in text
+        assert "0.000316228 (-70.0 dB)" in text
+        assert re.search(r"median level\D*[\d.]+ \(-\d+\.\d dB\)|dB\)</b><span>median level", text)
+    assert re.search(r"level [\d.]+ \(-\d+\.\d dB\)", report.split('id="fragile"')[1])
+    assert "no input within that share of its peak" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--box", "0", "1"], "box"),
+        (["--low", "0"], "low"),
+        (["--epsilons", "0.1"], "epsilons"),
+        (["--scope", "sequence"], "scope"),
+    ],
+)
+def test_levels_say_everything_about_what_moves(tmp_path, capsys, options, named):
+    assert certify(tmp_path / "a", "--db", "-20", *options, p="inf") == 1
+    assert f"leave out `--{named}`" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, "-m", "popqorn_train.cli", "certify", "tests.subjects:net"]
     command += ["--data", "tests.cli.test_certify:slow", "--batch-size", "1", "--fragile", "0"]
@@ -292,7 +326,10 @@ def test_what_cannot_be_certified_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     "options",
-    [["--p", "0.5"], ["--samples", "0"], ["--epsilons", "2,1"], ["--image", "3"], ["--scope", "x"]],
+    [
+        *(["--p", "0.5"], ["--samples", "0"], ["--epsilons", "2,1"], ["--image", "3"]),
+        *(["--scope", "x"], ["--db", "6"], ["--db"]),
+    ],
 )
 def test_a_command_that_cannot_be_read_has_status_2(tmp_path, capsys, options):
     with pytest.raises(SystemExit) as caught:
