@@ -1,6 +1,8 @@
 """Training of a recurrent classifier with a robust objective, as a LightningModule."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -8,7 +10,10 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from popqorn_train.certificates.inputs import Inputs, as_tuple
+from popqorn_train.perturbations.substitutions import Substitutions
+from popqorn_train.recipes.data.synonyms import Coupling
 from popqorn_train.recipes.networks import RecurrentNet
+from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Objective
 
 Batch = tuple[Inputs, Tensor]
@@ -35,12 +40,52 @@ class RobustClassifier(pl.LightningModule):
         super().__init__()
         self.net, self.loss = net, loss
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.coupling: Coupling | None = None
 
     def setup(self, stage: str) -> None:
-        """Take the word vectors of the data, if there are any; a checkpoint brings its own."""
-        vectors = getattr(getattr(self.trainer, "datamodule", None), "vectors", None)
-        if vectors is not None:
+        """Take what the data know of words, if anything; a checkpoint brings its own vectors."""
+        data = getattr(self.trainer, "datamodule", None)
+        vectors, links = getattr(data, "vectors", None), getattr(data, "links", None)
+        kept = self.net.settings["train_words"] and stage != "fit"
+        if vectors is not None and not kept:
             self.net.use_vectors(vectors)
+        if links is not None and vectors is not None and self.coupling is None:
+            self.coupling = Coupling(links, vectors)
+            self._couple()
+        if getattr(self.loss, "words", None) is not None:
+            self._use_synonyms(getattr(data, "synonyms", None))
+
+    @property
+    def _word_vectors(self) -> Tensor:
+        return self.net.get_parameter("embedding.weight")
+
+    def _couple(self) -> None:
+        if self.coupling is not None:
+            self.coupling.write(self._word_vectors)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Vectors of words are read through their links, also those of a checkpoint."""
+        self._couple()
+
+    def on_after_backward(self) -> None:
+        """Hand the gradient of vectors of words on to what they are read from."""
+        if self.coupling is not None:
+            self.coupling.take_gradient(self._word_vectors)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Read the vectors anew, so that a checkpoint holds what was trained."""
+        self._couple()
+
+    def _use_synonyms(self, synonyms: Mapping[int, Sequence[int]] | None) -> None:
+        """Let a loss over words replace those that the data name, unless it names some itself."""
+        loss = cast(CertifiedLoss, self.loss)
+        words = cast(Substitutions, loss.words)
+        if isinstance(words.candidates, Mapping) and not words.candidates:
+            if synonyms is None:
+                raise ValueError(
+                    "`words` of the loss must have candidates where the data have no synonyms."
+                )
+            loss.words = replace(words, candidates=synonyms)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits ``(B, C)``."""
@@ -80,6 +125,9 @@ class RobustClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam; the rate falls to 0.3 and 0.09 of its start after 70 % and 88 % of training."""
         weights = [weight for weight in self.net.parameters() if weight.requires_grad]
+        if self.coupling is not None:
+            weights = [weight for weight in weights if weight is not self._word_vectors]
+            weights.append(self.coupling.vectors)
         optimizer = torch.optim.Adam(weights, lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = float(self.trainer.estimated_stepping_batches)
         milestones = [int(0.7 * steps), int(0.88 * steps)]

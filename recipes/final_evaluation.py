@@ -43,17 +43,17 @@ def evaluate(
         of the samples, one of all samples with intervals, and one with intervals and the method
         where they leave ``undecided_at`` undecided.
     """
-    every = _drawn(range(len(loader.dataset)), settings.samples)  # type: ignore[arg-type]
-    drawn, found = _drawn(every, settings.method_samples), []
+    every = drawn(range(len(loader.dataset)), settings.samples)  # type: ignore[arg-type]
+    some, found = drawn(every, settings.method_samples), []
     test = _Test(net, loader, settings, processes)
-    if len(drawn) < len(every):
+    if len(some) < len(every):
         found.append(test.certified("ibp", every))
         if settings.undecided_at is not None:
             found.append(test.decided(found[0], settings.undecided_at))
-    return [*found, test.attacked(test.certified(settings.method, drawn))]
+    return [*found, test.attacked(test.certified(settings.method, some))]
 
 
-def _drawn(positions: Sequence[int], count: int | None) -> Sequence[int]:
+def drawn(positions: Sequence[int], count: int | None) -> Sequence[int]:
     """Some of the positions, drawn by the seed 0; None takes them all, in order."""
     if count is None or count >= len(positions):
         return positions

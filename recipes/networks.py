@@ -1,4 +1,4 @@
-"""One recurrent layer and a linear read-out of its last state: the network of every recipe.
+"""One recurrent layer and a linear read-out of its states: the network of every recipe.
 
 B: batch, T: frames, N: features of a frame, D: size of an embedding, C: classes.
 """
@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from popqorn_train.evaluation.stored import check_unpacked
 from popqorn_train.training.initialisation import Kind, certifiable_init_
 
 Cell = Literal["rnn", "relu-rnn", "lstm", "gru"]
 Init = Literal["default"] | Kind
+Pool = Literal["last", "mean"]
 
 
 class RecurrentNet(nn.Module):
@@ -28,9 +29,12 @@ class RecurrentNet(nn.Module):
         frame_units: of a linear layer with tanh before it; None leaves it out.
         words: of the vocabulary, where frames are tokens; None where they are vectors.
         init: of the recurrent layer: that of ``torch.nn``, or a kind of ``certifiable_init_``.
+        pool: what is read of the states, the last one or their mean.
+        bidirectional: whether the recurrent layer runs both ways; for a mean.
+        train_words: whether the embedding is trained.
 
     Raises:
-        ValueError: as ``certifiable_init_``.
+        ValueError: as ``certifiable_init_``, or the last state of a layer that runs both ways.
     """
 
     def __init__(
@@ -43,8 +47,13 @@ class RecurrentNet(nn.Module):
         frame_units: int | None = None,
         words: int | None = None,
         init: Init = "default",
+        pool: Pool = "last",
+        bidirectional: bool = False,
+        train_words: bool = False,
     ) -> None:
         super().__init__()
+        if bidirectional and pool == "last":
+            raise ValueError("`pool` must be 'mean' for a layer that runs both ways, got 'last'.")
         self.settings = {
             "features": features,
             "hidden": hidden,
@@ -53,13 +62,17 @@ class RecurrentNet(nn.Module):
             "frame_units": frame_units,
             "words": words,
             "init": init,
+            "pool": pool,
+            "bidirectional": bidirectional,
+            "train_words": train_words,
         }
+        self._mean = pool == "mean"
         self.embedding = None if words is None else nn.Embedding(words, features)
         if self.embedding is not None:
-            self.embedding.requires_grad_(False)
+            self.embedding.requires_grad_(train_words)
         self.frame = nn.Identity() if frame_units is None else _frame_layer(features, frame_units)
-        self.recurrent = _recurrent(cell, frame_units or features, hidden)
-        self.head = nn.Linear(hidden, classes)
+        self.recurrent = _recurrent(cell, frame_units or features, hidden, bidirectional)
+        self.head = nn.Linear(hidden * (2 if bidirectional else 1), classes)
         if init != "default":
             certifiable_init_(self.recurrent, init)
 
@@ -73,9 +86,11 @@ class RecurrentNet(nn.Module):
         frames = self.frame(x if self.embedding is None else self.embedding(x))
         if lengths is None:
             states, _ = self.recurrent(frames)
-            return self._logits(states[:, -1])
+            return self._logits(states.mean(1) if self._mean else states[:, -1])
         packed = pack_padded_sequence(frames, lengths.cpu(), True, enforce_sorted=False)
-        _, state = self.recurrent(packed)
+        states, state = self.recurrent(packed)
+        if self._mean:
+            return self._logits(_mean(states, lengths))
         return self._logits((state[0] if isinstance(self.recurrent, nn.LSTM) else state)[-1])
 
     def _logits(self, state: Tensor) -> Tensor:
@@ -99,17 +114,27 @@ class RecurrentNet(nn.Module):
             weight.copy_(vectors)
 
 
+def _mean(states: PackedSequence, lengths: Tensor) -> Tensor:
+    """Mean of the states of every sample, over its own frames."""
+    padded, _ = pad_packed_sequence(states, True)
+    mean: Tensor = padded.sum(1) / lengths[:, None]
+    return mean
+
+
 def _frame_layer(features: int, units: int) -> nn.Module:
     return nn.Sequential(nn.Linear(features, units), nn.Tanh())
 
 
-def _recurrent(cell: Cell, features: int, hidden: int) -> nn.RNN | nn.LSTM | nn.GRU:
+def _recurrent(
+    cell: Cell, features: int, hidden: int, bidirectional: bool
+) -> nn.RNN | nn.LSTM | nn.GRU:
+    both = {"batch_first": True, "bidirectional": bidirectional}
     if cell == "gru":
-        return nn.GRU(features, hidden, batch_first=True)
+        return nn.GRU(features, hidden, **both)
     if cell == "lstm":
-        return nn.LSTM(features, hidden, batch_first=True)
+        return nn.LSTM(features, hidden, **both)
     nonlinearity = "relu" if cell == "relu-rnn" else "tanh"
-    return nn.RNN(features, hidden, nonlinearity=nonlinearity, batch_first=True)
+    return nn.RNN(features, hidden, nonlinearity=nonlinearity, **both)
 
 
 def load_net(path: str | Path) -> RecurrentNet:

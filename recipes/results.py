@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from popqorn_train.evaluation.confidence import widest
 from popqorn_train.evaluation.summaries import aligned
 from popqorn_train.plots import draw_accuracy_curves
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
+from popqorn_train.recipes.word_evaluation import WordEvaluation
 
 SCHEMA = 1  # of results.json
+_WORDS = "words replaced by synonyms at once; the last point: all of them"
 _PACKAGES = ("popqorn-train", "torch", "pytorch-lightning", "torchmetrics", "numpy")
 
 
@@ -29,7 +32,9 @@ def versions() -> dict[str, str]:
 
 
 def model_results(
-    evaluations: list[Evaluation], train_seconds: float | None, nearest_neighbour: float | None
+    evaluations: Sequence[Evaluation | WordEvaluation],
+    train_seconds: float | None,
+    nearest_neighbour: float | None,
 ) -> dict[str, Any]:
     """What results.json says of one model.
 
@@ -86,17 +91,20 @@ def write_results(
 def table(models: dict[str, dict[str, Any]]) -> str:
     """One column per model and method, in %."""
     first = next(iter(models.values()))["evaluations"][0]
-    epsilons = first["epsilons"]
+    words = "budgets" in first
+    sizes = [str(b) for b in first["budgets"]] if words else [f"{e:g}" for e in first["epsilons"]]
+    attack, key = ("attack", "attacked_accuracy") if words else ("PGD", "pgd_accuracy")
     relative = "median_radius_over_nearest_neighbour" in first
-    head = ["model", "method", "samples", "clean", *[f"PGD {e:g}" for e in epsilons]]
-    head += [*[f"cert {e:g}" for e in epsilons], "median", *["median/nn"] * relative]
-    rows = [head]
+    head = ["model", "method", "samples", "clean", *[f"{attack} {size}" for size in sizes]]
+    head += [*[f"cert {size}" for size in sizes], *["median"] * (not words)]
+    rows = [[*head, *["median/nn"] * relative]]
     for name, model in models.items():
         for entry in model["evaluations"]:
-            attacked = entry["pgd_accuracy"] or [None] * len(epsilons)
+            attacked = entry[key] or [None] * len(sizes)
             shares = [entry["clean_accuracy"], *attacked, *entry["certified_accuracy"]]
             cells = [name, entry["method"], str(entry["samples"]), *map(_percent, shares)]
-            cells.append(f"{entry['median_radius']:.4f}")
+            if not words:
+                cells.append(f"{entry['median_radius']:.4f}")
             if relative:
                 cells.append(f"{entry['median_radius_over_nearest_neighbour']:.3f}")
             rows.append(cells)
@@ -110,18 +118,28 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def draw(folder: Path, evaluations: dict[str, Evaluation], settings: EvaluationSettings) -> Path:
-    """Draw certified and attacked accuracy against epsilon, one colour per model."""
-    norm = "l_inf" if settings.p == float("inf") else f"l_{settings.p:g}"
-    chosen = [name for name in ("frames", "features") if getattr(settings, name) is not None]
-    domain = f", chosen {' and '.join(chosen)}" if chosen else ""
-    if settings.low is not None and settings.high is not None:
-        domain += f", within [{settings.low:g}, {settings.high:g}]"
+def draw(
+    folder: Path,
+    evaluations: Mapping[str, Evaluation | WordEvaluation],
+    settings: EvaluationSettings,
+) -> Path:
+    """Draw certified and attacked accuracy against what moves, one colour per model."""
+    words = any(isinstance(found, WordEvaluation) for found in evaluations.values())
     figure, _ = draw_accuracy_curves(
         [evaluation.curve(f"{name} training") for name, evaluation in evaluations.items()],
-        xlabel=f"perturbation of every frame, epsilon ({norm}{domain})",
+        xlabel=_WORDS if words else _described(settings),
         title="What is proved (solid), and what an attack leaves standing (dashed)",
     )
     path = folder / "certified_accuracy.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+def _described(settings: EvaluationSettings) -> str:
+    """What moves, on an axis."""
+    norm = "l_inf" if settings.p == float("inf") else f"l_{settings.p:g}"
+    chosen = [name for name in ("frames", "features") if getattr(settings, name) is not None]
+    domain = f", chosen {' and '.join(chosen)}" if chosen else ""
+    if settings.low is not None and settings.high is not None:
+        domain += f", within [{settings.low:g}, {settings.high:g}]"
+    return f"perturbation of every frame, epsilon ({norm}{domain})"

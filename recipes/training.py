@@ -34,9 +34,11 @@ from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 from popqorn_train.recipes.final_evaluation import evaluate, seconds_used
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 from popqorn_train.recipes.together import processes, shared
+from popqorn_train.recipes.word_evaluation import WordEvaluation, WordSettings, evaluate_words
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Objective
 
+Found = Sequence[Evaluation] | Sequence[WordEvaluation]
 _MASKS = ("frames", "features")  # of what moves
 
 __all__ = ["ConfigurationError", "RecipeCLI", "run", "start"]
@@ -58,7 +60,7 @@ class RecipeCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str], **trainer_options: Any) -> None:
         self._trainer_options = trainer_options
         self._started = 0.0
-        self.evaluations: dict[str, list[Evaluation]] = {}
+        self.evaluations: dict[str, Found] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self._lock: FolderLock | None = None
         try:
@@ -95,6 +97,7 @@ class RecipeCLI(LightningCLI):
             "certified one, 0: leave it out",
         )
         parser.add_class_arguments(EvaluationSettings, "evaluation")
+        parser.add_class_arguments(WordSettings, "words")
         parser.link_arguments("folder", "trainer.default_root_dir", compute_fn=str)
         for size in ("features", "classes", "words"):
             target = f"model.net.init_args.{size}"
@@ -239,7 +242,12 @@ class RecipeCLI(LightningCLI):
     def _evaluate(self, name: str, train_seconds: float | None) -> None:
         net = self.model.net.to(self._device)
         test = self.datamodule.test_dataloader()
-        found = evaluate(net, test, self.settings, processes=processes())
+        synonyms = self.datamodule.synonyms
+        found: Found
+        if synonyms is None:
+            found = evaluate(net, test, self.settings, processes=processes())
+        else:
+            found = evaluate_words(net, test, synonyms, self._get(self.config_init, "words"))
         self.evaluations[name] = found
         self.models[name] = model_results(found, train_seconds, self._nearest_neighbour)
 
@@ -329,7 +337,7 @@ def _last_checkpoint(folder: Path) -> ModelCheckpoint:
 
 def run(
     config: str | Path, arguments: Sequence[str] = (), **trainer_options: Any
-) -> dict[str, list[Evaluation]]:
+) -> dict[str, Found]:
     """Run a recipe: train, certify, attack, and write the results.
 
     Args:

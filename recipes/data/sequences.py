@@ -98,6 +98,7 @@ class SequenceData(pl.LightningDataModule):
 
     Attributes:
         words: of the vocabulary; None where frames are vectors.
+        synonyms: what may stand in the place of a token; None where nothing is said of it.
         names: of the classes.
 
     Raises:
@@ -121,6 +122,7 @@ class SequenceData(pl.LightningDataModule):
         self.train, self.validation, self.test = train, validation, test
         self.features, self.classes, self.batch_size = features, classes, batch_size
         self.words: int | None = None
+        self.synonyms: dict[int, list[int]] | None = None
         self.names = tuple(str(number) for number in range(classes))
         self._collate = self._collate_training = collate
 

@@ -92,7 +92,7 @@ def run(config: Config) -> dict[str, Any]:
         },
         "model": provenance(net, data.test_dataloader()),
         "seconds_of_radii": round(seconds, 1),
-        **_trend(right),
+        **trend(right),
         "samples": samples,
     }
     write_numbers(config.folder, "strokes.json", numbers)
@@ -131,7 +131,7 @@ def _sample(net: RecurrentNet, data: SequenceData, at: int) -> dict[str, Any]:
     return {"index": at, "label": int(label), "prediction": prediction, "radii": rounded(radii)}
 
 
-def _trend(right: list[dict[str, Any]]) -> dict[str, Any]:
+def trend(right: list[dict[str, Any]]) -> dict[str, Any]:
     """Do radii grow with the frame? The paper: late strokes are the tolerant ones."""
     radii = [torch.tensor(one["radii"], dtype=torch.float64) for one in right]
     early = [float(row.argmin() < len(row) / 2) for row in radii]
