@@ -49,9 +49,17 @@ class Linear(Node):
         x: node of shape ``(*, F)``.
         weight: ``(O, F)``.
         bias: ``(O,)`` or None.
+        summands: what the bias is the sum of, where forward adds several.
     """
 
-    def __init__(self, x: Node, weight: Matrix | Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        x: Node,
+        weight: Matrix | Tensor,
+        bias: Tensor | None = None,
+        summands: Sequence[Tensor] = (),
+    ) -> None:
+        self.summands = tuple(summands)
         self.matrix = weight if isinstance(weight, Matrix) else Matrix(weight)
         self.weight, self.bias = self.matrix.value, bias
         super().__init__([x], (*x.shape[:-1], self.weight.shape[0]), x.batch_axis)

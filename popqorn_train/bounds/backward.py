@@ -77,8 +77,8 @@ def check_defined(found: Enclosure) -> None:
 
 
 def whole(node: Node) -> Node:
-    """The node that a piece or a mirror image is taken from."""
-    while isinstance(node, NodeSlice) or node.mirrors:
+    """The node that a piece, a mirror image or a computed value is taken from."""
+    while isinstance(node, NodeSlice) or node.mirrors or node.drifts:
         node = node.inputs[0]
     return node
 
@@ -202,7 +202,7 @@ def _walk(
             weight = weight.expand(batch, *weight.shape[1:])
             weight = weight if weight.requires_grad else weight.detach().requires_grad_()
             slopes[node] = weight
-        if intervals and isinstance(node, Nonlinear):
+        if intervals and isinstance(node, Nonlinear) and not node.drifts:
             extra: Tensor | None = _box_minimum(weight, found.ranges[node])
         else:
             extra = node.backward(weight, tape, found.relaxations.get(node))

@@ -34,6 +34,7 @@ class Node:
             single coordinates).
         mirrors: whether it is minus its input.
         moves: whether it only moves numbers, without rounding.
+        drifts: whether it is its input, give or take what does not depend on the input.
         time: the last frame it depends on; -1 if on none.
         state: ``"h"`` or ``"c"`` of a recurrent layer, and after how many earlier steps; None for
             everything else.
@@ -45,6 +46,7 @@ class Node:
     mirrors = False
     state: tuple[str, int] | None = None
     moves = False
+    drifts = False
 
     def __init__(self, inputs: Iterable["Node"], shape: Iterable[int], batch_axis: int = 0) -> None:
         self.inputs = tuple(inputs)

@@ -59,11 +59,13 @@ class State(NamedTuple):
         return self
 
 
-def project(h: Node, weight: Matrix, bias: Tensor | None = None) -> Node:
-    """``W h + b``, worked out at once where h does not move."""
+def project(
+    h: Node, weight: Matrix, bias: Tensor | None = None, summands: Sequence[Tensor] = ()
+) -> Node:
+    """``W h + b``, worked out at once where h does not move; ``summands`` as of ``Linear``."""
     if isinstance(h, Constant):
         return Constant(linear(h.value, weight.value, bias))
-    return Linear(h, weight, bias)
+    return Linear(h, weight, bias, summands)
 
 
 def _add(x: Node, h: Node | None, weight: Matrix) -> Node:

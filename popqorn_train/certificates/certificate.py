@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import Method, method_named
 from popqorn_train.certificates.bound_model import BoundModel, bound
+from popqorn_train.certificates.deployed import as_deployed
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.kept import kept_of
@@ -25,7 +26,8 @@ from popqorn_train.perturbations.box import Perturbation
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.perturbations.substitutions import Substitutions, check_replaced
 
-Confirm = Literal["float64"] | None
+Confirm = Literal["float64", "deployed"] | None
+_DEPLOYED = "deployed float32"
 _NEAR = 1e-4  # margins this little below 0 are worth a second look in float64
 
 
@@ -42,7 +44,8 @@ class Certificate(NamedTuple):
             copy is certified, not its arithmetic. Sound for
             the network over the real numbers up to the rounding of that precision; tested
             against, but not proved for, the deployed kernel. ``", not probed"`` follows where
-            ``probes=0`` was asked for.
+            ``probes=0`` was asked for. ``"deployed float32"``: what the model computes in
+            float32 is certified, whatever the order of its sums, see ``confirm``.
         errors: samples that cannot be asked about (NaN or infinity in what the model reads, or a
             NaN logit), and what is wrong with each; their margins are NaN.
     """
@@ -155,7 +158,10 @@ def certify(
         method: a name, see methods.py, or an object.
         confirm: ``"float64"`` bounds every sample that would be certified again in float64 (on a
             CPU all at once, which costs less), and reports that; None leaves the precision of the
-            weights (at least float32).
+            weights (at least float32). ``"deployed"`` certifies the model as it computes in
+            float32: sums in any order, tanh, sigmoid and exp within 4 units in the last place, no
+            TF32 or half precision (docs/truth.md); needs float32 weights, and refuses steps of
+            forward that have no rounding rule.
         max_bytes: memory aimed at; samples are bounded in chunks that fit, with equal results.
             None takes half of what a GPU has free, or 1 GiB on a CPU.
         probes: points of the ball, or replaced sentences, at which the model itself, its trace,
@@ -202,7 +208,9 @@ def _certified(
 ) -> Certificate:
     """``certify`` for samples all of which can be asked about."""
     instance = layer.instance(inputs)
-    if confirm == "float64" and instance.value.device.type == "cpu":
+    if confirm == "deployed":
+        instance = as_deployed(layer.instance(inputs, torch.float64), layer)
+    elif confirm == "float64" and instance.value.device.type == "cpu":
         # There, float64 alone costs less than float32 and a confirmation.
         instance = layer.instance(inputs, torch.float64)
     instance = fitted(instance, ball)
@@ -222,7 +230,8 @@ def _certified(
             margins[chosen] = chunked_margins(instance, target, ball, method, chunks, chosen)
     margin = least(margins)
     probe.certificate(ball, Claim(proved(margin), margins))
-    numerics = _numerics(margins.dtype, layer) + ("" if probes else ", not probed")
+    numerics = _DEPLOYED if confirm == "deployed" else _numerics(margins.dtype, layer)
+    numerics += "" if probes else ", not probed"
     return Certificate(margins, margin, proved(margin), numerics)
 
 
@@ -233,5 +242,5 @@ def _numerics(dtype: torch.dtype, layer: BoundModel) -> str:
 
 def check_confirm(confirm: str | None) -> None:
     """Refuse an unknown way of confirming."""
-    if confirm not in ("float64", None):
-        raise ValueError(f"`confirm` must be 'float64' or None, got {confirm!r}.")
+    if confirm not in ("float64", "deployed", None):
+        raise ValueError(f"`confirm` must be 'float64', 'deployed' or None, got {confirm!r}.")

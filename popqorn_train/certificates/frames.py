@@ -21,7 +21,7 @@ from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.query import largest_alone, make_query
 from popqorn_train.certificates.radius import check_search, check_sizes
-from popqorn_train.certificates.search import answer, in_float64, witnessed
+from popqorn_train.certificates.search import answer, twin_of, witnessed
 from popqorn_train.perturbations.box import Box, Perturbation, searched
 
 _ROWS = 16  # samples times frames that are bounded together
@@ -63,7 +63,7 @@ def frame_radii(
         box: in place of a ball, see ``certified_radius``.
         max_radius: largest radius tried.
         rtol: relative precision.
-        confirm: proves every radius again in float64.
+        confirm: proves every radius again in float64, or as deployed, see ``certify``.
         max_bytes: memory aimed at.
         probes: points at which the model is compared with what was proved.
 
@@ -111,7 +111,7 @@ def _by_frame(
     chunks, method = Chunks(options.max_bytes), options.method
     query = make_query(layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks)
     query.instance.check_frames()
-    twin = in_float64(query, layer, inputs) if options.confirm == "float64" else None
+    twin = twin_of(query, layer, inputs, options.confirm)
     caps = largest_alone(query, options.max_radius)
     batch, time = caps.shape
     together, radii = -(-_ROWS // batch), []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.affine import Affine, Linear
+from popqorn_train.bounds.computed import deployed
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.errors import UnboundedStepError, UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
@@ -51,6 +52,7 @@ class Instance(NamedTuple):
         scale: ``(B, T, N)`` from the one to the other, or None.
         order: ``(T, N)`` where the entries of each frame lie in a sample, see ``Frames``.
         free: ``(B, T)`` frames that are never read, which no domain cuts; None where none is.
+        deployed: whether its graph is that of the network as it is computed in float32.
     """
 
     lifter: Lifter
@@ -60,6 +62,7 @@ class Instance(NamedTuple):
     scale: Tensor | None
     order: Tensor | None
     free: Tensor | None = None
+    deployed: bool = False
 
     def pick(self, chosen: Tensor) -> "Instance":
         """Some samples of the batch."""
@@ -135,7 +138,8 @@ class Instance(NamedTuple):
             return instance.pick(chosen).graph(ball.pick(chosen, batch))
 
         same = self._replace(lifter=fork)  # which repeats the choices that made this graph
-        return Logits(node, partial(pick, same), partial(pick, self))
+        logits = Logits(node, partial(pick, same), partial(pick, self))
+        return deployed(logits) if self.deployed else logits
 
     def refusals(self) -> list[UnboundedStepError]:
         """All steps without a bound that lead to the logits."""

@@ -30,7 +30,7 @@ from popqorn_train.certificates.search import (
     RadiusSearch,
     Start,
     answer,
-    in_float64,
+    twin_of,
     witnessed,
 )
 from popqorn_train.perturbations.box import Box, Perturbation, check_searched, searched
@@ -124,7 +124,7 @@ def _searched(
     query = make_query(
         layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
     )
-    twin = in_float64(query, layer, inputs) if options.confirm == "float64" else None
+    twin = twin_of(query, layer, inputs, options.confirm)
     last = query if twin is None else twin
     probe = Probes(layer, last.instance, last.target, options.probes)
     query, twin = witnessed(query, twin, probe.nodes)
@@ -228,8 +228,9 @@ def certified_radius(
         rtol: relative precision. The answer is proved; 1 / (1 - rtol) times it is not, or would
             not be as far as margins computed below and above it tell. Where float64 does not
             prove what float32 did, the search is done again in float64.
-        confirm: ``"float64"`` proves every radius again in float64; None leaves the precision of
-            the weights (at least float32).
+        confirm: ``"float64"`` proves every radius again in float64; ``"deployed"`` proves it of the
+            model as it computes in float32, see ``certify``; None leaves the precision of the
+            weights (at least float32).
         against: ``(B,)`` one class to be kept apart from, instead of all (the paper's targeted
             radius).
         start: ``(B,)`` where to begin, for example the radii of the last epoch; or the ``start`` of

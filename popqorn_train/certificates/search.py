@@ -1,4 +1,4 @@
-"""How radii are found: the search on a prepared question, and its proof in float64.
+"""How radii are found: the search on a prepared question, and its proof in float64, or as deployed.
 
 All unfinished samples are evaluated in one batch, each at the epsilon its bracket asks for
 (brackets.py). What is found is proved once more in float64; what float64 refuses is searched again
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.brackets import BY_CONTRADICTION, Brackets
+from popqorn_train.certificates.deployed import as_deployed
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.margin_curve import MarginCurve, rate_of, root_of
 from popqorn_train.certificates.margins import Witness, proved
@@ -99,12 +100,23 @@ class RadiusSearch(NamedTuple):
 torch.serialization.add_safe_globals([RadiusSearch, Start])
 
 
-def in_float64(query: Query, layer: BoundModel, inputs: Inputs) -> Query | None:
-    """The same question in float64; None where it is already."""
-    if query.instance.value.dtype == torch.float64:
+def twin_of(query: Query, layer: BoundModel, inputs: Inputs, confirm: str | None) -> Query | None:
+    """The question that confirms the answers to another one.
+
+    Args:
+        query: the other one.
+        layer: the model.
+        inputs: of the model.
+        confirm: ``"float64"``: the same in float64, none where it is already; ``"deployed"``: of
+            the network as it is computed; None for none.
+
+    Raises:
+        UnsupportedModelError: see ``as_deployed``.
+    """
+    if confirm is None or (confirm, query.instance.value.dtype) == ("float64", torch.float64):
         return None
-    exact = layer.instance(inputs, torch.float64)
-    return replace(query, instance=exact._replace(free=query.instance.free))
+    exact = layer.instance(inputs, torch.float64)._replace(free=query.instance.free)
+    return replace(query, instance=as_deployed(exact, layer) if confirm == "deployed" else exact)
 
 
 def witnessed(query: Query, twin: Query | None, witness: Witness) -> tuple[Query, Query | None]:
@@ -128,7 +140,7 @@ def answer(
 
     Args:
         query: what is asked.
-        twin: the same in float64.
+        twin: see ``twin_of``.
         max_radius: see ``certified_radius``, as for ``rtol`` and ``epsilons``; or ``(B,)``.
         rtol: relative precision.
         start: where to begin.

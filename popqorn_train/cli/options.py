@@ -131,6 +131,11 @@ def _add_search(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--no-confirm", action="store_true", help="do not confirm the radii in float64"
     )
+    group.add_argument(
+        "--deployed",
+        action="store_true",
+        help="certify the model as it computes in float32, rounding included",
+    )
     group.add_argument("--attack", action="store_true", help="also attack every sample")
     group.add_argument("--seconds", type=_positive, help="start no further sample after this time")
 

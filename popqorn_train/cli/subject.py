@@ -73,7 +73,10 @@ def question_of(options: argparse.Namespace, frames: int, features: int) -> Exam
         mask_of("frames", options.frames, frames),
         mask_of("features", options.features, features),
     )
-    confirm: Confirm = None if options.no_confirm else "float64"
+    if options.deployed and options.no_confirm:
+        raise ValueError("`--deployed` confirms the radii; leave out `--no-confirm`.")
+    confirm: Confirm = "deployed" if options.deployed else "float64"
+    confirm = None if options.no_confirm else confirm
     epsilons = tuple(epsilon for epsilon in sizes_of(options) if epsilon > 0)
     check_sizes(ball, options.max_radius, epsilons)
     check_search(options.rtol, options.max_radius, confirm, epsilons)

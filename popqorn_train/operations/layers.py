@@ -28,6 +28,11 @@ class _Parameters(NamedTuple):
     w_ih: Matrix
     bias: Tensor | None
     step: Weights
+    summands: tuple[Tensor, ...]
+
+    def project(self, x: Node) -> Node:
+        """What the layer makes of its input."""
+        return project(x, self.w_ih, self.bias, self.summands)
 
 
 @module(nn.RNN, nn.LSTM, nn.GRU)
@@ -66,7 +71,7 @@ def _recurrent_module(
 
 def _projected(below: Sequence[Node], found: _Parameters, *, skip: int) -> Sequence[Node]:
     """What the layer makes of its inputs; the perturbed sequence in one go, but for the first."""
-    projected: Sequence[Node] = [project(node, found.w_ih, found.bias) for node in below]
+    projected: Sequence[Node] = [found.project(node) for node in below]
     return frames(projected[0])[skip:] if len(below[0].shape) > 1 else projected
 
 
@@ -115,7 +120,7 @@ def _parameters(
     hidden = torch.split(w_hh, [2 * size, size]) if kind == "gru" else (w_hh,)
     projection = None if w_hr is None else Matrix(w_hr)
     weights = Weights(tuple(Matrix(weight) for weight in hidden), bias_q, projection)
-    return _Parameters(Matrix(w_ih), bias, weights)
+    return _Parameters(Matrix(w_ih), bias, weights, _summands(kind, size, b_ih, b_hh))
 
 
 def _still(lifter: Lifter, step: Step, x: Node, state: Any) -> tuple[list[Node], Any]:
@@ -124,8 +129,11 @@ def _still(lifter: Lifter, step: Step, x: Node, state: Any) -> tuple[list[Node],
     Returns:
         Its outputs there, frame by frame, and its state after them.
     """
-    if not (isinstance(x, Root) and isinstance(x.region, Region)) or has_node(state):
+    known = isinstance(x, Root) and isinstance(x.region, Region) and not has_node(state)
+    if lifter.unrolled or not known:
         return [], state
+    assert isinstance(x, Root)
+    assert isinstance(x.region, Region)
     moved = x.region.moved.any(0)
     # One frame is left, so that there is something to unroll where nothing moves.
     count = lifter.choose(step, "still", lambda: int((moved.cumsum(0)[:-1] == 0).sum()))
@@ -147,6 +155,16 @@ def _biases(
         return b_ih + b_hh, None
     gates, candidate = b_hh[: 2 * hidden], b_hh[2 * hidden :]
     return torch.cat([b_ih[: 2 * hidden] + gates, b_ih[2 * hidden :]]), candidate
+
+
+def _summands(
+    kind: str, hidden: int, b_ih: Tensor | None, b_hh: Tensor | None
+) -> tuple[Tensor, ...]:
+    """What ``_biases`` adds up to what is added to the projected input."""
+    if b_ih is None or b_hh is None:
+        return ()
+    gates = torch.cat([b_hh[: 2 * hidden], torch.zeros_like(b_hh[2 * hidden :])])
+    return b_ih, (gates if kind == "gru" else b_hh)
 
 
 def _check_recurrent(step: Step, layer: nn.RNNBase, x: Any, axis: int) -> Node:
@@ -223,6 +241,6 @@ def _cell_module(
     if isinstance(layer, nn.GRUCell):
         state = _without_none(lifter, layer, state)
     found = _parameters(lifter, step, layer, "")
-    new = step_of(_kind(layer))(project(x, found.w_ih, found.bias), state, found.step)
+    new = step_of(_kind(layer))(found.project(x), state, found.step)
     new.after(state)
     return tuple(new) if lstm else new.h

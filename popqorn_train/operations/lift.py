@@ -58,6 +58,8 @@ class Lifter:
         met: takes note of what does not move and is read beside what does; None notes nothing.
         choices: what the values of the batch decided about nodes, see ``choose``.
         whole: results that stay those of the whole batch, see ``hold``.
+        unrolled: whether recurrent layers are nodes from their first frame on, even where nothing
+            moves yet.
         refusals: takes all steps without a bound, with a constant in their place; None raises
             the first.
 
@@ -87,6 +89,7 @@ class Lifter:
         self.met: list[Met] | None = None
         self.choices: dict[tuple[str, str], Any] = {}
         self.whole: dict[str, Any] = {}
+        self.unrolled = False
         self.refusals: list[UnboundedStepError] | None = None
 
     def value(self, name: str) -> Any:
