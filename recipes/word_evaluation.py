@@ -196,7 +196,7 @@ class _Sentences:
         started = seconds_used(self._device)
         proved = self._proved(positions, None, "ibp")
         seconds = seconds_used(self._device) - started
-        names = (*self.settings.budgets, ALL)
+        names: tuple[int | str, ...] = (*self.settings.budgets, ALL)
         right = self._right(positions)
         whole = proved.expand(len(names), -1)
         return WordEvaluation("ibp", torch.tensor(positions), right, names, whole, None, seconds)
@@ -207,7 +207,7 @@ class _Sentences:
         places = {position: at for at, position in enumerate(known.positions.tolist())}
         chosen = torch.tensor([places[position] for position in positions])
         right, proved = known.right[chosen], known.certified[-1, chosen]
-        rows = []
+        rows: list[Tensor] = []
         for budget in reversed(self._budgets):
             left = (right & ~proved).nonzero()[:, 0]
             more = self._proved([positions[at] for at in left.tolist()], budget, method)

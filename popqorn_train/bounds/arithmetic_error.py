@@ -18,10 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.activation import Activation, Blend, Constant, Gated, is_curve
+from popqorn_train.bounds.activation import Activation, is_curve
 from popqorn_train.bounds.affine import Affine, Linear, Scale, Sum
 from popqorn_train.bounds.bilinear import Bilinear, Quotient
+from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.contraction import Contraction
+from popqorn_train.bounds.gated import Blend, Gated
 from popqorn_train.bounds.matrix_product import MatrixProduct
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node

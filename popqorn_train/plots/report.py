@@ -119,8 +119,9 @@ class Report:
 
     def _sample(self, one: FragileSample, scale: RadiusScale) -> list[Element]:
         name = class_name(one.row.label, self.classes)
-        measure = self.certification.measure
-        title = f"Sample {one.row.index}, {name}: {measure.name} {measure.said(one.row.radius)}"
+        measure, radius = self.certification.measure, one.row.radius
+        said = "-" if radius is None else measure.said(radius)
+        title = f"Sample {one.row.index}, {name}: {measure.name} {said}"
         if one.error:
             return [element("h3", title), element("p", f"No {measure.many} of frames: {one.error}")]
         if one.words:

@@ -135,8 +135,9 @@ class _AboutOneLength(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         batches: list[Tensor] = []
-        for pool in torch.randperm(len(self._lengths)).split(_POOL * self._size):
-            batches += pool[self._lengths[pool].argsort(stable=True)].split(self._size)
+        for pool in torch.split(torch.randperm(len(self._lengths)), _POOL * self._size):
+            rising = pool[self._lengths[pool].argsort(stable=True)]
+            batches += torch.split(rising, self._size)
         yield from (batches[at].tolist() for at in torch.randperm(len(batches)).tolist())
 
 
