@@ -39,6 +39,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "epsilons": ("one", "one", "sample", "frame"),
     "mask": ("none", "none", "frames", "features", "both"),
     "domain": ("none", "none", "unit", "own"),
+    "over": ("none", "none", "none", "encoder", "log softmax", "sentences"),
 }  # fmt: skip
 
 
@@ -71,6 +72,7 @@ class Draw:
     epsilons: str = "one"
     mask: str = "none"
     domain: str = "none"
+    over: str = "none"  # what reads the states, or how the layer reads frames
 
     @property
     def tokens(self) -> bool:
@@ -101,6 +103,10 @@ class Draw:
             draw = replace(draw, front="linear")  # it reads padding
         if draw.packing != "none" and draw.pooling == "attention":
             draw = replace(draw, pooling="gated")
+        if draw.over == "sentences" and (
+            draw.wrapped or draw.packing != "none" or draw.layout == "time first" or draw.tokens
+        ):
+            draw = replace(draw, over="none")  # each frame is a sentence of its own
         if draw.scope == "sequence" and draw.epsilons == "frame":
             draw = replace(draw, epsilons="sample")
         if draw.mask == "features" and draw.features == 1:

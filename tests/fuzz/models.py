@@ -50,6 +50,8 @@ class DrawnModel(nn.Module):
         self.gate, self.middle = nn.Linear(width, 1), nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 1 if draw.single else draw.classes)
+        if draw.over == "encoder":
+            self.encoder = nn.TransformerEncoderLayer(width, 1, width + 1, batch_first=True)
 
     @staticmethod
     def _recurrent(draw: Draw, size: int) -> nn.Module:
@@ -80,6 +82,21 @@ class DrawnModel(nn.Module):
             "gelu": lambda x: functional.gelu(self.linear(x)),
         }  # fmt: skip
         return known[front](x) if front in known else x
+
+    def _read(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """States ``(B, T, H)``, and what reads them."""
+        if self.draw.over == "sentences":
+            batch, frames, size = x.shape
+            return self.rnn(x.reshape(batch * frames, 1, size))[0].reshape(batch, frames, -1)
+        h = self._states(x, lengths)
+        if self.draw.over == "log softmax":
+            return h.log_softmax(1)
+        if self.draw.over != "encoder":
+            return h
+        hidden = None
+        if lengths is not None:
+            hidden = torch.arange(self.draw.frames, device=h.device) >= lengths[:, None]
+        return self.encoder(h, src_key_padding_mask=hidden)
 
     def _states(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """States ``(B, T, H)``."""
@@ -129,7 +146,7 @@ class DrawnModel(nn.Module):
         x = {"channels": lambda: x.permute(0, 2, 1), "image": lambda: x.squeeze(1)}.get(
             self.draw.layout, lambda: x
         )()
-        h = self._pooled(self._states(self._fronted(x), lengths), lengths)
+        h = self._pooled(self._read(self._fronted(x), lengths), lengths)
         if self.draw.head in ("relu", "silu"):
             h = getattr(functional, self.draw.head)(self.middle(h))
         return self.head(self.head_norm(h) if self.draw.head == "norm" else h)
