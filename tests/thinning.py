@@ -1,7 +1,8 @@
 """Which parametrisations of a test belong to the fast run.
 
 A test over several parameters mostly repeats one path of the code. The fast run takes so many of
-its combinations that each value is there at least once; `make test-all` runs all of them.
+its combinations that each value is there at least once; `make test-all` runs all of them. A test
+that repeats a path of another one, as over all operations or models, runs for `some` of its values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

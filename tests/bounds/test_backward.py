@@ -138,7 +138,7 @@ def test_epsilon_zero_gives_the_clean_logits(cell, layers, p, method):
 @cells
 def test_a_larger_ball_has_wider_bounds(cell, p, method):
     model, x = build(cell), sequences(3, 4)
-    found = [logit_bounds(model, x, LpBall(e, p), method=method) for e in (0, 0.01, 0.05, 0.1, 0.2)]
+    found = [logit_bounds(model, x, LpBall(e, p), method=method) for e in (0, 0.05, 0.2)]
     assert (torch.stack([bounds.lower for bounds in found]).diff(dim=0) <= 0).all()
     assert (torch.stack([bounds.upper for bounds in found]).diff(dim=0) >= 0).all()
     assert (found[-1].upper > found[0].upper + 0.01).all()
@@ -147,7 +147,7 @@ def test_a_larger_ball_has_wider_bounds(cell, p, method):
 @norms
 @cells
 def test_backward_bounds_are_never_looser_than_intervals(cell, p):
-    model, x = build(cell, num_layers=2), sequences(4, 4)
+    model, x = build(cell, num_layers=2), sequences(2, 3)
     for epsilon in (0.01, 0.1, 1.0):
         ibp, *linear = (
             logit_bounds(model, x, LpBall(epsilon, p), method=method) for method in METHODS

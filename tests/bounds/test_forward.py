@@ -32,6 +32,7 @@ from tests.problems import (
     sequences,
     steps_inside,
 )
+from tests.thinning import some
 
 FAST = METHODS["popqorn-fast"]
 cells = pytest.mark.parametrize("cell", SOME_CELLS)
@@ -155,7 +156,7 @@ def test_forms_of_sequences_enclose_their_values(read):
     assert excess(model, x, LpBall(0.1, 2), 0.1 * steps_inside((30, *x.shape), 2))[0] <= 1e-13
 
 
-@norms
+@pytest.mark.parametrize("p", some(NORMS, 2))
 def test_masks_and_sizes_of_frames_hold_in_forms(p):
     model, x = towards("last"), sequences(2, 5)
     sizes = torch.tensor([0.0, 0.3, 0.0, 0.05, 0.2], dtype=F64)
@@ -167,7 +168,7 @@ def test_masks_and_sizes_of_frames_hold_in_forms(p):
     assert excess(model, x, one, 0.3 * apart)[0] <= 1e-13
 
 
-@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("read", some(READS, 3))
 def test_what_has_no_form_is_left_to_its_range(read, monkeypatch):
     model, x, ball = towards(read), sequences(2, 5), LpBall(0.05)
     formed = logit_bounds(model, x, ball, method=FAST)
