@@ -27,6 +27,8 @@ class RobustClassifier(pl.LightningModule):
         loss: objective, see ``popqorn_train.objectives``; None for cross entropy.
         learning_rate: of Adam, at the start.
         weight_decay: of Adam, on all weights that train.
+        vector_dropout: share of the dimensions of all words' vectors that a batch does not see,
+            where the data link words; bounds see the same.
     """
 
     def __init__(
@@ -36,11 +38,15 @@ class RobustClassifier(pl.LightningModule):
         learning_rate: float = 5e-3,
         *,
         weight_decay: float = 0.0,
+        vector_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= vector_dropout < 1:
+            raise ValueError(f"`vector_dropout` must lie in [0, 1), got {vector_dropout}.")
         self.net, self.loss = net, loss
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.coupling: Coupling | None = None
+        self._vector_dropout, self._kept = vector_dropout, torch.ones(())
 
     def setup(self, stage: str) -> None:
         """Take what the data know of words, if anything; a checkpoint brings its own vectors."""
@@ -59,18 +65,21 @@ class RobustClassifier(pl.LightningModule):
     def _word_vectors(self) -> Tensor:
         return self.net.get_parameter("embedding.weight")
 
-    def _couple(self) -> None:
+    def _couple(self, dropout: float = 0.0) -> None:
         if self.coupling is not None:
-            self.coupling.write(self._word_vectors)
+            vectors = self._word_vectors
+            kept = torch.rand(vectors.shape[1], device=vectors.device) >= dropout
+            self._kept = kept / (1 - dropout)
+            self.coupling.write(vectors, self._kept)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Vectors of words are read through their links, also those of a checkpoint."""
-        self._couple()
+        self._couple(self._vector_dropout)
 
     def on_after_backward(self) -> None:
         """Hand the gradient of vectors of words on to what they are read from."""
         if self.coupling is not None:
-            self.coupling.take_gradient(self._word_vectors)
+            self.coupling.take_gradient(self._word_vectors, self._kept)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Read the vectors anew, so that a checkpoint holds what was trained."""

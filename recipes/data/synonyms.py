@@ -101,14 +101,20 @@ class Coupling(nn.Module):
         self.register_buffer("own", links.own, persistent=False)
 
     @torch.no_grad()
-    def write(self, weight: Tensor) -> None:
-        """Read the vectors through their links into the weight of an embedding."""
+    def write(self, weight: Tensor, kept: Tensor | float = 1.0) -> None:
+        """Read the vectors through their links into the weight of an embedding.
+
+        Args:
+            weight: ``(V, D)``, written.
+            kept: ``(D,)`` factor of every dimension, 0 where it is dropped out.
+        """
         near = self.mean @ (self.mean @ self.vectors)
-        weight.copy_(self.own * self.vectors + (1 - self.own) * near)
+        weight.copy_(kept * (self.own * self.vectors + (1 - self.own) * near))
 
     @torch.no_grad()
-    def take_gradient(self, weight: Tensor) -> None:
-        """Give the vectors the gradient that the weight has."""
+    def take_gradient(self, weight: Tensor, kept: Tensor | float = 1.0) -> None:
+        """Give the vectors the gradient that the weight has, as it was written."""
         if weight.grad is not None:
-            near = self.mean_back @ (self.mean_back @ ((1 - self.own) * weight.grad))
-            self.vectors.grad, weight.grad = self.own * weight.grad + near, None
+            slope = kept * weight.grad
+            near = self.mean_back @ (self.mean_back @ ((1 - self.own) * slope))
+            self.vectors.grad, weight.grad = self.own * slope + near, None

@@ -90,7 +90,8 @@ def test_files_of_another_form_are_refused(folder):
             read_table(folder / "synonyms.json")
 
 
-def test_vectors_are_read_through_their_links_and_so_are_gradients():
+@pytest.mark.parametrize("kept", [1.0, torch.tensor([0.0, 2.0, 1.0])])
+def test_vectors_are_read_through_their_links_and_so_are_gradients(kept):
     links = links_of({0: [1], 1: [0, 2], 4: [1, 2]}, words=5, known=4, own=0.4)
     vectors = torch.randn(5, 3)
     coupling, weight = Coupling(links, vectors), torch.nn.Parameter(torch.zeros(5, 3))
@@ -99,13 +100,13 @@ def test_vectors_are_read_through_their_links_and_so_are_gradients():
         mean[word, others] = 1 / len(others)
     own = torch.tensor([0.4, 0.4, 0.4, 0.4, 0.0])[:, None]
     through = vectors.clone().requires_grad_()
-    expected = own * through + (1 - own) * (mean @ mean @ through)
-    coupling.write(weight)
+    expected = kept * (own * through + (1 - own) * (mean @ mean @ through))
+    coupling.write(weight, kept)
     torch.testing.assert_close(weight.detach(), expected.detach())
     slope = torch.randn(5, 3)
     (expected * slope).sum().backward()
     (weight * slope).sum().backward()
-    coupling.take_gradient(weight)
+    coupling.take_gradient(weight, kept)
     torch.testing.assert_close(coupling.vectors.grad, through.grad)
     assert weight.grad is None
 
@@ -171,7 +172,7 @@ def test_one_command_trains_and_certifies(folder, tmp_path):
         *("fit", "--config=sst2", f"--folder={out}", f"--data.path={folder}"),
         *("--model.net.hidden=3", "--data.dimension=4", "--trainer.max_epochs=1"),
         *("--standard_epochs=1", "--trainer.accelerator=cpu"),
-        "--trainer.enable_progress_bar=false",
+        *("--trainer.enable_progress_bar=false", "--model.vector_dropout=0.3"),
     ]
     assert main(arguments) == 0
     found = json.loads((out / "results.json").read_text())["models"]
