@@ -18,6 +18,7 @@ from popqorn_train.recipes.data.japanese_vowels import JapaneseVowels
 from popqorn_train.recipes.data.mnist_frames import MNISTFrames
 from popqorn_train.recipes.data.news_titles import NewsTitles
 from popqorn_train.recipes.data.pen_digits import PenDigits
+from popqorn_train.recipes.data.spoken_digits import SpokenDigits
 from popqorn_train.recipes.data.sst2 import SST2
 from popqorn_train.recipes.data.trec import TREC
 
@@ -25,7 +26,8 @@ from popqorn_train.recipes.data.trec import TREC
 BY_NAME = (
     *(getattr(callbacks, name) for name in callbacks.__all__),
     *(ModelCheckpoint, CSVLogger, TensorBoardLogger, WandbLogger),
-    *(Digits, Generated, JapaneseVowels, MNISTFrames, NewsTitles, PenDigits, SST2, TREC),
+    *(Digits, Generated, JapaneseVowels, MNISTFrames, NewsTitles, PenDigits),
+    *(SpokenDigits, SST2, TREC),
 )
 # What jsonargparse wraps around the error of a class.
 _WRAPPED = ("Does not validate against", "Problem with given class_path")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from popqorn_train.certificates.inputs import Inputs, as_tuple
 from popqorn_train.perturbations.substitutions import Substitutions
 from popqorn_train.recipes.data.synonyms import Coupling
-from popqorn_train.recipes.networks import RecurrentNet
+from popqorn_train.recipes.networks import RecurrentNet, SpeechNet
 from popqorn_train.training.loss import CertifiedLoss
 from popqorn_train.training.objective import Objective
 
@@ -33,7 +33,7 @@ class RobustClassifier(pl.LightningModule):
 
     def __init__(
         self,
-        net: RecurrentNet,
+        net: RecurrentNet | SpeechNet,
         loss: Objective | None = None,
         learning_rate: float = 5e-3,
         *,
@@ -49,8 +49,15 @@ class RobustClassifier(pl.LightningModule):
         self._vector_dropout, self._kept = vector_dropout, torch.ones(())
 
     def setup(self, stage: str) -> None:
-        """Take what the data know of words, if anything; a checkpoint brings its own vectors."""
+        """Take what the data know: vectors and links of words, or the scale of features.
+
+        A checkpoint brings its own vectors.
+        """
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(self.net, SpeechNet):
+            if data is not None:
+                self.net.front.standardise(data.train.sequences)
+            return
         vectors, links = getattr(data, "vectors", None), getattr(data, "links", None)
         kept = self.net.settings["train_words"] and stage != "fit"
         if vectors is not None and not kept:

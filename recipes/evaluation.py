@@ -25,6 +25,8 @@ class EvaluationSettings:
 
     Attributes:
         epsilons: increasing, where accuracies are reported and the attack is run.
+        decibels: the same in dB below 1, for waves over their peak; in place of ``epsilons``. They
+            and radii are then reported in dB too.
         p: norm of the ball around every frame.
         low: least value of an input; None where there is none.
         high: greatest value of an input.
@@ -47,6 +49,7 @@ class EvaluationSettings:
     """
 
     epsilons: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    decibels: tuple[float, ...] | None = None
     p: float = math.inf
     low: float | None = None
     high: float | None = None
@@ -62,6 +65,8 @@ class EvaluationSettings:
     attack_restarts: int = 2
 
     def __post_init__(self) -> None:
+        if self.decibels is not None:
+            object.__setattr__(self, "epsilons", tuple(10 ** (d / 20) for d in self.decibels))
         rising = [0.0, *self.epsilons]
         if not self.epsilons or any(a >= b for a, b in itertools.pairwise(rising)):
             raise ValueError(f"`epsilons` must be positive and increasing, got {self.epsilons}.")
@@ -100,6 +105,7 @@ class Evaluation(NamedTuple):
         standing: ``(R, A)`` whether the attack failed on the first A samples; A may be 0.
         certify_seconds: spent on radii.
         attack_seconds: spent on attacks.
+        decibels: whether sizes are reported in dB too.
     """
 
     method: str
@@ -112,6 +118,7 @@ class Evaluation(NamedTuple):
     standing: Tensor
     certify_seconds: float = 0.0
     attack_seconds: float = 0.0
+    decibels: bool = False
 
     def accuracy(self) -> float:
         """Clean accuracy."""
@@ -172,4 +179,13 @@ class Evaluation(NamedTuple):
             "capped": int(self.capped.sum()),
             "certify_seconds": round(self.certify_seconds, 2),
             "attack_seconds": round(self.attack_seconds, 2),
+            **(self._in_decibels() if self.decibels else {}),
+        }
+
+    def _in_decibels(self) -> dict[str, Any]:
+        """Sizes in dB below 1; a median of 0 has none."""
+        median = self.median()
+        return {
+            "decibels": [round(20 * math.log10(epsilon), 6) for epsilon in self.epsilons],
+            "median_decibels": 20 * math.log10(median) if median > 0 else None,
         }

@@ -125,6 +125,7 @@ class _Test:
             epsilons,
             torch.zeros(len(epsilons), 0, dtype=torch.bool),
             sum(seconds for _, seconds in parts),
+            decibels=self.settings.decibels is not None,
         )
 
     def _rows(

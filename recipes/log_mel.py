@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.curvature import curvature_of
 
 _NEAR_0 = 1e-20  # the square of a peak that counts as silence
@@ -43,6 +44,7 @@ class LogMel(nn.Module):
 
     weights: Tensor
     mel: Tensor
+    bend: Tensor
     floor: Tensor
     mean: Tensor
     deviation: Tensor
@@ -69,6 +71,7 @@ class LogMel(nn.Module):
         bend = curvature_of(weights, mel).box
         self.register_buffer("weights", weights.T.float())
         self.register_buffer("mel", mel.T.float())
+        self.register_buffer("bend", bend.float())
         self.register_buffer("floor", (bend * 10 ** (floor / 10)).float())
         self.register_buffer("mean", torch.zeros(filters))
         self.register_buffer("deviation", torch.ones(()))
@@ -79,6 +82,41 @@ class LogMel(nn.Module):
         peak = wave.abs().amax(1)
         scale = (peak.square() + _NEAR_0)[:, None, None]
         return (torch.log(energies / scale + self.floor) - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def ranges(self, wave: Tensor, epsilon: float) -> Bounds:
+        """Ends of all features, ``(B, T, K)`` each, when samples move by a share of the peak.
+
+        To train on: closed forms in the precision of the wave, that cost less than the graph and
+        prove nothing. With E and its gradient g at the wave, ``delta = epsilon max|x|`` and the
+        curvature q of a filter,
+
+            E - delta |g|_1  <=  E'  <=  E + delta |g|_1 + delta^2 q,
+            (sqrt(E) - delta sqrt(q))^2  <=  E'  <=  (sqrt(E) + delta sqrt(q))^2
+
+        where the closer ones count, and the peak moves by at most delta.
+
+        Args:
+            wave: ``(B, L)``.
+            epsilon: of the perturbation, over the peak of each wave; below 1.
+        """
+        peak = wave.abs().amax(1).clamp(min=_NEAR_0**0.5)
+        y = (wave / peak[:, None]).unfold(1, self.size, self.step) @ self.weights
+        energy, reach = y.square() @ self.mel, epsilon * self._slopes(y)
+        root, move = energy.sqrt(), epsilon * self.bend.sqrt()
+        low = torch.maximum(energy - reach, (root - move).relu().square()).relu()
+        high = torch.minimum(energy + reach + move.square(), (root + move).square())
+        ends = low / (1 + epsilon) ** 2, high / (1 - epsilon) ** 2
+        return Bounds(*((torch.log(end + self.floor) - self.mean) / self.deviation for end in ends))
+
+    def _slopes(self, y: Tensor) -> Tensor:
+        """The l_1 norms of the gradients of all energies, ``(B, T, K)``, from the DFT ``y``."""
+        found = []
+        for weight in self.mel.T:
+            used = weight.nonzero()[:, 0]
+            gradient = (2 * y[..., used] * weight[used]) @ self.weights[:, used].T
+            found.append(gradient.abs().sum(-1))
+        return torch.stack(found, -1)
 
     def frames(self, lengths: Tensor) -> Tensor:
         """How many whole frames waves of these lengths have, ``(B,)``."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from popqorn_train.evaluation.stored import check_unpacked
+from popqorn_train.recipes.log_mel import LogMel
 from popqorn_train.training.initialisation import Kind, certifiable_init_
 
 Cell = Literal["rnn", "relu-rnn", "lstm", "gru"]
@@ -121,6 +122,61 @@ def _mean(states: PackedSequence, lengths: Tensor) -> Tensor:
     return mean
 
 
+class SpeechNet(nn.Module):
+    """Raw waves through a ``LogMel``, and its features through a ``RecurrentNet``.
+
+    Args:
+        features: of a sample of the wave, 1.
+        hidden: see ``RecurrentNet``; so are those up to ``init``, but for ``words``.
+        classes: outputs.
+        filters: of the front end.
+        floor: likewise.
+        cell: kind of the recurrent layer.
+        frame_units: of a layer before it.
+        words: None.
+        init: of the recurrent layer.
+
+    Attributes:
+        front: the front end; it is scaled by the waves that are trained on.
+        reader: of the features.
+
+    Raises:
+        ValueError: inputs that are no waves, or as ``RecurrentNet`` and ``LogMel``.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        classes: int,
+        *,
+        filters: int = 10,
+        floor: float = -30.0,
+        cell: Cell = "gru",
+        frame_units: int | None = None,
+        words: int | None = None,
+        init: Init = "default",
+    ) -> None:
+        super().__init__()
+        if features != 1 or words is not None:
+            raise ValueError(
+                "`features` and `words` must be 1 and None, those of waves, got "
+                f"{features} and {words}."
+            )
+        self.front = LogMel(filters, floor=floor)
+        self.reader = RecurrentNet(
+            filters, hidden, classes, cell=cell, frame_units=frame_units, init=init
+        )
+        own = {"features": 1, "filters": filters, "floor": floor}
+        self.settings = {**self.reader.settings, **own}
+
+    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits ``(B, C)`` of waves ``(B, L)``, each read up to its length."""
+        frames = None if lengths is None else self.front.frames(lengths)
+        logits: Tensor = self.reader(self.front(wave), frames)
+        return logits
+
+
 def _frame_layer(features: int, units: int) -> nn.Module:
     return nn.Sequential(nn.Linear(features, units), nn.Tanh())
 
@@ -137,7 +193,15 @@ def _recurrent(
     return nn.RNN(features, hidden, nonlinearity=nonlinearity, **both)
 
 
-def load_net(path: str | Path) -> RecurrentNet:
+def load_recurrent_net(path: str | Path) -> RecurrentNet:
+    """As ``load_net``, where a network of waves is refused with a ``ValueError`` too."""
+    net = load_net(path)
+    if not isinstance(net, RecurrentNet):
+        raise ValueError(f"`path` must hold a RecurrentNet, got {str(path)!r}, a SpeechNet.")
+    return net
+
+
+def load_net(path: str | Path) -> RecurrentNet | SpeechNet:
     """The network in a checkpoint of a recipe, in eval mode.
 
     Args:
@@ -150,7 +214,8 @@ def load_net(path: str | Path) -> RecurrentNet:
     check_unpacked(Path(path), packed=False)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        net = RecurrentNet(**checkpoint["net_settings"])
+        settings = checkpoint["net_settings"]
+        net = (SpeechNet if "filters" in settings else RecurrentNet)(**settings)
         weights = checkpoint["state_dict"].items()
         net.load_state_dict(
             {name.removeprefix("net."): value for name, value in weights if name.startswith("net.")}

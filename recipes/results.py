@@ -93,6 +93,7 @@ def table(models: dict[str, dict[str, Any]]) -> str:
     first = next(iter(models.values()))["evaluations"][0]
     words = "budgets" in first
     sizes = [str(b) for b in first["budgets"]] if words else [f"{e:g}" for e in first["epsilons"]]
+    sizes = [f"{level:g} dB" for level in first.get("decibels", ())] or sizes
     attack, key = ("attack", "attacked_accuracy") if words else ("PGD", "pgd_accuracy")
     relative = "median_radius_over_nearest_neighbour" in first
     head = ["model", "method", "samples", "clean", *[f"{attack} {size}" for size in sizes]]
@@ -104,7 +105,7 @@ def table(models: dict[str, dict[str, Any]]) -> str:
             shares = [entry["clean_accuracy"], *attacked, *entry["certified_accuracy"]]
             cells = [name, entry["method"], str(entry["samples"]), *map(_percent, shares)]
             if not words:
-                cells.append(f"{entry['median_radius']:.4f}")
+                cells.append(_median(entry))
             if relative:
                 cells.append(f"{entry['median_radius_over_nearest_neighbour']:.3f}")
             rows.append(cells)
@@ -112,6 +113,13 @@ def table(models: dict[str, dict[str, Any]]) -> str:
     entries = [entry for model in models.values() for entry in model["evaluations"]]
     shares = [share for entry in entries for share in entry["certified_accuracy"]]
     return "\n".join([*lines, widest(shares, min(entry["samples"] for entry in entries))])
+
+
+def _median(entry: dict[str, Any]) -> str:
+    if "decibels" not in entry:
+        return f"{entry['median_radius']:.4f}"
+    level = entry["median_decibels"]
+    return "-" if level is None else f"{level:.1f} dB"
 
 
 def _percent(share: float | None) -> str:
@@ -142,4 +150,5 @@ def _described(settings: EvaluationSettings) -> str:
     domain = f", chosen {' and '.join(chosen)}" if chosen else ""
     if settings.low is not None and settings.high is not None:
         domain += f", within [{settings.low:g}, {settings.high:g}]"
-    return f"perturbation of every frame, epsilon ({norm}{domain})"
+    moved = "frame" if settings.decibels is None else "sample over the peak"
+    return f"perturbation of every {moved}, epsilon ({norm}{domain})"

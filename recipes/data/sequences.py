@@ -4,7 +4,7 @@ B: batch, T: frames, N: features.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 Loader = DataLoader[Any]
 Collate = Callable[[list[tuple[Tensor, Tensor]]], Any] | None
@@ -80,6 +80,33 @@ def padded(samples: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor],
     sequences, labels = zip(*samples, strict=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     return (pad_sequence(list(sequences), batch_first=True), lengths), torch.stack(labels)
+
+
+class SimilarLengths(Sampler[int]):
+    """An order in which batches hold samples of similar lengths, so that little is padded.
+
+    Samples are shuffled by the global generator, sorted by length within pools of a few batches,
+    and the batches are shuffled again; the last one may be smaller.
+
+    Args:
+        lengths: of the samples.
+        batch_size: of the batches.
+        pool: how many batches are sorted together.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, pool: int = 8) -> None:
+        self._lengths, self._batch, self._pool = torch.tensor(lengths), batch_size, pool
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(len(self))
+        pools = torch.split(order, self._batch * self._pool)
+        ordered = torch.cat([pool[self._lengths[pool].argsort()] for pool in pools])
+        *whole, last = torch.split(ordered, self._batch)
+        batches = [whole[at] for at in torch.randperm(len(whole)).tolist()]
+        yield from torch.cat([*batches, last]).tolist()
 
 
 class SequenceData(pl.LightningDataModule):

@@ -7,14 +7,19 @@ Polyhedral Verification of Recurrent Neural Networks", CAV 2021.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
+from torch.utils.data import DataLoader
 
 from popqorn_train.recipes.data.sequences import (
+    Loader,
     SequenceData,
     SequenceSet,
+    SimilarLengths,
     data_folder,
     hold_out,
     not_found,
@@ -37,6 +42,10 @@ class SpokenDigits(SequenceData):
         validation: utterances held out of those to train on.
         speaker: tested alone and not trained on, on all takes; None tests the first five takes.
         most: samples of a wave that are kept, from its middle.
+        speed: share by which an utterance may be slower or faster in training.
+        cut: samples that either end may lose in training.
+        tilt: share of the sample before that may be added to, or taken off, each one in training,
+            as other microphones and rooms do.
         seed: of the utterances held out.
 
     Raises:
@@ -52,10 +61,18 @@ class SpokenDigits(SequenceData):
         validation: int = 300,
         speaker: str | None = None,
         most: int = 8056,
+        speed: float = 0.0,
+        cut: int = 0,
+        tilt: float = 0.0,
         seed: int = 0,
     ) -> None:
         if most < 1:
             raise ValueError(f"`most` must be at least 1, got {most}.")
+        if cut < 0 or not 0 <= speed < 1 or not 0 <= tilt < 1:
+            raise ValueError(
+                "`cut` must be at least 0, `speed` and `tilt` lie in [0, 1), got "
+                f"{cut}, {speed} and {tilt}."
+            )
         waves, labels, speakers, takes = read_utterances(path)
         held = takes < _TEST_TAKES
         if speaker is not None:
@@ -75,6 +92,38 @@ class SpokenDigits(SequenceData):
             batch_size=batch_size,
             collate=padded,
         )
+        self._changes = cut, speed, tilt
+        self._collate_training = self._changed
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled, with utterances of similar lengths in a batch."""
+        assert isinstance(self.train, SequenceSet)
+        lengths = [len(wave) for wave in self.train.sequences]
+        order = SimilarLengths(lengths, self.batch_size)
+        return DataLoader(
+            self.train, self.batch_size, sampler=order, collate_fn=self._collate_training
+        )
+
+    def _changed(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
+        return padded([(changed(wave, *self._changes), label) for wave, label in samples])
+
+
+def changed(wave: Tensor, cut: int, speed: float, tilt: float) -> Tensor:
+    """An utterance ``(L,)`` as another take of the same speaker might be, over its own peak.
+
+    Drawn by the global generator; see ``SpokenDigits`` for the arguments. One of up to
+    ``6 cut`` samples is not cut.
+    """
+    if len(wave) > 6 * cut:
+        start, stop = torch.randint(cut + 1, (2,)).tolist()
+        wave = wave[start : len(wave) - stop]
+    if tilt:
+        share = tilt * (2 * torch.rand(()).item() - 1)
+        wave = wave + share * pad(wave[:-1], (1, 0))
+    if speed:
+        size = round(len(wave) * (1 + speed * (2 * torch.rand(()).item() - 1)))
+        wave = interpolate(wave[None, None], size, mode="linear", align_corners=True)[0, 0]
+    return _over_peak(wave)
 
 
 def read_utterances(
@@ -95,5 +144,8 @@ def read_utterances(
 def _scaled(wave: Tensor, most: int) -> Tensor:
     """The middle of a wave, over its peak; silence stays."""
     first = max(0, len(wave) - most) // 2
-    wave = wave[first : first + most]
+    return _over_peak(wave[first : first + most])
+
+
+def _over_peak(wave: Tensor) -> Tensor:
     return wave / wave.abs().max().clamp(min=1e-6)

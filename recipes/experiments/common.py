@@ -19,7 +19,7 @@ from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.evaluation.provenance import fingerprint, versions
 from popqorn_train.recipes.classifier import RobustClassifier
 from popqorn_train.recipes.data.sequences import Loader, SequenceData
-from popqorn_train.recipes.networks import RecurrentNet, load_net
+from popqorn_train.recipes.networks import RecurrentNet, load_recurrent_net
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def trained(
     """
     made = {"net": net_settings, **asdict(training), "samples": len(data.train)}
     if path.is_file() and torch.load(path, weights_only=True).get("made") == made:
-        return load_net(path)
+        return load_recurrent_net(path)
     pl.seed_everything(training.seed, verbose=False)
     net = RecurrentNet(**net_settings)
     trainer = pl.Trainer(
@@ -67,7 +67,7 @@ def trained(
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {f"net.{name}": value.cpu() for name, value in net.state_dict().items()}
     torch.save({"state_dict": state, "net_settings": net.settings, "made": made}, path)
-    return load_net(path)
+    return load_recurrent_net(path)
 
 
 @torch.no_grad()

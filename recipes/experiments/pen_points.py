@@ -32,7 +32,7 @@ from popqorn_train.recipes.experiments.common import (
     write_numbers,
 )
 from popqorn_train.recipes.experiments.strokes import trend
-from popqorn_train.recipes.networks import RecurrentNet, load_net
+from popqorn_train.recipes.networks import RecurrentNet, load_recurrent_net
 
 _DRAWN = 10  # digits in the picture
 UNIT = "certified radius of the point alone (l_2)"
@@ -86,7 +86,7 @@ def _networks(config: Config, data: PenDigits) -> dict[str, RecurrentNet]:
     training = Training(config.epochs, seed=config.seed)
     found = {"standard": trained(settings, data, training, config.folder / "standard.ckpt")}
     for path in config.checkpoints:
-        found[path.parent.parent.name or path.stem] = load_net(path)
+        found[path.parent.parent.name or path.stem] = load_recurrent_net(path)
     return found
 
 

@@ -32,7 +32,7 @@ from popqorn_train.recipes.experiments.common import (
     write_numbers,
 )
 from popqorn_train.recipes.experiments.word_tables import draw, said, summary
-from popqorn_train.recipes.networks import RecurrentNet, load_net
+from popqorn_train.recipes.networks import RecurrentNet, load_recurrent_net
 
 Kind = Literal["trec", "news"]
 GIVEN: dict[Kind, tuple[str, ...]] = {
@@ -107,7 +107,7 @@ def networks(config: Config, data: TextData) -> dict[str, RecurrentNet]:
         training = Training(config.epochs, seed=config.seed)
         found[cell] = trained(settings, data, training, config.folder / f"{cell}.ckpt")
     for path in config.checkpoints:
-        net = load_net(path)
+        net = load_recurrent_net(path)
         if net.settings["words"] != data.words:
             raise ValueError(
                 f"`checkpoints` must know the {data.words} words of the data, {path} knows "

@@ -132,6 +132,21 @@ def test_results_are_written_with_every_number(net, frames, tmp_path):
     assert max(map(len, lines)) <= 80
 
 
+def test_sizes_are_reported_in_decibels_too(net, frames, tmp_path):
+    settings = EvaluationSettings(decibels=(-40.0, -20.0), method="ibp", attack_steps=1)
+    assert settings.epsilons == pytest.approx((0.01, 0.1))
+    found = evaluate(net, frames, settings)
+    models = {"certified": model_results(found, 1.5, None)}
+    [entry] = models["certified"]["evaluations"]
+    assert entry["decibels"] == [-40, -20]
+    assert 10 ** (entry["median_decibels"] / 20) == pytest.approx(entry["median_radius"])
+    rows = dict(line.rsplit(maxsplit=1) for line in table(models).splitlines()[:-1])
+    assert rows["cert -40 dB"] == f"{100 * found[0].certified(0.01):.1f}"
+    assert list(rows)[-1].split() == ["median", f"{entry['median_decibels']:.1f}"]
+    nothing = models["certified"]["evaluations"][0] | {"median_decibels": None}
+    assert table({"certified": {"evaluations": [nothing]}}).splitlines()[-2].split()[1] == "-"
+
+
 def test_radii_are_one_line_a_sample(net, frames, tmp_path):
     [found] = evaluate(net, frames, SETTINGS)
     found.write_csv(tmp_path / "radii.csv", "a")

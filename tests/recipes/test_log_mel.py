@@ -81,3 +81,21 @@ def test_a_network_on_features_is_certified_from_the_wave_on(method):
 def test_arguments_out_of_range_are_refused(changes):
     with pytest.raises(ValueError, match="must be at least 1"):
         front_end(**changes)
+
+
+@pytest.mark.parametrize("level", [-60, -40, -20])
+def test_features_of_every_perturbed_wave_lie_between_their_ends(level):
+    front, x = front_end().double(), wave().double()
+    front.standardise([*x])
+    share = 10 ** (level / 20)
+    lower, upper = front.ranges(x, share)
+    d = torch.randn(500, *x.shape, dtype=torch.float64).sign() * share * x.abs().amax(1)[:, None]
+    values = front((x + d).flatten(0, 1)).view(500, *lower.shape)
+    assert torch.maximum(lower - values, values - upper).max() <= 1e-9
+    assert (upper - lower).max() < 20 * (values.amax(0) - values.amin(0)).max()
+
+
+def test_ends_meet_where_nothing_moves():
+    front, x = front_end(), wave()
+    for end in front.ranges(x, 0.0):
+        torch.testing.assert_close(end, front(x))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from popqorn_train.recipes.data.sequences import DataNotFoundError
-from popqorn_train.recipes.data.spoken_digits import SpokenDigits
+from popqorn_train.recipes.data.spoken_digits import SpokenDigits, changed
 from popqorn_train.recipes.experiments import spoken_digits as experiment
 
 
@@ -43,6 +43,35 @@ def test_a_speaker_is_left_out_of_training(folder):
 def test_long_waves_keep_their_middle(folder):
     data = SpokenDigits(folder, validation=0, most=500)
     assert max(len(wave) for wave, _ in data.train) == 500
+
+
+def test_utterances_change_in_training_alone(folder):
+    data = SpokenDigits(folder, validation=4, batch_size=5, speed=0.2, cut=50, tilt=0.3)
+    known = {tuple(wave.tolist()) for wave, _ in data.train}
+    for (waves, lengths), _ in data.train_dataloader():
+        assert waves.abs().amax(1).allclose(torch.ones(len(waves)))
+        assert not {tuple(w[:n].tolist()) for w, n in zip(waves, lengths, strict=True)} & known
+    (waves, lengths), _ = next(iter(data.val_dataloader()))
+    assert torch.equal(waves[0, : lengths[0]], data.validation[0][0])
+
+
+def test_a_change_cuts_the_ends_then_tilts_and_stretches():
+    wave = torch.arange(1.0, 601)
+    torch.manual_seed(0)
+    kept = changed(wave, 50, 0.0, 0.0) * 600
+    assert 500 <= len(kept) <= 600
+    assert kept.diff().allclose(kept.diff()[:1], rtol=1e-2)  # nothing but the ends is lost
+    assert {len(changed(wave, 0, 0.2, 0.0)) for _ in range(20)} <= set(range(480, 721))
+    assert torch.equal(changed(wave, 200, 0.0, 0.0), wave / 600)  # too short to be cut
+    tilted = changed(wave, 0, 0.0, 0.5)
+    assert len(tilted) == 600
+    assert not tilted.allclose(wave / 600)
+
+
+@pytest.mark.parametrize("wrong", [{"cut": -1}, {"speed": 1.0}, {"tilt": -0.1}, {"most": 0}])
+def test_changes_out_of_range_are_refused(folder, wrong):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+        SpokenDigits(folder, **wrong)
 
 
 def test_a_missing_file_is_named(tmp_path):
