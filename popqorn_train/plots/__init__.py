@@ -21,6 +21,7 @@ from popqorn_train.plots.radii import (
     draw_radius_histogram,
 )
 from popqorn_train.plots.training import draw_training
+from popqorn_train.plots.waves import draw_waves
 from popqorn_train.plots.words import Sentence, draw_sentences, sentences_html
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "draw_sentences",
     "draw_strokes",
     "draw_training",
+    "draw_waves",
     "evenly",
     "sentences_html",
 ]

@@ -24,17 +24,18 @@ from popqorn_train.plots.style import (
     new_figure,
 )
 
-_MARK = "#D55E00"  # the most fragile frame
+MARK = "#D55E00"  # the most fragile frame
 _WRITTEN = 16  # frames up to which every radius is written into its cell
 
 
-def _least(radii: NDArray[np.float64]) -> int | None:
+def weakest(radii: NDArray[np.float64]) -> int | None:
     """The most fragile frame; None where nothing is proved."""
     known = np.where(np.isfinite(radii) & (radii > 0), radii, np.inf)
     return None if np.isinf(known).all() else int(known.argmin())
 
 
-def _scale(radii: Sequence[NDArray[np.float64]]) -> RadiusScale:
+def scale_of(radii: Sequence[NDArray[np.float64]]) -> RadiusScale:
+    """One scale for all radii of a figure."""
     return RadiusScale.of(np.concatenate([row.ravel() for row in radii]).tolist())
 
 
@@ -66,7 +67,7 @@ def draw_frame_strips(
     samples, frames = found.shape
     if names and len(names) != samples:
         raise ValueError(f"`names` must be one per sample, got {len(names)} for {samples}.")
-    scale = _scale([found])
+    scale = scale_of([found])
     figure = new_figure(7.6, 1.3 + 0.36 * samples)
     ax = figure.add_subplot()
     colors, norm = mapped(scale)
@@ -94,12 +95,12 @@ def _mark_cell(ax: Any, row: int, values: NDArray[np.float64], scale: RadiusScal
                 ink = ink_on(scale.color(value))
                 style = {"ha": "center", "va": "center", "fontsize": 8.5, "color": ink}
                 ax.text(at + 1, row, _short(value), **style)
-    least = _least(values)
+    least = weakest(values)
     if least is not None:
         from matplotlib.patches import Rectangle
 
         corner = least + 0.5, row - 0.5
-        frame: dict[str, Any] = {"edgecolor": _MARK, "lw": 2.4, "zorder": 3, "clip_on": False}
+        frame: dict[str, Any] = {"edgecolor": MARK, "lw": 2.4, "zorder": 3, "clip_on": False}
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, **frame))
 
 
@@ -141,7 +142,7 @@ def draw_image_rows(
         raise ValueError(
             f"`images` must be (S, T, N) for radii {found.shape}, got shape {pixels.shape}."
         )
-    scale = _scale([found])
+    scale = scale_of([found])
     figure, axes = _panels(len(pixels), title, across)
     low, high = pixels.min(), pixels.max()
     for at, ax in enumerate(axes):
@@ -166,10 +167,10 @@ def _draw_rows(
     ax.set(xlim=(0, 1.4 * columns), ylim=(rows, 0), xticks=[], yticks=[])
     ax.set_box_aspect(1 / 1.4)
     ax.spines[:].set_visible(False)
-    least = _least(radii)
+    least = weakest(radii)
     if least is not None:
         tip = 1.03 * columns + wide
-        ax.plot(tip + 0.08 * columns, least + 0.5, "<", color=_MARK, ms=7)
+        ax.plot(tip + 0.08 * columns, least + 0.5, "<", color=MARK, ms=7)
 
 
 def draw_strokes(
@@ -202,7 +203,7 @@ def draw_strokes(
         if pen.shape != (len(row), 4):
             raise ValueError(f"`steps` must be (T, 4) for {len(row)} radii, got {pen.shape}.")
     figure, axes = _panels(len(pens), title, 5)
-    scale = _scale(found)
+    scale = scale_of(found)
     for at, ax in enumerate(axes):
         _draw_pen(ax, pens[at], found[at], scale)
         ax.set_title(literal(names[at]) if names else "", fontsize=9)
@@ -224,9 +225,9 @@ def _draw_pen(
         else:
             ax.plot(*point, "o", color=color, mec="#333333", ms=6, zorder=3)
     ax.plot(*points[0], "o", mfc="none", mec="#333333", ms=12, mew=1.5, zorder=4)
-    least = _least(radii)
+    least = weakest(radii)
     if least is not None:
-        ax.plot(*points[least], "X", color=_MARK, mec="white", ms=10, zorder=5)
+        ax.plot(*points[least], "X", color=MARK, mec="white", ms=10, zorder=5)
     low, high = points.min(0), points.max(0)
     middle, half = (low + high) / 2, 0.58 * max(*(high - low), 1.0)
     ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
