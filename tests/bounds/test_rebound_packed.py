@@ -75,7 +75,7 @@ SHAPES = {
     "two layers, both ways": ("tanh", {"bidirectional": True, "num_layers": 2}),
     "gru, both ways": ("gru", {"bidirectional": True}),
 }
-SLOW = ("gru, both ways",)
+SLOW = ("rnn", "two layers", "gru, both ways")
 SHAPED = [
     pytest.param(*shape, id=name, marks=[pytest.mark.slow] * (name in SLOW))
     for name, shape in SHAPES.items()
