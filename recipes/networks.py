@@ -135,6 +135,8 @@ class SpeechNet(nn.Module):
         frame_units: of a layer before it.
         words: None.
         init: of the recurrent layer.
+        pool: see ``RecurrentNet``.
+        bidirectional: likewise.
 
     Attributes:
         front: the front end; it is scaled by the waves that are trained on.
@@ -156,6 +158,8 @@ class SpeechNet(nn.Module):
         frame_units: int | None = None,
         words: int | None = None,
         init: Init = "default",
+        pool: Pool = "last",
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         if features != 1 or words is not None:
@@ -165,10 +169,18 @@ class SpeechNet(nn.Module):
             )
         self.front = LogMel(filters, floor=floor)
         self.reader = RecurrentNet(
-            filters, hidden, classes, cell=cell, frame_units=frame_units, init=init
+            filters,
+            hidden,
+            classes,
+            cell=cell,
+            frame_units=frame_units,
+            init=init,
+            pool=pool,
+            bidirectional=bidirectional,
         )
         own = {"features": 1, "filters": filters, "floor": floor}
         self.settings = {**self.reader.settings, **own}
+        del self.settings["train_words"]
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits ``(B, C)`` of waves ``(B, L)``, each read up to its length."""

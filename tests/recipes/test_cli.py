@@ -282,7 +282,7 @@ def test_every_packaged_configuration_can_be_read(capsys, name):
         main(["fit", "--config", name, "--print_config"])
     assert ended.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["net"]["class_path"].endswith("RecurrentNet")
+    assert printed["model"]["net"]["class_path"].endswith(("RecurrentNet", "SpeechNet"))
     assert printed["folder"].endswith(name)
 
 
