@@ -26,8 +26,8 @@ from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.worker import Found
 
 _LATE = (
-    "needs the value in the epoch that it is of, and with CertifiedRadiusMonitor(background=True) "
-    "it comes later; leave `background` off."
+    "needs each value in its own epoch, but with CertifiedRadiusMonitor(background=True) values "
+    "arrive later; leave `background` off."
 )
 _LOOK = 0.5  # seconds from one look at the progress of the last certification to the next
 
@@ -206,8 +206,8 @@ class BackgroundCertifier(SetCertifier):
             progress.close()
         if worker.dropped:
             rank_zero_info(
-                f"CertifiedRadiusMonitor left out {worker.dropped} of {self._handed} snapshots: "
-                "a newer one was there before the worker was free."
+                f"CertifiedRadiusMonitor skipped {worker.dropped} of {self._handed} snapshots: "
+                "a newer one arrived before the worker was free."
             )
 
     def stop(self) -> None:

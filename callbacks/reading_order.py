@@ -118,6 +118,6 @@ def check_count(labels: int, indices: int) -> None:
     """
     if labels != indices:
         raise ValueError(
-            f"`val_dataloaders` reads {indices} samples where its batches hold {labels} labels; "
-            "give every sample that the sampler names one label, in its order."
+            f"`val_dataloaders` reads {indices} samples, but its batches hold {labels} labels; "
+            "return one label for each sample of the sampler, in its order."
         )

@@ -23,8 +23,8 @@ from popqorn_train.callbacks.watchers import check_watchers
 from popqorn_train.evaluation.progress import duration
 
 _PARTS = (
-    "compares certifications, and with CertifiedRadiusMonitor(spread=...) each is of other samples "
-    "than the one before; leave `spread` at 1."
+    "compares certifications, but with CertifiedRadiusMonitor(spread=...) each one covers other "
+    "samples; leave `spread` at 1."
 )
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 

@@ -30,9 +30,9 @@ class EvaluationSettings:
         p: norm of the ball around every frame.
         low: least value of an input; None where there is none.
         high: greatest value of an input.
-        frames: mask of the frames that move, a list of booleans; None takes that of the loss that
+        frames: mask of the perturbed frames, a list of booleans; None takes that of the loss that
             trained the network, if it has one.
-        features: mask of the features that move, likewise.
+        features: mask of the perturbed features, likewise.
         method: bounding method; everything is certified with intervals at least.
         samples: how many of the test set are looked at, drawn by the seed 0; None takes them all.
         method_samples: how many of these are certified by ``method``; all are then certified with

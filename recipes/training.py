@@ -172,7 +172,7 @@ class RecipeCLI(LightningCLI):
         if results.exists() and self._get(self.config, "ckpt_path") is None:
             raise ConfigurationError(
                 f"--folder {self.folder} holds the results of an earlier run. Name another folder, "
-                f"go on with --ckpt_path={last}, or remove it."
+                f"continue with --ckpt_path={last}, or remove it."
             )
         try:
             self._lock = FolderLock(self.folder)

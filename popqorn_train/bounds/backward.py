@@ -70,9 +70,8 @@ def check_defined(found: Enclosure) -> None:
         if getattr(node, "partial", False) and found.ranges[node].lower.isnan().any():
             raise ValueError(
                 f"The bounds of a {type(node).__name__} node of shape {node.shape} are NaN: within "
-                "this epsilon, what it reads may leave the domain of a logarithm, root, power or "
-                "quotient. Keep it away from there (log(x + c), clamp(min=c)), or take a smaller "
-                "epsilon."
+                "this epsilon, its input may leave the domain of a logarithm, root, power or "
+                "quotient. Keep it inside (log(x + c), clamp(min=c)), or use a smaller epsilon."
             )
 
 

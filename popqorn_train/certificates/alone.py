@@ -65,8 +65,8 @@ def mixing(instance: Instance, step: Step | None = None) -> MixedSamplesError:
     where = "something in forward" if step is None else f"what {step.name!r} reads ({step.source})"
     return MixedSamplesError(
         f"{type(instance.lifter.model).__name__} treats a sample differently when it is alone: "
-        f"{where} mixes samples (as a mean over the batch does). Bounds are for one sample at a "
-        "time; write forward so that samples stay apart."
+        f"{where} mixes samples (as a mean over the batch does). Bounds hold for one sample at a "
+        "time; keep samples independent in forward."
     )
 
 

@@ -89,7 +89,7 @@ class BoundModel(nn.Module):
         whole = isinstance(frame_axis, int) and not isinstance(frame_axis, bool)
         if frame_axis is not None and not whole:
             raise TypeError(
-                f"`frame_axis` must be an axis of what moves, a whole number or None, got "
+                f"`frame_axis` must be an axis of the perturbed tensor, an integer or None, got "
                 f"{frame_axis!r}."
             )
         if output_is not in (None, *KINDS):
@@ -302,16 +302,16 @@ def bound(
     output_is: OutputIs | None = None,
     select: Select | None = None,
 ) -> BoundModel:
-    """Prepare a model once: to say which tensor moves, what a frame is, or what an output is.
+    """Prepare a model: say which tensor is perturbed, what a frame is, or what an output means.
 
     Everything that takes a model also takes the result.
 
     Args:
         model: a classifier that returns logits ``(B, C)``; itself returned if already bound. What
             is compiled, or wrapped for training in parallel, is bounded without the wrapper.
-        perturb: see ``BoundModel``; for a bound model, None leaves what moves.
+        perturb: see ``BoundModel``; for a bound model, None keeps the perturbed tensor.
         frame_axis: see ``BoundModel``; with a new ``perturb``, None means none.
-        output_is: see ``BoundModel``; for a bound model, None leaves what it was.
+        output_is: see ``BoundModel``; for a bound model, None keeps the meaning.
         select: likewise.
 
     Raises:

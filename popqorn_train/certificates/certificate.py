@@ -90,7 +90,7 @@ def logit_bounds(
     Args:
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
-        ball: what may move, an ``LpBall``, a ``Box`` or ``Substitutions``.
+        ball: the perturbation, an ``LpBall``, a ``Box`` or ``Substitutions``.
         method: a name, see methods.py, or an object.
         probes: see ``certify``.
 
@@ -154,7 +154,7 @@ def certify(
         model: a classifier, or ``bound(model)``.
         inputs: what its forward takes.
         target: ``(B,)`` integer labels.
-        ball: what may move, an ``LpBall``, a ``Box`` or ``Substitutions``.
+        ball: the perturbation, an ``LpBall``, a ``Box`` or ``Substitutions``.
         method: a name, see methods.py, or an object.
         confirm: ``"float64"`` bounds every sample that would be certified again in float64 (on a
             CPU all at once, which costs less), and reports that; None leaves the precision of the

@@ -156,7 +156,7 @@ def empirical_radius(
         target: ``(B,)`` integer labels.
         p: norm of the ball.
         frames: see ``LpBall``; so are ``features``, ``scope``, ``low`` and ``high``.
-        features: mask of the features that move.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.

@@ -148,8 +148,7 @@ def as_rows(output: Any, like: Tensor) -> Tensor | None:
 def _refuse(instance: Instance) -> NoReturn:
     model = instance.lifter.model
     way_out = (
-        "Something in forward is in place, random, or differs from batch to batch; write it "
-        "without."
+        "Something in forward works in place, is random, or differs from batch to batch; remove it."
     )
     if any(getattr(module, "use_nested_tensor", False) for module in model.modules()):
         way_out += (

@@ -44,7 +44,7 @@ def frame_radii(
     max_bytes: int | None = None,
     probes: int = PROBES,
 ) -> Tensor:
-    """The certified radius of every frame when it alone moves.
+    """The certified radius of each frame when it alone is perturbed.
 
     Small radii show the frames, words or rows that the decision hangs on. Neighbouring frames are
     bounded in one batch. Up to the first of them the recurrent layer that reads the input is run
@@ -57,7 +57,7 @@ def frame_radii(
         target: ``(B,)`` integer labels.
         p: norm of the ball.
         method: see ``certified_radius``, as for all that follow.
-        features: mask of the features that move, see ``LpBall``.
+        features: mask of the perturbed features, see ``LpBall``.
         low: least value of an input.
         high: greatest value of an input.
         box: in place of a ball, see ``certified_radius``.

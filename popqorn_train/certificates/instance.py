@@ -128,8 +128,8 @@ class Instance(NamedTuple):
         node = self._lifted(fork)
         if not isinstance(node, Node):
             raise UnsupportedModelError(
-                f"The logits do not depend on {self.plan.source.name!r}, which moves. Name another "
-                "tensor with bound(model, perturb=...)."
+                f"The logits do not depend on the perturbed tensor, {self.plan.source.name!r}. "
+                "Name another one with bound(model, perturb=...)."
             )
         node = self._two_classes(node) if self.plan.meaning.single else node
         batch = len(self.value)

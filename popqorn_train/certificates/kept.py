@@ -60,7 +60,7 @@ class Kept(NamedTuple):
 
     def warn(self) -> None:
         """Say which samples have no answer."""
-        warnings.warn(f"{said(self.errors)}; NaN stands for their answers.", stacklevel=4)
+        warnings.warn(f"{said(self.errors)}; their results are NaN.", stacklevel=4)
 
 
 def kept_of(layer: BoundModel, inputs: Inputs) -> Kept | None:

@@ -139,7 +139,7 @@ class ModuleProbe:
         differs = ~(agree(theirs, ours, near) | ~ours.isfinite())
         if differs.any():
             where = self._place(differs, samples, done)
-            return f"does not do what was traced of it everywhere in the set ({where})", near
+            return f"does not compute what was traced everywhere in the set ({where})", near
         return self._claimed(theirs, samples, near, done), near
 
     def _place(self, wrong: Tensor, samples: Tensor, done: int | None) -> str:

@@ -42,7 +42,7 @@ def check_probes(probes: int) -> None:
         ValueError: naming the argument.
     """
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
-        raise ValueError(f"`probes` must be a whole number from 0 on, got {probes!r}.")
+        raise ValueError(f"`probes` must be a non-negative integer, got {probes!r}.")
 
 
 class Probes:
@@ -151,7 +151,7 @@ class Probes:
         raise ContradictionError(
             f"{type(self._layer.model).__name__} {what}, so its graph is not the model and nothing "
             "is certified. Something in forward, in a hook or in a replaced method is not traced; "
-            "write it without, and if nothing of the kind is there, please report it."
+            "remove it. If there is nothing of the kind, please report this."
         )
 
 

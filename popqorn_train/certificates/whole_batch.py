@@ -72,7 +72,7 @@ def check_numbers(found: Plan, lifter: Lifter) -> None:
         step = others[0]
         raise MixedSamplesError(
             f"forward computes {step.name!r} from all samples of the batch ({step.source}), and no "
-            "two samples alone give what it is here, so that sizes may be others than were traced. "
+            "two samples alone reproduce its value, so sizes may differ from those traced. "
             "Compute it outside forward, cut the inputs there, or use a maximum over the samples."
         )
 
@@ -86,8 +86,9 @@ def check_shape(found: Plan, value: Tensor) -> None:
     axis, shape = found.root.batch_axis or 0, tuple(found.root.shape or ())
     if (*shape[:axis], *shape[axis + 1 :]) != (*value.shape[:axis], *value.shape[axis + 1 :]):
         raise MixedSamplesError(
-            f"forward cuts what moves to a size that depends on data ({found.root.source}): "
-            f"{tuple(value.shape)}, where {shape} was traced. Cut the inputs outside forward."
+            "forward cuts the perturbed tensor to a size that depends on data "
+            f"({found.root.source}): {tuple(value.shape)}, where {shape} was traced. Cut the "
+            "inputs outside forward."
         )
 
 

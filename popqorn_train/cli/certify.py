@@ -26,7 +26,7 @@ def add_certify(commands: Any) -> None:
 def run_certify(options: argparse.Namespace) -> int:
     """Certify and report; see ``popqorn_train.cli.main`` for the exit status."""
     work = _certify if options.shard is None else certify_shard
-    again = f"what is certified is in {options.folder}, go on with --resume"
+    again = f"results so far are in {options.folder}, continue with --resume"
     return carried_out(options, work, again)
 
 

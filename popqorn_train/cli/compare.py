@@ -42,10 +42,10 @@ def add_compare(commands: Any) -> None:
     command.add_argument(
         "files", nargs="+", type=Path, help="certification.json, its folder, or a monitor's .jsonl"
     )
-    command.add_argument("--names", help="shown in the chart: standard,certified; default folders")
+    command.add_argument("--names", help="names in the chart, like standard,certified")
     command.add_argument("--picture", type=Path, default=Path("comparison.png"))
     command.add_argument(
-        "--anyway", action="store_true", help="compare what differs too, with the differences said"
+        "--anyway", action="store_true", help="compare runs that differ, and list the differences"
     )
     command.set_defaults(run=run_compare)
 

@@ -61,8 +61,8 @@ class FrameByFrame:
         most = math.inf if asked is not None else max(_SHARE * spent, _LEAST)
         limit = "" if asked is not None else f" for up to {duration(most)}"
         note(
-            f"looking at the {len(wanted)} most fragile samples frame by frame{limit}; Ctrl-C ends "
-            "that, --fragile 0 leaves it out"
+            f"examining the {len(wanted)} most fragile samples frame by frame{limit}; Ctrl-C stops "
+            "this, --fragile 0 skips it"
         )
         bar = shown("frames of the most fragile", len(wanted))
         found: list[FragileSample] = []
@@ -74,7 +74,7 @@ class FrameByFrame:
         bar.close()
         if len(found) < len(wanted):
             all_of_them = f"{self.again}--fragile {len(wanted)}"
-            note(f"looked at {len(found)} of them {stopped}; {all_of_them} does all")
+            note(f"examined {len(found)} of them {stopped}; {all_of_them} examines all")
         return found
 
     def _look(

@@ -137,7 +137,7 @@ def _add_search(group: "argparse._ArgumentGroup") -> None:
         help="certify the model as it computes in float32, rounding included",
     )
     group.add_argument("--attack", action="store_true", help="also attack every sample")
-    group.add_argument("--seconds", type=_positive, help="start no further sample after this time")
+    group.add_argument("--seconds", type=_positive, help="stop after this time")
 
 
 def _add_report(group: "argparse._ArgumentGroup") -> None:
@@ -151,8 +151,8 @@ def _add_report(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--fragile",
         type=whole,
-        help="how many samples are looked at frame by frame; 0 leaves that out. Default: up to 8, "
-        "as many as a quarter of the time of certifying allows",
+        help="how many of the most fragile samples to examine frame by frame; 0 skips this. "
+        "Default: up to 8, within a quarter of the time that certifying took",
     )
     group.add_argument(
         "--words", help="names of the tokens: a file with one per line, or module:name"

@@ -40,7 +40,7 @@ def carried_out(
 
 
 def _full(options: argparse.Namespace, again: str) -> str:
-    return f"no space is left on the disk of {options.folder}; make room: {again}"
+    return f"no space is left on the disk of {options.folder}. Free some; {again}"
 
 
 def _warned(message: Warning | str, *_: Any, **__: Any) -> None:

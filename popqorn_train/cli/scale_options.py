@@ -23,16 +23,16 @@ def add_scale_options(
     group.add_argument(
         "--engine", choices=("ray",), help="certify by several processes, here or on a cluster"
     )
-    group.add_argument("--workers", type=count, help="of the engine (default: 2)")
+    group.add_argument("--workers", type=count, help="number of worker processes (default: 2)")
     group.add_argument(
-        "--address", help="of a cluster, host:port or auto (default: start the engine here)"
+        "--address", help="address of a cluster, host:port or auto (default: start Ray here)"
     )
     group.add_argument(
         "--num-cpus",
         type=positive,
-        help="of a worker (default: 0.9, or what there is here for each)",
+        help="processors per worker (default: 0.9, or an equal share of this machine)",
     )
-    group.add_argument("--num-gpus", type=positive, help="of a worker (default: none)")
+    group.add_argument("--num-gpus", type=positive, help="GPUs per worker (default: none)")
 
 
 def check_scale(options: argparse.Namespace) -> None:
@@ -46,4 +46,4 @@ def check_scale(options: argparse.Namespace) -> None:
     given = [name for name in _FOR_RAY if getattr(options, name) is not None]
     if given and options.engine is None:
         name = given[0].replace("_", "-")
-        raise ValueError(f"`--{name}` belongs to --engine ray, which is missing.")
+        raise ValueError(f"`--{name}` needs --engine ray.")

@@ -38,7 +38,7 @@ def certify_shard(options: argparse.Namespace) -> None:
     finally:
         lock.release()
     print(f"shard {shard}: {SampleRows(rows)!r}; written to {folder}")
-    print(f"when all are there: popqorn-train merge {options.folder}")
+    print(f"once all shards are done: popqorn-train merge {options.folder}")
 
 
 def _batches(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _check_cover(run: Run, parts: Sequence[tuple[Shard, Sequence[SampleRow]]]) -
         if wanted != [row.index for row in rows]:
             raise ValueError(
                 f"shard {shard} holds {len(rows)} samples, not the {len(wanted or ())} that the "
-                "data give it now: go on with --resume, or certify it anew where the data changed."
+                "data give it now: continue with --resume, or certify it again if the data changed."
             )
 
 
@@ -82,14 +82,14 @@ def add_merge(commands: Any) -> None:
         description="Join the shards in a folder: rows, report and all, as one run writes them.",
     )
     command.add_argument("folder", type=Path, help="the --folder of all shards")
-    command.add_argument("--device", help="where the fragile samples are looked at")
-    command.add_argument("--fragile", type=whole, help="in the place of that of the shards")
+    command.add_argument("--device", help="device for examining the most fragile samples")
+    command.add_argument("--fragile", type=whole, help="replaces the --fragile of the shards")
     command.set_defaults(run=run_merge)
 
 
 def run_merge(options: argparse.Namespace) -> int:
     """Join and report; see ``popqorn_train.cli.main`` for the exit status."""
-    return carried_out(options, _merge, "what is certified stays in its shards, merge again")
+    return carried_out(options, _merge, "the shards are unchanged, merge again")
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -122,14 +122,14 @@ def _check_subject(run: Run, parts: Sequence[Part]) -> None:
         then = parts[0].settings.get(name)
         if now != then:
             raise ValueError(
-                f"the shards are of something else than what their command names now: {name} was "
-                f"{then!r}, is {now!r}."
+                "the shards were certified with something else than their command names now: "
+                f"{name} was {then!r}, is {now!r}."
             )
     digests = _digests(run, [part.shard for part in parts])
     for part, digest in zip(parts, digests, strict=True):
         if digest != part.settings.get("own_samples"):
             raise ValueError(
                 f"shard {part.shard} read other samples than {run.options.data} gives now. Certify "
-                "it anew, from data that are the same every time."
+                "it again, with data that are the same every time."
             )
     _check_cover(run, [(part.shard, part.rows) for part in parts])

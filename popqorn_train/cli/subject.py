@@ -51,8 +51,8 @@ def loaded_model(subject: Subject) -> BoundModel:
     model = subject.opened_model()
     if subject.checkpoint is None and not isinstance(resolved(subject.model, "model"), nn.Module):
         note(
-            f"no --checkpoint, so the weights are those that {subject.model}() made: random ones, "
-            "unless it loads some."
+            f"no --checkpoint: certifying the weights that {subject.model}() creates, which are "
+            "random unless it loads some."
         )
     return model
 

@@ -29,7 +29,7 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
         own = {name: value for name, value in state.items() if name.startswith(prefix)}
         if not own:
             raise ValueError(
-                f"`--prefix` {prefix!r} begins no name in {path}; it holds {_some(state)}."
+                f"no name in {path} begins with `--prefix` {prefix!r}; it holds {_some(state)}."
             )
         state = {name.removeprefix(prefix): value for name, value in own.items()}
     wanted = set(model.state_dict())

@@ -47,7 +47,7 @@ class Ledger:
             self._read(settings)
         elif _lines(folder / _ROWS):
             raise ValueError(
-                f"`--folder` {folder} holds {_ROWS} of an earlier run. Go on with --resume, or "
+                f"`--folder` {folder} holds {_ROWS} of an earlier run. Continue with --resume, or "
                 "name another folder."
             )
         write_whole(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
@@ -73,8 +73,8 @@ class Ledger:
                 self.frames[int(plain["index"])] = [float(radius) for radius in plain["radii"]]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"`--resume` cannot read the rows in {self.folder}: a line is no row that certify "
-                "wrote. Remove it, or name another folder."
+                f"`--resume` cannot read the rows in {self.folder}: a line was not written by "
+                "certify. Remove it, or name another folder."
             ) from error
 
     def add(self, rows: Sequence[SampleRow]) -> None:

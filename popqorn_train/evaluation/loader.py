@@ -76,13 +76,13 @@ def certify_loader(
     Args:
         model: a classifier, or ``bound(model)``; inputs are moved to its device.
         loader: gives batches, in the same order every time.
-        ball: an ``LpBall`` of fixed size, or a ``Box`` around every sample, whose ``share`` is how
-            much of the way to its ends may be gone; None searches the largest ball.
+        ball: an ``LpBall`` of fixed size, or a ``Box`` around every sample, of which ``share`` may
+            be used; None searches the largest ball.
         p: norm of the ball that is searched; see ``certified_radius``, as for everything down to
             ``confirm``. With a ``ball`` only ``method`` and ``confirm`` matter.
         method: bounding method.
-        frames: mask of the frames that move, or a list of booleans.
-        features: mask of the features that move, likewise.
+        frames: mask of the perturbed frames, or a list of booleans.
+        features: mask of the perturbed features, likewise.
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -219,7 +219,7 @@ def _check_ball(ball: Perturbation, described: Perturbation, *, attack: bool) ->
     parts = (described.frames, described.features, described.low, described.high)
     if other or any(part is not None for part in parts):
         raise ValueError(
-            "`ball` says what may move: pass p, frames, features, scope, low and high to LpBall, "
-            "and leave out `attack`, which searches radii."
+            "`ball` describes the perturbation: pass p, frames, features, scope, low and high to "
+            "LpBall, and leave out `attack`, which searches radii."
         )
     check_one_size(ball)

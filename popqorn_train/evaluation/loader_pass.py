@@ -38,7 +38,7 @@ def check_one_size(ball: Perturbation) -> None:
     axes = 2 if isinstance(ball, Box) else 0  # of frames and features
     if any(isinstance(size, Tensor) and size.ndim > axes for size in sizes):
         raise ValueError(
-            "`ball` must be of one size for all batches: `epsilon` a float, the ends of a Box "
+            "`ball` must have one size for all batches: `epsilon` a float, the ends of a Box "
             "floats or (T, N)."
         )
 

@@ -89,7 +89,7 @@ def _check_numbers(folder: Path, shards: Sequence[Shard]) -> None:
     if len(counts) > 1:
         raise ValueError(
             f"{folder} holds shards of {' and of '.join(map(str, counts))}: keep those of one "
-            "number."
+            "count."
         )
     numbers = [shard.number for shard in shards]
     twice = {number for number in numbers if numbers.count(number) > 1}
@@ -107,8 +107,8 @@ def _check_whole(folder: Path, unfinished: Sequence[Shard]) -> None:
     if unfinished:
         numbers = sorted(shard.number for shard in unfinished)
         raise ValueError(
-            f"{folder} holds shard {_listed(numbers)} of {unfinished[0].count} unfinished: go on "
-            f"with --shard {numbers[0]}/{unfinished[0].count} --resume."
+            f"{folder} holds shard {_listed(numbers)} of {unfinished[0].count} unfinished: "
+            f"continue with --shard {numbers[0]}/{unfinished[0].count} --resume."
         )
 
 
@@ -125,7 +125,7 @@ def _check_settings(parts: Sequence[Part]) -> None:
             if one != other:
                 raise ValueError(
                     f"shards {first.shard} and {part.shard} were not certified alike: {name} was "
-                    f"{one!r} and {other!r}. Certify one of them anew."
+                    f"{one!r} and {other!r}. Certify one of them again."
                 )
 
 

@@ -71,8 +71,8 @@ def rows_on_ray(
         p: norm of the ball that is searched; see ``certified_radius``, as for everything down to
             ``confirm``.
         method: bounding method.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.

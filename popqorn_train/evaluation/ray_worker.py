@@ -113,7 +113,7 @@ class Worker:
             if here[name] != value:
                 raise ValueError(
                     f"a worker found other {name} than the command, {here[name]!r} and {value!r}: "
-                    "all machines must have the same files."
+                    "all machines need the same files."
                 )
         self._blocks, self._axis = Blocks(self._loader, unpack_pair), axis
 

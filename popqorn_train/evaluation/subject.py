@@ -54,7 +54,7 @@ class Subject:
         """
         model = resolved_model(self.model)
         if self.prefix and self.checkpoint is None:
-            raise ValueError("`--prefix` belongs to --checkpoint, which is missing.")
+            raise ValueError("`--prefix` needs --checkpoint.")
         if self.checkpoint is not None:
             load_weights(model, Path(self.checkpoint), self.prefix)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")

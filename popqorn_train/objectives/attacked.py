@@ -38,8 +38,8 @@ def pgd(
         p: norm.
         low: least value of an input.
         high: greatest value of an input.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         words: words that may be replaced, instead; see ``CertifiedLoss``.
@@ -90,8 +90,8 @@ def mtl(
         p: norm.
         low: least value of an input.
         high: greatest value of an input.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         words: words that may be replaced, instead; see ``CertifiedLoss``.
@@ -148,8 +148,8 @@ def sabr(
         p: norm.
         low: least value of an input.
         high: greatest value of an input.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.

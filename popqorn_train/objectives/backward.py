@@ -35,8 +35,8 @@ def popqorn(
         p: norm.
         low: least value of an input.
         high: greatest value of an input.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         words: words that may be replaced, instead; see ``CertifiedLoss``.
@@ -83,8 +83,8 @@ def radius(
         p: see ``CertifiedLoss``; so are those up to ``kappa``.
         low: least value of an input.
         high: greatest value of an input.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.

@@ -126,7 +126,7 @@ def _identity_module(lifter: Lifter, step: Step, layer: nn.Module, x: Node) -> N
 def linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) -> Node:
     """A linear layer."""
     if has_node((weight, bias)):
-        raise unsupported(step, "a linear map whose weight moves")
+        raise unsupported(step, "a linear map whose weight is perturbed")
     if x.batch_axis > len(x.shape) - 1:
         raise unsupported(step, "a linear layer across samples", "Keep the features last.")
     return _energies(x, weight, bias) or Linear(x, weight, bias)

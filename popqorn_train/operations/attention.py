@@ -82,7 +82,7 @@ def _scaled_dot_product(
 ) -> Node:
     """A mask of truth values says which keys take part; a query that sees none gets 0."""
     if has_node(attn_mask) or enable_gqa:
-        what = "grouped queries" if enable_gqa else "a mask that moves"
+        what = "grouped queries" if enable_gqa else "a perturbed mask"
         raise unsupported(step, f"an attention with {what}")
     count, hidden = query.shape[-1], None
     if attn_mask is not None:

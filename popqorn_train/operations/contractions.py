@@ -90,7 +90,7 @@ def _labelled_einsum(lifter: Lifter, step: Step, equation: str, operands: Sequen
     moving = [part for part in parts if isinstance(part.value, Node)]
     still = [part for part in parts if not isinstance(part.value, Node)]
     if len(moving) > 2:
-        raise unsupported(step, f"a product of {len(moving)} tensors that move", _WAY_OUT)
+        raise unsupported(step, f"a product of {len(moving)} perturbed tensors", _WAY_OUT)
     first, second = (moving[0], moving[1] if len(moving) > 1 else still.pop())
     for part in still:
         union = first.labels + "".join(x for x in part.labels if x not in first.labels)

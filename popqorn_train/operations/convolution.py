@@ -40,7 +40,7 @@ def _convolve(
     step: Step, axes: int, input: Any, weight: Any, bias: Any = None, *rest: Any, **named: Any
 ) -> Node:
     if isinstance(weight, Node) or not _is_apart(step, input, axes):
-        raise unsupported(step, f"a convolution of something else than {_KINDS[axes]}")
+        raise unsupported(step, f"a convolution of anything but {_KINDS[axes]}")
     function = _CONVOLUTIONS[f"conv{axes}d"]
 
     def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -106,7 +106,7 @@ def _pooled(
     """Windows along the last axes, and the greatest entry of each."""
     axes, far = len(sizes), torch.finfo(lifter.dtype).max / 4
     if not _is_apart(step, x, axes) or x.batch_axis:
-        raise unsupported(step, f"a max pool of something else than {_KINDS[axes]}")
+        raise unsupported(step, f"a max pool of anything but {_KINDS[axes]}")
     lengths = [n + 2 * margin for n, margin in zip(x.shape[-axes:], margins, strict=True)]
     reach = zip(lengths, sizes, gaps, paces, strict=True)
     counts = [(n - gap * (size - 1) - 1) // pace + 1 for n, size, gap, pace in reach]
@@ -157,7 +157,7 @@ def _adaptive(
     lengths = x.shape[-axes:]
     wanted = [n if size is None else int(size) for n, size in zip(lengths, given, strict=True)]
     if indices or any(n % size for n, size in zip(lengths, wanted, strict=True)):
-        way_out = "Take a size of which the length is a multiple, 1 for example."
+        way_out = "Choose a size that divides the length, for example 1."
         raise unsupported(step, "an adaptive max pool to other sizes, or with indices", way_out)
     sizes = [n // size for n, size in zip(lengths, wanted, strict=True)]
     return _pooled(lifter, step, x, sizes, sizes, [0] * axes, [1] * axes)

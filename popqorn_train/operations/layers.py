@@ -197,7 +197,7 @@ def _initial(lifter: Lifter, step: Step, state: Any, place: int, name: str) -> N
         return None
     if isinstance(state, Node):
         if state.batch_axis != 1:
-            raise unsupported(step, "a recurrent layer whose state has its batch elsewhere than 1")
+            raise unsupported(step, "a recurrent layer whose state has its batch off axis 1")
         return frame(state, place)
     return _constant_state(lifter, step, state[place], f"{name}{place}")
 

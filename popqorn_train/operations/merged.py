@@ -241,7 +241,7 @@ def _check(step: Step, samples: Tensor) -> None:
     every = torch.arange(len(samples), device=samples.device)
     if (samples != every[:, None]).any():
         raise MixedSamplesError(
-            f"{step.name!r} deals the entries of different samples into one ({step.source}). "
+            f"{step.name!r} mixes the entries of different samples ({step.source}). "
             "Permute the axes before reshaping, so that the rows of a sample stay its own."
         )
 

@@ -35,7 +35,7 @@ def _multihead_attention(
 ) -> tuple[Any, Any]:
     """Projections, heads, and the projection of all heads side by side."""
     if has_node((key_padding_mask, attn_mask)):
-        raise unsupported(step, "an attention with a mask that moves")
+        raise unsupported(step, "an attention with a perturbed mask")
     sides = "b{}" if layer.batch_first else "{}b"
     parts = [
         Labelled(part, sides.format(axis) + "h" + last)

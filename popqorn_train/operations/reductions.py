@@ -92,7 +92,7 @@ def _where(lifter: Lifter, step: Step, condition: Any, one: Any, other: Any) -> 
     if step.kind == "method":  # ``one.where(condition, other)``
         condition, one = one, condition
     if isinstance(condition, Node):
-        raise unsupported(step, "a choice that depends on what moves")
+        raise unsupported(step, "a choice that depends on the perturbed tensor")
     return lifted(
         lifter, step, torch.where, (condition, *without_infinity((one, other), lifter)), {}
     )

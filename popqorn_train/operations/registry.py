@@ -47,8 +47,8 @@ def unsupported(step: Step, what: str, way_out: str = "") -> UnboundedStepError:
     """The error for a step that cannot be bounded."""
     where = f"module {step.target!r}" if step.kind == "module" else f"node {step.name!r}"
     way_out = way_out or (
-        "Use what `popqorn-train supported` lists on what moves; compute the rest outside "
-        "forward, or certify the part of the model after it with bound(model, perturb=...)."
+        "Use operations that `popqorn-train supported` lists; compute the rest outside forward, or "
+        "certify the part of the model after it with bound(model, perturb=...)."
     )
     what = f"{where} is {what}, which has no bound ({step.source})."
     return UnboundedStepError(what, way_out)

@@ -150,7 +150,7 @@ def _lift_deal(lifter: "Lifter", step: Step, moving: list[str], order: Order) ->
     """Lift an operation that moves entries, and perhaps samples."""
     x, *_ = lifter.resolved(step.args)
     if not isinstance(x, Node) or moving != step.refs[:1]:
-        raise _mixes(step, "has an index that depends on what moves")
+        raise _mixes(step, "has an index that depends on the perturbed tensor")
     new, places = dealt(lifter, step, x.shape, x.batch_axis, order)
     if lifter.met is not None:
         lifter.met.append(Met(step, None, places, 0, order, (x.shape, x.batch_axis)))

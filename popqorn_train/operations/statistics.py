@@ -63,7 +63,7 @@ def _spread(
     count = math.prod(x.shape[at - (at > x.batch_axis)] for at in dims)
     rest = count - (int(unbiased) if correction is None else correction)
     if rest <= 0:
-        raise unsupported(step, "a spread of no more entries than its correction")
+        raise unsupported(step, "a std or var of too few entries for its correction")
 
     def reduce(rows: Node) -> Node:
         centred = along(lifter, step, rows, 1, torch.eye(count, dtype=torch.float64) - 1 / count)

@@ -71,8 +71,8 @@ def check_token_readers(
     places = _run(lifter, origin, numbers, way[1:])[source.refs[0]].flatten()
     if len(places.unique()) < len(places):
         raise UnsupportedModelError(
-            f"Substitutions replace tokens, but {source.name!r} reads some twice "
-            f"({source.source}), of which one alone would change. Repeat tokens outside forward."
+            f"Substitutions replace tokens, but {source.name!r} reads some of them twice "
+            f"({source.source}), and only one would change. Repeat tokens outside forward."
         )
     readers = _readers(found, origin)
     for column in candidates(tokens.movedim(axis, 0)).unbind(2):
@@ -83,7 +83,7 @@ def check_token_readers(
             if not _same(values[name], lifter.value(name)):
                 raise UnsupportedModelError(
                     f"Substitutions change tokens that {source.name!r} reads, but forward reads "
-                    f"them in {reader.name!r} too ({reader.source}), which would stay as it is. "
+                    f"them in {reader.name!r} too ({reader.source}), which would not change. "
                     "Pass what it needs as another argument, or leave out the candidates that "
                     "change it."
                 )

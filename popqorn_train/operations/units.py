@@ -41,7 +41,7 @@ def embedding_of(found: Plan, lifter: Lifter) -> nn.Embedding:
     )
     if not isinstance(layer, nn.Embedding):
         raise UnsupportedModelError(
-            f"Substitutions replace tokens, but {found.source.name!r} moves, which is no "
+            f"Substitutions replace tokens, but the perturbed tensor, {found.source.name!r}, is no "
             "nn.Embedding. Use an LpBall, or name the embedding with bound(model, perturb=...)."
         )
     return layer

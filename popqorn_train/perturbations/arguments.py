@@ -33,7 +33,7 @@ def check_mask(name: str, mask: Any, axis: str) -> None:
     if not mask.any(-1).all():
         one = name.removesuffix("s")
         raise ValueError(
-            f"`{name}` moves nothing in at least one sample; mark a {one}, "
+            f"`{name}` marks nothing in at least one sample; mark a {one}, "
             "or leave that sample out."
         )
 

@@ -34,19 +34,19 @@ Edge = float | Tensor | Sequence[float] | Sequence[Sequence[float]] | NDArray[np
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """What may move, given by the ends of every coordinate instead of a size.
+    """A range for each coordinate of the perturbed tensor, instead of a ball.
 
-    Everything is in the units of the input that moves. A frame whose ends coincide stays.
+    Everything is in the units of that tensor. A coordinate whose ends coincide stays fixed.
 
     Attributes:
         lower: least value of every coordinate, a float or broadcastable to ``(B, T, N)``; a list
             or an array becomes a tensor.
         upper: greatest value, likewise.
-        share: how much of the way from the input to the ends may be gone, from 0 to 1; a float or
-            ``(B,)``. A search for the largest box certifies shares.
-        frames: ``(T,)`` or ``(B, T)`` boolean mask of the frames that move; None moves all.
-        features: ``(N,)`` or ``(B, N)`` boolean mask of the features that move in those frames;
-            None moves all. What stays may have any value, also outside the box.
+        share: how far each coordinate may move from the input towards its ends, from 0 (not at
+            all) to 1 (the whole range); a float or ``(B,)``. It is what a search maximises.
+        frames: ``(T,)`` or ``(B, T)`` boolean mask of the perturbed frames; None perturbs all.
+        features: ``(N,)`` or ``(B, N)`` boolean mask of the perturbed features in those frames;
+            None perturbs all. The others stay fixed, also outside the box.
 
     Raises:
         TypeError: an end that is no number, and no tensor, array or list of numbers; no mask.
@@ -218,8 +218,8 @@ def check_box(box: Any, ball: LpBall) -> None:
         raise TypeError(f"`box` must be a Box or None, got {type(box).__name__}.")
     if not is_plain(ball):
         raise ValueError(
-            "`box` says what may move: leave out p, low, high and scope, and pass frames and "
-            "features to Box."
+            "`box` describes the perturbation: leave out p, low, high and scope, and pass frames "
+            "and features to Box."
         )
 
 

@@ -27,24 +27,24 @@ from popqorn_train.perturbations.region import Region, Scope, dual_norm
 
 @dataclass(frozen=True, eq=False)
 class LpBall:
-    """What may move, and how far: every frame in its own l_p ball, or the sequence in one.
+    """An l_p ball around the input: one for each frame, or one for the whole sequence.
 
-    Frames are those that the first recurrent layer reads where layout changes and per-feature
-    scalings alone lead to it. Else they lie on axis 1 of the tensor that moves, as passed (axis 0
-    where time comes first), or on the ``frame_axis`` given to ``bound``; every other axis but the
-    batch is features. Everything is in the units of the input that moves. Numbers may also be those
-    of numpy, arrays, lists, or ``"inf"``: they become floats, and tensors for masks and edges.
+    Frames are what the first recurrent layer reads at each step, if only layout changes and
+    per-feature scalings lead to it. Otherwise they lie on axis 1 of the perturbed tensor, as passed
+    (axis 0 if time comes first), or on the ``frame_axis`` given to ``bound``; all other axes but
+    the batch are features. Everything is in the units of the perturbed tensor. Numbers may also be
+    numpy numbers, arrays, lists, or ``"inf"``; they become floats and tensors.
 
     Attributes:
         epsilon: size of the ball; a float, ``(B,)``, or ``(B, T)`` with ``scope="frame"``.
         p: norm, any real from 1 to ``math.inf``.
-        frames: ``(T,)`` or ``(B, T)`` boolean mask of the frames that move; None moves all.
+        frames: ``(T,)`` or ``(B, T)`` boolean mask of the perturbed frames; None perturbs all.
         scope: ``"frame"``: each frame has a ball of its own (POPQORN's setting);
             ``"sequence"``: one ball around the whole sequence.
         low: least value an input can have, a float or broadcastable to ``(B, T, N)``.
         high: greatest value, likewise.
-        features: ``(N,)`` or ``(B, N)`` boolean mask of the features that move in those frames;
-            None moves all. The others stay, whatever they are: other units, categories.
+        features: ``(N,)`` or ``(B, N)`` boolean mask of the perturbed features in those frames;
+            None perturbs all. The others stay fixed: categories, for example.
 
     Raises:
         ValueError: a value out of range, at construction.

@@ -121,7 +121,7 @@ class Substitutions:
         budget = torch.as_tensor(0 if self.budget is None else self.budget)
         if budget.is_floating_point() or budget.ndim > 1 or bool((budget < 0).any()):
             raise ValueError(
-                f"`budget` must be a whole number from 0 on, or one per sample, got {self.budget}."
+                f"`budget` must be a non-negative integer, or one per sample, got {self.budget}."
             )
         if not isinstance(self.share, int | float) or not 0 <= self.share < math.inf:
             raise ValueError(f"`share` must be a number from 0 on, got {self.share!r}.")

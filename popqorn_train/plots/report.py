@@ -154,7 +154,7 @@ class Report:
 
     def _promise(self) -> Element:
         text = promise(self.certification.settings)
-        head = element("h2", "What is promised, and what is not")
+        head = element("h2", "What is guaranteed, and what is not")
         return element("section", head, element("p", text), id="promise", class_="promise")
 
 

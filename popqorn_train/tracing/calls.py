@@ -145,7 +145,7 @@ def tied(model: nn.Module, path: str, weights: dict[tuple[str, str], str]) -> nn
 
 def _sets_weight_of(where: str, hook: Any) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{where} works out its weights in a forward pre-hook ({type(hook).__name__}), which is "
+        f"{where} computes its weights in a forward pre-hook ({type(hook).__name__}), which is "
         "not traced. Use torch.nn.utils.parametrizations for weight or spectral norm; "
         "torch.nn.utils.prune.remove(module, name) makes pruning permanent."
     )

@@ -59,8 +59,8 @@ def find_frames(
     """
     if not _sample(source):
         raise UnsupportedModelError(
-            f"{source.name!r} moves, which holds one number per sample and so no frames. Name a "
-            "tensor with bound(model, perturb=...), or write forward so that it is (B, 1)."
+            f"The perturbed tensor, {source.name!r}, holds one number per sample and so no frames. "
+            "Name another one with bound(model, perturb=...), or make it (B, 1) in forward."
         )
     chain = roads.chain(source)
     read = _as_read(source, chain, roads)
@@ -137,7 +137,7 @@ def _doubt(source: Step, roads: Roads) -> str:
     shape = _sample(source)
     if len(shape) > 2:
         return (
-            f"it has {len(shape) + 1} axes, and no road of layout changes alone leads from it to "
+            f"it has {len(shape) + 1} axes, and no path of layout changes alone leads from it to "
             "a recurrent layer"
         )
     if roads.layers:

@@ -85,8 +85,8 @@ def plan(
     moving = reached(source.name, readers)
     if read.output not in moving:
         raise UnsupportedModelError(
-            f"The logits do not depend on {source.name!r}, which moves. Name another tensor with "
-            "bound(model, perturb=...)."
+            f"The logits do not depend on the perturbed tensor, {source.name!r}. Name another one "
+            "with bound(model, perturb=...)."
         )
     check_called_once(trace, model, source, perturb, read.output)
     roads = Roads(trace, model, source, readers)
@@ -138,8 +138,8 @@ def _default(trace: Trace, model: nn.Module) -> Step:
     if len(embedded) > 1:
         names = ", ".join(f"{step.name} in {step.source}" for step in embedded)
         raise UnsupportedModelError(
-            f"`inputs` are tokens and there are several embeddings ({names}); say which one moves "
-            "with bound(model, perturb=...)."
+            f"`inputs` are tokens and there are several embeddings ({names}); name the one "
+            "to perturb with bound(model, perturb=...)."
         )
     if embedded and embedded[0].batch_axis is None:
         raise UnsupportedModelError(
@@ -150,6 +150,6 @@ def _default(trace: Trace, model: nn.Module) -> Step:
     if embedded:
         return embedded[0]
     raise UnsupportedModelError(
-        "`inputs` holds no floating tensor and the model has no nn.Embedding, so nothing can move. "
-        "Pass floating inputs, or name a tensor with bound(model, perturb=...)."
+        "`inputs` holds no floating tensor and the model has no nn.Embedding: there is nothing to "
+        "perturb. Pass floating inputs, or name a tensor with bound(model, perturb=...)."
     )

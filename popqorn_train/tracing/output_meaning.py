@@ -82,9 +82,9 @@ def _threshold(
     while keeps_numbers(output, model) and output.refs:
         output = steps[output.refs[0]]
     raise UnsupportedModelError(
-        f"{type(model).__name__} returns one number per sample, made in {output.name!r} "
-        f"({output.source}), that need not be a logit, nor a probability. Return the logit or the "
-        "sigmoid of it, or say with bound(model, output_is=...) where class 1 begins: "
+        f"{type(model).__name__} returns one number per sample, computed in {output.name!r} "
+        f"({output.source}), that may be neither a logit nor a probability. Return the logit or "
+        "its sigmoid, or say with bound(model, output_is=...) where class 1 begins: "
         '"probability" above 1/2, "logit" above 0.'
     )
 

@@ -80,7 +80,7 @@ def part_of(node: fx.Node, model: nn.Module, name: str) -> Part | None:
             "it brings rows or sizes of packed sequences together; do it where nothing is packed"
         )
     if part.kind == "data" and not _row_by_row(node, model, name):
-        raise ValueError(f"{name} is not done to packed rows one by one; {_WAY_OUT}")
+        raise ValueError(f"{name} does not act on packed rows one by one; {_WAY_OUT}")
     return part
 
 

@@ -75,7 +75,7 @@ class ValueProxy(fx.Proxy):
     __float__ = __index__ = __complex__ = __int__
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise self._refused("it turns data into an array of NumPy")
+        raise self._refused("it turns data into a NumPy array")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})

@@ -59,6 +59,6 @@ def nothing_random(model: nn.Module) -> Iterator[None]:
         torch.cuda.set_rng_state(saved, device)
     raise UnsupportedModelError(
         f"The forward of {type(model).__name__} draws random numbers in eval mode "
-        f"({seen.found[0]}), so what it computes is not one function. Draw them outside and pass "
-        "them in, or leave them out in eval mode."
+        f"({seen.found[0]}), so it is not one function. Draw them outside and pass them in, or "
+        "skip them in eval mode."
     )

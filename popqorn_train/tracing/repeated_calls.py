@@ -46,9 +46,10 @@ def check_called_once(
     if not others or (step_named and trace.steps.index(others[0]) < trace.steps.index(source)):
         return
     raise UnsupportedModelError(
-        f"what {source.name!r} gives moves, but it is read twice, there ({source.source}) and in "
-        f"{others[0].name!r} ({others[0].source}), of which one alone would move. Call it once and "
-        "keep the result, or name another tensor with bound(model, perturb=...)."
+        f"the output of {source.name!r} is perturbed, but it is read twice, there "
+        f"({source.source}) and in {others[0].name!r} ({others[0].source}), and only one of them "
+        "would change. Call it once and keep the result, or name another tensor with "
+        "bound(model, perturb=...)."
     )
 
 

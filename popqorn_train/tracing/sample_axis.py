@@ -102,7 +102,7 @@ def check_samples_apart(node: fx.Node, step: Step, batch: int) -> None:
     expected = torch.arange(batch, device=value.device)
     if (result != expected.view(_along(step.batch_axis, result.ndim))).any():
         raise UnsupportedModelError(
-            f"{step.name!r} deals the entries of different samples into one ({step.source}). "
+            f"{step.name!r} mixes the entries of different samples ({step.source}). "
             "Permute the axes before reshaping, so that the batch stays an axis of its own."
         )
 

@@ -60,8 +60,8 @@ def record(
     pairs = list(zip(first.nodes, second.nodes, strict=False))
     if len(first.nodes) != len(second.nodes) or any(a.target != b.target for a, b in pairs):
         raise UnsupportedModelError(
-            f"The forward of {type(model).__name__} takes another path for another batch size. "
-            "Write it so that it treats every sample alike."
+            f"The forward of {type(model).__name__} takes a different path for a different batch "
+            "size. Write it so that it treats every sample alike."
         )
     steps = [_step(a, b, one.baked, two.baked) for a, b in pairs if a.op != "output"]
     for node, step in zip(first.nodes, steps, strict=False):

@@ -29,8 +29,8 @@ class CrownIBPLoss(CertifiedLoss):
         p: norm.
         low: least value of an input, or None.
         high: greatest value, or None.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         words: words that may be replaced, instead; see ``CertifiedLoss``.

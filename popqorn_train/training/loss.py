@@ -73,12 +73,12 @@ class CertifiedLoss(Objective):
         p: norm.
         low: least value of an input, or None.
         high: greatest value, or None.
-        frames: ``(T,)`` or ``(B, T)`` mask of the frames that move, or a list of booleans.
-        features: ``(N,)`` or ``(B, N)`` mask of the features that move, likewise.
+        frames: ``(T,)`` or ``(B, T)`` mask of the perturbed frames, or a list of booleans.
+        features: ``(N,)`` or ``(B, N)`` mask of the perturbed features, likewise.
         scope: one ball per frame, or one for the sequence.
-        box: what may move, by its ends, instead of what a ball is made of; ``epsilon`` is then
-            the share of the way to the ends, from 0 to 1. A plain attribute too: set it before
-            every call where it differs from batch to batch.
+        box: a range for each coordinate, in place of a ball; ``epsilon`` is then the share of it
+            that inputs may use, from 0 to 1. A plain attribute too: set it before every call if
+            it differs from batch to batch.
         words: words that may be replaced, instead of a ball; ``epsilon`` is then the share of the
             way to them, 1 for the words themselves, more for a margin. A plain attribute too.
         method: bounding method; ``"ibp"`` costs least and trains best.

@@ -47,8 +47,8 @@ class RadiusLoss(CertifiedLoss):
         p: see ``CertifiedLoss``; so are those up to ``kappa``.
         low: least value of an input, or None.
         high: greatest value, or None.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; ``epsilon`` is then the share that is enough.
         method: bounding method.

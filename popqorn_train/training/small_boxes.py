@@ -34,8 +34,8 @@ class SmallBoxLoss(CertifiedLoss):
         p: norm.
         low: least value of an input, or None.
         high: greatest value, or None.
-        frames: mask of the frames that move.
-        features: mask of the features that move.
+        frames: mask of the perturbed frames.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.

@@ -116,7 +116,7 @@ def test_the_newest_snapshot_is_kept_and_the_last_one_awaited(tmp_path, caplog):
     assert epochs[-1] == 7
     assert len(epochs) < 8
     left = 8 - len(epochs)
-    assert f"CertifiedRadiusMonitor left out {left} of 8 snapshots" in caplog.text
+    assert f"CertifiedRadiusMonitor skipped {left} of 8 snapshots" in caplog.text
 
 
 @pytest.mark.slow
@@ -271,7 +271,7 @@ class Scheduled(Classifier):
     ],
 )
 def test_who_needs_the_value_in_time_is_refused(callback, module, said):
-    with pytest.raises(ValueError, match=rf"{said}.* needs the value in the epoch that it is of"):
+    with pytest.raises(ValueError, match=rf"{said}.* needs each value in its own epoch"):
         fit(background(samples=3), callback(), module=module(), enable_checkpointing=True)
 
 

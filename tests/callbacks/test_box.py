@@ -68,7 +68,7 @@ def test_the_record_and_the_figures_speak_of_shares(ran):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"p": 2}, "`box` says what may move: leave out p"),
+        ({"p": 2}, "`box` describes the perturbation: leave out p"),
         ({"features": [True, False, True]}, "`box` says .* pass frames and features to Box"),
         ({"epsilons": (0.5, 2.0)}, "`epsilons` must be shares of the box, from 0 to 1, got 2"),
     ],

@@ -274,7 +274,7 @@ def test_batches_with_other_samples_than_the_sampler_names_are_refused():
         return x.repeat(2, 1, 1), y.repeat(2)
 
     order = Order.of(DataLoader(samples(6), 2, collate_fn=doubled), 99)
-    with pytest.raises(ValueError, match="reads 6 samples where its batches hold 12 labels"):
+    with pytest.raises(ValueError, match="reads 6 samples, but its batches hold 12 labels"):
         order.labels(unpack_pair)
 
 

@@ -35,7 +35,7 @@ BALLS = {
     ),
     "a mask that moves nothing": (
         {"epsilon": 0.1, "frames": torch.tensor([[True, False], [False, False]])},
-        "`frames` moves nothing",
+        "`frames` marks nothing",
     ),
     "low above high": ({"epsilon": 0.1, "low": 1.0, "high": 0.0}, "`low`.*`high`"),
     "NaN low": ({"epsilon": 0.1, "low": math.nan, "high": 0.0}, "`low`"),

@@ -324,7 +324,7 @@ def test_probes_are_a_whole_number(probes):
         lambda: certify(model, x, torch.zeros(4).long(), LpBall(0.1), probes=probes),
         lambda: logit_bounds(model, x, LpBall(0.1), probes=probes),
     ):
-        with pytest.raises(ValueError, match="`probes` must be a whole number from 0 on"):
+        with pytest.raises(ValueError, match="`probes` must be a non-negative integer"):
             ask()
 
 

@@ -84,8 +84,8 @@ def test_frames_take_a_share_of_the_time_unless_asked_for(
     assert len((tmp_path / "frames.jsonl").read_text().splitlines()) == looked_at
     said = capsys.readouterr().err
     assert "most fragile samples frame by frame" in said
-    assert "--fragile 0 leaves it out" in said
-    left_out = "looked at 1 of them in that time; --resume --fragile 8 does all"
+    assert "--fragile 0 skips it" in said
+    left_out = "examined 1 of them in that time; --resume --fragile 8 examines all"
     assert (left_out in said) == (looked_at == 1)
 
 
@@ -283,7 +283,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path, capsys):
 
 def test_random_weights_are_said_to_be_those_of_the_class(tmp_path, capsys):
     assert certify(tmp_path / "a", "--samples", "2", "--fragile", "0", "--method", "ibp") == 0
-    assert "no --checkpoint, so the weights are those that" in capsys.readouterr().err
+    assert "no --checkpoint: certifying the weights that" in capsys.readouterr().err
 
 
 def test_a_summary_fits_80_columns(tmp_path, capsys):
@@ -300,9 +300,9 @@ REFUSED = {
     "no batch": ([], {"data": "empty"}, "at least one batch, got none: its data set is empty"),
     "shuffled": ([], {"data": "shuffled"}, "got one that shuffles"),
     "no checkpoint": (["--checkpoint", "none.pt"], {}, "`--checkpoint` must be a file"),
-    "prefix alone": (["--prefix", "net."], {}, "`--prefix` belongs to --checkpoint"),
+    "prefix alone": (["--prefix", "net."], {}, "`--prefix` needs --checkpoint"),
     "frames": (["--frames", "2-9"], {}, "`--frames` must be frames from 0 to 3"),
-    "box": (["--box", "0", "1"], {"p": "2"}, "`box` says what may move: leave out p"),
+    "box": (["--box", "0", "1"], {"p": "2"}, "`box` describes the perturbation: leave out p"),
     "ends of a box": (["--box", "1", "0"], {"p": "inf"}, "`lower` must not exceed `upper`"),
     "features": (["--features", "3"], {}, "`--features` must be features from 0 to 2"),
     "method": (["--method", "guess"], {}, "`method` must be one of"),
@@ -353,7 +353,7 @@ def test_an_interrupt_ends_the_look_at_frames_and_the_report_is_still_written(
     assert certify(tmp_path / "a", "--fragile", "3", "--method", "ibp") == 0
     said = capsys.readouterr().err
     assert "Ctrl-C ends that" in said
-    assert "looked at 1 of them before it was stopped; --resume --fragile 3 does all" in said
+    assert "examined 1 of them before it was stopped; --resume --fragile 3 examines all" in said
     assert (tmp_path / "a" / "report.html").read_text().count("<h3>Sample") == 1
     assert certify(tmp_path / "a", "--fragile", "3", "--method", "ibp", "--resume") == 0
     assert (tmp_path / "a" / "report.html").read_text().count("<h3>Sample") == 3
@@ -376,4 +376,4 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("popqorn_train.cli.run.certify_loader", stopped)
     assert certify(tmp_path) == 130
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err

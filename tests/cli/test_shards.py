@@ -62,7 +62,7 @@ def test_parts_of_a_box_are_one_run_and_of_that_box(tmp_path, capsys):
     certify_all(tmp_path / "parts", *box, count=2)
     np.save(ends, np.array([-5, -7, -5]))
     assert main(["merge", str(tmp_path / "parts")]) == 1
-    assert "something else than what their command names now: box was" in capsys.readouterr().err
+    assert "something else than their command names now: box was" in capsys.readouterr().err
     assert certify(tmp_path / "parts", "--shard", "2/2", "--resume", *box) == 1
     assert "box" in capsys.readouterr().err
     np.save(ends, np.array([-5, -6, -5]))
@@ -76,7 +76,7 @@ def test_what_is_looked_at_in_joined_parts_can_be_made_up_for(tmp_path, capsys, 
     monkeypatch.setattr("popqorn_train.cli.fragile_samples._LEAST", 0.0)
     certify_all(tmp_path)
     assert main(["merge", str(tmp_path)]) == 0
-    assert "of them in that time; --fragile 8 does all" in capsys.readouterr().err
+    assert "of them in that time; --fragile 8 examines all" in capsys.readouterr().err
     assert main(["merge", str(tmp_path), "--fragile", "8"]) == 0
     assert (tmp_path / "report.html").read_text().count("<h3>Sample") == 8
 
@@ -153,13 +153,13 @@ def has_other_data(folder):
 REFUSED = {
     lacks_one: "lacks shard 2 of 3: certify with --shard 2/3",
     lacks_all: "holds no shards",
-    is_unfinished: "holds shard 3 of 3 unfinished: go on with --shard 3/3 --resume",
+    is_unfinished: "holds shard 3 of 3 unfinished: continue with --shard 3/3 --resume",
     has_two_counts: "holds shards of 2 and of 3",
     is_doubled: "holds shard 1/3 twice",
     overlaps: "shards 1/3 and 2/3 both hold sample 0",
     has_a_hole: "shard 2/3 holds 3 samples, not the 4",
     has_other_weights: "shards 1/3 and 2/3 were not certified alike: weights was",
-    has_other_weights_now: "something else than what their command names now: weights was 'abc'",
+    has_other_weights_now: "something else than their command names now: weights was 'abc'",
     has_other_data: "shard 2/3 read other samples than tests.subjects:pair gives now",
 }
 
@@ -194,7 +194,7 @@ def test_a_part_is_made_once_at_a_time_and_resumed_with_the_same_data(tmp_path, 
     lock.release()
     assert certify(tmp_path, "--shard", "1/3") == 0
     assert certify(tmp_path, "--shard", "1/3") == 1
-    assert "Go on with --resume" in capsys.readouterr().err
+    assert "Continue with --resume" in capsys.readouterr().err
     assert certify(tmp_path, "--shard", "1/3", "--resume", "--batch-size", "3") == 1
     assert "needs the settings of the run" in capsys.readouterr().err
 

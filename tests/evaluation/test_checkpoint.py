@@ -58,7 +58,7 @@ MISFITS = {
         "",
         "--prefix net. would fit",
     ),
-    "prefix wrong": (save(lambda: build("gru").state_dict()), "net.", "begins no name"),
+    "prefix wrong": (save(lambda: build("gru").state_dict()), "net.", "no name in .* begins with"),
     "another model": (save(lambda: torch.nn.Linear(2, 3).state_dict()), "", "it lacks head.bias"),
     "another size": (
         save(lambda: build("gru", hidden=7).state_dict()),

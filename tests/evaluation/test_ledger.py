@@ -67,7 +67,7 @@ def test_every_line_is_strict_json(tmp_path):
 def test_a_folder_in_use_needs_resume_and_resume_needs_the_same_settings(tmp_path):
     Ledger(tmp_path, SETTINGS)
     Ledger(tmp_path, SETTINGS).add(ROWS[:1])  # nothing was certified in it yet
-    with pytest.raises(ValueError, match=r"of an earlier run\. Go on with --resume"):
+    with pytest.raises(ValueError, match=r"of an earlier run\. Continue with --resume"):
         Ledger(tmp_path, SETTINGS)
     with pytest.raises(ValueError, match=r"low was None, is 0\.5"):
         Ledger(tmp_path, {**SETTINGS, "low": 0.5}, resume=True)

@@ -74,7 +74,7 @@ def test_shares_of_a_box_stay_shares_on_their_way_through_tables():
     found = Here(asked, Attempts(), 1).rows(0, range(5))
     assert rows_of(table_of(found)) == found == expected[:5]
     assert {row.measure for row in found} == {"share"}
-    with pytest.raises(ValueError, match="of one size for all batches"):
+    with pytest.raises(ValueError, match="one size for all batches"):
         replace(asked, question=replace(QUESTION, ball=Box(torch.zeros(5, 4, 3), 1.0)))
 
 
@@ -159,8 +159,8 @@ def certify(folder, *options, data="tests.subjects:pair"):
 
 
 REFUSED = {
-    "workers alone": (["--workers", "2"], "`--workers` belongs to --engine ray"),
-    "cpus alone": (["--num-cpus", "1"], "`--num-cpus` belongs to --engine ray"),
+    "workers alone": (["--workers", "2"], "`--workers` needs --engine ray"),
+    "cpus alone": (["--num-cpus", "1"], "`--num-cpus` needs --engine ray"),
     "shard too": (["--engine", "ray", "--shard", "1/2"], "leave one out"),
     "no answer": (["--engine", "ray", "--address", "127.0.0.1:1"], "127.0.0.1:1 does not answer"),
 }

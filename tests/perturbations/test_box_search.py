@@ -122,7 +122,7 @@ def test_what_a_mask_leaves_out_stays_wherever_it_is():
     )
     with pytest.raises(TypeError, match="`features` must be a boolean tensor or array"):
         Box(0.0, 1.0, features=[0, 1])
-    with pytest.raises(ValueError, match="`frames` moves nothing"):
+    with pytest.raises(ValueError, match="`frames` marks nothing"):
         Box(0.0, 1.0, frames=[False, False])
 
 
@@ -190,5 +190,5 @@ def test_rows_of_a_loader_say_that_they_hold_shares():
     assert "measure" in rows._repr_html_()
     with pytest.raises(ValueError, match="`ball` is certified as it is, and of `box`"):
         certify_loader(model, batches, LpBall(0.1), box=box)
-    with pytest.raises(ValueError, match="`ball` must be of one size for all batches"):
+    with pytest.raises(ValueError, match="`ball` must have one size for all batches"):
         certify_loader(model, batches, box=Box(x[:4] - 1, 9.0))

@@ -162,7 +162,7 @@ def test_a_loss_over_all_features_is_that_without_a_mask():
         ("x", TypeError, "`features` must be a boolean tensor or array.*got .x."),
         (torch.ones(3), ValueError, r"`features` must be a boolean \(N,\).*float32"),
         (torch.ones(3, 1, 1).bool(), ValueError, r"shape \(3, 1, 1\)"),
-        (torch.zeros(3).bool(), ValueError, "`features` moves nothing.*mark a feature"),
+        (torch.zeros(3).bool(), ValueError, "`features` marks nothing.*mark a feature"),
     ],
 )
 def test_a_mask_of_another_kind_is_refused(mask, error, message):

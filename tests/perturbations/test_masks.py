@@ -49,5 +49,5 @@ def test_the_monitor_takes_lists_and_says_so_in_its_settings():
 
 
 def test_a_mask_that_moves_nothing_is_refused_at_once():
-    with pytest.raises(ValueError, match="`features` moves nothing"):
+    with pytest.raises(ValueError, match="`features` marks nothing"):
         CertifiedRadiusMonitor(features=[False, False])

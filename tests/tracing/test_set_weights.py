@@ -118,7 +118,7 @@ def test_on_a_module_of_the_users_the_line_is_named():
     net = Net()
     net.deep = Own()
     prune.l1_unstructured(net.deep, "weight", amount=0.5)
-    with pytest.raises(UnsupportedModelError, match=r"'deep' works out its weights.*prune.remove"):
+    with pytest.raises(UnsupportedModelError, match=r"'deep' computes its weights.*prune.remove"):
         logit_bounds(net.double().eval(), x(), LpBall(0.1))
     prune.remove(net.deep, "weight")
     assert logit_bounds(net, x(), LpBall(0.1), method="ibp").lower.isfinite().all()

@@ -255,7 +255,7 @@ REFUSED = {
     Multiplied: r"'cumprod'.*\(test_trace.py, line \d+.*Write the scan",
     Normed: r"'norm' is a torch\.nn\.modules\.activation\.Hardshrink, .*\(test_trace.py, line \d+",
     Mixed: r"mixes samples.*\(test_trace.py, line \d+",
-    Unread: r"do not depend on 'x'.*perturb|'ones_like'.*Use",
+    Unread: r"do not depend on the perturbed tensor, 'x'.*perturb|'ones_like'.*Use",
     Random: r"draws random numbers",
 }
 
