@@ -22,6 +22,7 @@ from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.kept import Kept, kept_of
 from popqorn_train.certificates.margins import check_target
 from popqorn_train.certificates.module_probe import Claim
+from popqorn_train.certificates.patience import Patience
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.query import make_query
 from popqorn_train.certificates.radius_gradient import differentiable_radius
@@ -56,10 +57,9 @@ def search_radius(
 ) -> RadiusSearch:
     """``certified_radius``, and how it was found.
 
-    ``ball`` says what may move, an ``LpBall`` whose epsilon is searched, so that the one given does
-    not matter, or a ``Box`` of which the largest share is searched.
-    ``decided`` is told how many samples are decided so far, to show progress. Every other argument
-    is that of ``certified_radius``.
+    ``ball`` is an ``LpBall``, whose epsilon is searched and therefore ignored, or a ``Box``, whose
+    largest share is searched. ``decided`` is called with the number of samples decided so far, to
+    show progress. All other arguments are those of ``certified_radius``.
 
     Raises:
         ValueError, TypeError, UnsupportedModelError: as ``certified_radius``.
@@ -199,7 +199,7 @@ def certified_radius(
     differentiable: bool = False,
     probes: int = PROBES,
 ) -> Tensor:
-    """Largest epsilon for which no input of the ball changes the class, as far as is proved.
+    """Largest epsilon for which it is proved that no input of the ball changes the class.
 
     A radius proves every smaller epsilon too, so curves of certified accuracy come from radii. They
     agree with ``certify`` by the same method: where that succeeds at a power of 1.1, the radius is
@@ -216,7 +216,7 @@ def certified_radius(
         p: norm of the ball.
         method: a name, see methods.py, or an object.
         frames: see ``LpBall``; so are ``features``, ``scope``, ``low`` and ``high``.
-        features: mask of the features that move.
+        features: mask of the perturbed features.
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -256,7 +256,7 @@ def certified_radius(
     """
     domain = {"low": low, "high": high}
     ball = searched(box, p=p, frames=frames, features=features, scope=scope, **domain)
-    layer = bound(model)
+    layer, waiting = bound(model), Patience(target, method)
     method = method_named(method, TRAINING if differentiable else METHODS)
     with undisturbed(layer.model):
         kept = kept_of(layer, inputs)
@@ -276,6 +276,7 @@ def certified_radius(
         epsilons=epsilons,
         max_bytes=max_bytes,
         probes=probes,
+        decided=waiting,
     )
     if not differentiable or (kept is not None and not len(kept.chosen)):
         return found.radius
