@@ -27,6 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in TRAINING:
         return _train(given)
+    if any(argument.startswith("zoo:") for argument in given):
+        from popqorn_train.recipes.zoo import with_defaults
+
+        try:
+            given = with_defaults(given)
+        except ValueError as error:
+            print(f"popqorn-train {given[0]}: {error}", file=sys.stderr)
+            return 2
     from popqorn_train.cli import main as other
 
     more = (

@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import nn
 
+# Names that commands may shorten, unless a module of the user's has the name.
+_SHORT = {"zoo": "popqorn_train.recipes.zoo"}
+
 
 def resolved(name: str, option: str) -> Any:
-    """Import ``module:Name``, also from the current folder.
+    """Import ``module:Name``, also from the current folder; ``zoo:NAME`` is that of the recipes.
 
     Args:
         name: of a class, a function or an object; dots reach into it.
@@ -19,6 +22,8 @@ def resolved(name: str, option: str) -> Any:
         ValueError: there is no such thing.
     """
     module, _, attribute = name.partition(":")
+    if not any((Path.cwd() / own).exists() for own in (module, f"{module}.py")):
+        module = _SHORT.get(module, module)
     sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module)
