@@ -40,8 +40,9 @@ class CertifiedRadiusMonitor(MonitorHooks):
     ended how, and whether the values are ``fresh``. ``certified_accuracy/0`` is the clean accuracy
     on the same samples. The progress bar shows the median radius as ``cert_r``. Lightning keeps the
     last value of each key; ``fresh/certified_radius/median`` and so on are there only until the
-    next epoch, for callbacks and schedulers that must not count a value twice. wandb and
-    TensorBoard get charts too, and ``certification.jsonl`` in the run's folder keeps every radius.
+    next epoch, for callbacks and schedulers that must not count a value twice. wandb, TensorBoard,
+    MLflow and Comet get charts too, and ``certification.jsonl`` in the run's folder keeps every
+    radius.
     Training is not changed: not by one bit.
 
     Args:
@@ -55,9 +56,9 @@ class CertifiedRadiusMonitor(MonitorHooks):
             radii count there what ``certify`` proves, see ``certified_radius``.
         method: bounding method; None chooses one by the number of frames and by what it costs,
             once, before the first certification, and stays with it in resumed fits.
-        frames: ``(T,)`` mask of the frames that move, or a list of booleans; see ``LpBall``, as for
+        frames: ``(T,)`` mask of the perturbed frames, or a list of booleans; see ``LpBall``, as for
             the next four.
-        features: ``(N,)`` mask of the features that move, likewise.
+        features: ``(N,)`` mask of the perturbed features, likewise.
         scope: one ball per frame, or one for the sequence.
         low: least value of an input.
         high: greatest value of an input.
@@ -79,6 +80,8 @@ class CertifiedRadiusMonitor(MonitorHooks):
         on_error: when certification fails in a training that has begun, ``"warn"`` lets it go on
             and gives the samples the status error; ``"raise"`` stops, in every process.
         folder: where ``certification.jsonl`` is written; None takes the folder of the run.
+        artifacts: at the end of ``fit``, upload that file and a report of the last certification
+            to wandb, as one artifact.
         name: put before every logged key as ``<name>/``; tells several monitors apart.
         spread: certify one of so many parts of the samples at a time, in turn, and all of them at
             the last validation. Parts are logged as ``part/certified_radius/median`` and so on,
@@ -128,6 +131,7 @@ class CertifiedRadiusMonitor(MonitorHooks):
         seed: int = 0,
         on_error: OnError = "warn",
         folder: str | Path | None = None,
+        artifacts: bool = False,
         name: str = "",
         spread: int = 1,
         background: bool = False,
@@ -153,7 +157,7 @@ class CertifiedRadiusMonitor(MonitorHooks):
         question = Examination(ball, known, max_radius, rtol, confirm, attack, points, probes)
         counts = int(samples), int(seed), int(dataloader)
         options = Options(*counts, model, unpack, on_error, points, name, int(spread))
-        reports = Reports(name, None if folder is None else Path(folder))
+        reports = Reports(name, None if folder is None else Path(folder), artifacts)
         arguments = Choice(question, open=method is None), options, reports
         certifier = SetCertifier(*arguments)
         if background:

@@ -183,7 +183,7 @@ class MonitorHooks(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show what is left."""
         self._certifier.stop()
-        self._reports.finish()
+        self._reports.finish(trainer)
 
 
 def _whole(trainer: Trainer) -> bool:

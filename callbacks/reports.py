@@ -2,14 +2,19 @@
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from popqorn_train.callbacks.curves import WANDB, Curves
+from popqorn_train.callbacks.curves import Curves
 from popqorn_train.callbacks.failsafe import Failsafe
 from popqorn_train.callbacks.lightning_packages import Trainer
+from popqorn_train.callbacks.views import WANDB
 from popqorn_train.evaluation.certification import Certification, append_certification
+from popqorn_train.evaluation.folder import write_whole
 from popqorn_train.plots import evenly
+from popqorn_train.plots.report import Report
+from popqorn_train.plots.report_pictures import report_figures
 
 
 class Reports:
@@ -18,6 +23,7 @@ class Reports:
     Args:
         name: of the monitor, or empty.
         folder: of the file; None takes that of the run.
+        artifacts: whether loggers keep the file, and a report, as an artifact of a training.
 
     Attributes:
         run: identifies the training, also after it was resumed.
@@ -25,8 +31,8 @@ class Reports:
         failsafe: counts what could not be written.
     """
 
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path | None, artifacts: bool = False) -> None:
+        self.name, self.folder, self._artifacts = name, folder, artifacts
         self.failsafe = Failsafe()
         self.path: Path | None = None
         self.run = ""
@@ -81,10 +87,27 @@ class Reports:
         if self._curves is not None and self._stage != "validate":  # the chart is that of training
             self._curves.show(history)
 
-    def finish(self) -> None:
-        """Show what is left at the end of a stage."""
-        if self._curves is not None:
-            self._curves.finish()
+    def finish(self, trainer: Trainer) -> None:
+        """Show what is left at the end of a stage, and keep what a training has left."""
+        if self._curves is None:
+            return
+        self._curves.finish()
+        if self._artifacts and self._stage == "fit" and self.path is not None:
+            with self.failsafe.catching("the artifact"):
+                self._curves.keep([self.path, self._report(trainer, self.path)])
+
+    def _report(self, trainer: Trainer, path: Path) -> Path:
+        """Write the report of the newest complete certification beside the file."""
+        newest = next(entry for entry in reversed(self._history) if entry.complete)
+        named = {"model": type(trainer.lightning_module).__name__, "data": "the validation set"}
+        shown = replace(newest, settings={**newest.settings, **named})
+        try:
+            figures = report_figures(shown, (), classes=(), image=None)
+        except ImportError:
+            figures = {}
+        page = path.with_suffix(".html")
+        write_whole(page, Report(shown, newest.settings["epsilons"], figures=figures).html())
+        return page
 
     def _file_name(self) -> str:
         stage = "" if self._stage == "fit" else f"-{self._stage}"

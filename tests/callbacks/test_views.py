@@ -6,7 +6,14 @@ from functools import partial
 import pytest
 import torch
 import wandb
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import (
+    CometLogger,
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 
 from popqorn_train.callbacks import CertifiedRadiusMonitor
 from popqorn_train.callbacks.logged_scalars import best
@@ -152,6 +159,83 @@ def test_tensorboard_gets_a_histogram_and_a_figure(tmp_path):
     fit(monitor, logger=Fake(), epochs=3, log_every_n_steps=1)
     assert [name for name, _ in shown].count("add_figure") == 2  # at first and at last
     assert monitor.path == tmp_path / "certification.jsonl"
+
+
+def fake(kind, folder, writer):
+    """A logger of a kind that only hands what is shown to a writer."""
+
+    class Fake(kind):
+        def __init__(self):
+            Logger.__init__(self)
+
+        name = version = run_id = "run"
+        log_dir = save_dir = str(folder)
+        experiment = property(lambda self: writer)
+        log_metrics = log_hyperparams = log_graph = save = finalize = lambda *_, **__: None
+
+    return Fake()
+
+
+class Writer:
+    """Remembers what it is told."""
+
+    id = "abc"
+
+    def __init__(self, folder):
+        self.dir, self.told = str(folder), []
+
+    def __getattr__(self, name):
+        return lambda *values, **options: self.told.append((name, [*values, *options.values()]))
+
+    def named(self, name):
+        return [values for told, values in self.told if told == name]
+
+
+def test_mlflow_gets_a_figure_and_a_table(tmp_path):
+    writer = Writer(tmp_path)
+    monitor = CertifiedRadiusMonitor(samples=4, max_overhead=None, method="ibp")
+    fit(monitor, logger=fake(MLFlowLogger, tmp_path, writer), epochs=1, log_every_n_steps=1)
+    assert monitor.failures == 0
+    [[run, _, name]] = writer.named("log_figure")
+    assert (run, name) == ("run", "certified_accuracy/by_epsilon/3.png")
+    [[run, table, name]] = writer.named("log_table")
+    assert name == "certified_radius/samples/3.json"
+    assert table["certified radius"] == [row.radius for row in monitor.last.rows]
+
+
+def test_comet_gets_a_figure_and_a_table(tmp_path):
+    writer = Writer(tmp_path)
+    monitor = CertifiedRadiusMonitor(samples=4, max_overhead=None, method="ibp")
+    fit(monitor, logger=fake(CometLogger, tmp_path, writer), epochs=1, log_every_n_steps=1)
+    assert monitor.failures == 0
+    [[name, _, step]] = writer.named("log_figure")
+    assert (name, step) == ("certified_accuracy/by_epsilon", 3)
+    [[name, rows, titles]] = writer.named("log_table")
+    assert name == "certified_radius/samples-3.csv"
+    assert [row[titles.index("certified radius")] for row in rows] == [
+        row.radius for row in monitor.last.rows
+    ]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_artifact_of_rows_and_report_is_logged_where_it_is_asked_for(tmp_path, wanted):
+    writer = Writer(tmp_path)
+    writer.config = Writer(tmp_path)
+    monitor = CertifiedRadiusMonitor(
+        samples=4, max_overhead=None, method="ibp", artifacts=wanted, name="l2"
+    )
+    fit(monitor, logger=fake(WandbLogger, tmp_path, writer), epochs=1, log_every_n_steps=1)
+    assert monitor.failures == 0
+    artifacts = [values[0] for values in writer.named("log_artifact")]
+    assert len(artifacts) == wanted
+    for artifact in artifacts:
+        assert artifact.name == "certification-l2-abc"
+        assert artifact.type == "certification"
+        assert set(artifact.manifest.entries) == {
+            "certification-l2.jsonl",
+            "certification-l2.html",
+        }
+        assert "Classifier" in monitor.path.with_suffix(".html").read_text()
 
 
 def test_a_csv_logger_gets_the_scalars_and_the_file_lies_beside_them(tmp_path):
