@@ -14,7 +14,7 @@ QUICK := tests/relaxations tests/perturbations tests/bounds/test_backward.py \
 	tests/certificates/test_certificate.py tests/training/test_loss.py tests/test_layout.py
 
 .PHONY: demo quick test test-processors test-all mutants fuzz gallery layout relaxations pages site \
-	bench clean
+	zoo leaderboard bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -61,6 +61,14 @@ relaxations: .venv/ready
 # The pages as a site in build/site; a warning is an error.
 site: .venv/ready
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
+
+# Lists the networks that come with the package.
+zoo: .venv/ready
+	@$(BIN)/python -m popqorn_train.recipes.zoo
+
+# Checks the files of leaderboard/ and writes their tables into docs/leaderboard.md.
+leaderboard: .venv/ready
+	$(BIN)/python -m tests.leaderboard
 
 # Puts what commands print into the pages that show it; ARGS="demo" for some of them.
 pages: .venv/ready
