@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -65,8 +65,9 @@ class RobustClassifier(pl.LightningModule):
         if links is not None and vectors is not None and self.coupling is None:
             self.coupling = Coupling(links, vectors)
             self._couple()
-        if getattr(self.loss, "words", None) is not None:
-            self._use_synonyms(getattr(data, "synonyms", None))
+        for loss in () if self.loss is None else self.loss.modules():
+            if isinstance(loss, CertifiedLoss) and loss.words is not None:
+                loss.words = _named(loss.words, getattr(data, "synonyms", None))
 
     @property
     def _word_vectors(self) -> Tensor:
@@ -91,17 +92,6 @@ class RobustClassifier(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Read the vectors anew, so that a checkpoint holds what was trained."""
         self._couple()
-
-    def _use_synonyms(self, synonyms: Mapping[int, Sequence[int]] | None) -> None:
-        """Let a loss over words replace those that the data name, unless it names some itself."""
-        loss = cast(CertifiedLoss, self.loss)
-        words = cast(Substitutions, loss.words)
-        if isinstance(words.candidates, Mapping) and not words.candidates:
-            if synonyms is None:
-                raise ValueError(
-                    "`words` of the loss must have candidates where the data have no synonyms."
-                )
-            loss.words = replace(words, candidates=synonyms)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits ``(B, C)``."""
@@ -152,3 +142,12 @@ class RobustClassifier(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _named(words: Substitutions, synonyms: Mapping[int, Sequence[int]] | None) -> Substitutions:
+    """The words that a loss replaces: those that the data name, unless it names some itself."""
+    if not isinstance(words.candidates, Mapping) or words.candidates:
+        return words
+    if synonyms is None:
+        raise ValueError("`words` of the loss must have candidates: the data have no synonyms.")
+    return replace(words, candidates=synonyms)

@@ -125,7 +125,7 @@ class Prepared:
 
         Args:
             instance: what was bounded: the batch, or points near it.
-            ball: around it.
+            ball: around it, or the words that may be replaced.
             claim: what was proved.
             graph: of its logits.
             found: ranges and relaxations of the graph.

@@ -113,8 +113,9 @@ class Coupling(nn.Module):
 
     @torch.no_grad()
     def take_gradient(self, weight: Tensor, kept: Tensor | float = 1.0) -> None:
-        """Give the vectors the gradient that the weight has, as it was written."""
-        if weight.grad is not None:
-            slope = kept * weight.grad
-            near = self.mean_back @ (self.mean_back @ ((1 - self.own) * slope))
-            self.vectors.grad, weight.grad = self.own * slope + near, None
+        """Add the gradient that the weight has, as it was written, to that of the vectors."""
+        if weight.grad is None:
+            return
+        slope, weight.grad = kept * weight.grad, None
+        found = self.own * slope + self.mean_back @ (self.mean_back @ ((1 - self.own) * slope))
+        self.vectors.grad = found if self.vectors.grad is None else self.vectors.grad + found
