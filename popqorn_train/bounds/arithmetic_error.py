@@ -126,8 +126,10 @@ def _of_affine(seen: Seen) -> Tensor:
         for at in (0.0, 1.0, 1e300)
     )
     moved = (zero == 0) & ((one == 1) | (one == 0))
-    replaced = zero == far
-    return torch.where(moved | replaced, 0.0, linear_error(seen, 4))
+    rounded = (zero.float() - zero).abs()  # of a number in its place; infinite for a mask
+    replaced = torch.where(rounded.isfinite(), rounded, 0.0)
+    error = torch.where(zero == far, replaced, linear_error(seen, 4))
+    return torch.where(moved, 0.0, error)
 
 
 def _of_total(seen: Seen) -> Tensor:
@@ -141,7 +143,8 @@ def _of_contraction(seen: Seen) -> Tensor:
     """No entry adds up more products than a sample and its weights have."""
     node = seen.node
     assert isinstance(node, Contraction)
-    return linear_error(seen, math.prod(node.inputs[0].shape) + 2)
+    weights = sum(weight.numel() for weight in node.weights[1:])
+    return linear_error(seen, math.prod(node.inputs[0].shape) + weights + 2)
 
 
 def _of_activation(seen: Seen) -> Tensor:
@@ -229,12 +232,14 @@ def rule_of(node: Node) -> Rule | None:
 
 
 def inexact(node: Node) -> bool:
-    """Whether a node holds constants that float32 has not, so that forward works them out."""
+    """Whether a node holds constants that forward works out, or that float32 has not."""
     found: list[Tensor | None] = []
+    if isinstance(node, Constant) and node.worked_out:
+        return True
+    if isinstance(node, Sum) and node.constant is not None and bool(node.constant.any()):
+        return True  # what a layer makes of a state that does not move
     if isinstance(node, Linear):
         found = [node.weight, *(node.summands or [node.bias])]
-    elif isinstance(node, Sum):
-        found = [node.constant]
     elif isinstance(node, Constant):
         found = [node.value]
     elif isinstance(node, Contraction):

@@ -12,13 +12,14 @@ class Constant(Node):
 
     Args:
         value: ``(B or 1, H)``.
+        worked_out: whether it is a sum that forward works out, and rounds.
     """
 
     exact = True
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, *, worked_out: bool = False) -> None:
         super().__init__((), value.shape[1:])
-        self.value = value
+        self.value, self.worked_out = value, worked_out
 
     def range(self, *inputs: Bounds) -> Bounds:
         """A point."""

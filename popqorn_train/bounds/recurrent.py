@@ -64,7 +64,8 @@ def project(
 ) -> Node:
     """``W h + b``, worked out at once where h does not move; ``summands`` as of ``Linear``."""
     if isinstance(h, Constant):
-        return Constant(linear(h.value, weight.value, bias))
+        moves = bool(h.value.any()) or h.worked_out
+        return Constant(linear(h.value, weight.value, bias), worked_out=moves)
     return Linear(h, weight, bias, summands)
 
 

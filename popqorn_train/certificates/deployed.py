@@ -5,6 +5,8 @@ the graph says all that is computed: whether every step of forward is one whose 
 kernel does, and whether everything that does not move is exact in float32.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -131,12 +133,19 @@ def _is_exact(step: Step, instance: Instance) -> bool:
         return type(module) in _STILL_MODULES
     name = called_name(step.target)
     if name in STILL:
-        return _keeps_float32(step)
+        return _keeps_float32(step) and _is_float32(instance.lifter.value(step.name))
     tensors: list[Tensor] = []
     map_nested([instance.lifter.value(ref) for ref in step.refs], Tensor, tensors.append)
     if name in _PRODUCTS and any(not bool(x.any()) for x in tensors):
         return all(bool(x.isfinite().all()) for x in tensors)
     return name in _WHOLE and all(_is_whole(x) for x in tensors)
+
+
+def _is_float32(value: Any) -> bool:
+    """Whether float32 has all numbers of a value; infinity stands for itself."""
+    found: list[Tensor] = []
+    map_nested(value, Tensor, found.append)
+    return all(bool((x.float() == x).all()) for x in found if x.is_floating_point())
 
 
 def _is_whole(x: Tensor) -> bool:

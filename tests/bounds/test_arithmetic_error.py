@@ -10,10 +10,12 @@ import torch
 import popqorn_train.bounds as package
 from popqorn_train.bounds import node as nodes
 from popqorn_train.bounds.activation import Activation
-from popqorn_train.bounds.affine import Affine, Linear, Sum
+from popqorn_train.bounds.affine import Affine, Linear, Matrix, Sum
 from popqorn_train.bounds.arithmetic_error import FLOAT32, RULES, ULPS, Seen, inexact, rule_of
 from popqorn_train.bounds.computed import Computed, deployed
+from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.node import Logits, Root
+from popqorn_train.bounds.recurrent import project
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.curves import CURVES
@@ -117,6 +119,10 @@ def test_numbers_that_are_moved_or_replaced_are_not_rounded():
     mask = torch.tensor([True, False, False])
     moved = Affine(lambda x: x.flip(2).masked_fill(mask, -1e9), [root(x)], (2, 3), 0)
     assert not RULES[Affine](seen(moved, x)).any()
+    tenth = Affine(lambda x: x.masked_fill(mask, 0.1), [root(x)], (2, 3), 0)
+    error = RULES[Affine](seen(tenth, x))[0]
+    assert (error[:, 0] > 1e-9).all()  # float32 has another tenth
+    assert not error[:, 1:].any()
     for step in (lambda x: x * 3, lambda x: x + 1, lambda x: x + 1e20, lambda x: 0.5 - x):
         node = Affine(step, [root(x)], (2, 3), 0)
         assert (RULES[Affine](seen(node, x)) > 0).all()
@@ -129,12 +135,22 @@ def test_curves_of_straight_pieces_have_a_rule_and_others_none():
     assert rule_of(Activation("tanh", x)) is not None
 
 
+def test_what_a_layer_makes_of_a_state_is_worked_out():
+    """Exactly 1/2 over the real numbers; float32 loses it beside 2^26."""
+    weight = Matrix(torch.tensor([[2.0**26, 0.5, -(2.0**26)]], dtype=F64))
+    state = torch.ones(1, 3, dtype=F64)
+    assert inexact(project(Constant(state), weight))
+    assert not inexact(project(Constant(0 * state), weight))
+    assert not inexact(Constant(state))
+
+
 def test_constants_that_float32_has_not_are_seen():
     x = root(torch.ones(1, 1, 1, dtype=F64))
     tenth = torch.tensor([[0.1]], dtype=F64)
     assert inexact(Linear(x, tenth))
     assert not inexact(Linear(x, tenth.float().double()))
-    assert inexact(Sum([x], tenth[None]))
+    assert inexact(Sum([x], torch.ones(1, 1, 1, dtype=F64)))
+    assert not inexact(Sum([x], torch.zeros(1, 1, 1, dtype=F64)))
 
 
 def test_a_computed_value_lies_around_its_node():

@@ -248,6 +248,10 @@ REFUSED = {
     "a module without a rule": (lambda own, x: own.norm(x), "module 'norm' has no"),
     "a constant worked out": (lambda own, x: x + (own.mean * 0.3).exp(), "is worked out beside"),
     "constants summed up": (lambda own, x: x + own.mean.sum(), "is worked out beside"),
+    "a constant that float32 has not": (
+        lambda own, x: x + own.mean.masked_fill(own.mean > 0, 0.1),
+        "is worked out beside",
+    ),
     "half precision": (lambda own, x: x.to(torch.float16).float(), "'to' has no"),
 }
 
