@@ -13,8 +13,8 @@ QUICK := tests/relaxations tests/perturbations tests/bounds/test_backward.py \
 	tests/tracing/test_in_place.py tests/certificates/test_fidelity.py \
 	tests/certificates/test_certificate.py tests/training/test_loss.py tests/test_layout.py
 
-.PHONY: demo quick test test-processors test-all mutants fuzz gallery layout relaxations pages site \
-	zoo leaderboard bench clean
+.PHONY: demo quick test test-processors test-all mutants fuzz planted kills gallery layout \
+	relaxations pages site zoo leaderboard bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -46,6 +46,14 @@ mutants: .venv/ready
 # Attacks what is proved of random models; ARGS="--minutes 10 --seed 0".
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Networks with a counterexample that descent misses; ARGS="--count 8 --kinds lstm" for some of them.
+planted: .venv/ready
+	$(BIN)/python -m tests.fuzz.planted $(ARGS)
+
+# Kills trainings under the monitor at 50 moments, and resumes them; ARGS="--moments 10".
+kills: .venv/ready
+	$(BIN)/python -m tests.callbacks.kills $(ARGS)
 
 gallery: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.gallery $(ARGS)

@@ -1,0 +1,29 @@
+"""Counterexamples that gradient descent does not find: no method certifies what holds one."""
+
+import pytest
+import torch
+
+from tests.fuzz.planted import best_share, is_hidden, kept, main
+
+NETS = kept()
+FAST = ("ibp", "crown-ibp", "popqorn-fast", "popqorn")
+
+
+@pytest.mark.parametrize("place", range(len(NETS)))
+def test_what_descent_misses_is_not_certified(place):
+    found = NETS[place]
+    assert is_hidden(found)
+    assert 0.3 < best_share(found, FAST) < 1
+
+
+def test_a_method_that_certifies_a_planted_point_is_found_out(monkeypatch):
+    monkeypatch.setattr("popqorn_train.certificates.certificate.proved", torch.isfinite)
+    with pytest.raises(AssertionError, match="certifies the planted point"):
+        best_share(NETS[0], ("ibp",))
+
+
+@pytest.mark.slow
+def test_fifty_planted_points_are_not_certified(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["planted"])
+    main()
+    assert "certified: 0 of 50" in capsys.readouterr().out
