@@ -33,6 +33,7 @@ from popqorn_train.tracing.steps import called_name
 
 PROBES = 8  # points at which a certificate is probed, if nobody asks for more or fewer
 _INSIDE = 2  # of these, points at which every node is looked at
+_MASKING = 1e6  # a logit beyond stands for minus infinity
 
 
 def check_probes(probes: int) -> None:
@@ -164,7 +165,11 @@ def _differing(ours: Tensor, traced: Tensor, cast: float) -> Tensor:
         cast: unit of rounding of the coarsest precision that forward casts to.
     """
     eps = max(torch.finfo(ours.dtype).eps, torch.finfo(traced.dtype).eps)
-    near = (1e4 * eps + 100 * cast) * scale_of(traced)
+    scale = scale_of(traced)
+    # A logit may be next to 0 by cancellation: then its terms have the size of other classes'
+    # logits, of which huge ones, which mask a class, do not count.
+    typical = torch.where(scale < _MASKING, scale, 0).median(1, keepdim=True).values
+    near = (1e4 * eps + 100 * cast) * scale.maximum(typical)
     # Where a class is masked by a huge number, the graph holds another huge one.
     known = traced.isfinite() & (traced.abs() < 1e30) & ~ours.isnan()  # NaN certifies nothing
     return ~agree(ours, traced.to(ours.dtype), near.to(ours.dtype)) & known

@@ -26,6 +26,7 @@ from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.methods import IBP
 from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.relaxer import Relaxer
+from popqorn_train.certificates.probes import _differing
 from popqorn_train.errors import ContradictionError
 from popqorn_train.perturbations import region
 from popqorn_train.perturbations.region import Bounds
@@ -346,3 +347,11 @@ def test_the_model_is_left_as_it_was():
     assert not model.embedding._forward_hooks
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_logit_next_to_0_may_be_off_by_the_rounding_of_its_terms():
+    traced = torch.tensor([[2.2, -1.2, 6.2, -1.5e-4, -1e9]], dtype=torch.float64)
+    off = torch.tensor([[0, 0, 0, 9e-16, 0]], dtype=torch.float64)
+    assert not _differing(traced + off, traced, 0.0).any()
+    wrong = _differing(traced + 1e6 * off, traced, 0.0)
+    assert wrong.tolist() == [[False, False, False, True, False]]
