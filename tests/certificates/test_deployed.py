@@ -8,9 +8,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from popqorn_train import Box, LpBall, Substitutions, bound, certified_radius, certify
+from popqorn_train.bounds.memory import Chunks
 from popqorn_train.bounds.methods import METHODS, method_named
 from popqorn_train.certificates.certificate import check_confirm
 from popqorn_train.certificates.deployed import MODULES, MOVING, STILL, as_deployed
+from popqorn_train.certificates.query import make_query
+from popqorn_train.certificates.search import twin_of
 from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.operations.lift import MODULES as BOUNDED
 from popqorn_train.operations.lift import OPERATIONS
@@ -191,6 +194,16 @@ def test_what_float32_loses_is_not_certified():
     assert certify(model, x, y, LpBall(1e-10), probes=0).certified.all()
     assert not certify(model, x, y, LpBall(1e-10), confirm="deployed", probes=0).certified.any()
     assert not (certified_radius(model, x, y, confirm="deployed", probes=0) > 0).any()
+
+
+def test_radii_are_confirmed_on_the_graph_of_what_is_computed():
+    model, x, y = small(nn.RNN)
+    layer, method = bound(model), method_named("popqorn")
+    options = {"against": None, "ball": LpBall(0.0), "method": method, "chunks": Chunks(None)}
+    query = make_query(layer, x, y, **options)
+    assert twin_of(query, layer, x, "deployed").instance.deployed
+    assert not twin_of(query, layer, x, "float64").instance.deployed
+    assert twin_of(query, layer, x, None) is None
 
 
 def test_biases_that_cancel_out_round_as_they_are_added():
