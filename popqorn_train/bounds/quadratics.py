@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.affine import full
-from popqorn_train.bounds.backward import Enclosure, sizes_of, visits
-from popqorn_train.bounds.joint_pass import Gap, JointPass, Read, smooth_curve
+from popqorn_train.bounds.backward import Enclosure, ancestors, sizes_of, visits
+from popqorn_train.bounds.joint_pass import Gap, JointPass, Read, has_quadratics, smooth_curve
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.bounds.roundoff import rounding_error
 from popqorn_train.bounds.symbols import Symbols
@@ -93,8 +93,12 @@ class QuadraticForm(NamedTuple):
 
 
 def is_supported(output: Node) -> bool:
-    """Whether a group of coordinates is known for what moves: l_inf and l_2 balls, and boxes."""
-    return isinstance(output.region, Region) and output.region.p in (2, torch.inf)
+    """Whether a node has quadratics, and a group is known of what moves.
+
+    Groups are those of l_inf and l_2 balls, and of boxes.
+    """
+    grouped = isinstance(output.region, Region) and output.region.p in (2, torch.inf)
+    return grouped and any(has_quadratics(node) for node in ancestors(output))
 
 
 def vector_of(symbols: Symbols, gaps: Sequence[Gap]) -> Vector:

@@ -17,7 +17,7 @@ from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.tracing.calls import sets_weight
-from popqorn_train.tracing.steps import IDENTITIES, MOVES, REPEATS, Step, called_name
+from popqorn_train.tracing.steps import IDENTITIES, MOVES, REPEATS, Step, called_name, casts_to_half
 
 _PIECES = frozenset(
     (
@@ -157,9 +157,7 @@ def _is_whole(x: Tensor) -> bool:
 
 def _keeps_float32(step: Step) -> bool:
     """Whether a step casts no floating numbers to half precision."""
-    found: list[torch.dtype] = []
-    map_nested((step.args, step.kwargs), torch.dtype, found.append)
-    return not step.floating or all(kind in (torch.float32, torch.float64) for kind in found)
+    return not step.floating or not casts_to_half(step)
 
 
 def _named(step: Step) -> str:

@@ -8,7 +8,15 @@ from torch import nn
 
 from popqorn_train.tracing.packed import pack_lengths
 from popqorn_train.tracing.sample_axis import deals_samples, places_samples
-from popqorn_train.tracing.steps import IDENTITIES, MOVES, Ref, Step, Trace, called_name
+from popqorn_train.tracing.steps import (
+    IDENTITIES,
+    MOVES,
+    Ref,
+    Step,
+    Trace,
+    called_name,
+    casts_to_half,
+)
 
 SCALES = frozenset(("add", "sub", "mul", "div", "truediv", "neg"))
 _PIECES = frozenset(("chunk", "split", "unbind"))  # operations that give a tuple of parts
@@ -115,7 +123,8 @@ class Roads:
         """Whether a step does nothing in eval mode."""
         if step.kind == "module":
             return self._is(step, nn.modules.dropout._DropoutNd) or self._is(step, nn.Identity)
-        return called_name(step.target) in IDENTITIES and step.floating
+        name = called_name(step.target)
+        return name in IDENTITIES and step.floating and not casts_to_half(step)
 
 
 def reached(start: str, readers: Readers) -> set[str]:

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -149,6 +150,13 @@ def pick_samples(value: Any, chosen: Tensor, batch_axis: int) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     return value.index_select(min(batch_axis, value.ndim - 1), chosen.to(value.device))
+
+
+def casts_to_half(step: Step) -> bool:
+    """Whether a step names half precision for its result."""
+    found: list[torch.dtype] = []
+    map_nested((step.args, step.kwargs), torch.dtype, found.append)
+    return any(kind in (torch.bfloat16, torch.float16) for kind in found)
 
 
 def called_name(target: Any) -> str:

@@ -354,3 +354,24 @@ def nets(seeds):
 def test_no_certificate_beyond_the_attacked_radius(seeds):
     for model, x, y, ball in nets(seeds):
         assert not certify(model, x, y, ball, method=JOINT).certified.any()
+
+
+@pytest.mark.parametrize(
+    "pooled", [lambda x: x.mean(1), lambda x: x.amax(1), lambda x: x.abs().sum(1)]
+)
+def test_what_has_no_quadratics_keeps_its_planes(pooled):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.head(pooled(x))
+
+    torch.manual_seed(0)
+    model, x = Pooled().to(F64).eval(), torch.randn(3, 4, 2, dtype=F64)
+    y, ball = model(x).argmax(1), LpBall(0.5)
+    planes, tightest = (
+        certify(model, x, y, ball, method=name).margins for name in ("popqorn", "popqorn-tightest")
+    )
+    assert torch.equal(planes, tightest)

@@ -265,7 +265,10 @@ REFUSED = {
         lambda own, x: x + own.mean.masked_fill(own.mean > 0, 0.1),
         "is worked out beside",
     ),
-    "half precision": (lambda own, x: x.to(torch.float16).float(), "'to' has no"),
+    "half precision": (
+        lambda own, x: x + own.mean.to(torch.float16).float(),
+        "is worked out beside",
+    ),
 }
 
 

@@ -305,6 +305,20 @@ def test_half_precision_raises_no_false_alarm(dtype):
     assert found.numerics.startswith("float64 of")
 
 
+def test_a_cast_to_half_precision_of_a_part_is_refused():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make().float()
+
+        def forward(self, x):
+            return self.net(x.to(torch.bfloat16).float())
+
+    model, x = Cast().eval(), inputs().float()
+    with pytest.raises(UnsupportedModelError, match="a cast to half precision"):
+        certify(model, x, model(x).argmax(1), LpBall(1e-3))
+
+
 def test_a_trace_serves_the_calls_of_one_question_only(monkeypatch):
     from popqorn_train.certificates import planning
 
