@@ -69,7 +69,7 @@ def test_the_record_and_the_figures_speak_of_shares(ran):
     ("options", "message"),
     [
         ({"p": 2}, "`box` describes the perturbation: leave out p"),
-        ({"features": [True, False, True]}, "`box` says .* pass frames and features to Box"),
+        ({"features": [True, False, True]}, "`box` describes .* pass frames and features to Box"),
         ({"epsilons": (0.5, 2.0)}, "`epsilons` must be shares of the box, from 0 to 1, got 2"),
     ],
 )

@@ -19,7 +19,7 @@ from tests.fitting import QUIET, Classifier, fit, samples, train_loader, val_loa
         ({"p": 0.5}, "`p` must be a number from 1"),
         ({"method": "crown"}, "`method` must be one of 'ibp'"),
         ({"epsilons": (0.2, 0.1)}, "`epsilons` must be positive and increasing"),
-        ({"confirm": "yes"}, "`confirm` must be 'float64' or None"),
+        ({"confirm": "yes"}, "`confirm` must be 'float64', 'deployed' or None"),
         ({"low": 1.0, "high": 0.0}, "`low` must not exceed `high`"),
     ],
 )

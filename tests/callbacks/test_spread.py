@@ -134,7 +134,7 @@ def test_the_budget_leaves_time_for_everything_at_the_end():
     ],
 )
 def test_who_compares_certifications_is_refused(callback, tmp_path):
-    with pytest.raises(ValueError, match=r"compares certifications, and with .*spread=.* `spread`"):
+    with pytest.raises(ValueError, match=r"compares certifications, but with .*spread=.* `spread`"):
         fit(spread(tmp_path), callback(), enable_checkpointing=True)
 
 

@@ -352,7 +352,7 @@ def test_an_interrupt_ends_the_look_at_frames_and_the_report_is_still_written(
     monkeypatch.setattr("popqorn_train.cli.fragile_samples.examined_frames", stopped)
     assert certify(tmp_path / "a", "--fragile", "3", "--method", "ibp") == 0
     said = capsys.readouterr().err
-    assert "Ctrl-C ends that" in said
+    assert "Ctrl-C stops this" in said
     assert "examined 1 of them before it was stopped; --resume --fragile 3 examines all" in said
     assert (tmp_path / "a" / "report.html").read_text().count("<h3>Sample") == 1
     assert certify(tmp_path / "a", "--fragile", "3", "--method", "ibp", "--resume") == 0
