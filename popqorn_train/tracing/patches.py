@@ -20,6 +20,7 @@ from popqorn_train.tracing.packed import REPLACED, Packed, repack
 
 RECORDING = threading.RLock()  # one model is recorded at a time
 _PACKING = {function.__name__: function for function in REPLACED}
+_OF_PACKED = frozenset((*_PACKING, "PackedSequence"))
 _MATH = {name: function for name, function in vars(math).items() if callable(function)}
 
 
@@ -123,9 +124,10 @@ def patched(
         patches.method(nn.Module, "__call__", call)
         patches.method(nn.Module, "__getattr__", read)
         patches.method(nn.Module, "__setattr__", _keeping_proxies(nn.Module.__setattr__))
-        for names, name, function in _places(globals_):
+        naming = _naming()
+        for names, name, function in _places(globals_, naming):
             patches.item(names, name, _recorded(function))
-        for names, name in _packed_names(globals_):
+        for names, name in _packed_names(globals_, naming):
             patches.value(names, name, _packed_kind(patches))
         yield
     finally:
@@ -144,15 +146,26 @@ def _keeping_proxies(original: Callable[..., None]) -> Callable[..., None]:
     return write
 
 
+def _naming() -> list[dict[str, Any]]:
+    """Modules with names of functions and classes of packed sequences."""
+    return _naming_of(len(sys.modules), next(reversed(sys.modules)))
+
+
+@functools.lru_cache(maxsize=1)
+def _naming_of(count: int, newest: str) -> list[dict[str, Any]]:
+    """The same of so many modules, thousands, up to the newest: looked through once."""
+    places = [getattr(module, "__dict__", None) for module in [*sys.modules.values()]]
+    return [names for names in places if names and not names.keys().isdisjoint(_OF_PACKED)]
+
+
 def _places(
-    globals_: list[dict[str, Any]],
+    globals_: list[dict[str, Any]], naming: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Where functions stand that are recorded as one step."""
     seen: set[tuple[int, str]] = set()
     ours = {id(function): function for function in (*REPLACED, *_MATH.values())}
-    everywhere = [names for place in [*sys.modules.values()] if (names := _names(place))]
     found: list[tuple[dict[str, Any], str, Callable[..., Any] | None]] = [
-        *((names, name, f) for names in everywhere for name, f in _PACKING.items()),
+        *((names, name, f) for names in naming for name, f in _PACKING.items()),
         *((vars(math), name, f) for name, f in _MATH.items()),
         *((names, name, ours.get(id(f))) for names in globals_ for name, f in [*names.items()]),
         *((names, key[1], names.get(key[1])) for key, names in _wrapped().items()),
@@ -163,23 +176,19 @@ def _places(
             yield names, name, function
 
 
-def _packed_names(globals_: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+def _packed_names(
+    globals_: list[dict[str, Any]], naming: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any], str]]:
     """Where user's code names ``PackedSequence``; elsewhere torch's code means its own class."""
-    modules = [getattr(module, "__dict__", {}) for module in [*sys.modules.values()]]
     own = ("torch", "popqorn_train")
     others = [
         names
-        for names in modules
+        for names in naming
         if names.get("PackedSequence") is PackedSequence
         and str(names.get("__name__")).split(".")[0] not in own
     ]
     users = {id(names): names for names in (*globals_, *others, vars(rnn))}.values()
     return [(n, name) for n in users for name, value in [*n.items()] if value is PackedSequence]
-
-
-def _names(module: Any) -> dict[str, Any]:
-    names = getattr(module, "__dict__", {})
-    return {} if names.keys().isdisjoint(_PACKING) else names
 
 
 def _wrapped() -> dict[tuple[int, str], dict[str, Any]]:
