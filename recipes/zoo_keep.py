@@ -35,6 +35,7 @@ _DATA = {
     "mnist4": "MNIST, 4 frames of 196 pixels in [0, 1]",
     "mnist4_lstm": "MNIST, 4 frames of 196 pixels in [0, 1]",
     "mnist4_small": "MNIST, 4 frames of 196 pixels in [0, 1]",
+    "pen_digits": "Pen-written digits, 8 points in [0, 1]",
     "news_titles": "TagMyNews titles, word vectors of norm 1",
     "trec": "TREC questions, word vectors of norm 1",
 }
