@@ -105,8 +105,11 @@ def noise_of(instance: Instance, precise: Tensor, moved: Tensor, dtype: torch.dt
     rough_in = torch.float32 if dtype == torch.float64 else dtype
     rough = instance.to(rough_in).logits(moved.to(rough_in), whole=True).double()
     noise = (rough - precise).abs().nan_to_num(0, 0, 0).amax(0, keepdim=True)
-    # More than that is no rounding, whatever it is.
-    noise = torch.minimum(noise, 1e4 * torch.finfo(rough_in).eps * scale_of(precise))
+    # More than that is no rounding, whatever it is. The log-probability of a class that is nearly
+    # sure is far below 1, and rounded as if it were 1.
+    scale, eps = scale_of(precise), torch.finfo(rough_in).eps
+    most = torch.maximum(1e4 * eps * scale, eps * scale.amax().clamp(max=1))
+    noise = torch.minimum(noise, most)
     return noise * (torch.finfo(dtype).eps / torch.finfo(rough_in).eps)
 
 

@@ -305,6 +305,25 @@ def test_half_precision_raises_no_false_alarm(dtype):
     assert found.numerics.startswith("float64 of")
 
 
+def test_a_class_that_is_nearly_sure_raises_no_false_alarm():
+    """In float32 its log-probability is 0, in float64 far below a unit of rounding."""
+
+    class Sure(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make().float()
+
+        def forward(self, x):
+            z = self.net(x)
+            return torch.cat([z[:, :1], z[:, 1:2] + 30], 1).log_softmax(1)
+
+    model, x = Sure().eval(), inputs().float()
+    with torch.no_grad():
+        target = model(x).argmax(1)
+        assert (model(x).amax(1) == 0).any()
+    assert certify(model, x, target, LpBall(1e-3)).certified.all()
+
+
 def test_a_cast_to_half_precision_of_a_part_is_refused():
     class Cast(nn.Module):
         def __init__(self):
