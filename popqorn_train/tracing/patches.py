@@ -147,13 +147,7 @@ def _keeping_proxies(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _naming() -> list[dict[str, Any]]:
-    """Modules with names of functions and classes of packed sequences."""
-    return _naming_of(len(sys.modules), next(reversed(sys.modules)))
-
-
-@functools.lru_cache(maxsize=1)
-def _naming_of(count: int, newest: str) -> list[dict[str, Any]]:
-    """The same of so many modules, thousands, up to the newest: looked through once."""
+    """Modules with names of functions and classes of packed sequences; there are thousands."""
     places = [getattr(module, "__dict__", None) for module in [*sys.modules.values()]]
     return [names for names in places if names and not names.keys().isdisjoint(_OF_PACKED)]
 
