@@ -105,10 +105,12 @@ def noise_of(instance: Instance, precise: Tensor, moved: Tensor, dtype: torch.dt
     rough_in = torch.float32 if dtype == torch.float64 else dtype
     rough = instance.to(rough_in).logits(moved.to(rough_in), whole=True).double()
     noise = (rough - precise).abs().nan_to_num(0, 0, 0).amax(0, keepdim=True)
-    # More than that is no rounding, whatever it is. The log-probability of a class that is nearly
-    # sure is far below 1, and rounded as if it were 1.
+    # More than that is no rounding, whatever it is.
     scale, eps = scale_of(precise), torch.finfo(rough_in).eps
-    most = torch.maximum(1e4 * eps * scale, eps * scale.amax().clamp(max=1))
+    most = 1e4 * eps * scale
+    if instance.plan.output != instance.plan.trace.output and bool((precise <= 0).all()):
+        # The log-probability of a class that is nearly sure is rounded as if it were 1.
+        most = most.clamp(min=eps)
     noise = torch.minimum(noise, most)
     return noise * (torch.finfo(dtype).eps / torch.finfo(rough_in).eps)
 
