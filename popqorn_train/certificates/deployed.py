@@ -121,7 +121,7 @@ def _is_known(step: Step, model: nn.Module) -> bool:
     if step.kind == "module":
         return type(model.get_submodule(step.target)) in MODULES
     name = called_name(step.target)
-    return step.kind == "input" or (name in MOVING and _keeps_float32(step))
+    return step.kind == "input" or name in MOVING
 
 
 def _is_exact(step: Step, instance: Instance) -> bool:

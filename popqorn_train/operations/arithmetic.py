@@ -24,7 +24,7 @@ from popqorn_train.operations.shapes import (
 from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
-from popqorn_train.tracing.steps import IDENTITIES, Step, called_name, casts_to_half
+from popqorn_train.tracing.steps import IDENTITIES, Step, called_name
 
 
 @operation("add")
@@ -105,8 +105,6 @@ def _negate(lifter: Lifter, step: Step, x: Node) -> Node:
 @operation(*IDENTITIES)
 def _same(lifter: Lifter, step: Step, x: Node | Tensor, *args: Any, **kwargs: Any) -> Node | Tensor:
     """Nothing in eval mode, and nothing to real numbers."""
-    if casts_to_half(step) and not any(w.dtype.itemsize == 2 for w in lifter.model.parameters()):
-        raise unsupported(step, "a cast to half precision", "Leave the cast out.")
     if not step.floating:
         kinds = [kind for kind in (*args, *kwargs.values()) if isinstance(kind, torch.dtype)]
         if any(kind.is_complex for kind in kinds):

@@ -20,7 +20,13 @@ from popqorn_train.errors import UnboundedStepError, is_out_of_memory
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.cast_modules import cast_copy, eps_of
 from popqorn_train.operations.merged import concerns_rows, lift_rows
-from popqorn_train.operations.registry import MODULES, OPERATIONS, refuse_complex, unsupported
+from popqorn_train.operations.registry import (
+    MODULES,
+    OPERATIONS,
+    refuse_complex,
+    refuse_half,
+    unsupported,
+)
 from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
 from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.tracing.calls import tied
@@ -260,6 +266,7 @@ class Lifter:
     def lift(self, step: Step, args: Any, kwargs: Any) -> Any:
         """The node for a step, from its handler."""
         refuse_complex(step, (args, kwargs))
+        refuse_half(step, self.model)
         if concerns_rows(step, args, kwargs):
             return lift_rows(self, step, args, kwargs)
         if step.kind == "module":

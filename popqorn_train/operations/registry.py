@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from popqorn_train.errors import UnboundedStepError
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.ways_out import way_out_of
-from popqorn_train.tracing.steps import Step
+from popqorn_train.tracing.steps import Step, casts_to_half
 
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
@@ -41,6 +41,12 @@ def refuse_complex(step: Step, values: Any) -> None:
     map_nested(values, Tensor, found.append)
     if any(value.is_complex() for value in found):
         raise unsupported(step, "an operation with complex numbers", way_out_of("complex"))
+
+
+def refuse_half(step: Step, model: nn.Module) -> None:
+    """Refuse a result in half precision, of what moves, in a model of another precision."""
+    if casts_to_half(step) and not any(w.dtype.itemsize == 2 for w in model.parameters()):
+        raise unsupported(step, "a cast to half precision", "Leave the cast out.")
 
 
 def unsupported(step: Step, what: str, way_out: str = "") -> UnboundedStepError:

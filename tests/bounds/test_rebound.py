@@ -163,6 +163,18 @@ def test_tighter_methods_certify_all_that_cheaper_ones_do_and_more(cell):
     assert sum(counts) > 2
 
 
+def test_contradictions_alone_certify_more():
+    """What they prove is a margin above 0, without joint bounds."""
+    model, x = build("tanh", seed=2, hidden=6), sequences(12, 3, seed=2)
+    y = predicted(model, x)
+    ball = LpBall(1.03 * certified_radius(model, x, y, method=Popqorn()))
+    cheap, tight = (
+        certify(model, x, y, ball, method=method)
+        for method in (Popqorn(), TightPopqorn(budgets=(EVERYTHING,)))
+    )
+    assert (tight.certified & ~cheap.certified).sum() > 2
+
+
 @pytest.mark.parametrize("cell", some(CELLS, 4, first=1))
 def test_radii_of_the_tight_method_are_proved_and_not_smaller(cell):
     model, x = build(cell, seed=3), sequences(4, 3, seed=3)

@@ -324,16 +324,24 @@ def test_a_class_that_is_nearly_sure_raises_no_false_alarm():
     assert certify(model, x, target, LpBall(1e-3)).certified.all()
 
 
-def test_a_cast_to_half_precision_of_a_part_is_refused():
-    class Cast(nn.Module):
+HALVES = {
+    "a cast": lambda x: x.to(torch.bfloat16).float(),
+    "a sum": lambda x: x + x.sum(1, keepdim=True, dtype=torch.float16).float(),
+    "a softmax": lambda x: x * x.softmax(1, dtype=torch.bfloat16).float(),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_half_precision_of_a_part_is_refused(name):
+    class Half(nn.Module):
         def __init__(self):
             super().__init__()
             self.net = make().float()
 
         def forward(self, x):
-            return self.net(x.to(torch.bfloat16).float())
+            return self.net(HALVES[name](x))
 
-    model, x = Cast().eval(), inputs().float()
+    model, x = Half().eval(), inputs().float()
     with pytest.raises(UnsupportedModelError, match="a cast to half precision"):
         certify(model, x, model(x).argmax(1), LpBall(1e-3))
 
