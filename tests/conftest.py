@@ -11,7 +11,7 @@ import torch
 
 import popqorn_train
 from popqorn_train.kernels.library import SWITCH, kernels
-from tests.thinning import LEAST, cover
+from tests.thinning import repeating
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,15 +27,11 @@ def pytest_collection_modifyitems(items):
     """Mark as slow what repeats a path of the code; see thinning.py."""
     tests = defaultdict(list)
     for item in items:
-        slow = item.get_closest_marker("slow")
-        if hasattr(item, "callspec") and len(item.callspec.params) > 1 and not slow:
+        if hasattr(item, "callspec") and not item.get_closest_marker("slow"):
             tests[item.path, item.originalname].append(item)
-    for combined in tests.values():
-        rows = [{n: id(v) for n, v in item.callspec.params.items()} for item in combined]
-        if len(rows) >= LEAST and not combined[0].get_closest_marker("every_combination"):
-            kept = set(cover(rows))
-            for at in set(range(len(rows))) - kept:
-                combined[at].add_marker(pytest.mark.slow)
+    for parametrisations in tests.values():
+        for item in repeating(parametrisations):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from popqorn_train.kernels.library import SWITCH
 from popqorn_train.nested import map_nested
 from tests.fitting import Classifier
 from tests.other_device import NAME, DeviceMixError, OtherDevice
-from tests.thinning import some
 from tests.zoo import zoo
 
 ZOO = zoo()
@@ -49,6 +48,7 @@ def in_turn(every=8):
             yield pytest.param(name, method, marks=[] if fast else pytest.mark.slow)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 @pytest.mark.parametrize(("name", "method"), in_turn())
 def test_nothing_is_made_on_the_processor_for_a_model_elsewhere(name, method):
@@ -61,7 +61,8 @@ def test_nothing_is_made_on_the_processor_for_a_model_elsewhere(name, method):
         assert margins.device.type == NAME
 
 
-@pytest.mark.parametrize("cell", some(CELLS, 3, first=2))
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("cell", CELLS)
 def test_radii_losses_and_attacks_stay_where_the_model_is(cell):
     module, x = Classifier(cell), torch.randn(4, 4, 3)
     with OtherDevice():

@@ -1,11 +1,12 @@
 """Which parametrisations of a test belong to the fast run.
 
 A test over several parameters mostly repeats one path of the code. The fast run takes so many of
-its combinations that each value is there at least once; `make test-all` runs all of them. A test
-that repeats a path of another one, as over all operations or models, runs for `some` of its values.
+its combinations that each value is there at least once; `make test-all` runs all of them. Of a test
+that repeats a path of another one, as over all operations or models, the mark `one_in(n)` leaves
+every n-th combination in the fast run.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -29,9 +30,12 @@ def cover(rows: Sequence[Combination]) -> list[int]:
     return sorted(chosen)
 
 
-def some(values: Iterable, every: int, first: int = 0) -> list:
-    """Parameters: every so many-th value is in the fast run, and all are in the slow one."""
-    return [
-        value if at % every == first else pytest.param(value, marks=pytest.mark.slow)
-        for at, value in enumerate(values)
-    ]
+def repeating(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Those parametrisations of one test that the fast run leaves out."""
+    kept = list(items)
+    if len(items[0].callspec.params) > 1 and not items[0].get_closest_marker("every_combination"):
+        rows = [{n: id(v) for n, v in item.callspec.params.items()} for item in items]
+        kept = [items[at] for at in cover(rows)] if len(rows) >= LEAST else kept
+    if mark := items[0].get_closest_marker("one_in"):
+        kept = kept[mark.kwargs.get("first", 0) :: mark.args[0]]
+    return [item for item in items if item not in kept]

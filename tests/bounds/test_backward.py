@@ -144,6 +144,7 @@ def test_a_larger_ball_has_wider_bounds(cell, p, method):
     assert (found[-1].upper > found[0].upper + 0.01).all()
 
 
+@pytest.mark.one_in(2)
 @norms
 @cells
 def test_backward_bounds_are_never_looser_than_intervals(cell, p):
@@ -178,6 +179,7 @@ def test_float32_bounds_are_close_to_float64_bounds(cell, method):
         torch.testing.assert_close(side.double(), reference, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.one_in(2, first=1)
 @methods
 @cells
 def test_gradients_of_the_bounds_are_exact(cell, method):

@@ -49,6 +49,7 @@ def build(cell, *, seed=0, gain=1.5, **options):
     return model
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize(("p", "read"), [(2, "states"), (math.inf, "mean")])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("cell", CELLS)
@@ -88,6 +89,7 @@ class Cells(nn.Module):
         return self.head(state[0] if isinstance(state, tuple) else state)
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_cell_in_a_loop_has_the_bounds_of_the_layer(cell, method):
@@ -152,6 +154,7 @@ def test_bounds_of_tiny_nets_are_near_the_truth(cell, time, features, bidirectio
     assert ratio < 2.0
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cell", SOME_CELLS)
 def test_radii_of_a_stack_are_positive_and_sound(cell):
     model, x = build(cell, num_layers=2, bidirectional=True, gain=1.0), sequences(3, 4)

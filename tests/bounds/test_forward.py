@@ -32,7 +32,6 @@ from tests.problems import (
     sequences,
     steps_inside,
 )
-from tests.thinning import some
 
 FAST = METHODS["popqorn-fast"]
 cells = pytest.mark.parametrize("cell", SOME_CELLS)
@@ -148,6 +147,7 @@ def test_ten_million_values(cell, p, strip):
     assert total > 5e5
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("read", READS)
 def test_forms_of_sequences_enclose_their_values(read):
     model, x = towards(read), sequences(2, 5)
@@ -156,7 +156,8 @@ def test_forms_of_sequences_enclose_their_values(read):
     assert excess(model, x, LpBall(0.1, 2), 0.1 * steps_inside((30, *x.shape), 2))[0] <= 1e-13
 
 
-@pytest.mark.parametrize("p", some(NORMS, 2))
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("p", NORMS)
 def test_masks_and_sizes_of_frames_hold_in_forms(p):
     model, x = towards("last"), sequences(2, 5)
     sizes = torch.tensor([0.0, 0.3, 0.0, 0.05, 0.2], dtype=F64)
@@ -168,7 +169,8 @@ def test_masks_and_sizes_of_frames_hold_in_forms(p):
     assert excess(model, x, one, 0.3 * apart)[0] <= 1e-13
 
 
-@pytest.mark.parametrize("read", some(READS, 3))
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("read", READS)
 def test_what_has_no_form_is_left_to_its_range(read, monkeypatch):
     model, x, ball = towards(read), sequences(2, 5), LpBall(0.05)
     formed = logit_bounds(model, x, ball, method=FAST)

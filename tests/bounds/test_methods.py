@@ -19,7 +19,6 @@ from tests.problems import (
     sampled_problem,
     sequences,
 )
-from tests.thinning import some
 
 OPTIONS = {
     f"{slopes}-{len(octagons)}": Popqorn(slopes, octagons)
@@ -28,9 +27,9 @@ OPTIONS = {
 }
 cells = pytest.mark.parametrize("cell", ["lstm", "gru"])  # the cells with products
 options = pytest.mark.parametrize("method", OPTIONS.values(), ids=OPTIONS)
-some_options = pytest.mark.parametrize("method", some(OPTIONS.values(), 3), ids=OPTIONS)
 
 
+@pytest.mark.one_in(3)
 @options
 @cells
 def test_every_policy_encloses_the_points_of_the_ball(cell, method):
@@ -51,7 +50,8 @@ def test_tiny_and_huge_balls_are_enclosed(cell, method, epsilon):
     assert (logits <= upper + 1e-12).all()
 
 
-@some_options
+@pytest.mark.one_in(3)
+@options
 @cells
 def test_epsilon_zero_gives_the_clean_logits(cell, method):
     model, x = build(cell, num_layers=2), sequences(3, 5)
@@ -59,7 +59,8 @@ def test_epsilon_zero_gives_the_clean_logits(cell, method):
         torch.testing.assert_close(end, model(x), rtol=0, atol=1e-12)
 
 
-@some_options
+@pytest.mark.one_in(3)
+@options
 @cells
 def test_float32_bounds_stay_close_to_float64_ones(cell, method):
     model, x = build(cell, seed=7), sequences(4, 4, seed=7)
@@ -70,7 +71,8 @@ def test_float32_bounds_stay_close_to_float64_ones(cell, method):
         assert (one.double() - two).abs().max() < 0.05 * width  # searched slopes may jump
 
 
-@some_options
+@pytest.mark.one_in(3)
+@options
 @cells
 def test_a_sample_has_the_same_bounds_alone_and_in_a_batch(cell, method):
     model, x = build(cell), sequences(5, 4)

@@ -182,6 +182,7 @@ def test_bounds_in_float32_hold_those_of_float64_give_or_take_rounding(method):
         torch.testing.assert_close(one.double(), two, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["box", "ball"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_alone_and_a_wave_of_another_length_have_their_bounds(method, name):

@@ -27,7 +27,6 @@ from tests.problems import (
     predicted,
     sequences,
 )
-from tests.thinning import some
 
 EVERYTHING = Budget(rounds=6, units=None, frames=None)
 TIGHT, TIGHTEST = METHODS["popqorn-tight"], METHODS["popqorn-tightest"]
@@ -175,7 +174,8 @@ def test_contradictions_alone_certify_more():
     assert (tight.certified & ~cheap.certified).sum() > 2
 
 
-@pytest.mark.parametrize("cell", some(CELLS, 4, first=1))
+@pytest.mark.one_in(4, first=1)
+@pytest.mark.parametrize("cell", CELLS)
 def test_radii_of_the_tight_method_are_proved_and_not_smaller(cell):
     model, x = build(cell, seed=3), sequences(4, 3, seed=3)
     y = predicted(model, x)

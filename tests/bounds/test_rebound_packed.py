@@ -83,6 +83,7 @@ SHAPED = [
 shapes = pytest.mark.parametrize(("cell", "options"), SHAPED)
 
 
+@pytest.mark.one_in(3)
 @shapes
 @pytest.mark.parametrize("method", TIGHT)
 def test_margins_in_a_mixed_batch_are_those_of_the_samples_alone(cell, options, method):

@@ -113,6 +113,7 @@ def test_both_packages_train_and_certify_the_same():
     assert torch.equal(*radii)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("path", ["popqorn_train.callbacks.", ""])
 def test_the_command_line_of_the_package_takes_class_paths(package, path, tmp_path, monkeypatch):
     cli = pytest.importorskip(f"{package.__name__}.cli")

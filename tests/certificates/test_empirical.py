@@ -25,6 +25,7 @@ class Straight(nn.Module):
         return torch.cat([logit * 0.0, logit], 1)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("scope", ["frame", "sequence"])
 @norms
 @some_cells
@@ -49,6 +50,7 @@ def _dual(p):
     return {1: math.inf, math.inf: 1}.get(p, p / (p - 1) if 1 < p < math.inf else None)
 
 
+@pytest.mark.one_in(2)
 @norms
 @some_cells
 def test_smaller_attacks_by_hand_find_nothing_much_smaller(cell, p):
@@ -67,6 +69,7 @@ def test_a_wrong_prediction_has_radius_zero_and_an_unbreakable_one_infinity():
     assert (empirical_radius(model, x, y, max_radius=1e-6) == math.inf).all()
 
 
+@pytest.mark.one_in(2)
 @some_cells
 def test_a_sample_has_the_same_radius_alone_and_in_a_batch(cell):
     model, x = build(cell), sequences(6, 4)

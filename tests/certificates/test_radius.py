@@ -67,6 +67,7 @@ def test_at_most_12_evaluations_on_average(cell, p):
     assert 2 <= counts.mean() <= 12  # two to four of them above the first epsilon that fails
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize(("rtol", "most"), [(1e-3, 7.5), (1e-2, 7)])
 @some_cells
 def test_few_evaluations_on_average_from_the_last_radius(cell, rtol, most):
@@ -114,6 +115,7 @@ def test_the_root_of_any_margin_is_found(shape, guess, rtol):
     assert (((left + 1e-4) / state.lower - 1).abs() <= 1.1 * rtol + 2e-4 / left).any()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("start", [0.0, 1e-9, 1e9, math.nan, math.inf, -1.0])
 def test_any_start_leads_to_the_same_radius(start):
     model, x, y = problem("tanh")
@@ -124,6 +126,7 @@ def test_any_start_leads_to_the_same_radius(start):
     torch.testing.assert_close(found, expected, rtol=2 * RTOL, atol=0)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rate", [0.0, 1e-9, 1e9, math.nan, math.inf, -1.0, -1e9])
 def test_any_rate_leads_to_the_same_radius(rate):
     model, x, y = problem("tanh")
@@ -224,6 +227,7 @@ def test_the_cap_of_a_clipped_radius_is_the_norm_of_the_domain(p, width):
     torch.testing.assert_close(found, torch.full_like(found, width))
 
 
+@pytest.mark.one_in(3)
 @norms
 @some_cells
 def test_a_domain_makes_radii_larger(cell, p):

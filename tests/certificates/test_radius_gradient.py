@@ -26,6 +26,7 @@ def agree(found, expected):
     assert abs(found - expected) <= 1e-3 * abs(expected) + 1e-9
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 @cells
 def test_weights_have_the_gradient_of_finite_differences(cell, p):
@@ -45,6 +46,7 @@ def test_weights_have_the_gradient_of_finite_differences(cell, p):
         agree((weight.grad * step).sum().item(), (sums[0] - sums[1]) / 2e-5)
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize("domain", [{}, {"low": -3.0, "high": 3.0}])
 @cells
 def test_inputs_have_the_gradient_of_finite_differences(cell, domain):

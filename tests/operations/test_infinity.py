@@ -52,6 +52,7 @@ class Finite(Pooled):
         super().__init__(lambda h, mask: h.masked_fill(~mask, -1e9))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", [*WAYS.values(), None], ids=[*WAYS, "padding_value"])
 def test_every_way_to_mask_is_the_same_network(way, method):
@@ -66,6 +67,7 @@ def test_every_way_to_mask_is_the_same_network(way, method):
         torch.testing.assert_close(found.grad, expected.grad)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("way", [WAYS["an additive mask"], WAYS["where"], None])
 def test_float32_and_radii_agree(way):
     model, right, x = Pooled(way).eval(), Finite().eval(), sequences(4, 5)

@@ -30,7 +30,6 @@ from tests.operations.norm_rows import NORM_ROWS
 from tests.operations.product_rows import PRODUCT_ROWS
 from tests.operations.rows import ROWS, F, Parts, T
 from tests.problems import F64, METHODS
-from tests.thinning import some
 
 FORMS = ROWS | ATTENTION_ROWS | FUNCTION_ROWS | MOVE_ROWS | PRODUCT_ROWS | NORM_ROWS
 LAYERS = {kind.__name__: kind for kind in layer_rows()}
@@ -125,6 +124,7 @@ def test_a_row_calls_its_operation(name):
     assert name in {called_name(step.target) for step in steps if step.kind != "module"}
 
 
+@pytest.mark.one_in(2, first=1)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_sampled_point_leaves_the_bounds(name):
     with undisturbed(problem(name)[0]):  # one trace for all methods
@@ -151,7 +151,8 @@ def intervals_of(graph):
     return found
 
 
-@pytest.mark.parametrize("name", some(NAMES, 2))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_every_node_stays_in_its_range(name):
     _, inputs, layer = problem(name)
@@ -166,7 +167,8 @@ def test_every_node_stays_in_its_range(name):
         assert (values[graph].lower - logits).abs().amax() <= 10 * rounding(name)
 
 
-@pytest.mark.parametrize("name", some(NAMES, 3))
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_perturbation_leaves_the_value_and_a_sample_alone_has_its_bounds(name):
     net, inputs, layer = problem(name)
     with torch.no_grad():
@@ -181,7 +183,8 @@ def test_no_perturbation_leaves_the_value_and_a_sample_alone_has_its_bounds(name
         assert (side - both[1:]).abs().amax() <= 10 * rounding(name)
 
 
-@pytest.mark.parametrize("name", some(NAMES, 5))
+@pytest.mark.one_in(8, first=3)
+@pytest.mark.parametrize("name", NAMES)
 def test_bounds_in_float32_hold_what_is_sampled_in_float64(name):
     net, (x, lengths), _ = problem(name)
     single = Net(name).eval()

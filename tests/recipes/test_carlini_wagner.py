@@ -11,6 +11,7 @@ from tests.problems import build, predicted, sequences
 from tests.recipes.test_clever import Linear
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_no_certified_radius_reaches_what_the_attack_found(cell, p):

@@ -104,6 +104,7 @@ ROW_BY_ROW = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ROW_BY_ROW)
 def test_what_counts_axes_from_the_last_one_is_bounded(name):
     class Twin(Rows):

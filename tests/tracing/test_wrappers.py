@@ -107,6 +107,7 @@ def net_and_inputs():
     return net, x, net.eval()(x).argmax(1)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("wrap", WRAPS, ids=lambda wrap: wrap.__name__)
 def test_a_wrapped_model_has_the_bounds_of_the_one_inside(wrap):
     net, x, y = net_and_inputs()
@@ -196,6 +197,7 @@ class Fitted(Classifier):
         return self.loss(self, *batch)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("wrap", [whole, parts, parts_in_place], ids=lambda wrap: wrap.__name__)
 def test_the_monitor_sees_the_same_radii_in_a_compiled_model(wrap):
     radii = []
