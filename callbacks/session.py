@@ -15,7 +15,8 @@ from popqorn_train.callbacks.reading_order import Order, check_count
 from popqorn_train.certificates.bound_model import BoundModel, bound
 from popqorn_train.errors import BadSamplesError, UnsupportedModelError
 from popqorn_train.evaluation.batches import Picked, Unpack, unpacked
-from popqorn_train.evaluation.examination import Examination, Examiner
+from popqorn_train.evaluation.examination import Examination
+from popqorn_train.evaluation.examiner import Examiner
 from popqorn_train.evaluation.progress import Progress
 from popqorn_train.evaluation.provenance import fingerprint
 from popqorn_train.evaluation.sample_rows import SampleRow, Status

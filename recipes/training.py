@@ -4,10 +4,8 @@ Everything that a configuration may hold is an argument of ``RobustClassifier``,
 of a loss, of a callback or of Lightning's Trainer.
 """
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 
 from popqorn_train.evaluation.folder import FolderLock
-from popqorn_train.perturbations.masks import as_mask
 from popqorn_train.recipes.arguments import (
     ConfigurationError,
     Parser,
@@ -34,12 +31,10 @@ from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
 from popqorn_train.recipes.final_evaluation import evaluate, seconds_used
 from popqorn_train.recipes.results import draw, model_results, table, write_results
 from popqorn_train.recipes.together import processes, shared
+from popqorn_train.recipes.twin import changes_of_twin, with_masks_of
 from popqorn_train.recipes.word_evaluation import WordEvaluation, WordSettings, evaluate_words
-from popqorn_train.training.loss import CertifiedLoss
-from popqorn_train.training.objective import Objective
 
 Found = Sequence[Evaluation] | Sequence[WordEvaluation]
-_MASKS = ("frames", "features")  # of what moves
 
 __all__ = ["ConfigurationError", "RecipeCLI", "run", "start"]
 
@@ -145,9 +140,7 @@ class RecipeCLI(LightningCLI):
     def settings(self) -> EvaluationSettings:
         """How the network is certified and attacked: where the loss lets move, if it says so."""
         found: EvaluationSettings = self._get(self.config_init, "evaluation")
-        names = [name for name in _MASKS if getattr(found, name) is None]
-        masks: dict[str, Any] = {name: _mask_of(self.model.loss, name) for name in names}
-        return replace(found, **masks)
+        return with_masks_of(self.model.loss, found)
 
     @property
     def _device(self) -> torch.device:
@@ -261,26 +254,13 @@ class RecipeCLI(LightningCLI):
         epochs = self._get(self.config_init, "standard_epochs")
         if epochs == 0:
             return
-        changes = {
-            "model.loss": "null",
-            "trainer.callbacks": "null",
-            "trainer.logger": "null",
-            "ckpt_path": "null",
-            "evaluation.undecided_at": "null",  # intervals decide nothing there
-            "folder": str(self.folder / "standard"),
-        }
-        masks = {name: as_mask(name, getattr(self.settings, name)) for name in _MASKS}
-        for name, mask in masks.items():  # of the loss, which the other network does not have
-            changes[f"evaluation.{name}"] = json.dumps(None if mask is None else mask.tolist())
+        changes = changes_of_twin(self.folder, self.settings, epochs)
         own = {"callbacks", "logger"} | ({"max_epochs"} if epochs is not None else set())
         options = {name: value for name, value in self._trainer_options.items() if name not in own}
-        if epochs is not None:
-            changes["trainer.max_epochs"] = str(epochs)
         saved = str(self.folder / "config.yaml")
         if self.trainer.is_global_zero:  # of a resumed run
             (self.folder / "standard" / "results.json").unlink(missing_ok=True)
-        arguments = [f"--{name}={value}" for name, value in changes.items()]
-        other = RecipeCLI(["fit", "--config", saved, *arguments], **options)
+        other = RecipeCLI(["fit", "--config", saved, *changes], **options)
         self.evaluations |= other.evaluations
         self.models |= other.models
         self._report(self.folder)
@@ -309,20 +289,6 @@ class RecipeCLI(LightningCLI):
             f"\n{table(self.models)}\n\nwritten to {folder}: results.json, table.txt, radii.csv, "
             "certified_accuracy.png, config.yaml"
         )
-
-
-def _mask_of(loss: Objective | None, name: str) -> torch.Tensor | None:
-    """What a loss lets move, if all of its objectives agree."""
-    if loss is None:
-        return None
-    parts = [one for one in loss.modules() if isinstance(one, CertifiedLoss)]
-    first, *others = [getattr(one, name) for one in parts] or [None]
-    agree = all(_is_same(first, one) for one in others)
-    return first if agree else None
-
-
-def _is_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def _last_checkpoint(folder: Path) -> ModelCheckpoint:

@@ -1,4 +1,4 @@
-"""What is asked about samples: radii, or whether a ball is certified, and how failures are borne.
+"""What is asked about samples: radii, or whether a ball is certified.
 
 B: batch, S: samples.
 """
@@ -20,12 +20,6 @@ from popqorn_train.certificates.kept import check_samples
 from popqorn_train.certificates.probes import PROBES
 from popqorn_train.certificates.radius import search_radius
 from popqorn_train.certificates.search import Decided, Start
-from popqorn_train.errors import (
-    BadSamplesError,
-    BrokenWeightsError,
-    ContradictionError,
-    MixedSamplesError,
-)
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.evaluation.measures import LEVEL, RADIUS, SHARE, Measure
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
@@ -242,76 +236,3 @@ def _plain(value: float | Tensor | None) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     return None if value is None else float(value)  # also from numpy's numbers
-
-
-def _unseen(count: float) -> None:
-    """Show no progress."""
-
-
-_SPLITS = 16  # groups split after a failure; more would cost more than they save
-
-
-@dataclass
-class Examiner:
-    """Asks a question about samples so that one that fails costs itself alone.
-
-    Attributes:
-        question: what is asked.
-        model: about which.
-        decided: told how many samples of the group in hand are decided.
-        failure: the newest error; one of single samples only where there is no other.
-    """
-
-    question: "Examination | AtBall"
-    model: BoundModel
-    decided: Decided = _unseen
-    failure: Exception | None = None
-    _splits: int = 0
-
-    def rows(self, picked: Picked, start: Start | None = None) -> list[SampleRow]:
-        """Examine samples; a group that raises an error is halved, some times over.
-
-        Args:
-            picked: S samples.
-            start: where to begin, ``(S,)`` each.
-        """
-        try:
-            return self.question.rows(self.model, picked, start, self.decided)
-        except BadSamplesError as error:
-            return self._beside(picked, start, error)
-        except (MixedSamplesError, ContradictionError, BrokenWeightsError) as error:
-            self.failure = error  # a part of them would hide it
-            return _failed(picked, error)
-        except Exception as error:
-            self.failure = error
-        if len(picked.labels) == 1 or self._splits == _SPLITS:
-            return _failed(picked, self.failure)
-        self._splits += 1
-        halves = torch.arange(len(picked.labels)).chunk(2)
-        return [row for half in halves for row in self._part(picked, start, half)]
-
-    def _part(self, picked: Picked, start: Start | None, chosen: Tensor) -> list[SampleRow]:
-        begin = None if start is None else Start(*[part[chosen] for part in start])
-        return self.rows(picked.some(chosen, self.model.batch_axis(picked.inputs)), begin)
-
-    def _beside(
-        self, picked: Picked, start: Start | None, error: BadSamplesError
-    ) -> list[SampleRow]:
-        """Rows of samples that cannot be asked about, and those of the others."""
-        self.failure = self.failure or error
-        rows, left = [], []
-        samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
-        for at, (index, label) in enumerate(samples):
-            if at in error.errors:
-                text = f"sample {index}: {error.errors[at]}"
-                rows.append(SampleRow(index, label, Status.ERROR, error=text))
-            else:
-                left.append(at)
-        return rows + (self._part(picked, start, torch.tensor(left)) if left else [])
-
-
-def _failed(picked: Picked, error: Exception) -> list[SampleRow]:
-    """Rows of samples whose examination raised an error."""
-    text = f"{type(error).__name__}: {error}"
-    samples = zip(picked.positions.tolist(), picked.labels.tolist(), strict=True)
-    return [SampleRow(index, label, Status.ERROR, error=text) for index, label in samples]

@@ -13,7 +13,8 @@ from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.errors import BadSamplesError
 from popqorn_train.evaluation.batches import Picked, Unpack, grouped, on_device, unpacked
 from popqorn_train.evaluation.blocks import Block, Blocks, Shard
-from popqorn_train.evaluation.examination import AtBall, Examination, Examiner
+from popqorn_train.evaluation.examination import AtBall, Examination
+from popqorn_train.evaluation.examiner import Examiner
 from popqorn_train.evaluation.progress import Group, Progress
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.perturbations.box import Box, Perturbation

@@ -8,7 +8,8 @@ import torch
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.search import Start
 from popqorn_train.evaluation.batches import Picked, grouped
-from popqorn_train.evaluation.examination import Examination, Examiner
+from popqorn_train.evaluation.examination import Examination
+from popqorn_train.evaluation.examiner import Examiner
 from popqorn_train.evaluation.progress import Group, Progress
 from popqorn_train.evaluation.sample_rows import SampleRow
 
