@@ -22,8 +22,8 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow" $(WORKERS) $(ARGS)
+	@$(BIN)/mypy & types=$$!; $(BIN)/pytest -q -m "not slow" $(WORKERS) $(ARGS); tests=$$?; \
+	wait $$types && exit $$tests
 
 # The inner loop: what most mistakes in the core break, in less than a minute on two cores.
 quick: .venv/ready

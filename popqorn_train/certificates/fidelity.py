@@ -47,7 +47,7 @@ def check_logits(
             _refuse(instance)
     check_samples_alone(instance)  # before logits are compared, since it names the line
     last = torch.tensor([len(instance.center) - 1], device=instance.center.device)
-    its_own = _traced(instance.pick(last))
+    its_own = _alone(instance, last)
     if agree(its_own, ours[last], near).all():
         return
     if not agree(its_own, ours[last], measured(instance, exact(), dtype)[1]).all():
@@ -74,6 +74,18 @@ def _traced(instance: Instance) -> Tensor:
         raise
     except UnsupportedModelError:  # shapes that fit another batch only
         _refuse(instance)
+
+
+@torch.no_grad()
+def _alone(instance: Instance, sample: Tensor) -> Tensor:
+    """The same of one sample, which a batch norm may refuse."""
+    try:
+        alone = instance.pick(sample)
+        return alone.logits(alone.center, whole=True)
+    except MixedSamplesError:
+        raise
+    except UnsupportedModelError as error:
+        raise _mixed(instance) from error
 
 
 @torch.no_grad()

@@ -204,11 +204,13 @@ class ModuleProbe:
             if wrong is not None or not margin.requires_grad:
                 return wrong
             try:
-                (gradient,) = torch.autograd.grad(margin, x)
+                (gradient,) = torch.autograd.grad(margin, x, allow_unused=True)
             except RuntimeError as error:
                 if "inplace" not in str(error):
                     raise
                 return wrong  # the module overwrites what its own gradient needs
+            if gradient is None:
+                return wrong  # the module detaches what moves
             downhill = steepest(gradient.to(center).nan_to_num(0, 0, 0), region)
             change = shrunk(change + 0.5**step * size * downhill, region)
         return None

@@ -3,6 +3,7 @@
 B: batch.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ from popqorn_train.certificates.whole_batch import (
     other_numbers,
 )
 from popqorn_train.errors import UnboundedStepError, UnsupportedModelError
+from popqorn_train.nested import map_nested
 from popqorn_train.operations import tables  # noqa: F401  (fills the tables of lift.py)
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.perturbations.lp_ball import LpBall
@@ -72,13 +74,15 @@ class TracedModel(nn.Module):
 
     def run(self, named: dict[str, Any]) -> Any:
         """What the model itself returns, or is selected of it; call it inside ``undisturbed``."""
+        with preserved(self.model):
+            return self._called(named)
 
+    def _called(self, named: dict[str, Any]) -> Any:
         def called(*values: Any) -> Any:
             arguments = together(dict(zip(named, values, strict=True)))
             return selected(self.model(*arguments), self.select)
 
-        with preserved(self.model):
-            return call_sorted(called, list(named.values()))
+        return call_sorted(called, list(named.values()))
 
     def _instance(self, named: dict[str, Any], found: Plan, dtype: torch.dtype) -> Instance:
         lifter = self._lifter(named, found, dtype)
@@ -190,8 +194,7 @@ class TracedModel(nn.Module):
     def _ran(self, named: dict[str, Any]) -> Any:
         try:
             with torch.no_grad(), nothing_random(self.model):
-                own = {n: v.clone() if isinstance(v, Tensor) else v for n, v in named.items()}
-                return self.run(own)  # which may write into them
+                return self._steady(named)
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -200,3 +203,50 @@ class TracedModel(nn.Module):
                 f"`inputs` must be what {type(self.model).__name__}.forward takes, got {shapes}, "
                 f"which it refuses: {error}"
             ) from error
+
+    def _steady(self, named: dict[str, Any]) -> Any:
+        """What the model returns, which must not depend on earlier calls."""
+        with preserved(self.model) as before:
+            output = self._called(_cloned(named))
+            changed, first = before.changed(), [value.clone() for value in _tensors(output)]
+            if changed and not self._returns(first, named):
+                raise UnsupportedModelError(
+                    f"The forward of {type(self.model).__name__} returns something else for the "
+                    f"same inputs after other calls, as it keeps {', '.join(changed[:5])} from one "
+                    "call to the next: it is not one function. Pass in what is kept, or set it "
+                    "anew at the beginning of forward."
+                )
+            return output
+
+    def _returns(self, first: list[Tensor], named: dict[str, Any]) -> bool:
+        """Whether the model returns the same as before, after a call with other inputs."""
+        with contextlib.suppress(Exception):  # which it may refuse
+            self._called({name: _otherwise(value) for name, value in named.items()})
+        return _are_close(first, _tensors(self._called(_cloned(named))))
+
+
+def _otherwise(value: Any) -> Any:
+    """Other inputs of the same kind."""
+    if not isinstance(value, Tensor):
+        return value
+    flipped = value.flip(tuple(range(min(value.ndim, 2))))
+    return flipped / 2 if value.is_floating_point() else flipped
+
+
+def _cloned(named: dict[str, Any]) -> dict[str, Any]:
+    """Inputs that forward may write into."""
+    return {n: v.clone() if isinstance(v, Tensor) else v for n, v in named.items()}
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_nested(value, Tensor, found.append)
+    return found
+
+
+def _are_close(first: list[Tensor], again: list[Tensor]) -> bool:
+    """Whether two calls returned the same, but for the order of sums."""
+    return all(
+        one.shape == two.shape and torch.allclose(one, two, rtol=1e-4, atol=1e-6, equal_nan=True)
+        for one, two in zip(first, again, strict=True)
+    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.node import Node
-from popqorn_train.errors import UnboundedStepError, is_out_of_memory
+from popqorn_train.errors import UnboundedStepError, UnsupportedModelError, is_out_of_memory
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.cast_modules import cast_copy, eps_of
 from popqorn_train.operations.merged import concerns_rows, lift_rows
@@ -40,6 +40,7 @@ from popqorn_train.tracing.steps import (
     Step,
     Trace,
     called_name,
+    detaches,
     pick_samples,
 )
 
@@ -205,7 +206,9 @@ class Lifter:
                 raise
             self.refusals.append(error)
             return self._stand_in(step)
-        except (AttributeError, IndexError, TypeError, RuntimeError) as error:
+        except UnsupportedModelError:
+            raise
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             if self.refusals is not None:
@@ -240,6 +243,8 @@ class Lifter:
         """Call what a step calls, on tensors."""
         if step.kind == "module":
             return self.call_module(step.target, args, kwargs)
+        if detaches(step, args):  # attacks look along gradients
+            return args[0]
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
         if "dropout" in called_name(step.target):

@@ -13,6 +13,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
+from torch.jit import ScriptModule
 
 _PLAIN = (int, float, str, bool, type(None), FunctionType)
 _LIBRARIES = ("torch", "pytorch_lightning", "lightning")
@@ -53,7 +54,9 @@ def _comparable(value: Any) -> Any:
 def _names_read(kind: type[nn.Module]) -> frozenset[str]:
     """Names in the code of forward, and of the class's own functions that it names."""
     names: set[str] = set()
-    todo: list[Callable[..., Any]] = [kind.forward]
+    todo: list[Callable[..., Any]] = []
+    if not issubclass(kind, ScriptModule):
+        todo.append(kind.forward)
     seen: set[Callable[..., Any]] = set()
     while todo:
         function = inspect.unwrap(todo.pop())

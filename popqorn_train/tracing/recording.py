@@ -8,7 +8,7 @@ from popqorn_train.errors import UnsupportedModelError
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.process_settings import layer_by_layer
 from popqorn_train.tracing.selection import Select
-from popqorn_train.tracing.tracer import Tracer
+from popqorn_train.tracing.tracer import SCRIPTED, Tracer
 from popqorn_train.tracing.user_lines import innermost
 
 
@@ -27,6 +27,8 @@ def run_tracer(
     except UnsupportedModelError:
         raise
     except Exception as error:
+        scripted = "Unable to cast Proxy" in str(error)  # what a scripted function says
+        why = f"it calls a function that is {SCRIPTED}" if scripted else str(error)
         line = next(iter(getattr(error, "__notes__", [])), None) or innermost(error)
         way_out = (
             "Move what depends on data out of forward, or certify the part of the model after it."
@@ -34,5 +36,5 @@ def run_tracer(
             else tracer.way_out
         )
         raise UnsupportedModelError(
-            f"The forward of {type(model).__name__} cannot be traced: {error} ({line}). {way_out}"
+            f"The forward of {type(model).__name__} cannot be traced: {why} ({line}). {way_out}"
         ) from error

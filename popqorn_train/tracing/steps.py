@@ -159,6 +159,13 @@ def casts_to_half(step: Step) -> bool:
     return any(kind in (torch.bfloat16, torch.float16) for kind in found)
 
 
+def detaches(step: Step, args: Any) -> bool:
+    """Whether a step cuts a tensor off its gradient, as ``x.detach()`` and ``x.data`` do."""
+    name = called_name(step.target)
+    cut = name == "detach" or (name == "getattr" and args[1] == "data")
+    return cut and isinstance(args[0], Tensor)
+
+
 def called_name(target: Any) -> str:
     """``add`` for ``torch.add``, ``operator.add`` and ``Tensor.add``."""
     return target if isinstance(target, str) else getattr(target, "__name__", "")

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from popqorn_train.nested import map_nested
 from popqorn_train.tracing.calls import check_own_code, set_weights, tied, with_hooks
 from popqorn_train.tracing.in_place import (
     Call,
@@ -38,6 +39,7 @@ from popqorn_train.tracing.user_lines import user_line
 from popqorn_train.tracing.wrappers import inside
 
 _TRANSFORMERS = "torch.nn.modules.transformer"
+SCRIPTED = "scripted by torch.jit, which hides its operations (use what it was scripted from)"
 _OUT_OF_PLACE = "Use inplace=False, the operation without the underscore, or clone() before it."
 
 
@@ -256,6 +258,8 @@ class Tracer(fx.Tracer):
         """Record a leaf module, go through any other, with its hooks."""
         if self._running:
             return forward(*args, **kwargs)
+        if isinstance(m, torch.jit.ScriptModule):
+            return self._call_scripted(m, forward, args, kwargs)
         if (name := inside(m)) is not None:
             return with_hooks(m, name, m.get_submodule(name), args, kwargs)
         path = self.path_of_module(m) if m is not self.root else ""
@@ -275,11 +279,20 @@ class Tracer(fx.Tracer):
         finally:
             self._path = before
 
+    def _call_scripted(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Run what is scripted on what is known alone: its operations do not show."""
+        found: list[fx.Proxy] = []
+        map_nested((args, kwargs), fx.Proxy, found.append)
+        if found:
+            raise self.refused(f"it calls {self.path_of_module(m)!r}, which is {SCRIPTED}")
+        return forward(*args, **kwargs)
+
 
 def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
     """Names that the user's forwards see."""
     found = {}
-    for kind in {type(module) for module in model.modules()}:
+    kinds = {type(m) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)}
+    for kind in kinds:
         names = getattr(inspect.unwrap(kind.forward), "__globals__", {})
         if not str(names.get("__name__", "torch")).startswith("torch."):
             found[id(names)] = names
