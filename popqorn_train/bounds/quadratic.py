@@ -15,6 +15,7 @@ outward by its rounding.
 B: batch, R: bounded rows, T: frames, N: entries of a frame, J: squares, K: sums.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxer
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, Region, dot
-from popqorn_train.relaxations.curvature import curvature_of
+from popqorn_train.relaxations.curvature import Curvature, curvature_of
 from popqorn_train.relaxations.extremum import slack
 
 _SAFETY = 4.0  # times the error of a sum
@@ -81,9 +82,15 @@ class Quadratic(Nonlinear):
         super().__init__([x], (*x.shape[:-1], len(weight)), x.batch_axis)
         self._a, self._weight = a.double(), weight.double()
         self._b = self._a.new_zeros(len(a)) if b is None else b.double()
-        self._bends = curvature_of(a, weight)
+        if a.requires_grad or weight.requires_grad:
+            self._bends  # noqa: B018 - of weights that train, with their gradient
         self._used = [row.nonzero()[:, 0] for row in self._weight.detach()]
         self._stretch = self._stretched() if _is_round(self.region) else None
+
+    @functools.cached_property
+    def _bends(self) -> Curvature:
+        """Worked out when it is first asked for: not every node that is made is bounded."""
+        return curvature_of(self._a, self._weight)
 
     def _gradients(self, y: Tensor) -> Tensor:
         """``(B, T, K, N)`` from the linear functions ``(B, T, J)``."""

@@ -21,6 +21,7 @@ from popqorn_train.operations.shapes import (
     lifted,
     without_infinity,
 )
+from popqorn_train.operations.spectrum import Powers, scaled_powers, square, sum_of_squares
 from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH
@@ -31,7 +32,8 @@ from popqorn_train.tracing.steps import IDENTITIES, Step, called_name
 def add(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
     """``x + alpha y``."""
     if isinstance(x, Node) and isinstance(y, Node):
-        return _sum(lifter, step, x, y, **kwargs)
+        powers = None if kwargs else sum_of_squares(x, y)
+        return powers or _sum(lifter, step, x, y, **kwargs)
     return lifted(lifter, step, torch.add, without_infinity((x, y), lifter), kwargs)
 
 
@@ -65,13 +67,22 @@ def _scale(lifter: Lifter, step: Step, x: Any, y: Any, **kwargs: Any) -> Node:
         return quotient(lifter, step, x, y)
     if isinstance(x, Node) and isinstance(y, Node):
         return product(lifter, step, x, y)
+    if (powers := _scaled_powers(step, x, y)) is not None:
+        return powers
     return lifted(lifter, step, function_of(step), (x, y), kwargs)
+
+
+def _scaled_powers(step: Step, x: Any, y: Any) -> Node | None:
+    """Powers of a spectrum times a number, or over one."""
+    if "div" in called_name(step.target):
+        return scaled_powers(x, 1 / y) if isinstance(y, int | float) and y else None
+    return scaled_powers(x, y) or scaled_powers(y, x)
 
 
 def product(lifter: Lifter, step: Step, x: Node, y: Node) -> Node:
     """Gates as in a cell get the planes of the cell, other products a strip."""
     if x is y:
-        return Activation(CURVES["square"](), x)
+        return square(x)
     x, y = (_broadcast(lifter, step, part) for part in (x, y))
     for gate, other in ((x, y), (y, x)):
         if is_curve(gate, "sigmoid") and (len(gate.shape), gate.batch_axis) == (1, 0):
@@ -134,14 +145,22 @@ def linear(lifter: Lifter, step: Step, x: Node, weight: Any, bias: Any = None) -
 
 def _energies(x: Node, weight: Tensor, bias: Tensor | None) -> Node | None:
     """Weighted sums of squares of linear functions of the input, as filters are."""
+    if isinstance(x, Powers):
+        return _plus(x.filtered(weight), bias)
     inner = x.inputs[0] if isinstance(x, Activation) and x.curve is CURVES["square"]() else None
     if type(inner) is not Linear or bool((weight < 0).any()):
         return None
     (windows,) = inner.inputs
     if len(windows.shape) != 2 or not picks_input(windows):
         return None
-    sums = Quadratic(windows, inner.weight, inner.bias, weight)
-    return sums if bias is None else Sum([sums], bias.expand(1, *sums.shape))
+    return _plus(Quadratic(windows, inner.weight, inner.bias, weight), bias)
+
+
+def _plus(x: Node | None, bias: Tensor | None) -> Node | None:
+    """A node, if there is one, and a constant on its last axis."""
+    if x is None or bias is None:
+        return x
+    return Sum([x], bias.expand(1, *x.shape))
 
 
 @module(nn.Linear)

@@ -16,6 +16,7 @@ from popqorn_train.operations.matrix_products import multiply
 from popqorn_train.operations.registry import operation, unsupported
 from popqorn_train.operations.shapes import affine_of, ndim
 from popqorn_train.operations.softmax_moves import softmax_behind
+from popqorn_train.operations.spectrum import Powers
 from popqorn_train.tracing.steps import Step
 
 _WAY_OUT = "Multiply two of them at a time."
@@ -53,6 +54,10 @@ def _matmul(lifter: Lifter, step: Step, x: Any, y: Any) -> Node:
         return multiply(lifter, step, x, y, lead + "nm")
     if isinstance(x, Node) and isinstance(y, Tensor) and y.ndim == 2:
         return linear(lifter, step, x, y.T)
+    if isinstance(y, Powers) and isinstance(x, Tensor) and x.ndim == 2:
+        sums = y.across(x)
+        if sums is not None:
+            return sums
     return _contracted(step, torch.matmul, (x, y))
 
 

@@ -14,6 +14,7 @@ from popqorn_train.operations.lift import Lifter, has_node
 from popqorn_train.operations.pairs import clamped
 from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import lifted
+from popqorn_train.operations.spectrum import square
 from popqorn_train.relaxations.bows import power
 from popqorn_train.relaxations.curves import CURVES, prelu
 from popqorn_train.tracing.steps import Step, called_name
@@ -56,7 +57,12 @@ def _clamp(lifter: Lifter, step: Step, x: Any, min: Any = None, max: Any = None)
     return cast(Node, clamped(lifter, step, x, min, max))
 
 
-@operation(*CURVES.keys() - {"clamp", "clip"})
+@operation("square")
+def _square(lifter: Lifter, step: Step, x: Node) -> Node:
+    return square(x)
+
+
+@operation(*CURVES.keys() - {"clamp", "clip", "square"})
 def _curve(lifter: Lifter, step: Step, x: Node, *args: Any, **kwargs: Any) -> Node:
     settings = [arg for arg in args if not isinstance(arg, bool)]
     named = {name: value for name, value in kwargs.items() if name != "inplace"}
@@ -101,4 +107,4 @@ def _whole_power(lifter: Lifter, step: Step, x: Node, exponent: int) -> Node:
         return x
     if exponent % 2:
         return product(lifter, step, x, _whole_power(lifter, step, x, exponent - 1))
-    return Activation(CURVES["square"](), _whole_power(lifter, step, x, exponent // 2))
+    return square(_whole_power(lifter, step, x, exponent // 2))

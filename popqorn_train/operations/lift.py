@@ -25,6 +25,7 @@ from popqorn_train.operations.registry import (
     OPERATIONS,
     refuse_complex,
     refuse_half,
+    spectral_handler,
     unsupported,
 )
 from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
@@ -272,6 +273,8 @@ class Lifter:
         """The node for a step, from its handler."""
         refuse_complex(step, (args, kwargs))
         refuse_half(step, self.model)
+        if (handler := spectral_handler(step, (args, kwargs))) is not None:
+            return handler(self, step, *args, **kwargs)
         if concerns_rows(step, args, kwargs):
             return lift_rows(self, step, args, kwargs)
         if step.kind == "module":

@@ -18,7 +18,8 @@ from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.packing import data_of
 from popqorn_train.operations.registry import OPERATIONS, operation, unsupported
-from popqorn_train.operations.shapes import affine_of, lifted, ndim, without_infinity
+from popqorn_train.operations.shapes import affine_of, lifted, moved, ndim, without_infinity
+from popqorn_train.operations.spectrum import sum_along
 from popqorn_train.operations.summed_products import summed_product
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.packed import Packed
@@ -43,6 +44,8 @@ def _reduce(
     own = [dim - (dim > x.batch_axis) for dim in dims]
     count = math.prod(x.shape[axis] for axis in own)
     factor = 1 / count if called_name(step.target) == "mean" else 1.0
+    if factor == 1 and len(dims) == 1 and (powers := sum_along(x, dims[0], keepdim=keepdim)):
+        return powers
     pooled = summed_product(lifter, step, x, dims)
     if pooled is None:
         return Total(x, own, factor, keepdim=keepdim)
@@ -137,7 +140,7 @@ def _field(lifter: Lifter, step: Step, x: Any, name: str) -> Any:
     if name == "data":
         return x
     if name in ("mT", "T") and step.floating:
-        return lifted(lifter, step, lambda x: getattr(x, name), (x,), {})
+        return moved(lifter, step, x, lambda x: getattr(x, name))
     raise unsupported(step, f"the field {name!r}")
 
 

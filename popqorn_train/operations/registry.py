@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from popqorn_train.errors import UnboundedStepError
 from popqorn_train.nested import map_nested
+from popqorn_train.operations.spectrum import Spectrum
 from popqorn_train.operations.ways_out import way_out_of
-from popqorn_train.tracing.steps import Step, casts_to_half
+from popqorn_train.tracing.steps import Step, called_name, casts_to_half
 
 Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
 MODULES: dict[type[nn.Module], Handler] = {}
+SPECTRA: dict[str, Handler] = {}
 
 
 def operation(*names: str) -> Callable[[Handler], Handler]:
@@ -20,6 +22,16 @@ def operation(*names: str) -> Callable[[Handler], Handler]:
 
     def register(handler: Handler) -> Handler:
         OPERATIONS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def spectral(*names: str) -> Callable[[Handler], Handler]:
+    """Register how an operation acts on the complex numbers of a spectrum."""
+
+    def register(handler: Handler) -> Handler:
+        SPECTRA.update(dict.fromkeys(names, handler))
         return handler
 
     return register
@@ -41,6 +53,22 @@ def refuse_complex(step: Step, values: Any) -> None:
     map_nested(values, Tensor, found.append)
     if any(value.is_complex() for value in found):
         raise unsupported(step, "an operation with complex numbers", way_out_of("complex"))
+
+
+def spectral_handler(step: Step, values: Any) -> Handler | None:
+    """What acts on the complex numbers among the arguments of a step; None without these.
+
+    Raises:
+        UnboundedStepError: nothing does.
+    """
+    found: list[Spectrum] = []
+    map_nested(values, Spectrum, found.append)
+    if not found:
+        return None
+    handler = None if step.kind == "module" else SPECTRA.get(called_name(step.target))
+    if handler is None:
+        raise unsupported(step, "an operation with complex numbers", way_out_of("spectrum"))
+    return handler
 
 
 def refuse_half(step: Step, model: nn.Module) -> None:

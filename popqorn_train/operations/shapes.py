@@ -14,6 +14,7 @@ from popqorn_train.bounds.slices import split
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.registry import module, operation, unsupported
+from popqorn_train.operations.spectrum import Places, is_magnitude, magnitude, placed
 from popqorn_train.tracing.steps import MOVES, REPEATS, Step, called_name
 
 
@@ -86,10 +87,37 @@ def function_of(step: Step) -> Callable[..., Tensor]:
 @operation(*MOVES, *REPEATS)
 def _move(lifter: Lifter, step: Step, /, *args: Any, **kwargs: Any) -> Any:
     """Move coordinates; picking a known frame of a sequence picks the node."""
+    whole, *rest = args
+    if placed(whole) is not None:
+        return moved(lifter, step, whole, lambda x: function_of(step)(x, *rest, **kwargs))
     picked = _pick(step, args)
     if picked is not None:
         return picked
     return lifted(lifter, step, function_of(step), args, kwargs)
+
+
+def moved(lifter: Lifter, step: Step, x: Node, move: Callable[[Tensor], Tensor]) -> Node:
+    """A node whose entries a step moves."""
+    known = placed(x)
+    if known is None:
+        return lifted(lifter, step, move, (x,), {})
+    found = type(known)(known.transform, placed_anew(lifter, step, known.places, move))
+    return magnitude(found) if is_magnitude(x) else found
+
+
+def placed_anew(
+    lifter: Lifter, step: Step, places: Places, move: Callable[[Tensor], Tensor]
+) -> Places:
+    """Where the entries of a tensor are, behind a step that moves them."""
+    axis = step.batch_axis
+    found = None if axis is None else places.moved(move, axis, lifter.batch)
+    if found is None:
+        raise unsupported(
+            step,
+            "an operation that mixes samples or merges the batch with another axis",
+            "Keep the batch as an axis of its own.",
+        )
+    return found
 
 
 @operation("unfold")

@@ -15,10 +15,11 @@ from popqorn_train.operations import (  # noqa: F401
     pairs,
     reductions,
     shapes,
+    spectra,
     statistics,
     writes,
 )
-from popqorn_train.operations.registry import MODULES, OPERATIONS
+from popqorn_train.operations.registry import MODULES, OPERATIONS, SPECTRA
 from popqorn_train.tracing.packed import REPLACED
 
 _TITLES = {
@@ -37,6 +38,7 @@ _TITLES = {
     "statistics": "norms, spreads, log-sum-exp",
     "shapes": "shapes, picking, joining",
     "padding": "padding",
+    "spectra": "spectra: `torch.stft`, and of its complex numbers",
     "writes": "writes of slices, `x[:, t] = v`",
 }
 
@@ -52,6 +54,8 @@ def supported() -> dict[str, tuple[list[str], list[str]]]:
         found[_title(handler)][0].append(f"nn.{kind.__name__}")
     for name, handler in OPERATIONS.items():
         found[_title(handler)][1].append(spoken.get(name, name))
+    for name in SPECTRA.keys() - OPERATIONS.keys():
+        found[_TITLES["spectra"]][1].append(name)
     return {title: (sorted(one), sorted(two)) for title, (one, two) in found.items()}
 
 

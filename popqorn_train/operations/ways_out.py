@@ -9,17 +9,16 @@ _TRANSFORM = (
     "torch.einsum('hts,bsh->bth', matrix, u), or a loop over frames h = a * h + u[:, t]."
 )
 _SCAN = "Write the scan as the loop over frames that it stands for, h = a[:, t] * h + u[:, t]."
-_POWERS = (
-    "Write the power spectrum of windows as products with a matrix of cosines and sines, (x.unfold("
-    "-1, n_fft, hop_length) @ matrix).square() @ filters, which adds both parts of a frequency up; "
-    "popqorn_train.recipes.log_mel.LogMel is a module of log-mel features that does so."
+_SPECTRUM = (
+    "Of torch.stft(x, ..., return_complex=True) take the absolute values, .abs(), their powers, "
+    ".abs() ** 2, or the parts, .real and .imag; move, pick or scale its entries before."
 )
 _WAYS_OUT = {
     "complex": _COMPLEX,
     "view_as_complex": _COMPLEX,
     "polar": _COMPLEX,
     "fft": _TRANSFORM,
-    "stft": _POWERS,
+    "spectrum": _SPECTRUM,
     "cumprod": _SCAN,
     "logcumsumexp": _SCAN,
     "logaddexp": "Stack both and take torch.logsumexp along the new axis.",

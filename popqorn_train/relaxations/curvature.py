@@ -97,11 +97,12 @@ def _of_one(a: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     one_by_one = (weight * a.abs().sum(1).square()).sum() * error
     box, at_box = torch.minimum(one_by_one, _entries(a, weight) * error), m.sum(0).sign()
     trace = m.diagonal().sum() * error
-    if len(m) > _LARGEST or trace == 0:
+    if min(a.shape) > _LARGEST or trace == 0:
         return box, torch.minimum(box, trace), at_box, at_box
-    value, vectors = torch.linalg.eigh(m)
+    root = weight.sqrt()[:, None] * a
+    value, vectors = _top(root)
     ball, at_ball = value[-1] + (error - 1) * trace, vectors[:, -1] * value[-1].sign()
-    dual, vector = _dual(m, error)
+    dual, vector = _dual(root, error)
     if dual < box:
         box, at_box = dual, vector
     return box, torch.minimum(ball, trace), at_box, at_ball
@@ -114,20 +115,32 @@ def _entries(a: Tensor, weight: Tensor) -> Tensor:
     return m.abs().sum() + _SAFETY * sum(a.shape) * torch.finfo(m.dtype).eps * root.square()
 
 
-def _dual(m: Tensor, error: Tensor | float) -> tuple[Tensor, Tensor]:
-    """The least dual bound of a few diagonals, and a vector that attains it."""
-    diagonal = m.diagonal()
+def _top(root: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest eigenvalues of ``root' root``, rising, and their vectors ``(N, top)``.
+
+    ``root root'`` has the same ones but for zeros, and is smaller where few squares are added.
+    """
+    if len(root) >= root.shape[1]:
+        values, vectors = torch.linalg.eigh(root.T @ root)
+        return values[-_TOP:], vectors[:, -_TOP:]
+    values, others = torch.linalg.eigh(root @ root.T)
+    vectors = root.T @ others[:, -_TOP:]
+    return values[-_TOP:], vectors / torch.linalg.vector_norm(vectors, dim=0).clamp(min=1e-300)
+
+
+def _dual(root: Tensor, error: Tensor | float) -> tuple[Tensor, Tensor]:
+    """The least dual bound of a few diagonals of ``root' root``, and a vector that attains it."""
+    diagonal = root.square().sum(0)
     d = diagonal.clamp(min=1e-12 * diagonal.max())
-    best, at = torch.tensor(torch.inf, dtype=m.dtype), diagonal
+    best, at = torch.tensor(torch.inf, dtype=root.dtype), diagonal
     for _ in range(_STEPS):
-        root = d.rsqrt()
-        values, vectors = torch.linalg.eigh(root[:, None] * m * root)
+        scale = d.rsqrt()
+        values, vectors = _top(root * scale)
         # An eigenvalue of a computed matrix is off by at most its error, which the trace bounds.
         top = values[-1] + (error - 1) * (diagonal / d).sum()
         bound = d.sum() * top * error
         if bound < best:
-            best, at = bound, d.sum().sqrt() * root * vectors[:, -1]
-        top_share = ((values[-_TOP:] / values[-1] - 1) * 30).exp()
-        share = (vectors[:, -_TOP:].square() * top_share).sum(1)
+            best, at = bound, d.sum().sqrt() * scale * vectors[:, -1]
+        share = (vectors.square() * ((values / values[-1] - 1) * 30).exp()).sum(1)
         d = d * (share / share.mean() + 1e-3) ** 0.15
     return best, at

@@ -19,7 +19,7 @@ from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.probes import PROBES
-from popqorn_train.operations.tables import MODULES, OPERATIONS
+from popqorn_train.operations.tables import MODULES, OPERATIONS, SPECTRA
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.tracing.steps import called_name
 from tests.operations.attention_rows import ATTENTION_ROWS
@@ -29,9 +29,10 @@ from tests.operations.move_rows import MOVE_ROWS
 from tests.operations.norm_rows import NORM_ROWS
 from tests.operations.product_rows import PRODUCT_ROWS
 from tests.operations.rows import ROWS, F, Parts, T
+from tests.operations.spectral_rows import SPECTRAL_ROWS
 from tests.problems import F64, METHODS
 
-FORMS = ROWS | ATTENTION_ROWS | FUNCTION_ROWS | MOVE_ROWS | PRODUCT_ROWS | NORM_ROWS
+FORMS = ROWS | ATTENTION_ROWS | FUNCTION_ROWS | MOVE_ROWS | PRODUCT_ROWS | NORM_ROWS | SPECTRAL_ROWS
 LAYERS = {kind.__name__: kind for kind in layer_rows()}
 B, P, EPSILON = 2, 96, 0.4
 DTYPES = {"float": torch.float32}  # what it does in float64 is to round
@@ -113,7 +114,7 @@ def assert_inside(values, bounds, tolerance):
 
 
 def test_nothing_is_registered_without_its_row():
-    assert set(FORMS) == set(OPERATIONS)
+    assert set(FORMS) == set(OPERATIONS) | set(SPECTRA)
     assert set(layer_rows()) == set(MODULES)
 
 
