@@ -1,6 +1,7 @@
 """Spoken digits: the data as they are split, and the experiment from file to numbers."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,7 +96,16 @@ def network(folder):
 
 def test_the_experiment_counts_what_is_proved(folder, capsys):
     arguments = ["--network", network(folder), "--data", folder, "--samples", 2]
-    arguments += ["--decibels", -140, -10, "--folder", folder / "out", "--method", "crown-ibp"]
+    arguments += [
+        "--decibels",
+        -140,
+        -10,
+        "--folder",
+        folder / "out",
+        "--methods",
+        "ibp",
+        "crown-ibp",
+    ]
     experiment.main([str(argument) for argument in arguments])
     numbers = json.loads((folder / "out" / "spoken_digits.json").read_text())
     assert numbers["samples"] == 2
@@ -103,6 +113,25 @@ def test_the_experiment_counts_what_is_proved(folder, capsys):
     assert chosen == [0, 1, 2]
     waves, labels, *_ = experiment.read_utterances(folder)
     right = sum(int(net(waves[k].double()[None]).argmax()) == labels[k] for k in range(2))
-    assert numbers["proved"]["-140"] <= right
-    assert numbers["proved"]["-10"] <= numbers["proved"]["-140"]
-    assert "-140 dB" in capsys.readouterr().out
+    intervals, both = (numbers["proved"][method] for method in ("ibp", "crown-ibp"))
+    assert intervals["-140"] <= both["-140"] <= right
+    assert both["-10"] <= both["-140"]
+    assert "crown-ibp, -140 dB" in capsys.readouterr().out
+
+
+def test_what_is_proved_at_a_level_is_not_asked_again_below_it(folder, monkeypatch):
+    asked = []
+
+    def certify(net, wave, label, ball, method):
+        asked.append((round(ball.epsilon / wave.abs().max().item(), 6), method))
+        return SimpleNamespace(certified=asked[-1] == (0.01, "popqorn"))
+
+    monkeypatch.setattr(experiment, "certify", certify)
+    config = experiment.Config(
+        network(folder), folder, (-60.0, -40.0, -20.0), samples=1, folder=folder / "out"
+    )
+    numbers = experiment.run(config)
+    levels = [0.1, 0.1, 0.01, 0.01]
+    assert asked == list(zip(levels, ["popqorn-fast", "popqorn"] * 2, strict=True))
+    assert numbers["proved"]["popqorn-fast"] == {"-60": 0, "-40": 0, "-20": 0}
+    assert numbers["proved"]["popqorn"] == {"-60": 1, "-40": 1, "-20": 0}
