@@ -14,7 +14,7 @@ from popqorn_train.bounds.slices import split
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.registry import module, operation, unsupported
-from popqorn_train.operations.spectrum import Places, is_magnitude, magnitude, placed
+from popqorn_train.operations.spectrum import Places, Powers, is_magnitude, magnitude, placed
 from popqorn_train.tracing.steps import MOVES, REPEATS, Step, called_name
 
 
@@ -102,7 +102,7 @@ def moved(lifter: Lifter, step: Step, x: Node, move: Callable[[Tensor], Tensor])
     if known is None:
         return lifted(lifter, step, move, (x,), {})
     found = type(known)(known.transform, placed_anew(lifter, step, known.places, move))
-    return magnitude(found) if is_magnitude(x) else found
+    return magnitude(found) if isinstance(found, Powers) and is_magnitude(x) else found
 
 
 def placed_anew(

@@ -270,7 +270,7 @@ def sum_along(x: Node, axis: int, *, keepdim: bool) -> Powers | None:
     own, batch = axis - (axis > parts.places.axis), parts.places.axis
     if parts.places.at.shape[own] != 2:
         return None
-    one, other = parts.places.at.split(1, own)
+    one, other = parts.places.at.chunk(2, own)
     if not keepdim:
         one, other, batch = one.squeeze(own), other.squeeze(own), batch - (axis < batch)
     return _powers(parts.transform, one, other, batch)

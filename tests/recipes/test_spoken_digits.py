@@ -1,6 +1,7 @@
 """Spoken digits: the data as they are split, and the experiment from file to numbers."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from popqorn_train.recipes.data.sequences import DataNotFoundError
 from popqorn_train.recipes.data.spoken_digits import SpokenDigits, changed
+from popqorn_train.recipes.experiments import speakers
 from popqorn_train.recipes.experiments import spoken_digits as experiment
 
 
@@ -135,3 +137,51 @@ def test_what_is_proved_at_a_level_is_not_asked_again_below_it(folder, monkeypat
     assert asked == list(zip(levels, ["popqorn-fast", "popqorn"] * 2, strict=True))
     assert numbers["proved"]["popqorn-fast"] == {"-60": 0, "-40": 0, "-20": 0}
     assert numbers["proved"]["popqorn"] == {"-60": 1, "-40": 1, "-20": 0}
+
+
+def recipe_of(shares):
+    """A stand-in for the recipe, which reaches these shares on each speaker."""
+
+    def recipe(config, arguments):
+        given = dict(argument.removeprefix("--").split("=") for argument in arguments)
+        share = shares[given["data.speaker"]]
+        found = {"clean_accuracy": share, "certified_accuracy": [share / 2, 0.0]}
+        found["pgd_accuracy"] = [share, share / 4]
+        models = {"certified": {"evaluations": [found], "train_seconds": 10.0}}
+        out = Path(given["folder"])
+        out.mkdir(parents=True)
+        (out / "results.json").write_text(json.dumps({"models": models, "given": given}))
+
+    return recipe
+
+
+def test_every_speaker_is_left_out_once_and_their_mean_is_taken(folder, monkeypatch, capsys):
+    monkeypatch.setattr(speakers, "run_recipe", recipe_of({"ann": 0.8, "bob": 0.6}))
+    arguments = ["--data", folder, "--folder", folder / "out", "--", "--trainer.max_epochs=3"]
+    speakers.main([str(argument) for argument in arguments])
+    numbers = json.loads((folder / "out" / "speakers.json").read_text())
+    assert [*numbers["speakers"]] == ["ann", "bob"]
+    mean = numbers["mean"]["certified"]
+    assert mean["clean"] == pytest.approx(0.7)
+    assert mean["certified"] == pytest.approx([0.35, 0.0])
+    assert mean["pgd"] == pytest.approx([0.7, 0.175])
+    given = json.loads((folder / "out" / "bob" / "results.json").read_text())["given"]
+    assert given["trainer.max_epochs"] == "3"
+    assert given["evaluation.decibels"] == "[-70.0, -60.0]"
+    assert "mean      certified       70.0      35.0       0.0      70.0      17.5" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
+def test_a_speaker_is_left_out_of_the_recipe(folder):
+    arguments = ["--data", folder, "--folder", folder / "out", "--attacked", 2]
+    arguments += ["--speakers", "bob", "--", "--data.validation=4", "--trainer.max_epochs=1"]
+    arguments += ["--model.net.hidden=4", "--standard_epochs=1", "--evaluation.attack_steps=1"]
+    arguments += ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+    speakers.main([str(argument) for argument in arguments])
+    numbers = json.loads((folder / "out" / "speakers.json").read_text())
+    assert [*numbers["speakers"]] == ["bob"]
+    assert [*numbers["mean"]] == ["certified", "standard"]
+    used = json.loads((folder / "out" / "bob" / "results.json").read_text())["config"]
+    assert used["data"]["init_args"]["speaker"] == "bob"
