@@ -1,10 +1,12 @@
 """The tables of docs/leaderboard.md, from the files of leaderboard/: `make leaderboard`.
 
-A file holds the entries of one source; ``problems`` says what is wrong with it.
+A file holds the entries of one source; ``problems`` says what is wrong with it. Figures that others
+have published and nobody here has run again stand in a table of their own, in words.
 """
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +17,15 @@ FOLDER, PAGE = ROOT / "leaderboard", ROOT / "docs" / "leaderboard.md"
 START, END = "<!-- made by `make leaderboard` -->", "<!-- end -->"
 KINDS = ("ours", "measured", "published", "submitted")
 TEXTS = ("data", "network", "training", "method")
+PUBLISHED = ("work", "source", *TEXTS[:3], "perturbation", "quantity", "figure", "note")
+QUANTITIES = (
+    "certified accuracy, in %",
+    "gain of certified accuracy, in %",
+    "gain of certified accuracy, in points",
+    "mean certified radius",
+    "certified radius over that of POPQORN",
+)
+_SOURCE = re.compile(r"^(arXiv:\d{4}\.\d{4,5}(v\d+)?|doi:10\.\S+), \w+")
 HEAD = "epsilon, certified %, clean %, network, training, method, 95 % interval, of, source"
 
 
@@ -28,13 +39,28 @@ def problems(source):
     found = [f"`{key}` is missing" for key in ("name", "kind", "reference") if not source.get(key)]
     if source.get("kind") not in KINDS:
         found.append(f"`kind` must be one of {', '.join(KINDS)}, got {source.get('kind')!r}")
-    if source.get("kind") in ("measured", "published") and not source.get("differences"):
+    if source.get("kind") == "measured" and not source.get("differences"):
         found.append("`differences` must say how these numbers differ from the others")
     if not source.get("entries"):
         found.append("`entries` must hold at least one entry")
     for at, entry in enumerate(source.get("entries", ())):
-        found += [f"entry {at}: {text}" for text in _wrong(entry, source.get("kind"))]
+        found += [f"entry {at}: {text}" for text in _wrong_of(entry, source.get("kind"))]
     return found
+
+
+def _wrong_of(entry, kind):
+    return _wrongly_published(entry) if kind == "published" else _wrong(entry, kind)
+
+
+def _wrongly_published(entry):
+    yield from (f"unknown `{key}`" for key in sorted({*entry} - {*PUBLISHED}))
+    for key in PUBLISHED:
+        if not (isinstance(entry.get(key), str) and entry[key].strip()):
+            yield f"`{key}` must be text"
+    if not _SOURCE.search(str(entry.get("source"))):
+        yield f"`source` must be arXiv:NUMBER or doi:NUMBER, and where in it: {entry.get('source')}"
+    if entry.get("quantity") not in QUANTITIES:
+        yield f"`quantity` must be one of {'; '.join(QUANTITIES)}, got {entry.get('quantity')!r}"
 
 
 def _wrong(entry, kind):
@@ -68,11 +94,27 @@ def _is_domain(value):
 
 def tables():
     """One table per data set and perturbation, the best certified accuracy first."""
-    groups = {}
+    groups, published = {}, []
     for source in sources().values():
         for entry in source["entries"]:
-            groups.setdefault(_question(entry), []).append((entry, source))
-    return "\n\n".join(_table(question, groups[question]) for question in sorted(groups))
+            if source["kind"] == "published":
+                published.append(entry)
+            else:
+                groups.setdefault(_question(entry), []).append((entry, source))
+    found = [_table(question, groups[question]) for question in sorted(groups)]
+    return "\n\n".join([*found, _published(published)])
+
+
+def _published(entries):
+    """What others report, in words: nothing of it is held against the rows above."""
+    head = "figure, what it is, network, training, data, perturbation, read in, why it stands apart"
+    lines = ["## Published, not rerun by us", "", _line(head.split(", ")), "|---" * 8 + "|"]
+    for entry in entries:
+        keys = ("quantity", "network", "training", "data", "perturbation")
+        where = f"{entry['work']} ({entry['source']})"
+        cells = [entry["figure"], *(entry[key] for key in keys), where, entry["note"]]
+        lines.append(_line(cells))
+    return "\n".join(lines)
 
 
 def _question(entry):

@@ -39,8 +39,33 @@ def test_a_wrong_entry_is_named(key, value, said):
     assert said in found
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("source", "the paper", "arXiv:NUMBER"),
+        ("source", "arXiv:1905.07387", "where in it"),
+        ("quantity", "accuracy", "must be one of certified accuracy"),
+        ("note", "", "`note` must be text"),
+        ("figure", 12.0, "`figure` must be text"),
+        ("certified", 12.0, "unknown `certified`"),
+    ],
+)
+def test_a_published_figure_says_where_it_is_read_and_why_it_stands_apart(key, value, said):
+    source = copy.deepcopy(SOURCES["published"])
+    source["entries"][0][key] = value
+    [found] = leaderboard.problems(source)
+    assert said in found
+
+
+def test_published_figures_stand_in_a_table_of_their_own():
+    ours, _, published = leaderboard.tables().partition("## Published, not rerun by us")
+    for entry in SOURCES["published"]["entries"]:
+        assert entry["source"] in published
+        assert entry["source"] not in ours
+
+
 def test_a_source_says_what_it_is_and_how_it_differs():
-    source = {**GOOD, "kind": "published"}
+    source = {**GOOD, "kind": "measured"}
     assert any("differences" in text for text in leaderboard.problems(source))
     assert any("`kind`" in text for text in leaderboard.problems({**GOOD, "kind": "heard"}))
     assert any("`entries`" in text for text in leaderboard.problems({**GOOD, "entries": []}))
