@@ -205,6 +205,11 @@ def _recurrent(
     return nn.RNN(features, hidden, nonlinearity=nonlinearity, **both)
 
 
+def made(settings: dict[str, Any]) -> RecurrentNet | SpeechNet:
+    """A fresh network of the settings of another one."""
+    return SpeechNet(**settings) if "filters" in settings else RecurrentNet(**settings)
+
+
 def load_recurrent_net(path: str | Path) -> RecurrentNet:
     """As ``load_net``, where a network of waves is refused with a ``ValueError`` too."""
     net = load_net(path)
@@ -226,8 +231,7 @@ def load_net(path: str | Path) -> RecurrentNet | SpeechNet:
     check_unpacked(Path(path), packed=False)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        settings = checkpoint["net_settings"]
-        net = (SpeechNet if "filters" in settings else RecurrentNet)(**settings)
+        net = made(checkpoint["net_settings"])
         weights = checkpoint["state_dict"].items()
         net.load_state_dict(
             {name.removeprefix("net."): value for name, value in weights if name.startswith("net.")}

@@ -20,7 +20,7 @@ from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.evaluation.provenance import fingerprint
 from popqorn_train.evaluation.stored import check_unpacked
 from popqorn_train.evaluation.summaries import aligned
-from popqorn_train.recipes.networks import RecurrentNet
+from popqorn_train.recipes.networks import RecurrentNet, SpeechNet, made
 
 FOLDER = Path(__file__).parent / "trained"
 PREFIX = "zoo:"
@@ -94,14 +94,14 @@ def card(name: str) -> Card:
     return Card(**{**stored, **lists, "p": float(stored["p"])})
 
 
-def load(name: str) -> RecurrentNet:
+def load(name: str) -> RecurrentNet | SpeechNet:
     """A trained network, in eval mode.
 
     Raises:
         ValueError: there is no such network, or its file holds other weights than its card says.
     """
     stored = _stored(name)
-    net = RecurrentNet(**stored["net_settings"])
+    net = made(stored["net_settings"])
     net.load_state_dict({key: value.float() for key, value in stored["state_dict"].items()})
     found, wanted = fingerprint(net), card(name).fingerprint
     if found != wanted:

@@ -4,12 +4,16 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from popqorn_train import LpBall, certified_radius, certify
 from popqorn_train.evaluation.provenance import fingerprint
-from popqorn_train.recipes import zoo
+from popqorn_train.recipes import zoo, zoo_keep
 from popqorn_train.recipes.cli import main
-from popqorn_train.recipes.zoo_keep import LARGEST
+from popqorn_train.recipes.configurations import configs
+from popqorn_train.recipes.data.sequences import padded
+from popqorn_train.recipes.networks import RecurrentNet, SpeechNet
+from popqorn_train.recipes.zoo_keep import LARGEST, keep
 
 NAMES = zoo.names()
 
@@ -102,3 +106,70 @@ def test_a_module_of_the_user_comes_first(tmp_path, monkeypatch):
 
 def test_the_table_names_every_network():
     assert all(name in zoo.table() for name in NAMES)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """What the recipe of generated sequences leaves, with a network that is not trained."""
+    folder = tmp_path / "run" / "generated"
+    (folder / "checkpoints").mkdir(parents=True)
+    net = RecurrentNet(3, 4, 3)
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    checkpoint = {"net_settings": net.settings, "state_dict": weights}
+    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+    config = yaml.safe_load(configs()["generated"].read_text())
+    config["data"]["class_path"] = "popqorn_train.recipes.data.generated.Generated"
+    config["model"]["learning_rate"] = 0.125
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = {"seed": 0, "versions": {}, "models": {"certified": {"train_seconds": 1.0}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    for module in (zoo, zoo_keep):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "zoo")
+    return folder, net
+
+
+def test_a_run_is_kept_with_what_it_was_trained_with(run):
+    folder, net = run
+    assert keep(folder).stat().st_size < LARGEST
+    kept, card = zoo.load("generated"), zoo.card("generated")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), net.parameters(), strict=True))
+    assert card.recipe == "popqorn-train fit --config generated --model.learning_rate=0.125"
+    inputs, labels = zoo.samples("generated")
+    assert len(labels) == len(card.radii) == 10
+    right = net(inputs).argmax(1) == labels
+    assert [radius > 0 for radius in card.radii] == right.tolist()
+
+
+def test_a_network_that_is_too_large_is_refused_with_a_way_out(run, monkeypatch):
+    folder, _ = run
+    monkeypatch.setattr(zoo_keep, "LARGEST", 100)
+    with pytest.raises(ValueError, match=r"the zoo keeps up to 100\. Train a smaller .* --round"):
+        keep(folder)
+    assert not zoo_keep.FOLDER.joinpath("generated.pt").exists()
+
+
+class Sentences:
+    """Twelve sentences of two to thirteen words, as a data module hands them out."""
+
+    def test_dataloader(self):
+        rows = [(torch.ones(n, dtype=torch.long), torch.tensor(0)) for n in range(2, 14)]
+        return [padded(rows)]
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_word_vectors_are_rounded_only_where_asked_and_then_in_the_network_too(rounded):
+    net = RecurrentNet(3, 4, 2, words=5)
+    before = net.embedding.weight.clone()
+    stored = zoo_keep._stored(net, Sentences(), rounded)
+    assert torch.equal(stored["state_dict"]["embedding.weight"].float(), net.embedding.weight)
+    assert torch.equal(net.embedding.weight, before) != rounded
+    words, lengths = stored["inputs"]
+    assert words.shape == (10, 11)  # not padded to the thirteen words of the last one
+    assert lengths.tolist() == list(range(2, 12))
+
+
+def test_a_network_of_waves_is_built_again_from_its_settings():
+    net = SpeechNet(1, 4, 2, filters=6)
+    again = zoo.made(net.settings)
+    again.load_state_dict(net.state_dict())
+    assert fingerprint(again) == fingerprint(net)
