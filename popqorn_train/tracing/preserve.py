@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from popqorn_train.tracing.wrappers import uncompiled
 
-_SMALL = 1_000_000  # entries of a buffer that is copied, so that writes to it can be undone
+_LIBRARIES = frozenset(("builtins", "lightning", "pytorch_lightning", "torch", "torchmetrics"))
+_SMALL = 1_000_000  # entries of a tensor that is copied, so that writes to it can be undone
 
 
 class _Place(NamedTuple):
@@ -18,16 +20,18 @@ class _Place(NamedTuple):
 
     Attributes:
         owner: what a message calls it, ``self.encoder``.
-        now: the dict or list as it is.
+        now: the dict, list or deque as it is.
         before: a copy.
+        of_object: it is an object of the user's, which other threads may use too: left as it is.
     """
 
     owner: str
     now: Any
     before: Any
+    of_object: bool
 
     def changed(self) -> list[str]:
-        if isinstance(self.now, list):
+        if not isinstance(self.now, dict):
             same = [*map(id, self.now)] == [*map(id, self.before)]
             return [] if same else [self.owner]
         names = self.now.keys() | self.before.keys()
@@ -35,15 +39,17 @@ class _Place(NamedTuple):
         return [f"{self.owner}.{name}" for name in sorted(map(str, other))]
 
     def restore(self) -> None:
+        if self.of_object or not self.changed():
+            return
         self.now.clear()
-        if isinstance(self.now, list):
-            self.now.extend(self.before)
-        else:
+        if isinstance(self.now, dict):
             self.now.update(self.before)
+        else:
+            self.now.extend(self.before)
 
 
 class Before:
-    """What a model held before its forward ran: attributes, lists and dicts of them, tensors."""
+    """What a model held before its forward ran: attributes, what is in them, and tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self._places: list[_Place] = []
@@ -54,12 +60,13 @@ class Before:
 
     def _look(self, owner: str, module: nn.Module) -> None:
         own = [module._parameters, module._modules, module._buffers]
-        found = [(owner, vars(module)), (owner, module._buffers)]
+        found = [(owner, vars(module), False), (owner, module._buffers, False)]
         for name, value in vars(module).items():
-            if type(value) in (list, dict) and not any(value is one for one in own):
-                found.append((f"{owner}.{name}", value))
-        for name, place in found:
-            self._places.append(_Place(name, place, copy.copy(place)))
+            inside = _inside(value)
+            if inside is not None and not any(inside is one for one in own):
+                found.append((f"{owner}.{name}", inside, inside is not value))
+        for name, place, of_object in found:
+            self._places.append(_Place(name, place, copy.copy(place), of_object))
             items = place.items() if isinstance(place, dict) else enumerate(place)
             for key, value in items:
                 if isinstance(value, Tensor) and value.numel() <= _SMALL:
@@ -79,6 +86,15 @@ class Before:
             for _, now, before in self._tensors:
                 if not torch.equal(now, before):
                     now.copy_(before)
+
+
+def _inside(value: Any) -> Any:
+    """What an attribute holds: the items of a container, the names of an object of the user's."""
+    if isinstance(value, list | dict | deque):
+        return value
+    home = type(value).__module__.partition(".")[0]
+    of_user = home not in _LIBRARIES and not isinstance(value, nn.Module | Tensor | type)
+    return getattr(value, "__dict__", None) if of_user else None
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """What a forward keeps from call to call, cuts off from gradients, or hides in scripted code."""
 
+from collections import deque
+
 import pytest
 import torch
 from torch import nn
@@ -57,7 +59,41 @@ class Listed(Recurrent):
         return h + self.seen[-2] if len(self.seen) > 1 else h
 
 
-KEEPING = {Warm: "calls", Running: "mean", PlainRunning: "plain", Carried: "last", Listed: "seen"}
+class Statistics:
+    """An object of the user's own."""
+
+    total = 0.0
+
+
+class Observed(Recurrent):
+    def __init__(self):
+        super().__init__()
+        self.statistics = Statistics()
+
+    def change(self, h):
+        self.statistics.total = self.statistics.total + h.detach().mean()
+        return h - self.statistics.total
+
+
+class Queued(Recurrent):
+    def __init__(self):
+        super().__init__()
+        self.queue = deque(maxlen=2)
+
+    def change(self, h):
+        self.queue.append(h.detach())
+        return h + self.queue[0]
+
+
+KEEPING = {
+    Warm: "calls",
+    Running: "mean",
+    PlainRunning: "plain",
+    Carried: "last",
+    Listed: "seen",
+    Observed: "statistics.total",
+    Queued: "queue",
+}
 
 
 class Counted(Recurrent):
@@ -98,7 +134,7 @@ def problem(kind):
 def test_what_depends_on_earlier_calls_is_refused(kind):
     model, x, y = problem(kind)
     with pytest.raises(
-        UnsupportedModelError, match=f"keeps self.{KEEPING[kind]}.*not one function"
+        UnsupportedModelError, match=rf"keeps self\.{KEEPING[kind]}.*not one function"
     ):
         certify(model, x, y, LpBall(1e-3))
 
