@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.contraction import Contraction
@@ -12,8 +12,8 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.operations.arithmetic import add, linear
 from popqorn_train.operations.axis_labels import Labelled, labelled, with_leading
 from popqorn_train.operations.lift import Lifter
-from popqorn_train.operations.matrix_products import multiply
-from popqorn_train.operations.registry import operation, unsupported
+from popqorn_train.operations.matrix_products import multiply, product_of
+from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import affine_of, ndim
 from popqorn_train.operations.softmax_moves import softmax_behind
 from popqorn_train.operations.spectrum import Powers
@@ -101,6 +101,21 @@ def _labelled_einsum(lifter: Lifter, step: Step, equation: str, operands: Sequen
         union = first.labels + "".join(x for x in part.labels if x not in first.labels)
         first = Labelled(multiply(lifter, step, first, part, union), union)
     return multiply(lifter, step, first, second, out)
+
+
+@operation("bilinear")
+def _bilinear(lifter: Lifter, step: Step, x: Any, y: Any, weight: Any, bias: Any = None) -> Any:
+    """``sum_ij x_i weight_oij y_j + bias_o``: a linear layer of one, times the other."""
+    (x, y), lead = with_leading(lifter, (x, y), ("i", "j"))
+    rows = product_of(lifter, step, x, Labelled(weight, "oij"), lead + "oj")
+    found = product_of(lifter, step, Labelled(rows, lead + "oj"), y, lead + "o")
+    return found if bias is None else add(lifter, step, found, bias)
+
+
+@module(nn.Bilinear)
+def _bilinear_module(lifter: Lifter, step: Step, layer: nn.Bilinear, x: Any, y: Any) -> Any:
+    weight, bias = (lifter.weight(step.target, name) for name in ("weight", "bias"))
+    return _bilinear(lifter, step, x, y, weight, bias)
 
 
 def along(lifter: Lifter, step: Step, x: Node, dim: int, weight: Tensor) -> Node:

@@ -12,7 +12,7 @@ from torch import nn
 import popqorn_train
 from popqorn_train.cli import main
 from popqorn_train.kernels.library import kernels
-from popqorn_train.operations.registry import MODULES, OPERATIONS
+from popqorn_train.operations.registry import MODULES, OPERATIONS, SPECTRA
 from popqorn_train.operations.tables import supported, supported_table
 from tests.zoo import BinarySigmoid
 
@@ -136,7 +136,7 @@ def test_the_table_holds_all_that_is_registered_and_nothing_else():
     modules = [name for one, _ in supported().values() for name in one]
     operations = [name for _, two in supported().values() for name in two]
     assert sorted(modules) == sorted(f"nn.{kind.__name__}" for kind in MODULES)
-    assert len(operations) == len(set(operations)) == len(OPERATIONS)
+    assert len(operations) == len(set(operations)) == len(OPERATIONS | SPECTRA)
     assert all(hasattr(nn, name.removeprefix("nn.")) for name in modules)
     places = torch, torch.Tensor, nn.functional, nn.utils.rnn, import_module("operator")
     places += (nn.utils.rnn.PackedSequence,)

@@ -14,6 +14,11 @@ def frames(layer, a, b):
     return layer(a - b)
 
 
+def pair(layer, a, b):
+    """A layer on two tensors."""
+    return layer(a, b)
+
+
 def channels(layer, a, b):
     """A layer on ``(B, F, T)``."""
     return layer((a - b).transpose(1, 2))
@@ -77,6 +82,7 @@ def layer_rows():
         nn.RNNCell: [(steps, nn.RNNCell(F, H)), (steps, nn.RNNCell(F, H, False, "relu"))],
         nn.LSTMCell: [(steps, nn.LSTMCell(F, H)), (steps, nn.LSTMCell(F, H, bias=False))],
         nn.GRUCell: [(steps, nn.GRUCell(F, H)), (steps, nn.GRUCell(F, H, bias=False))],
+        nn.Bilinear: [(pair, nn.Bilinear(F, F, 3)), (pair, nn.Bilinear(F, F, 2, bias=False))],
         nn.Linear: [(frames, nn.Linear(F, 3)), (channels, nn.Linear(T, 2, bias=False))],
         nn.Dropout: [(frames, nn.Dropout(0.5))],
         nn.Dropout1d: [(frames, nn.Dropout1d(0.5))],

@@ -5,6 +5,12 @@ from torch.nn import functional
 
 from tests.operations.rows import F, T, greatest, times
 
+
+def _cube(m):
+    """Weights ``(3, F, F)``."""
+    return m.weight[..., None] * m.c
+
+
 PRODUCT_ROWS = {
     "mul": [
         *times(torch.mul),
@@ -55,6 +61,13 @@ PRODUCT_ROWS = {
         lambda m, a, b: torch.einsum("btf,bsf->bts", a, b),
         lambda m, a, b: torch.einsum("btf,f,bth->bt", a, m.c, b[..., :1]),
         lambda m, a, b: torch.einsum("btf,tb->bf", a, b[..., 0].T),
+    ],
+    "bilinear": [
+        lambda m, a, b: functional.bilinear(a, b, _cube(m), m.bias),
+        lambda m, a, b: functional.bilinear(a[:, 0], m.c.expand(len(a), F), _cube(m)),
+        lambda m, a, b: functional.bilinear(
+            m.table.expand(len(a), T, 3), b, m.table[:, :, None] * m.c
+        ),
     ],
     "cumsum": [
         lambda m, a, b: a.cumsum(1),
