@@ -74,6 +74,7 @@ class Card:
         """Options of ``popqorn-train certify`` that ask what the network was trained for."""
         ends = {"--low": self.low, "--high": self.high}
         found = {name: f"{end:g}" for name, end in ends.items() if end is not None}
+        found["--method"] = self.radii_method
         found["--epsilons"] = ",".join(f"{epsilon:g}" for epsilon in self.epsilons)
         return found if self.p == math.inf else {**found, "--p": f"{self.p:g}"}
 
@@ -159,8 +160,9 @@ def with_defaults(arguments: list[str]) -> list[str]:
     given = {one.partition("=")[0] for one in arguments}
     options = {"--data": f"{PREFIX}ten_samples.{named[0]}", **card(named[0]).options()}
     if "--box" in given:
-        options = {"--data": options["--data"]}
-    return [*arguments, *(f"{key}={value}" for key, value in options.items() if key not in given)]
+        options = {name: options[name] for name in ("--data", "--method")}
+    found = [f"{key}={value}" for key, value in options.items() if key not in given]
+    return ["certify", *found, *arguments[1:]]  # what comes later counts, also shortened
 
 
 class _ByName:

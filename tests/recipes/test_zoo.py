@@ -82,13 +82,17 @@ def test_the_command_certifies_the_ten_samples_at_once(tmp_path, capsys):
 
 def test_a_command_keeps_what_it_says_itself():
     card = zoo.card("digits")
+    epsilons = "--epsilons=" + ",".join(f"{epsilon:g}" for epsilon in card.epsilons)
     given = ["certify", "zoo:digits", "--low", "-1", "--data=mine:data"]
-    found = zoo.with_defaults(given)
-    assert found[: len(given)] == given
-    assert found[len(given) :] == [f"--high={card.high:g}", f"--epsilons={found[-1][11:]}"]
+    mine = [f"--high={card.high:g}", "--method=popqorn-fast", epsilons]
+    assert zoo.with_defaults(given) == ["certify", *mine, *given[1:]]
+    mine.remove("--method=popqorn-fast")
+    assert zoo.with_defaults([*given, "--method", "ibp"])[: len(mine) + 1] == ["certify", *mine]
+    assert zoo.with_defaults([*given, "--meth", "ibp"])[-2:] == ["--meth", "ibp"]
     assert zoo.with_defaults(["doctor", "zoo:digits"]) == ["doctor", "zoo:digits"]
     boxed = zoo.with_defaults(["certify", "zoo:digits", "--box", "0", "1"])
-    assert boxed[5:] == ["--data=zoo:ten_samples.digits"]
+    mine = ["--data=zoo:ten_samples.digits", "--method=popqorn-fast"]
+    assert boxed == ["certify", *mine, "zoo:digits", "--box", "0", "1"]
 
 
 def test_a_misspelt_network_of_a_command_is_refused_at_once(capsys):
