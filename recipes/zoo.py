@@ -190,13 +190,16 @@ def _found(get: Any, name: str) -> Any:
 
 
 def table() -> str:
-    """One line per network."""
-    rows = [["network", "clean %", "certified %", "at epsilon", "data"]]
-    for one in map(card, names()):
+    """One line per network, and below it what each was trained on."""
+    rows = [["network", "clean %", "certified %", "at epsilon"]]
+    cards = [card(name) for name in names()]
+    for one in cards:
         shares = [f"{100 * share:.1f}" for share in (one.clean, *one.certified)]
         sizes = " / ".join(f"{epsilon:g}" for epsilon in one.epsilons)
-        rows.append([one.name, shares[0], " / ".join(shares[1:]), sizes, one.data])
-    return aligned(rows)
+        rows.append([one.name, shares[0], " / ".join(shares[1:]), sizes])
+    width = max(len(one.name) for one in cards)
+    data = [f"{one.name:{width}}  {one.data}" for one in cards]
+    return "\n".join([aligned(rows), "", *data])
 
 
 if __name__ == "__main__":
