@@ -1,7 +1,7 @@
 """The tables of docs/leaderboard.md, from the files of leaderboard/: `make leaderboard`.
 
 A file holds the entries of one source; ``problems`` says what is wrong with it. Figures that others
-have published and nobody here has run again stand in a table of their own, in words.
+have published and nobody here has run again stand in a list of their own, in words.
 """
 
 import json
@@ -107,13 +107,14 @@ def tables():
 
 def _published(entries):
     """What others report, in words: nothing of it is held against the rows above."""
-    head = "figure, what it is, network, training, data, perturbation, read in, why it stands apart"
-    lines = ["## Published, not rerun by us", "", _line(head.split(", ")), "|---" * 8 + "|"]
+    lines = ["## Published, not rerun by us", ""]
     for entry in entries:
-        keys = ("quantity", "network", "training", "data", "perturbation")
-        where = f"{entry['work']} ({entry['source']})"
-        cells = [entry["figure"], *(entry[key] for key in keys), where, entry["note"]]
-        lines.append(_line(cells))
+        lines += [
+            f"* **{entry['figure']}**, {entry['quantity']}: {entry['network']}; training: "
+            f"{entry['training']}; data: {entry['data']}; what moves: {entry['perturbation']}.",
+            f"  {entry['work']} ({entry['source']}).",
+            f"  *Stands apart: {entry['note']}.*",
+        ]
     return "\n".join(lines)
 
 

@@ -57,7 +57,7 @@ def test_a_published_figure_says_where_it_is_read_and_why_it_stands_apart(key, v
     assert said in found
 
 
-def test_published_figures_stand_in_a_table_of_their_own():
+def test_published_figures_stand_in_a_list_of_their_own():
     ours, _, published = leaderboard.tables().partition("## Published, not rerun by us")
     for entry in SOURCES["published"]["entries"]:
         assert entry["source"] in published
