@@ -16,6 +16,7 @@ from popqorn_train.recipes.networks import RecurrentNet, SpeechNet
 from popqorn_train.recipes.zoo_keep import LARGEST, keep
 
 NAMES = zoo.names()
+LONG = ("spoken_digits",)  # ten utterances take a minute
 
 
 def asked(card):
@@ -23,7 +24,9 @@ def asked(card):
 
 
 @pytest.mark.one_in(3)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in NAMES]
+)
 def test_ten_samples_have_the_radii_of_the_card(name):
     net, card, (inputs, labels) = zoo.load(name), zoo.card(name), zoo.samples(name)
     radii = certified_radius(net, inputs, labels, method=card.radii_method, **asked(card))
