@@ -15,6 +15,7 @@ from tests.fuzz.balls import Balls
 
 LARGEST = 5.0  # size up to which is attacked and certified
 SMALLEST = 1e-7
+MOST_POINTS = 30_000  # of a grid
 
 
 @dataclass
@@ -65,7 +66,7 @@ def _shortest(oracle: Oracle, balls: Balls, change: Tensor, slack: Tensor) -> Te
     """The least share of a change at which the class flips, ``(B,)``; infinite where it stays."""
     low, high = torch.zeros(len(change), dtype=torch.float64), torch.ones(len(change)).double()
     flips = oracle.margins(balls.center + change) < -slack
-    for _ in range(40):
+    for _ in range(26):
         middle = (low + high) / 2
         flipped = oracle.margins(balls.center + middle[:, None, None] * change) < -slack
         low, high = torch.where(flipped, low, middle), torch.where(flipped, middle, high)
@@ -100,7 +101,7 @@ def smallest_flip(
 def least_of_grid(oracle: Oracle, balls: Balls, size: Tensor, side: int = 13) -> Tensor | None:
     """Least margin by subdivision, where no more than three numbers move; ``(B,)``."""
     places = balls.moving.amax(0).flatten().nonzero()[:, 0].tolist()
-    if len(places) > 3:
+    if len(places) > 3 or len(size) * side ** len(places) > MOST_POINTS:
         return None
     batch, rows = len(size), torch.linspace(-1, 1, side, dtype=torch.float64)
     grid = torch.tensor(list(itertools.product(rows.tolist(), repeat=len(places)))).double()

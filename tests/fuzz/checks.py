@@ -3,127 +3,56 @@
 B: batch, T: frames, N: features, C: classes.
 """
 
-import copy
 import itertools
 import math
 import threading
 from collections import Counter
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from popqorn_train import (
-    BoundModel,
     LpBall,
     Substitutions,
     UnsupportedModelError,
-    bound,
     certify,
     logit_bounds,
     search_radius,
 )
-from popqorn_train.certificates.certificate import Certificate
 from popqorn_train.errors import ContradictionError
-from tests.fuzz.attacks import LARGEST, Oracle, descend, least_of_grid, smallest_flip
-from tests.fuzz.balls import Balls, balls_around
+from tests.fuzz.attacks import LARGEST, descend, least_of_grid, smallest_flip
 from tests.fuzz.draws import Draw
-from tests.fuzz.models import VOCABULARY, DrawnModel, model_of
+from tests.fuzz.models import VOCABULARY
+from tests.fuzz.setting import RELATIVE, Setting, set_up
 
 METHODS = ("ibp", "crown-ibp", "popqorn-fast", "popqorn", "popqorn-tight", "popqorn-tightest")
 INSIDE = 1 - 1e-6
-RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the logits, what rounding may hide
+UNFLIPPED = 8  # samples of a model that are certified although no attack flips them
+SHARES = (1.0, 1 / 1.02, 1 / 1.15, 1 / 1.5, 1 / 4, 1e-2)  # of where the class flips
 
 
-class FalseClaimError(AssertionError):
-    """Something that was proved is not so."""
-
-
-@dataclass
-class Setting:
-    """A drawn model on a batch, and everything that a check needs."""
-
-    draw: Draw
-    model: DrawnModel
-    asked: BoundModel
-    inputs: tuple[Tensor, ...]
-    target: Tensor
-    balls: Balls
-    oracle: Oracle
-    slack: Tensor  # (B,) of margins, in float64
-    generator: torch.Generator
-    counts: Counter[str]
-
-    def chosen(self, at: Tensor, target: Tensor | None = None) -> "Setting":
-        """Some samples of the batch, in any order, any number of times."""
-        axis = 1 if self.draw.layout == "time first" else 0
-        inputs = tuple(x.index_select(min(axis, x.ndim - 1), at) for x in self.inputs)
-        return Setting(
-            self.draw, self.model, self.asked, inputs, self.target[at], self.balls.pick(at),
-            self.oracle.pick(at), self.slack[at], self.generator, self.counts,
-        )  # fmt: skip
-
-    def certify(self, size: Tensor, method: str, **options: object) -> Certificate:
-        """The question itself; probes would hide what is false."""
-        options = {"probes": 0} | options
-        ball = self.balls.at(size)
-        return certify(self.asked, self.inputs, self.target, ball, method=method, **options)
-
-    def hold(self, is_true: Tensor, what: str) -> None:
-        """Count claims, and raise at the first false one."""
-        self.counts["claims"] += is_true.numel()
-        if not bool(is_true.all()):
-            at = (~is_true).nonzero()[0].tolist()
-            raise FalseClaimError(f"{what}, at {at}")
-
-
-def set_up(draw: Draw, counts: Counter[str]) -> Setting:
-    """Draw inputs and labels; samples on the border between classes are left out."""
-    model, generator = model_of(draw), torch.Generator().manual_seed(draw.seed + 1)
-    exact = copy.deepcopy(model).double()
-    asked = bound(model, frame_axis=2) if draw.layout in ("channels", "image") else bound(model)
-    size = (draw.batch, draw.frames, draw.features)
-    x = torch.rand(size, generator=generator) if draw.domain == "unit" else None
-    x = torch.randn(size, generator=generator) if x is None else x
-    x = x.to(getattr(torch, draw.dtype))
-    inputs: tuple[Tensor, ...] = (model.as_passed(x),)
-    if draw.tokens:
-        inputs = (torch.randint(VOCABULARY, size[:2], generator=generator),)
-        x, exact.embedding = model.embedding(inputs[0]).detach(), nn.Identity()
-    lengths = None
-    if draw.packing != "none":
-        lengths = torch.randint(1, draw.frames + 1, size[:1], generator=generator)
-        inputs = (*inputs, lengths)
-    balls = balls_around(draw, x.double(), generator)
-
-    def run(x: Tensor, lengths: Tensor | None) -> Tensor:
-        z = exact.logits(exact.as_passed(x), lengths)
-        return torch.cat([torch.zeros_like(z), z], 1) if draw.single else z
-
-    with torch.no_grad():
-        clean = run(x.double(), lengths)
-    slack = RELATIVE[torch.float64] * (1 + clean.abs().amax(1))
-    made = Setting(
-        draw, model, asked, inputs, clean.argmax(1), balls,
-        Oracle(run, lengths, clean.argmax(1)), slack, generator, counts,
-    )  # fmt: skip
-    return made
-
-
-def check(draw: Draw, counts: Counter[str], methods: tuple[str, ...] = METHODS) -> None:
-    """Everything about one draw.
+def check(
+    draw: Draw, counts: Counter[str], methods: tuple[str, ...] = METHODS, *, one_in: int = 1
+) -> None:
+    """Everything about one draw; what costs most of a few of many draws, ``one_in`` so many.
 
     Raises:
         FalseClaimError: something is false.
         ContradictionError: the package says so itself, which is a false alarm or a fault.
     """
     made = set_up(draw, counts)
+    more = (check_bounds, check_shifted, check_batches)
     try:
-        for number, method in enumerate(methods):
-            check_bounds(made, method)
-            if number == 0:
-                flip = smallest_flip(made.oracle, made.balls, made.slack, made.generator)
-            check_certificates(made, flip, method)
+        flip = smallest_flip(made.oracle, made.balls, made.slack, made.generator)
+        made, flip = _worth_asking(made, flip)
+        for method in methods:
+            best = check_certificates(made, flip, method)
+            if draw.seed % max(one_in, 3) == 0:
+                check_search(made, flip, method)
+            for place, further in enumerate(more, 1):
+                if (draw.seed + place) % one_in == 0:
+                    further(made, best, method)
+            check_threads(made, best, method)
         if draw.tokens:
             check_words(made, methods[-1])
         counts["models"] += 1
@@ -135,7 +64,26 @@ def check(draw: Draw, counts: Counter[str], methods: tuple[str, ...] = METHODS) 
     counts["points"] += made.oracle.points[0]
 
 
-def check_bounds(made: Setting, method: str) -> None:
+@torch.no_grad()
+def is_lively(draw: Draw) -> bool:
+    """Whether random corners flip the class of a quarter of the samples."""
+    made = set_up(draw, Counter())
+    one = torch.ones(len(made.target)).double()
+    flips = one < 0
+    for size in (one, LARGEST * one):
+        points = made.balls.points(size, made.generator, corners=True)
+        flips |= made.oracle.margins(made.balls.center + points) < -made.slack
+    return bool(flips.double().mean() > 0.25)
+
+
+def _worth_asking(made: Setting, flip: Tensor) -> tuple[Setting, Tensor]:
+    """Samples that an attack flips, and a few of the others, which any bound may certify."""
+    never = ~flip.isfinite()
+    at = (~never | (never.cumsum(0) <= UNFLIPPED)).nonzero()[:, 0]
+    return made.chosen(at), flip[at]
+
+
+def check_bounds(made: Setting, _: Tensor, method: str) -> None:
     """Logits and margins at points of balls of any size lie where they are said to lie."""
     ends = ("logits", "one logit")
     power = float(torch.rand((), generator=made.generator)) * 7.7 - 7
@@ -170,27 +118,29 @@ def _points(made: Setting, size: Tensor) -> list[Tensor]:
     return [*some, descend(made.oracle, made.balls, size, some[0], 10)]
 
 
-def check_certificates(made: Setting, flip: Tensor, method: str) -> None:
-    """None where the class was seen to flip; below, none that an attack breaks."""
+def check_certificates(made: Setting, flip: Tensor, method: str) -> Tensor:
+    """None where the class was seen to flip, and none that an attack breaks.
+
+    Returns:
+        ``(B,)`` the largest size that was certified, or 0.
+    """
     finite = flip.isfinite() & (flip <= LARGEST)
     beyond = torch.where(finite, flip * (1 + 1e-9), LARGEST)
-    proof = made.certify(beyond, method)
-    made.hold(~(proof.certified & finite), f"certified where the class flips, {method}")
-    best = torch.where(proof.certified, beyond, 0.0)
-    for share in (1 / 1.02, 1 / 1.5, 1 / 4, 1e-2):
-        open_ = best == 0
-        if not bool(open_.any()):
-            break
-        size = torch.where(open_, share * beyond, best)
-        proof = made.certify(size, method)
-        best = torch.where(open_ & proof.certified, size, best)
+    sizes = beyond * torch.tensor(SHARES, dtype=torch.float64)[:, None]
+    every = torch.arange(len(flip)).repeat(len(SHARES))
+    found = made.chosen(every).certify(sizes.flatten(), method).certified.view_as(sizes)
+    made.hold(~(found[0] & finite), f"certified where the class flips, {method}")
+    best = torch.where(found, sizes, 0.0).amax(0)
     _attack(made, best, method)
-    near = (best > 0) & finite
+    _count(made, best, flip)
+    return best
+
+
+def _count(made: Setting, best: Tensor, flip: Tensor) -> None:
+    """Count certificates that were attacked, and those just below which the class flips."""
+    near = (best > 0) & flip.isfinite() & (flip <= 1.5001 * best)
     made.counts["attacked certificates"] += int((best > 0).sum())
-    made.counts["attacks within 1.5 x"] += int((near & (flip <= 1.5001 * best)).sum())
-    check_search(made, flip, method)
-    check_shifted(made, best, method)
-    check_batches(made, best, method)
+    made.counts["attacks within 1.5 x"] += int(near.sum())
 
 
 def _attack(made: Setting, best: Tensor, method: str) -> None:
@@ -208,7 +158,7 @@ def check_search(made: Setting, flip: Tensor, method: str) -> None:
     """A radius that is searched lies below the flip too."""
     ball = made.balls.at(torch.ones_like(flip))
     plain = isinstance(ball, LpBall) and made.draw.epsilons == "one"
-    if not plain or made.draw.seed % 3:
+    if not plain:
         return
     found = search_radius(
         made.asked, made.inputs, made.target, ball, method=method, max_radius=LARGEST, rtol=0.02,
@@ -216,9 +166,7 @@ def check_search(made: Setting, flip: Tensor, method: str) -> None:
     )  # fmt: skip
     made.hold(found.radius.double() <= flip * (1 + 1e-9), f"radius, {method}")
     _attack(made, found.radius.double(), method)
-    made.counts["attacked certificates"] += int((found.radius > 0).sum())
-    near = flip.isfinite() & (flip <= 1.5001 * found.radius)
-    made.counts["attacks within 1.5 x"] += int((near & (found.radius > 0)).sum())
+    _count(made, found.radius.double(), flip)
 
 
 def check_shifted(made: Setting, size: Tensor, method: str) -> None:
@@ -247,7 +195,7 @@ def check_shifted(made: Setting, size: Tensor, method: str) -> None:
 
 
 def check_batches(made: Setting, best: Tensor, method: str) -> None:
-    """The margins of a sample are those in another order, alone, and twice over; in two threads."""
+    """The margins of a sample are those in another order, alone, and twice over."""
     whole = made.certify(best, method).margins
     count = len(best)
     orders = [torch.randperm(count, generator=made.generator), torch.tensor([count - 1])]
@@ -256,18 +204,23 @@ def check_batches(made: Setting, best: Tensor, method: str) -> None:
         other = made.chosen(order).certify(best[order], method).margins
         expected = whole[order]
         made.hold(torch.isclose(other, expected, 1e-6, 1e-7, True), f"other batches, {method}")
-    if made.draw.seed % 16 == 0:
-        answers: list[Tensor] = []
-        tasks = [
-            threading.Thread(target=lambda: answers.append(made.certify(best, method).margins))
-            for _ in range(2)
-        ]
-        for task in tasks:
-            task.start()
-        for task in tasks:
-            task.join()
-        same = [torch.isclose(one, whole, 1e-9, 1e-9, True) for one in answers]
-        made.hold(torch.stack(same) if len(same) == 2 else torch.tensor(False), "two threads")
+
+
+def check_threads(made: Setting, best: Tensor, method: str) -> None:
+    """Two threads that certify the same model get the same margins."""
+    if made.draw.seed % 16:
+        return
+    answers: list[Tensor] = []
+    tasks = [
+        threading.Thread(target=lambda: answers.append(made.certify(best, method).margins))
+        for _ in range(2)
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    same = len(answers) == 2 and torch.isclose(*answers, 1e-9, 1e-9, True)
+    made.hold(torch.as_tensor(same), "two threads")
 
 
 def check_words(made: Setting, method: str) -> None:

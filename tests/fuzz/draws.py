@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "mask": ("none", "none", "frames", "features", "both"),
     "domain": ("none", "none", "unit", "own"),
     "over": ("none", "none", "none", "encoder", "log softmax", "sentences"),
+    "border": ("far", "amid", "near", "near", "near"),
 }  # fmt: skip
 
 
@@ -73,6 +74,7 @@ class Draw:
     mask: str = "none"
     domain: str = "none"
     over: str = "none"  # what reads the states, or how the layer reads frames
+    border: str = "far"  # between classes: wherever, amid the inputs, or with inputs moved near it
 
     @property
     def tokens(self) -> bool:
@@ -83,6 +85,12 @@ class Draw:
     def wrapped(self) -> bool:
         """Whether the cell is stepped by a loop in forward."""
         return self.cell.endswith(("loop", "by hand"))
+
+    @property
+    def cost(self) -> int:
+        """About how many cells are unrolled, those with gates counting three times."""
+        gated = 3 if "gru" in self.cell or "lstm" in self.cell else 1
+        return self.frames * self.layers * (1 + self.both) * gated * (1 + (self.over == "encoder"))
 
     @property
     def single(self) -> bool:

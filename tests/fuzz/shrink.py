@@ -3,8 +3,9 @@
 from collections import Counter
 
 from popqorn_train.errors import ContradictionError
-from tests.fuzz.checks import FalseClaimError, check
+from tests.fuzz.checks import check
 from tests.fuzz.draws import Draw
+from tests.fuzz.setting import FalseClaimError
 
 FAILURES = (FalseClaimError, ContradictionError)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.fuzz import checks
+from tests.fuzz import checks, setting
 from tests.fuzz.__main__ import run
 from tests.fuzz.draws import Draw, drawn
 from tests.fuzz.shrink import script, shrunk
@@ -33,21 +33,21 @@ def test_nothing_is_false_in_twenty_thousand_checks():
 
 
 def test_a_margin_that_is_too_high_is_found_and_shrunk(monkeypatch):
-    certify = checks.certify
+    certify = setting.certify
 
     def wrong(*args, **options):
         proof = certify(*args, **options)
         certified = torch.ones_like(proof.certified)
         return proof._replace(margins=proof.margins + 0.3, certified=certified)
 
-    monkeypatch.setattr(checks, "certify", wrong)
+    monkeypatch.setattr(setting, "certify", wrong)
     draw = Draw(seed=6, cell="gru", frames=2, end="softmax", batch=4)
     simple, methods = shrunk(draw, ("ibp", "crown-ibp"))
     assert methods == ("ibp",)
     assert len(repr(simple)) < len(repr(draw))
     text = script(simple, methods, "it is false")
     assert text.count("\n") < 40
-    with pytest.raises(checks.FalseClaimError):
+    with pytest.raises(setting.FalseClaimError):
         exec(compile(text, "script", "exec"), {})
 
 
