@@ -47,7 +47,7 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
         found: ranges and relaxations, of the same graph.
         values: of every node at a point of the set, see ``values_at``.
     """
-    sizes = _sizes(values)
+    sizes = sizes_of(values)
     for node, bounds in found.ranges.items():
         read = [sizes[node], *[sizes[x] for x in node.inputs]]
         by = _beyond(values[node], *bounds, read)
@@ -62,7 +62,7 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
     return None
 
 
-def _sizes(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
+def sizes_of(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
     """How large the numbers are that every node was made of, since the last nonlinearity.
 
     What is added up may cancel out, and what cancelled out may be read by further affine nodes:

@@ -19,6 +19,7 @@ from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Substitutions
 
 _ROWS, _ENTRIES = 4096, 2**23  # samples, and their entries, that the module is run on at once
+_TERMS = 10  # units of rounding of its terms by which a logit may be off
 _STEPS = 2  # of descent on the module itself, from the corner that the gradient points to
 
 
@@ -50,6 +51,7 @@ class ModuleProbe:
         claim: what was proved.
         target: ``(B,)`` labels, if any.
         count: points.
+        terms: ``(1, C)`` size of the numbers that logits are added up from, if known.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class ModuleProbe:
         claim: Claim,
         target: Tensor | None,
         count: int,
+        terms: Tensor | None = None,
     ) -> None:
         self._instance, self._exact = instance, instance.to(torch.float64)
         self._stand_in, self._claim, self._count = stand_in, claim, count
+        self._terms = terms
         self._target = None if target is None else target.long().to(instance.center.device)
 
     def at_points(self, region: Region, gradient: Tensor) -> str | None:
@@ -133,6 +137,7 @@ class ModuleProbe:
         own, few = self._stand_in.dtype, 2 * len(self._instance.center)
         part = self._instance.pick(samples[:few])
         near = rounding_of(ours, noise_of(part, ours[:few], moved[:few], own), own)
+        near = near.maximum(self._rounded(near, torch.finfo(own).eps))
         theirs = as_rows(real, ours)
         if theirs is None:
             return "returns something of another shape inside the set", near
@@ -141,6 +146,14 @@ class ModuleProbe:
             where = self._place(differs, samples, done)
             return f"does not compute what was traced everywhere in the set ({where})", near
         return self._claimed(theirs, samples, near, done), near
+
+    def _rounded(self, near: Tensor, eps: float) -> Tensor:
+        """What rounding the terms of logits comes to, in the shape of ``near``."""
+        if self._terms is None or not self._undone():
+            return torch.zeros_like(near)
+        terms = self._terms[:, 1:] if self._instance.plan.meaning.single else self._terms
+        fits = terms.numel() == near.numel()
+        return _TERMS * eps * terms.reshape(near.shape).to(near) if fits else torch.zeros_like(near)
 
     def _place(self, wrong: Tensor, samples: Tensor, done: int | None) -> str:
         """The first sample and class at which something is wrong, and the point if it is listed."""

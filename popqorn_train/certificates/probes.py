@@ -16,7 +16,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.node import Node, Root
-from popqorn_train.bounds.witness import contradiction, values_at
+from popqorn_train.bounds.witness import contradiction, sizes_of, values_at
 from popqorn_train.certificates.bound_model import BoundModel
 from popqorn_train.certificates.fidelity import agree, scale_of
 from popqorn_train.certificates.instance import Instance
@@ -33,6 +33,7 @@ from popqorn_train.tracing.steps import called_name
 
 PROBES = 8  # points at which a certificate is probed, if nobody asks for more or fewer
 _INSIDE = 2  # of these, points at which every node is looked at
+_TERMS = 100  # units of rounding of its terms by which a logit may be off
 _MASKING = 1e6  # a logit beyond stands for minus infinity
 
 
@@ -62,6 +63,7 @@ class Probes:
         self._layer, self._instance = layer, instance
         self._target, self.count = target, count
         self._gradient: Tensor | None = None
+        self._terms: Tensor | None = None  # (1, C), see `sizes_of`
         self._seen = torch.zeros(len(instance.center), dtype=torch.bool)
 
     def nodes(self, chosen: Tensor, output: Node, found: Enclosure) -> None:
@@ -87,13 +89,21 @@ class Probes:
                 if where is not None:
                     self._refuse(f"contradicts its bounds inside the set ({where})")
                 traced = part.logits(part.unread(value.to(part.value)))
-                differs = _differing(values[output], traced, _coarsest(part))
+                terms = self._add_up(sizes_of(values)[output])
+                differs = _differing(values[output], traced, _coarsest(part), terms)
                 if differs.any():
                     row, number = (int(index) for index in differs.nonzero()[0])
                     where = f"sample {int(chosen[row])}, class {number}"
                     self._refuse(
                         f"has a graph that differs from its trace inside the set ({where})"
                     )
+
+    def _add_up(self, terms: Tensor) -> Tensor:
+        """Size of the terms of logits, but for those that mask; the largest of all are kept."""
+        terms = torch.where(terms < _MASKING, terms, 0)
+        own = terms.amax(0, keepdim=True).double()
+        self._terms = own if self._terms is None else self._terms.maximum(own)
+        return terms
 
     def _roots(self, region: Region | Choices, chosen: Tensor) -> list[Tensor]:
         """Values of the root inside the set, ``(b, T, N)``."""
@@ -138,7 +148,7 @@ class Probes:
         stand_in = StandIn(self._layer, self._instance)
         if not stand_in.possible:
             return
-        look = ModuleProbe(self._instance, stand_in, claim, self._target, self.count)
+        look = ModuleProbe(self._instance, stand_in, claim, self._target, self.count, self._terms)
         with torch.no_grad():
             if isinstance(ball, Substitutions):
                 where = look.at_words(ball)
@@ -156,13 +166,14 @@ class Probes:
         )
 
 
-def _differing(ours: Tensor, traced: Tensor, cast: float) -> Tensor:
+def _differing(ours: Tensor, traced: Tensor, cast: float, terms: Tensor) -> Tensor:
     """Where logits differ by more than the rounding of the coarser of two precisions, ``(b, C)``.
 
     Args:
         ours: ``(b, C)`` of the graph.
         traced: of the recorded operations.
         cast: unit of rounding of the coarsest precision that forward casts to.
+        terms: ``(b, C)`` size of the numbers that each logit was added up from, see ``sizes_of``.
     """
     eps = max(torch.finfo(ours.dtype).eps, torch.finfo(traced.dtype).eps)
     scale = scale_of(traced)
@@ -170,6 +181,7 @@ def _differing(ours: Tensor, traced: Tensor, cast: float) -> Tensor:
     # logits, of which huge ones, which mask a class, do not count.
     typical = torch.where(scale < _MASKING, scale, 0).median(1, keepdim=True).values
     near = (1e4 * eps + 100 * cast) * scale.maximum(typical)
+    near = near.maximum(_TERMS * eps * terms.to(near))
     # Where a class is masked by a huge number, the graph holds another huge one.
     known = traced.isfinite() & (traced.abs() < 1e30) & ~ours.isnan()  # NaN certifies nothing
     return ~agree(ours, traced.to(ours.dtype), near.to(ours.dtype)) & known

@@ -352,6 +352,20 @@ def test_the_model_is_left_as_it_was():
 def test_a_logit_next_to_0_may_be_off_by_the_rounding_of_its_terms():
     traced = torch.tensor([[2.2, -1.2, 6.2, -1.5e-4, -1e9]], dtype=torch.float64)
     off = torch.tensor([[0, 0, 0, 9e-16, 0]], dtype=torch.float64)
-    assert not _differing(traced + off, traced, 0.0).any()
-    wrong = _differing(traced + 1e6 * off, traced, 0.0)
+    assert not _differing(traced + off, traced, 0.0, traced.abs()).any()
+    wrong = _differing(traced + 1e6 * off, traced, 0.0, traced.abs())
     assert wrong.tolist() == [[False, False, False, True, False]]
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_sample_next_to_the_border_is_no_contradiction(classes):
+    """All its logits are next to 0, and no other sample says how large their terms are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, classes)).double().eval()
+    model[1].weight.data *= 3
+    x = torch.randn(10, 1, 2, 3).double()
+    for one in x:
+        with torch.no_grad():
+            model[1].bias -= model(one)[0] - 1e-8
+        proof = certify(model, one, model(one).argmax(1), LpBall(1e-12), method="crown-ibp")
+        assert proof.margin.abs() < 1e-7
