@@ -77,6 +77,7 @@ class Pairs:
                 picked_enclosure(self._found, samples, new),
                 threshold=threshold_of(bounds),
                 relaxation=relaxation,
+                trials=budget.trials,
             )
             return refute_jointly(region, bounds.lower, rounds=budget.rounds)
 

@@ -57,7 +57,7 @@ def weighted(matrix: Tensor, weights: Tensor, group: Tensor | None) -> Tensor:
     return found
 
 
-def _value(
+def solved(
     linear: Tensor, matrix: Tensor, weights: Tensor, group: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The bound without its rounding, and the point."""
@@ -77,7 +77,7 @@ class _Best:
 
     def take(self, weights: Tensor, tried: Tensor) -> Tensor:
         """Try weights for some; where they are better, they are kept."""
-        value, point = _value(self._linear, self._matrix, weights, self._group)
+        value, point = solved(self._linear, self._matrix, weights, self._group)
         better = tried & (value > self.value)
         self.value = torch.where(better, value, self.value)
         self.weights = torch.where(better[:, None], weights, self.weights)
@@ -93,7 +93,13 @@ class _Best:
         return most.scatter_reduce(1, group.expand_as(sums), sums, "amax")
 
 
-def search(linear: Tensor, matrix: Tensor, group: Tensor | None, wanted: Tensor) -> Tensor:
+def search(
+    linear: Tensor,
+    matrix: Tensor,
+    group: Tensor | None,
+    wanted: Tensor,
+    known: Tensor | None = None,
+) -> Tensor:
     """Weights ``(B, G)`` with a large bound.
 
     Args:
@@ -101,12 +107,15 @@ def search(linear: Tensor, matrix: Tensor, group: Tensor | None, wanted: Tensor)
         matrix: ``(B, n, n)``.
         group: ``(n,)`` of every symbol; None for one each.
         wanted: ``(B,)`` a bound at which the search ends.
+        known: weights of a similar function, to be tried first.
     """
     best = _Best(linear, matrix, group)
     first, enough = norms(linear, group) / 2, best.enough(group)
     floor = _FLOOR * (first + enough).mean(1, keepdim=True)
     trials = torch.zeros_like(wanted)
     going = torch.ones_like(wanted, dtype=torch.bool)
+    if known is not None:
+        best.take(known, going)
     for share in _FIRST:
         trials, better = trials + going, best.take(first + share * enough + floor, going)
         going = going & better & ~(best.value > wanted)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.dual import Lowest
 from popqorn_train.bounds.ellipses import Ellipse
-from popqorn_train.bounds.quadratics import Rows
+from popqorn_train.bounds.joint_rows import Rows
 from popqorn_train.perturbations.region import Bounds
 
 _WIDER = 1e-9  # share of a width, far above the rounding of a square root

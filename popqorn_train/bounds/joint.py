@@ -23,8 +23,10 @@ from popqorn_train.bounds.ellipses import Ellipse
 from popqorn_train.bounds.ellipsoid import Ellipsoid
 from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.joint_pass import JointPass, Place
+from popqorn_train.bounds.joint_rows import flat
+from popqorn_train.bounds.multipliers import learn
 from popqorn_train.bounds.node import Logits, Node
-from popqorn_train.bounds.quadratics import QuadraticForm, bounded_below, flat
+from popqorn_train.bounds.quadratics import Margin, QuadraticForm
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
 
@@ -42,14 +44,18 @@ class Jointly:
     Attributes:
         rounds: how often they are made, within ranges of the round before.
         hope: how far below 0 a margin may be bounded by planes, in its upper bounds, to be tried.
+        trials: factorisations that multipliers may be learned with in every round.
     """
 
     rounds: int
     hope: float
+    trials: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
             raise ValueError(f"`rounds` must be a positive whole number, got {self.rounds!r}.")
+        if isinstance(self.trials, bool) or not isinstance(self.trials, int) or self.trials < 0:
+            raise ValueError(f"`trials` must be a whole number from 0 on, got {self.trials!r}.")
         if not self.hope > 0:
             raise ValueError(f"`hope` must be above 0, got {self.hope!r}.")
 
@@ -63,6 +69,7 @@ class JointRegion:
         found: ranges that hold on the whole ball.
         threshold: ``(B,)`` not negative.
         relaxation: of nonlinearities without quadratics.
+        trials: see ``Jointly``.
     """
 
     def __init__(
@@ -73,18 +80,51 @@ class JointRegion:
         *,
         threshold: Tensor,
         relaxation: Relaxation,
+        trials: int = 0,
     ) -> None:
         self._output, self._row, self.threshold = output, row, threshold
         self._ranges, self._relaxation = dict(found.ranges), relaxation
+        self._trials = trials
+        self._shifts: dict[Node, Tensor] = {}
         self._ellipses: dict[Place, list[Ellipse]] = {}
-        self._form, self._weights, self._lowest = self._bounded()
+        self._form, self._weights, self._lowest = self._bounded(None)
 
-    def _bounded(self) -> tuple[QuadraticForm, Tensor, Lowest]:
+    def _bounded(self, known: Tensor | None) -> tuple[QuadraticForm, Tensor, Lowest]:
         found = JointPass(self._output, self._ranges, self._ellipses, self._relaxation)
-        form = bounded_below(self._output, self._row, found)
+        margin = Margin(self._output, self._row, found)
         self._ranges = dict(found.found.ranges)
-        weights = _weights_of(form, self.threshold.to(form.constant))
-        return form, weights, lowest(form.linear, form.matrix, weights, form.group)
+        form = margin.below(self._shifts)
+        threshold = self.threshold.to(form.constant)
+        weights = _weights_of(form, threshold, known)
+        bound = lowest(form.linear, form.matrix, weights, form.group)
+        if not self._trials or not margin.errors or (form.constant + bound.value > threshold).all():
+            return form, weights, bound
+        return self._learned(margin, form, weights, bound)
+
+    def _learned(
+        self, margin: Margin, form: QuadraticForm, weights: Tensor, known: Lowest
+    ) -> tuple[QuadraticForm, Tensor, Lowest]:
+        """The same with multipliers that are learned, where these are better."""
+        wanted, before = self.threshold.to(form.constant), form.constant + known.value
+        wanted = torch.where(before > wanted, -math.inf, wanted + _CLEARLY * before.abs())
+        shifts, found = learn(margin, self._shifts, weights, wanted, trials=self._trials)
+        found = found * (1 + _SURE) + _MORE * found.mean(1, keepdim=True)
+        new = margin.below(shifts)
+        bound = lowest(new.linear, new.matrix, found, new.group)
+        better = new.constant + bound.value > before
+        if not better.any():
+            return form, weights, known
+        if not better.all():
+            none = torch.zeros_like
+            shifts = {
+                node: torch.where(better[:, None], shift, self._shifts.get(node, none(shift)))
+                for node, shift in shifts.items()
+            }
+            found = torch.where(better[:, None], found, weights)
+            new = margin.below(shifts)
+            bound = lowest(new.linear, new.matrix, found, new.group)
+        self._shifts = shifts
+        return new, found, bound
 
     @property
     def least_margin(self) -> Tensor:
@@ -111,7 +151,7 @@ class JointRegion:
         nodes = {row.read.node for _, rows in form.rows for row in rows}
         shrunk = torch.stack([_shrunk(self._ranges[node], before[node]) for node in nodes]).any(0)
         if shrunk.any():
-            self._form, self._weights, self._lowest = self._bounded()
+            self._form, self._weights, self._lowest = self._bounded(self._weights)
         return shrunk
 
     def _cut(self, ellipsoid: Ellipsoid) -> None:
@@ -126,13 +166,14 @@ class JointRegion:
                 self._ellipses.setdefault(gap.place, []).append(ellipse)
 
 
-def _weights_of(form: QuadraticForm, threshold: Tensor) -> Tensor:
+def _weights_of(form: QuadraticForm, threshold: Tensor, known: Tensor | None) -> Tensor:
     """Weights of the dual, searched in float32 on a scale on which nothing overflows."""
     scale = form.linear.abs().sum(1) + form.matrix.abs().sum(2).amax(1)
     scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
     linear, matrix = form.linear / scale[:, None], form.matrix / scale[:, None, None]
     wanted = (threshold - form.constant) / scale + _CLEARLY
-    found = search(linear.float(), matrix.float(), form.group, wanted.float()).to(scale)
+    near = None if known is None else (known / scale[:, None]).float()
+    found = search(linear.float(), matrix.float(), form.group, wanted.float(), near).to(scale)
     return scale[:, None] * (found * (1 + _SURE) + _MORE * found.mean(1, keepdim=True))
 
 

@@ -9,15 +9,17 @@ B: batch, U: units.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Sum
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.ellipses import Ellipse
 from popqorn_train.bounds.enclosure import from_ball, intersect
-from popqorn_train.bounds.forms import Form
+from popqorn_train.bounds.forms import Error, Form
 from popqorn_train.bounds.forward import ForwardPass
 from popqorn_train.bounds.gated import Blend, Gated, blended
-from popqorn_train.bounds.images import joined
+from popqorn_train.bounds.images import Image, joined
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.bounds.symbols import Symbols
@@ -59,6 +61,20 @@ class Gap(NamedTuple):
     product: Product | None = None
 
 
+class Name(NamedTuple):
+    """The error of a node, as a symbol of its own for every unit.
+
+    Attributes:
+        first: place of the first one among named errors.
+        half: ``(B, U)`` what a symbol is worth.
+        size: ``(B, U)`` at least the sum of the absolute values of all terms of the form.
+    """
+
+    first: int
+    half: Tensor
+    size: Tensor
+
+
 def smooth_curve(node: Node) -> Smooth | None:
     """The function of an activation, if it is known how much it bends."""
     curve: Any = node.curve if isinstance(node, Activation) else None
@@ -81,6 +97,7 @@ class JointPass(ForwardPass):
 
     Attributes:
         gaps: one for every product and every activation, first to last.
+        names: of the errors of nodes.
     """
 
     def __init__(
@@ -93,6 +110,8 @@ class JointPass(ForwardPass):
         super().__init__(output, least_gap, relaxation)
         self._known, self._ellipses = known, ellipses
         self.gaps: list[Gap] = []
+        self.names: dict[Node, Name] = {}
+        self._firsts: dict[Node, int] = {}
         for node in self._nonlinear:
             self._left[node] = max(self._left[node], 1)  # those that only the output reads too
         self._nonlinear = [node for node in self._nonlinear if not has_quadratics(node)]
@@ -135,6 +154,23 @@ class JointPass(ForwardPass):
             for index, ((product, x, y), strip, domain) in enumerate(parts):
                 reads = tuple(Read(read.node, forms[read.node], read.sign) for read in (x, y))
                 yield Gap((node, index), reads, strip, domain, product)
+
+    def _error(self, node: Node, gap: Tensor | None = None, *, loose: bool = False) -> Error:
+        found = super()._error(node, gap, loose=loose)
+        if found.first is not None:
+            self._firsts[node] = found.first
+        return found
+
+    def _made(self, node: Node) -> Image:
+        made = super()._made(node)
+        first = self._firsts.get(node)
+        if first is not None and isinstance(made, Form) and made.center.ndim == 2:
+            assert made.noise is not None
+            start = first - made.noise.start
+            own = made.noise.data[start : start + made.center.shape[1]]
+            half = own.diagonal(dim1=0, dim2=2).expand_as(made.center)
+            self.names[node] = Name(first, half, made.size)
+        return made
 
     def _is_named(self, node: Node) -> bool:
         readers = self._reads.readers[node]

@@ -13,65 +13,59 @@ the errors of the forms,
 
 All is added up in float64, whatever precision the forms have, and lowered by its rounding.
 
-B: batch, n: symbols, U: units, R: rows.
+B: batch, n: symbols, U: units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.affine import full
-from popqorn_train.bounds.backward import Enclosure, ancestors, sizes_of, visits
-from popqorn_train.bounds.joint_pass import Gap, JointPass, Read, has_quadratics, smooth_curve
-from popqorn_train.bounds.node import Logits, Node, Root
-from popqorn_train.bounds.roundoff import rounding_error
-from popqorn_train.bounds.symbols import Symbols
+from popqorn_train.bounds.affine import Sum
+from popqorn_train.bounds.backward import ancestors
+from popqorn_train.bounds.identity import linear_part
+from popqorn_train.bounds.joint_pass import Gap, JointPass, Name, has_quadratics, smooth_curve
+from popqorn_train.bounds.joint_rows import F64, Rows, Vector, flat, rows_of, vector_of
+from popqorn_train.bounds.node import Logits, Node
 from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.region import Region
 from popqorn_train.relaxations.domain import Octagon
 from popqorn_train.relaxations.paraboloids import Axis, Quadratic, below_curve, below_product
 
-F64 = torch.float64
+_ROUNDING = 8.0  # units in the last place of all terms of a form, more than it is off by
 
 
-class Vector(NamedTuple):
-    """How symbols make one vector xi.
-
-    Attributes:
-        inputs: how many coordinates of the input come first.
-        total: of all symbols.
-        unit: ``(B, inputs)`` what a coordinate of xi is worth in coefficients of forms.
-        center: ``(B, inputs)`` the input where xi is 0.
-        reach: ``(B, inputs)`` what a coordinate of xi is worth in the input.
-        group: ``(n,)`` symbols of one group have a norm of at most 1; None makes each its own.
-    """
-
-    inputs: int
-    total: int
-    unit: Tensor
-    center: Tensor
-    reach: Tensor
-    group: Tensor | None
-
-
-class Rows(NamedTuple):
-    """Arguments on their axes: ``center + data xi``, give or take ``own``.
+class Term(NamedTuple):
+    """A nonlinearity in the identity.
 
     Attributes:
-        read: which arguments.
-        axis: the scale that they are measured on.
-        center: ``(B, U)``.
-        data: ``(B, U, n)``.
-        own: ``(B, U)``, not negative.
+        gap: what is missed of it.
+        slope: ``(B, U)`` on that.
+        quadratic: below slope times gap.
+        rows: the arguments.
     """
 
-    read: Read
-    axis: Axis
-    center: Tensor
-    data: Tensor
-    own: Tensor
+    gap: Gap
+    slope: Tensor
+    quadratic: Quadratic
+    rows: Sequence[Rows]
+
+
+class Shared(NamedTuple):
+    """What nonlinearities miss together: ``half xi``, give or take the rounding of the forms.
+
+    Attributes:
+        symbols: where xi is in the vector.
+        half: ``(B, U)``.
+        rest: ``(B, U)`` the rounding.
+        places: which terms they are.
+    """
+
+    symbols: slice
+    half: Tensor
+    rest: Tensor
+    places: Sequence[int]
 
 
 class QuadraticForm(NamedTuple):
@@ -99,78 +93,6 @@ def is_supported(output: Node) -> bool:
     """
     grouped = isinstance(output.region, Region) and output.region.p in (2, torch.inf)
     return grouped and any(has_quadratics(node) for node in ancestors(output))
-
-
-def vector_of(symbols: Symbols, gaps: Sequence[Gap]) -> Vector:
-    """The symbols that arguments of nonlinearities are made of."""
-    region, inputs = symbols.region, symbols.reach[0].numel()
-    assert isinstance(region, Region)
-    noise = [read.form.noise for gap in gaps for read in gap.reads]
-    count = inputs + max((block.stop for block in noise if block is not None), default=0)
-    center, reach = (x.to(F64).flatten(1) for x in (symbols.center, symbols.reach))
-    if symbols.boxed:
-        return Vector(inputs, count, torch.ones_like(reach), center, reach, None)
-    epsilon = region.epsilon[..., None].to(F64)
-    if region.scope == "sequence":
-        epsilon = epsilon.amax(1, keepdim=True) * region.moved[..., None]
-    scale = 1.0 if region.scale is None else region.scale.to(F64)
-    reach = (epsilon * scale).expand(symbols.reach.shape).flatten(1)
-    time, width = symbols.reach.shape[1:]
-    frame = torch.arange(time, device=reach.device).repeat_interleave(width)
-    frame = frame if region.scope == "frame" else torch.zeros_like(frame)
-    rest = torch.arange(count - inputs, device=reach.device) + 1 + int(frame[-1])
-    return Vector(inputs, count, reach, center, reach, torch.cat([frame, rest]))
-
-
-def rows_of(read: Read, axis: Axis, vector: Vector) -> Rows:
-    """An argument on its axis."""
-    form, (batch, units) = read.form, axis.half.shape
-    data = axis.half.new_zeros(batch, units, vector.total)
-    parts = ((form.inputs, 0, vector.unit[:, None]), (form.noise, vector.inputs, None))
-    for block, first, unit in parts:
-        if block is not None:
-            places = slice(first + block.start, first + block.stop)
-            columns = block.data.reshape(*block.data.shape[:2], -1).to(F64).permute(1, 2, 0)
-            own = 1.0 if unit is None else unit[..., block.start : block.stop]
-            data[..., places] = columns * own * read.sign / axis.half[..., None]
-    center = (read.sign * flat(form.center).to(F64) - axis.middle) / axis.half
-    own = torch.zeros_like(center) if form.own is None else flat(form.own) / axis.half
-    return Rows(read, axis, center, data, own.expand_as(center))
-
-
-def flat(x: Tensor) -> Tensor:
-    """All entries of a node in one row ``(B, U)``, also of one that is a number."""
-    return x.reshape(len(x), -1)
-
-
-def linear_part(
-    output: Logits, row: Tensor, found: Enclosure
-) -> tuple[Tensor, Tensor, dict[Node, Tensor]]:
-    """The identity of one row ``(B, C)`` of the output.
-
-    Args:
-        output: what is bounded.
-        row: weights of its entries.
-        found: ranges of all nodes, and the linear function in place of every nonlinearity.
-
-    Returns:
-        The constant ``(B,)``, lowered by the rounding of all, slopes ``(B, n)`` on the input, and
-        slopes ``(B, U)`` on every node.
-    """
-    sizes, slopes = sizes_of(output, found), {}
-    constant, on_input = row.new_zeros(len(row), 1), row.new_zeros(())
-    for node, slope, tape in visits([(output, row[:, None])], len(row)):
-        whole = full(slope, node.shape)[:, 0]
-        slopes[node] = flat(whole.expand(len(row), *node.shape))
-        if not node.moves:
-            constant = constant - rounding_error(slope, sizes[node])
-        if isinstance(node, Root):
-            on_input = slopes[node]
-        else:
-            left = node.backward(slope, tape, found.relaxations.get(node))
-            constant = constant if left is None else constant + left
-    constant = constant - torch.finfo(row.dtype).tiny ** 0.5
-    return constant[:, 0].to(F64), on_input.to(F64), slopes
 
 
 def quadratic_of(gap: Gap, slope: Tensor) -> tuple[Quadratic, Sequence[Axis]]:
@@ -231,6 +153,14 @@ class _Sum:
         moved = on_p * d + on_q * e + pp * d * (2 + d) + qq * e * (2 + e) + pq * (d + e + d * e)
         self.constant = self.constant - moved.sum(1)
 
+    def exchange(self, error: Shared, shift: Tensor) -> None:
+        """Take a multiple of an error away, before the multiple of what it stands for is added."""
+        own = torch.zeros_like(self.linear)
+        own[:, error.symbols] = shift * error.half
+        self.linear = self.linear - own
+        self.size = self.size + own.abs().sum(1)
+        self.constant = self.constant - (shift.abs() * error.rest).sum(1)
+
     def total(self) -> tuple[Tensor, Tensor, Tensor]:
         """Constant, linear part and matrix."""
         left, right = (torch.cat(parts, 1) for parts in zip(*self._pairs, strict=True))
@@ -240,22 +170,58 @@ class _Sum:
         return self.constant - lower, self.linear, (matrix + matrix.mT) / 2
 
 
-def bounded_below(output: Logits, row: Tensor, found: JointPass) -> QuadraticForm:
-    """Bound a margin below.
+class Margin:
+    """A margin, in parts that are added up to a quadratic function below it.
 
     Args:
         output: logits of pairs.
         row: ``(B, C)`` their margins.
         found: a pass that was not run yet.
+
+    Attributes:
+        constant: of the identity, ``(B,)``.
+        on_input: ``(B, inputs)`` slopes of the identity on the input.
+        vector: the symbols.
+        terms: every nonlinearity, its slope ``(B, U)`` and its arguments.
+        errors: by node, what the nonlinearities of one or two nodes miss together.
     """
-    enclosure = found.run()
-    constant, on_input, slopes = linear_part(output, row, enclosure)
-    gaps = [gap for gap in found.gaps if gap.place[0] in slopes]
-    vector = vector_of(found.symbols, gaps)
-    total, kept = _Sum(constant, on_input, vector), []
-    for gap in gaps:
-        quadratic, axes = quadratic_of(gap, slopes[gap.place[0]].to(F64))
-        rows = [rows_of(read, axis, vector) for read, axis in zip(gap.reads, axes, strict=True)]
-        total.add(quadratic, rows)
-        kept.append((gap, rows))
-    return QuadraticForm(*total.total(), vector.group, kept)
+
+    def __init__(self, output: Logits, row: Tensor, found: JointPass) -> None:
+        enclosure = found.run()
+        self.constant, self.on_input, slopes = linear_part(output, row, enclosure)
+        gaps = [gap for gap in found.gaps if gap.place[0] in slopes]
+        self.vector = vector_of(found.symbols, gaps)
+        self.terms = [self._term(gap, slopes[gap.place[0]].to(F64)) for gap in gaps]
+        self.errors: dict[Node, Shared] = {}
+        for node, name in found.names.items():
+            parts = node.inputs if isinstance(node, Sum) else ()
+            members = {node, *(part for part in parts if part not in found.names)}
+            places = [place for place, gap in enumerate(gaps) if gap.place[0] in members]
+            if places and self.vector.inputs + name.first < self.vector.total:
+                self.errors[node] = self._shared(name, places)
+
+    def _term(self, gap: Gap, slope: Tensor) -> Term:
+        quadratic, axes = quadratic_of(gap, slope)
+        read = zip(gap.reads, axes, strict=True)
+        return Term(gap, slope, quadratic, [rows_of(*pair, self.vector) for pair in read])
+
+    def _shared(self, name: Name, places: Sequence[int]) -> Shared:
+        first, half = self.vector.inputs + name.first, name.half.to(F64)
+        gaps = [flat(self.terms[place].gap.strip.half).to(F64) for place in places]
+        eps = torch.finfo(name.half.dtype).eps
+        rest = (half - sum(gaps)).clamp(min=0) + _ROUNDING * eps * name.size.to(F64)
+        return Shared(slice(first, first + half.shape[1]), half, rest, places)
+
+    def below(self, shifts: Mapping[Node, Tensor]) -> QuadraticForm:
+        """A quadratic function below the margin, for any multipliers ``(B, U)`` of errors."""
+        total = _Sum(self.constant, self.on_input, self.vector)
+        moved: dict[int, Tensor] = {}
+        for node, shift in shifts.items():
+            total.exchange(self.errors[node], shift)
+            moved.update(dict.fromkeys(self.errors[node].places, shift))
+        for place, (gap, slope, quadratic, rows) in enumerate(self.terms):
+            if place in moved:
+                quadratic, _ = quadratic_of(gap, slope + moved[place])
+            total.add(quadratic, rows)
+        rows_of_gaps = [(term.gap, term.rows) for term in self.terms]
+        return QuadraticForm(*total.total(), self.vector.group, rows_of_gaps)

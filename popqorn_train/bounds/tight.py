@@ -23,7 +23,7 @@ _HOPE = 1.5  # how far below 0 a margin may be bounded, in its upper bounds, to 
 LAST_FRAME = Budget(rounds=24, units=20, frames=1)
 EVERYTHING = Budget(rounds=24, units=None, frames=None)
 ONCE = Jointly(rounds=1, hope=0.3)
-SHRINKING = Jointly(rounds=10, hope=0.8)
+SHRINKING = Jointly(rounds=10, hope=0.8, trials=16)
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def test_the_search_ends_where_the_bound_is_enough(monkeypatch):
     from popqorn_train.bounds import dual
 
     calls = []
-    inner = dual._value
-    monkeypatch.setattr(dual, "_value", lambda *args: calls.append(1) or inner(*args))
+    inner = dual.solved
+    monkeypatch.setattr(dual, "solved", lambda *args: calls.append(1) or inner(*args))
     linear, matrix = form(10)
     bound(linear, matrix, wanted=-1e9)
     assert len(calls) == 1

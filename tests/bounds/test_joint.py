@@ -11,10 +11,12 @@ from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.dual import Lowest
 from popqorn_train.bounds.ellipsoid import Ellipsoid
 from popqorn_train.bounds.enclosure import enclose
+from popqorn_train.bounds.identity import linear_part
 from popqorn_train.bounds.joint import Jointly, JointRegion, refute_jointly
 from popqorn_train.bounds.joint_pass import JointPass, Read
+from popqorn_train.bounds.joint_rows import Rows
 from popqorn_train.bounds.popqorn import Popqorn
-from popqorn_train.bounds.quadratics import Rows, bounded_below, linear_part, quadratic_of
+from popqorn_train.bounds.quadratics import Margin, quadratic_of
 from popqorn_train.bounds.tight import TightPopqorn
 from popqorn_train.certificates.margins import margin_rows
 from popqorn_train.certificates.pgd import attack
@@ -22,7 +24,7 @@ from popqorn_train.relaxations.paraboloids import Axis
 from tests.bounds.test_rebound import RELAXATION, attacked, shifted, values_at
 from tests.problems import CELLS, F64, SOME_CELLS, build, predicted, sequences
 
-JOINT = TightPopqorn(budgets=(Jointly(rounds=6, hope=math.inf),))
+JOINT = TightPopqorn(budgets=(Jointly(rounds=6, hope=math.inf, trials=12),))
 cells = pytest.mark.parametrize("cell", SOME_CELLS)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, F64])
 NORMS = pytest.mark.parametrize("p", [2, math.inf])
@@ -39,7 +41,7 @@ def graph_of(model, x, ball, y, against):
 def form_of(output, rows, found):
     """The quadratic function, and the pass it was made of."""
     joint = JointPass(output, found.ranges, {}, RELAXATION)
-    return bounded_below(output, rows, joint), joint
+    return Margin(output, rows, joint).below({}), joint
 
 
 @cells

@@ -1,0 +1,137 @@
+"""Multipliers of errors: any bound the margin, and learned ones bound it better."""
+
+import math
+
+import pytest
+import torch
+
+from popqorn_train import LpBall
+from popqorn_train.bounds.dual import lowest
+from popqorn_train.bounds.joint import JointRegion
+from popqorn_train.bounds.joint_pass import JointPass
+from popqorn_train.bounds.multipliers import Gaps
+from popqorn_train.bounds.quadratics import Margin
+from tests.bounds.test_joint import graph_of
+from tests.bounds.test_rebound import RELAXATION, attacked, values_at
+from tests.problems import F64, SOME_CELLS, build, predicted, sequences
+
+cells = pytest.mark.parametrize("cell", SOME_CELLS)
+
+
+def margin_of(cell, *, p=math.inf, layers=1, dtype=F64):
+    """A margin in parts, with everything that it was made of."""
+    model, x = build(cell, seed=3, num_layers=layers), sequences(1, 3, seed=3)
+    y, ball = predicted(model, x), LpBall(0.25, p)
+    points = attacked(model, x, y, ball)
+    model, x, points = model.to(dtype), x.to(dtype), points.to(dtype)
+    with torch.no_grad():
+        output, rows, found = graph_of(model, x, ball, y, (y + 1) % 3)
+        margin = Margin(output, rows, JointPass(output, found.ranges, {}, RELAXATION))
+    return margin, output, rows, found, points[:, 0], model
+
+
+def random_shifts(margin, size):
+    unit = torch.stack([term.slope.abs().mean() for term in margin.terms]).mean()
+    torch.manual_seed(0)
+    return {
+        node: size * unit * torch.randn_like(error.half) for node, error in margin.errors.items()
+    }
+
+
+def missed(margin, truth):
+    """What a term misses at one input."""
+    found = []
+    for gap, *_ in margin.terms:
+        at = [read.sign * truth[read.node].lower for read in gap.reads]
+        strip = gap.strip
+        if gap.product is None:
+            found.append(gap.place[0].curve.value(at[0]) - strip.slope * at[0] - strip.middle)
+        else:
+            plane = strip.x * at[0] + strip.y * at[1] + strip.middle
+            found.append(gap.product.value(*at) - plane)
+    return found
+
+
+@cells
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("p", [2, math.inf])
+@torch.no_grad()
+def test_any_multipliers_bound_the_margin(cell, layers, p):
+    with torch.enable_grad():
+        margin, output, rows, _, points, model = margin_of(cell, p=p, layers=layers)
+    assert margin.errors
+    vector = margin.vector
+    for size in (0.0, 0.5, 3.0):
+        form = margin.below(random_shifts(margin, size) if size else {})
+        for point in points:
+            truth = values_at(model, point[None], output)
+            gaps = missed(margin, truth)
+            xi = form.linear.new_zeros(vector.total)
+            move = (point.flatten() - vector.center[0]) / vector.reach[0]
+            xi[: vector.inputs] = move
+            for error in margin.errors.values():
+                own = sum(gaps[place] for place in error.places) / error.half
+                assert (own.abs() <= 1 + 1e-9).all()
+                xi[error.symbols] = own[0]
+            value = form.constant + form.linear @ xi + xi @ form.matrix[0] @ xi
+            exact = model(point[None]) @ rows[0]
+            assert value <= exact + 1e-9 * (1 + exact.abs())
+
+
+@cells
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@torch.no_grad()
+def test_multipliers_that_are_learned_raise_the_bound_and_stay_below_attacks(cell, dtype):
+    gains = []
+    for p in (2, math.inf):
+        with torch.enable_grad():
+            _, output, rows, found, points, model = margin_of(cell, p=p, dtype=dtype)
+        high = torch.full((1,), 100.0, dtype=dtype)  # out of reach: the search goes on
+        plain, learned = (
+            JointRegion(output, rows, found, threshold=high, relaxation=RELAXATION, trials=n)
+            for n in (0, 24)
+        )
+        assert learned.least_margin >= plain.least_margin
+        gains.append((learned.least_margin - plain.least_margin).item())
+        reached = (model(points) @ rows[0]).amin()
+        slack = 1e-9 if dtype == F64 else 2e-5 * (1 + reached.abs())
+        assert learned.least_margin <= reached + slack
+    assert cell == "relu" or max(gains) > 0
+
+
+@cells
+def test_a_bound_rises_with_its_multipliers_as_is_said(cell):
+    margin, *_ = margin_of(cell)
+    gaps = Gaps(margin, torch.ones(1, dtype=F64))
+    shift = gaps.in_a_row(random_shifts(margin, 0.3)).float().requires_grad_()
+    torch.manual_seed(0)
+    point = torch.rand(1, margin.vector.total) - 0.5
+    constant, linear, matrix = gaps.form(shift)
+    value = constant + (linear * point).sum(1) + ((point @ matrix[0]) * point).sum(1)
+    (exact,) = torch.autograd.grad(value.sum(), shift)
+    torch.testing.assert_close(gaps.rise(shift, point), exact, rtol=1e-4, atol=1e-4)
+
+
+@cells
+@torch.no_grad()
+def test_both_precisions_add_the_same_up(cell):
+    with torch.enable_grad():
+        margin, *_ = margin_of(cell)
+    shifts = random_shifts(margin, 0.3)
+    gaps, form = Gaps(margin, torch.ones(1, dtype=F64)), margin.below(shifts)
+    row = gaps.in_a_row(shifts)
+    constant, linear, matrix = gaps.form(row.float())
+    for one, other in ((linear, form.linear), (matrix, form.matrix), (constant, form.constant)):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+    back = gaps.by_node(row)
+    assert all(torch.equal(back[node], shift) for node, shift in shifts.items())
+
+
+@torch.no_grad()
+def test_multipliers_that_are_no_numbers_prove_nothing():
+    with torch.enable_grad():
+        margin, *_ = margin_of("lstm")
+    shifts = {node: shift * math.nan for node, shift in random_shifts(margin, 1.0).items()}
+    form = margin.below(shifts)
+    weights = torch.full((1, margin.vector.total), 1e3, dtype=F64)
+    assert lowest(form.linear, form.matrix, weights, form.group).value == -math.inf
