@@ -162,7 +162,7 @@ class _Ascent:
             self._means[place] = torch.where(self._moved[:, None], new, mean)
             share = 1 - kept ** self._steps[:, None].clamp(min=1)
             found.append(self._means[place] / share)
-        size, parts = found[1].sqrt(), (self._count, slope.shape[1] - self._count)
+        size, parts = found[1].sqrt(), [self._count, slope.shape[1] - self._count]
         even = [part.mean(1, keepdim=True).expand_as(part) for part in torch.split(size, parts, 1)]
         self._direction = found[0] / (size + _EVEN * torch.cat(even, 1)).clamp(min=1e-30)
 

@@ -160,8 +160,8 @@ def mapped(scale: RadiusScale) -> tuple[Any, Any]:
 
     anchors = [tuple(part / 255 for part in color) for color in ANCHORS]
     grey = hexadecimal(UNPROVED)
-    colors = LinearSegmentedColormap.from_list("radius", anchors)
-    colors = colors.with_extremes(under=grey, bad=(1, 1, 1, 0))  # arguments since 3.11 only
+    plain = LinearSegmentedColormap.from_list("radius", anchors)
+    colors = plain.with_extremes(under=grey, bad=(1, 1, 1, 0))  # arguments since 3.11 only
     kind = LogNorm if scale.logarithmic else Normalize
     return colors, kind(scale.low, scale.high)
 
