@@ -24,11 +24,14 @@ class Method:
         shares_rows: whether rows that are the same for all samples cost next to nothing.
         monotone: whether no bound is larger on a larger ball.
         graded: whether the size of every positive margin says how much larger the ball can be.
+        dip: how far below 0 margins fall, in clean margins, before they may rise above 0 again on
+            larger balls; as measured, for searches.
     """
 
     shares_rows: ClassVar[bool] = False
     monotone: ClassVar[bool] = False
     graded: ClassVar[bool] = True
+    dip: ClassVar[float] = 0.25
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """Bound ``rows . output`` from below.

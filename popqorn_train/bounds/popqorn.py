@@ -5,6 +5,7 @@ Source: Ko et al., "POPQORN", ICML 2019.
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -82,6 +83,7 @@ class FastPopqorn(Method):
     ``FastPopqorn("chords", "lambda", own_lines=False)`` are exact.
     """
 
+    dip: ClassVar[float] = 0.03  # planes of forward forms hardly jump
     strips: str = "least_gap"
     slopes: str = "tilted"
     octagons: tuple[str, ...] = _OCTAGONS

@@ -3,10 +3,10 @@
 Every sample keeps a bracket ``lower < upper`` (proved, not proved) and the curve of its margin
 (margin_curve.py). A proof at one epsilon holds for all smaller ones, but the bound jumps where
 planes are chosen anew, and can be positive again above ``upper``. So the first rung of a ladder
-(ladder.py) above the estimated root is tried, then those above it until the margin lies a quarter
-as far below 0 as the clean one lies above, and with what this tells of the curve, one epsilon just
-below the root. It is finished when the bracket is narrow, or when both the curve through its ends
-and the chord between them reach 0 just above ``lower``.
+(ladder.py) above the estimated root is tried, then those above it until the margin lies so far
+below 0 that those of the method are not known to rise again, and with what this tells of the
+curve, one epsilon just below the root. It is finished when the bracket is narrow, or when both the
+curve through its ends and the chord between them reach 0 just above ``lower``.
 
 Proofs by contradiction have no size, and end in a jump, near the epsilon at which the margin itself
 lies about half as far below 0 as the clean one lies above: there, brackets are halved.
@@ -30,7 +30,6 @@ _FAILED = -1e30  # stands for a margin that is no number
 _SHY = 0.4  # how far below the estimated root to look, in relative tolerances
 _SURE = 0.5  # width of a bracket up to the estimated root, which may be off, likewise
 _NARROW = 0.9  # width of a finished bracket, in relative tolerances: the rest is for rounding
-_DEEP = 0.25  # a rung at which the margin is that far below 0, in clean margins, is the last one
 _MUTE = 1e-4  # a proof by contradiction shows as a margin below this share of the clean one
 _FARTHEST = 8  # from one epsilon to the next, as a factor, before one fails
 _HALVINGS = 2  # of a bracket between two steps up or down
@@ -54,6 +53,7 @@ class Brackets:
         epsilons: rungs beside those of the ladder.
         graded: whether the size of every positive margin says how far the root is.
         monotone: whether no ball above one that is not proved can be.
+        dip: a rung at which the margin is that far below 0, in clean margins, is the last one.
     """
 
     def __init__(
@@ -67,8 +67,9 @@ class Brackets:
         epsilons: Sequence[float] = (),
         graded: bool = True,
         monotone: bool = False,
+        dip: float = 0.25,
     ) -> None:
-        self.clean, self.fall = clean, fall.clamp(min=1e-12)
+        self.clean, self.fall, self.dip = clean, fall.clamp(min=1e-12), dip
         self.cap, self.rtol, self.graded, self.monotone = cap, rtol, graded, monotone
         self.lower, self.upper = torch.zeros_like(clean), torch.full_like(clean, math.inf)
         # Margins at the ends, and the newest one in between; NaN where they tell nothing.
@@ -149,7 +150,7 @@ class Brackets:
 
     def _climb(self, failed: Tensor, at: Tensor) -> None:
         """Say where samples were not proved, and whether it is worth to go on above that."""
-        ended = (at <= -_DEEP * self.clean) | at.isnan()
+        ended = (at <= -self.dip * self.clean) | at.isnan()
         chosen = failed.nonzero()[:, 0]
         self.ladder.failed(chosen, self.next[chosen], ended[chosen])
 

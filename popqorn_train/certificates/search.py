@@ -187,9 +187,16 @@ class _Searching(NamedTuple):
     def brackets(self, query: Query, clean: Tensor, guess: Tensor) -> Brackets:
         """Brackets around the radii of samples with positive clean margins."""
         method = query.method
-        options = {"graded": method.graded, "monotone": method.monotone}
         state = Brackets(
-            clean, self.fall, self.cap, guess, self.rtol, epsilons=self.rungs, **options
+            clean,
+            self.fall,
+            self.cap,
+            guess,
+            self.rtol,
+            epsilons=self.rungs,
+            graded=method.graded,
+            monotone=method.monotone,
+            dip=method.dip,
         )
         while len(chosen := state.open()):
             if self.decided is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popqorn_train import LpBall, Start, certified_radius, certify, certify_loader, search_radius
-from popqorn_train.bounds.methods import IBP, Method
+from popqorn_train.bounds.methods import IBP, METHODS, Method
 from popqorn_train.certificates.brackets import Brackets
 from popqorn_train.evaluation.certification import count_certified
 from tests.certificates.test_golden import lirpa
@@ -136,6 +136,22 @@ def test_monotone_margins_are_not_tried_again_above_the_root():
     assert counts[0] < counts[1]
     assert IBP.monotone
     assert not Method.monotone
+
+
+def test_a_margin_far_enough_below_0_ends_the_search_above():
+    counts = [searched(lambda r: 1 - r, 0.99, dip=dip).evaluations for dip in (0.03, 0.25)]
+    assert counts[0] < counts[1]
+    assert METHODS["popqorn-fast"].dip < METHODS["popqorn"].dip
+
+
+@pytest.mark.parametrize("p", [2, torch.inf])
+@pytest.mark.parametrize("cell", CELLS)
+def test_margins_of_fast_bounds_do_not_rise_again_above_the_radius(cell, p):
+    model, x = build(cell, gain=3.0).float(), sequences(8, 3, seed=5).float()
+    y, method = predicted(model, x), "popqorn-fast"
+    radius = certified_radius(model, x, y, p=p, method=method, rtol=RTOL)
+    for factor in (1.02, 1.05, 1.1, 1.2, 1.35, 1.5):
+        assert not certify(model, x, y, LpBall(factor * radius, p), method=method).certified.any()
 
 
 def test_a_radius_of_the_golden_rnn_takes_few_margins(golden):
