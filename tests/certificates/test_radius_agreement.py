@@ -144,6 +144,7 @@ def test_a_margin_far_enough_below_0_ends_the_search_above():
     assert METHODS["popqorn-fast"].dip < METHODS["popqorn"].dip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("p", [2, torch.inf])
 @pytest.mark.parametrize("cell", CELLS)
 def test_margins_of_fast_bounds_do_not_rise_again_above_the_radius(cell, p):
