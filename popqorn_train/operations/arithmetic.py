@@ -13,6 +13,7 @@ from popqorn_train.bounds.gated import Gated
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.quadratic import Quadratic
 from popqorn_train.operations.lift import Lifter, has_node
+from popqorn_train.operations.powers import scaled_powers, square, sum_of_squares
 from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import (
     affine_of,
@@ -21,7 +22,7 @@ from popqorn_train.operations.shapes import (
     lifted,
     without_infinity,
 )
-from popqorn_train.operations.spectrum import Powers, scaled_powers, square, sum_of_squares
+from popqorn_train.operations.spectrum import Powers
 from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.relaxations.products import MEMORY, SIGMOID_TANH

@@ -80,6 +80,9 @@ def _times(x: Any, factor: Any) -> Any:
 @operation("einsum")
 def _einsum(lifter: Lifter, step: Step, equation: str, *operands: Any) -> Node:
     given = operands[0] if isinstance(operands[0], tuple | list) else operands
+    filtered = _filtered_powers(equation, given)
+    if filtered is not None:
+        return filtered
     if _needs_labels(given) and len(given) > 1:
         return _labelled_einsum(lifter, step, equation, given)
 
@@ -87,6 +90,40 @@ def _einsum(lifter: Lifter, step: Step, equation: str, *operands: Any) -> Node:
         return torch.einsum(equation, *values)
 
     return _contracted(step, run, given)
+
+
+def _filtered_powers(equation: str, operands: Sequence[Any]) -> Node | None:
+    """Filters ``(K, F)`` or ``(F, K)`` of the powers of a spectrum, as one function each."""
+    given, _, out = equation.replace(" ", "").partition("->")
+    parts = [Labelled(*pair) for pair in zip(operands, given.split(","), strict=True)]
+    powers = [part for part in parts if isinstance(part.value, Powers)]
+    filters = [part for part in parts if isinstance(part.value, Tensor) and part.value.ndim == 2]
+    if len(parts) != 2 or len(powers) != 1 or len(filters) != 1 or not out.isalpha():
+        return None
+    (x,), (weight,) = powers, filters
+    summed = {*x.labels} & {*weight.labels} - {*out}
+    sums = {*x.labels} ^ {*weight.labels} == {*out} and len(summed) == 1
+    if not sums or len({*weight.labels}) < 2 or len({*x.labels}) != len(x.labels):
+        return None
+    (f,), order = summed, x.labels
+    k = weight.labels.replace(f, "")
+    last = order.replace(f, "") + f
+    if order.index(f) == x.value.batch_axis:
+        return None
+    found = x.value.permuted([order.index(label) for label in last]).filtered(
+        weight.value if weight.labels == k + f else weight.value.T
+    )
+    return None if found is None else _permuted(found, last[:-1] + k, out)
+
+
+def _permuted(x: Node, labels: str, out: str) -> Node:
+    """A node in another order of its axes."""
+    if labels == out:
+        return x
+    order, batch = [labels.index(label) for label in out], labels[x.batch_axis]
+    sizes = dict(zip(labels.replace(batch, ""), x.shape, strict=True))
+    shape = tuple(sizes[label] for label in out if label != batch)
+    return affine_of(torch.permute, (x, order), {}, shape=shape, axis=out.index(batch))
 
 
 def _labelled_einsum(lifter: Lifter, step: Step, equation: str, operands: Sequence[Any]) -> Node:

@@ -12,9 +12,9 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.operations.arithmetic import product
 from popqorn_train.operations.lift import Lifter, has_node
 from popqorn_train.operations.pairs import clamped
+from popqorn_train.operations.powers import square
 from popqorn_train.operations.registry import module, operation, unsupported
 from popqorn_train.operations.shapes import lifted
-from popqorn_train.operations.spectrum import square
 from popqorn_train.relaxations.bows import power
 from popqorn_train.relaxations.curves import CURVES, prelu
 from popqorn_train.tracing.steps import Step, called_name

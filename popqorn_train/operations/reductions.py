@@ -17,9 +17,9 @@ from popqorn_train.bounds.total import Total
 from popqorn_train.errors import MixedSamplesError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.packing import data_of
+from popqorn_train.operations.powers import sum_along
 from popqorn_train.operations.registry import OPERATIONS, operation, unsupported
 from popqorn_train.operations.shapes import affine_of, lifted, moved, ndim, without_infinity
-from popqorn_train.operations.spectrum import sum_along
 from popqorn_train.operations.summed_products import summed_product
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.packed import Packed

@@ -90,6 +90,12 @@ FORMS = {
     "by parts": lambda net, x: squares_of(net.spectrum(x)).mT @ net.filters,
     "as real": lambda net, x: torch.view_as_real(net.spectrum(x).mT).pow(2).sum(-1) @ net.filters,
     "scaled": lambda net, x: ((-2 * net.spectrum(x)).abs() ** 2).mT @ net.filters / 4,
+    "einsum": lambda net, x: torch.einsum(
+        "bft,fk->btk", net.spectrum(x).abs().square(), net.filters
+    ),
+    "einsum from the left": lambda net, x: (
+        torch.einsum("kf,bft->bkt", net.filters.T, net.spectrum(x).abs().square()).mT
+    ),
     "a layer": lambda net, x: nn.functional.linear((net.spectrum(x).abs() ** 2).mT, net.filters.T),
 }
 
