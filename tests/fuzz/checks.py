@@ -92,7 +92,9 @@ def check_bounds(made: Setting, _: Tensor, method: str) -> None:
     if made.draw.end in ends:
         ball = made.balls.at(size)
         lower, upper = logit_bounds(made.asked, made.inputs, ball, method=method, probes=0)
-        slack = RELATIVE[lower.dtype] * (1 + torch.maximum(lower.abs(), upper.abs()).double())
+        terms = made.model.head.bias.detach().abs().max().double()  # which may cancel out
+        scale = 1 + torch.maximum(lower.abs(), upper.abs()).double() + terms
+        slack = RELATIVE[lower.dtype] * scale
     for points in _points(made, size):
         z = made.oracle.logits(made.balls.center + points).detach()
         if made.draw.end in ends:
