@@ -13,8 +13,8 @@ QUICK := tests/relaxations tests/perturbations tests/bounds/test_backward.py \
 	tests/tracing/test_in_place.py tests/certificates/test_fidelity.py \
 	tests/certificates/test_certificate.py tests/training/test_loss.py tests/test_layout.py
 
-.PHONY: demo quick test test-processors test-all mutants fuzz planted kills gallery layout \
-	relaxations pages site zoo leaderboard bench clean
+.PHONY: demo quick test test-processors test-all mutants fuzz planted kills hostile gallery \
+	layout relaxations pages site zoo leaderboard bench clean
 
 demo: .venv/ready
 	$(BIN)/python -m popqorn_train.recipes.digits $(ARGS)
@@ -50,6 +50,10 @@ fuzz: .venv/ready
 # Networks with a counterexample that descent misses; ARGS="--count 8 --kinds lstm" for some of them.
 planted: .venv/ready
 	$(BIN)/python -m tests.fuzz.planted $(ARGS)
+
+# Damages files and reads them; ARGS="--count 10000" for each reader.
+hostile: .venv/ready
+	$(BIN)/python -m tests.evaluation.hostile $(ARGS)
 
 # Kills trainings under the monitor at 50 moments, and resumes them; ARGS="--moments 10".
 kills: .venv/ready

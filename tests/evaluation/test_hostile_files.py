@@ -152,7 +152,7 @@ def mutated(content, source):
 
 
 def look(reader, folder, count, seed=0):
-    """Read mutated files; a sentence or success."""
+    """Read mutated files; a sentence or success. How many were refused."""
     path, read = reader(folder)
     read(path)
     content, source = path.read_bytes(), random.Random(seed)
@@ -166,13 +166,13 @@ def look(reader, folder, count, seed=0):
         finally:
             plt.close("all")
     assert all(str(error) and not isinstance(error, UnicodeError) for error in refused)
-    assert refused or reader is of_words
+    return len(refused)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("reader", READERS)
 def test_a_damaged_file_is_refused_in_a_sentence(reader, tmp_path):
-    look(reader, tmp_path, QUICK)
+    assert look(reader, tmp_path, QUICK) or reader is of_words
 
 
 @pytest.mark.slow

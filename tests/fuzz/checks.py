@@ -92,9 +92,8 @@ def check_bounds(made: Setting, _: Tensor, method: str) -> None:
     if made.draw.end in ends:
         ball = made.balls.at(size)
         lower, upper = logit_bounds(made.asked, made.inputs, ball, method=method, probes=0)
-        terms = made.model.head.bias.detach().abs().max().double()  # which may cancel out
-        scale = 1 + torch.maximum(lower.abs(), upper.abs()).double() + terms
-        slack = RELATIVE[lower.dtype] * scale
+        slack = RELATIVE[lower.dtype] * (1 + torch.maximum(lower.abs(), upper.abs()).double())
+        slack = slack + _rounded(made)
     for points in _points(made, size):
         z = made.oracle.logits(made.balls.center + points).detach()
         if made.draw.end in ends:
@@ -108,6 +107,13 @@ def check_bounds(made: Setting, _: Tensor, method: str) -> None:
     if least is not None and made.draw.end != "clipped":
         made.counts["subdivided"] += len(least)
         made.hold(proof.margin <= least + made.slack, f"margins by subdivision, {method}")
+
+
+@torch.no_grad()
+def _rounded(made: Setting) -> Tensor:
+    """Ten times what rounding does to logits at the inputs, which are bounded in that precision."""
+    own = made.model(*made.inputs).double().view(len(made.target), -1)
+    return 10 * (own - made.oracle.logits(made.balls.center)[:, -own.shape[1] :]).abs()
 
 
 def _points(made: Setting, size: Tensor) -> list[Tensor]:

@@ -1,0 +1,57 @@
+"""Damaged files, as many as asked for of each reader: ``make hostile ARGS="--count 10000"``.
+
+A file that takes a reader longer than ``--seconds`` ends the command with an error.
+"""
+
+import argparse
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.evaluation.test_hostile_files import ALL, READERS, look
+
+
+def in_time(read: Callable[[Path], Any], seconds: int) -> Callable[[Path], Any]:
+    """A reader that fails if it takes longer."""
+
+    def stop(number: int, frame: object) -> None:
+        raise AssertionError(f"a file took longer than {seconds} s")
+
+    def timed(path: Path) -> Any:
+        signal.signal(signal.SIGALRM, stop)
+        signal.alarm(seconds)
+        try:
+            return read(path)
+        finally:
+            signal.alarm(0)
+
+    return timed
+
+
+def main() -> None:
+    """Read damaged files, and print a line for each reader."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--count", type=int, default=ALL, help="of files for each reader")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=int, default=10, help="that a file may take")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for reader in READERS:
+
+        def made(folder: Path, reader: Any = reader) -> tuple[Path, Any]:
+            path, read = reader(folder)
+            return path, in_time(read, options.seconds)
+
+        with tempfile.TemporaryDirectory(prefix="popqorn-train-") as folder:
+            start = time.process_time()
+            refused = look(made, Path(folder), options.count, options.seed)
+            took = time.process_time() - start
+        print(f"{reader.__name__}: {options.count:,} files, {refused:,} refused, {took:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
