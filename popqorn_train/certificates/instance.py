@@ -262,6 +262,9 @@ class Instance(NamedTuple):
         """What runs the trace on a value of the root, or on a node that stands for it."""
         fork = self.lifter.fork()
         fork.values[self.plan.root.name] = root
+        if isinstance(root, Tensor) and root.requires_grad:
+            # Attacks look along the gradient in what moves, which a detach of the user's hides.
+            fork.attached = self.plan.trace.made_from(self.plan.root.name)
         if order is not None:
             fork.orders[self.plan.root.name] = order
         return fork

@@ -68,6 +68,7 @@ class Lifter:
         whole: results that stay those of the whole batch, see ``hold``.
         unrolled: whether recurrent layers are nodes from their first frame on, even where nothing
             moves yet.
+        attached: steps that detach nothing from its gradient.
         refusals: takes all steps without a bound, with a constant in their place; None raises
             the first.
 
@@ -98,6 +99,7 @@ class Lifter:
         self.choices: dict[tuple[str, str], Any] = {}
         self.whole: dict[str, Any] = {}
         self.unrolled = False
+        self.attached: set[str] = set()
         self.refusals: list[UnboundedStepError] | None = None
 
     def value(self, name: str) -> Any:
@@ -244,7 +246,7 @@ class Lifter:
         """Call what a step calls, on tensors."""
         if step.kind == "module":
             return self.call_module(step.target, args, kwargs)
-        if detaches(step, args):  # attacks look along gradients
+        if step.name in self.attached and detaches(step, args):
             return args[0]
         if step.kind == "method":
             return getattr(args[0], step.target)(*args[1:], **kwargs)
