@@ -1,11 +1,9 @@
-"""Affine nodes: linear layers, sums, and every operation that only moves or scales numbers.
-
-A shape operation is linear, so its backward rule is the transpose, which autograd knows.
+"""Affine nodes: linear layers, sums, scalings.
 
 B: batch, K: bounded rows, F: features in, O: features out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from popqorn_train.bounds.node import Node, Root
-from popqorn_train.bounds.single import reads_single
 from popqorn_train.bounds.slices import Frame
 from popqorn_train.bounds.tape import Tape, pad_frames
 from popqorn_train.perturbations.region import Bounds, around, dot
@@ -211,66 +208,6 @@ class Negative(Node):
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """Swap the sign."""
         tape.add(self.inputs[0], -slope)
-
-
-class Affine(Node):
-    """Any affine operation of which every output reads a single coordinate.
-
-    That covers moving, selecting, joining and scaling. The ends of the range are then the images
-    of the ends, whatever the sign of the coefficient is. It is not taken on trust (single.py).
-
-    Args:
-        function: maps the values of ``inputs``, in the user's layout, to the result.
-        inputs: the nodes it reads.
-        shape: of the result, without the batch.
-        batch_axis: of the result.
-
-    Raises:
-        RuntimeError: an output reads several coordinates.
-    """
-
-    exact = True
-
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        inputs: Sequence[Node],
-        shape: Sequence[int],
-        batch_axis: int,
-    ) -> None:
-        super().__init__(inputs, shape, batch_axis)
-        self.function = function
-        shapes = [node.shape for node in self.inputs]
-        if self.region is not None and not reads_single(self._run, shapes, self.region.value):
-            raise RuntimeError("an entry of its result adds up several entries of what moves")
-
-    def _run(self, *values: Tensor) -> Tensor:
-        """The function on values with the batch first."""
-        pairs = zip(values, self.inputs, strict=True)
-        theirs = [value.movedim(0, node.batch_axis) for value, node in pairs]
-        return self.function(*theirs).movedim(self.batch_axis, 0)
-
-    def range(self, *inputs: Bounds) -> Bounds:
-        """Images of the ends, in order."""
-        one = self._run(*[bounds.lower for bounds in inputs])
-        two = self._run(*[bounds.upper for bounds in inputs])
-        return Bounds(torch.minimum(one, two), torch.maximum(one, two))
-
-    def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
-        """Image without the constant, and the constant."""
-        constant = self._run(*[torch.zeros_like(x) for x in inputs])
-        return (self._run(*inputs) - constant).abs() + constant.abs()
-
-    def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor:
-        """Transpose of the linear part; the constant part is the image of 0."""
-        batch = tape.batch
-        zeros = [slope.new_zeros(batch, *node.shape) for node in self.inputs]
-        constant, transpose, *_ = torch.func.vjp(self._run, *zeros)
-        slope = full(slope, self.shape).expand(batch, -1, *self.shape)
-        parts = torch.vmap(transpose, in_dims=1, out_dims=1)(slope)
-        for node, part in zip(self.inputs, parts, strict=True):
-            tape.add(node, part)
-        return dot(slope, constant)
 
 
 def full(slope: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.activation import Activation, is_curve
-from popqorn_train.bounds.affine import Affine, Linear, Scale, Sum
+from popqorn_train.bounds.affine import Linear, Scale, Sum
 from popqorn_train.bounds.bilinear import Bilinear, Quotient
 from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.contraction import Contraction
@@ -27,6 +27,7 @@ from popqorn_train.bounds.gated import Blend, Gated
 from popqorn_train.bounds.matrix_product import MatrixProduct
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.bounds.softmax import Pooling, Softmax
 from popqorn_train.bounds.total import Total
 from popqorn_train.perturbations.region import Bounds

@@ -30,7 +30,7 @@ from popqorn_train.bounds.tape import Tape
 from popqorn_train.perturbations.region import Bounds, dot
 
 ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
-_BLOCK = 2**22  # bytes of slopes on the input at once; what fits a cache is faster
+BLOCK = 2**22  # bytes of slopes on the input at once; what fits a cache is faster
 
 
 class Enclosure(NamedTuple):
@@ -135,7 +135,7 @@ def _value(node: Node) -> Tensor:
 
 
 def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], value: Tensor) -> int:
-    """How many rows have slopes on the input ``(B, T, N)`` of about ``_BLOCK`` bytes.
+    """How many rows have slopes on the input ``(B, T, N)`` of about ``BLOCK`` bytes.
 
     A GPU has no cache that a walk would fit, and waits for each of its operations.
     """
@@ -143,7 +143,7 @@ def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], value: Tensor) -> int:
         return ROWS_AT_ONCE
     frames = 1 + max(node.time for node, _ in terms)
     row = value[:, :frames].numel() * value.element_size()
-    return max(1, _BLOCK // max(row, 1))
+    return max(1, BLOCK // max(row, 1))
 
 
 def _choosing(found: Enclosure) -> list[Nonlinear]:

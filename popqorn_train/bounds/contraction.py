@@ -81,6 +81,10 @@ class Contraction(Node):
         center = self._run((x.lower + x.upper) / 2, self.weights)
         return around(center, self.size(None, (x.upper - x.lower) / 2))
 
+    def linear(self, x: Tensor) -> Tensor | None:
+        """The image of any number of values; None if a weight belongs to a sample."""
+        return self._run(x, self.weights) if self._shared else None
+
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
         """Absolute weights."""
         return self._run(inputs[0], [weight.abs() for weight in self.weights])

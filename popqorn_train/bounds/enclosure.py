@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.affine_matrix import affine_range, affine_ranges
 from popqorn_train.bounds.backward import (
     ROWS_AT_ONCE,
     Enclosure,
@@ -52,10 +53,12 @@ def enclose(
     wanted.update(node for node in nodes if isinstance(node, Nonlinear) and node.kept)
     found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
-    for node in nodes if backward else read(nodes):
+    visited = nodes if backward else read(nodes)
+    affine = affine_ranges([node for node in visited if from_ball(node)])
+    for node in visited:
         parents = [found.ranges[parent] for parent in node.inputs if not from_ball(node)]
         if from_ball(node):
-            found.ranges[node] = node.range_from_ball() or backward_range(node, found)
+            found.ranges[node] = affine[node]
         else:
             found.ranges[node] = node.range(*parents)
         if relaxer and backward and isinstance(node, Nonlinear):
@@ -148,6 +151,8 @@ def intersect(one: Bounds, two: Bounds) -> Bounds:
 def backward_range(node: Node, found: Enclosure) -> Bounds:
     """Range of every coordinate of a node by backward bounds."""
     assert node.region is not None, "a node that does not move"
+    if node.affine:
+        return affine_range(node)
     like = node.region.value
     unit = torch.eye(math.prod(node.shape), dtype=like.dtype, device=like.device)
     lower = [

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear, Sum
+from popqorn_train.bounds.affine_matrix import affine_ranges
 from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.bilinear import Bilinear
 from popqorn_train.bounds.concatenation import Stack
@@ -86,8 +87,10 @@ class ForwardPass:
 
     def run(self) -> Enclosure:
         """Visit every node once, first to last."""
-        for node in read(self._nodes):
-            self.found.ranges[node] = self._range(node)
+        visited = read(self._nodes)
+        affine = affine_ranges([node for node in visited if from_ball(node)])
+        for node in visited:
+            self.found.ranges[node] = affine.get(node) or self._range(node)
             if not node.affine:
                 self._visit(node)
         self._relax(self._nonlinear)
@@ -95,8 +98,6 @@ class ForwardPass:
 
     def _range(self, node: Node) -> Bounds:
         """Range of a node before its form is known."""
-        if from_ball(node):
-            return node.range_from_ball() or backward_range(node, self.found)
         return node.range(*[self.found.ranges[parent] for parent in node.inputs])
 
     def _visit(self, node: Node) -> None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.affine import Affine, Linear
+from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.computed import deployed
 from popqorn_train.bounds.node import Logits, Node, Root
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.errors import UnboundedStepError, UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.sample_order import (

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bounds.affine import Affine
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.errors import MixedSamplesError, UnboundedStepError
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.merged_recurrent import LastStates, lift_sequences

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from popqorn_train.bounds.affine import Affine
 from popqorn_train.bounds.concatenation import Stack
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.errors import UnboundedStepError
 from popqorn_train.tracing.steps import Step, called_name
 

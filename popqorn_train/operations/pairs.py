@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.activation import Activation
-from popqorn_train.bounds.affine import Affine, Negative
+from popqorn_train.bounds.affine import Negative
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.operations.arithmetic import add, product, subtract
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.reductions import largest_over

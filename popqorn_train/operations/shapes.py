@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popqorn_train.bounds.affine import Affine
 from popqorn_train.bounds.concatenation import Concat, frame, frames
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.bounds.slices import split
 from popqorn_train.nested import map_nested
 from popqorn_train.operations.lift import Lifter

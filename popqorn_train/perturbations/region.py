@@ -122,6 +122,21 @@ class Region:
             return dot(slope, center) - dot(slope.abs(), half)
         return dot(slope, self.value[:, :time]) + self.fall(slope)
 
+    def extremes(self, slope: Tensor) -> Bounds:
+        """Least and greatest value of ``sum(slope * x)``; see ``minimum``.
+
+        Args:
+            slope: ``(B, K, t, N)`` or ``(1, K, t, N)``.
+
+        Returns:
+            Bounds of shape ``(B, K)``.
+        """
+        if self.p < math.inf or len(slope) > 1 or not torch.is_grad_enabled():
+            return Bounds(self.minimum(slope), -self.minimum(-slope))
+        center, half = (part[:, : slope.shape[2]].flatten(1) for part in self.box)
+        rows = slope[0].flatten(1)  # the same for all samples: a product of matrices
+        return around(center @ rows.T, half @ rows.abs().T)
+
     def fall(self, slope: Tensor, first: int = 0) -> Tensor:
         """How far ``sum(slope * x)`` may fall below its value at the centre, for p < inf.
 

@@ -48,6 +48,10 @@ class Choices(NamedTuple):
         """
         return dot(slope, self.value[:, : slope.shape[2]]) + self.fall(slope)
 
+    def extremes(self, slope: Tensor) -> Bounds:
+        """Least and greatest value; see ``minimum``."""
+        return Bounds(self.minimum(slope), -self.minimum(-slope))
+
     def fall(self, slope: Tensor, first: int = 0) -> Tensor:
         """How far ``sum(slope * x)`` may fall below its value at the centre.
 

@@ -10,12 +10,13 @@ import torch
 import popqorn_train.bounds as package
 from popqorn_train.bounds import node as nodes
 from popqorn_train.bounds.activation import Activation
-from popqorn_train.bounds.affine import Affine, Linear, Matrix, Sum
+from popqorn_train.bounds.affine import Linear, Matrix, Sum
 from popqorn_train.bounds.arithmetic_error import FLOAT32, RULES, ULPS, Seen, inexact, rule_of
 from popqorn_train.bounds.computed import Computed, deployed
 from popqorn_train.bounds.constant import Constant
 from popqorn_train.bounds.node import Logits, Root
 from popqorn_train.bounds.recurrent import project
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.curves import CURVES
