@@ -67,7 +67,7 @@ def same_for_all(
     numbers = [g.to(like.dtype).expand(batch, *g.shape[1:]) for g in _numbers(shapes, like[:1])]
     for tangents in ([torch.ones_like(g) for g in numbers], numbers):
         try:
-            _, image = torch.func.jvp(function, tuple(zeros), tuple(tangents))
+            image = torch.func.jvp(function, tuple(zeros), tuple(tangents))[1]
         except (RuntimeError, NotImplementedError):  # it has no forward rule
             return False
         if len(image) != batch or not torch.equal(image, image[:1].expand_as(image)):

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.activation import Activation
-from popqorn_train.bounds.affine import Affine, Linear
+from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.coordinates import picks_input
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.quadratic import Quadratic
+from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.relaxations.curves import CURVES
 
 
