@@ -20,6 +20,8 @@ from popqorn_train.perturbations.region import Bounds
 from popqorn_train.relaxations.planes import Plane, Planes
 from popqorn_train.relaxations.products import CANDIDATE, STATE, Product
 
+_ROUNDING = 4.0  # units in the last place of a candidate, more than a state is off by
+
 
 def _scaled(gate: Bounds, other: Bounds) -> Bounds:
     """Range of ``gate * other`` for a positive gate: which end counts is told by the sign.
@@ -133,7 +135,9 @@ class Blend(Nonlinear):
         gate, h = _image(torch.sigmoid, inputs[0]), inputs[2]
         n = _image(torch.tanh, inputs[1])
         step = _scaled(gate, Bounds(h.lower - n.lower, h.upper - n.upper))
-        return Bounds(n.lower + step.lower, n.upper + step.upper)
+        # Where nearly all of n is taken away, what is left is no larger than its rounding.
+        below, above = (_ROUNDING * torch.finfo(end.dtype).eps * end.abs() for end in n)
+        return Bounds(n.lower + step.lower - below, n.upper + step.upper + above)
 
     def factors(self, *inputs: Bounds) -> list[Factors]:
         """Both products, with 1 - sigmoid(a) = sigmoid(-a)."""

@@ -7,10 +7,13 @@ import torch
 
 from popqorn_train import LpBall
 from popqorn_train.bounds.dual import lowest
+from popqorn_train.bounds.gated import Blend
 from popqorn_train.bounds.joint import JointRegion
 from popqorn_train.bounds.joint_pass import JointPass
 from popqorn_train.bounds.multipliers import Gaps
+from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.quadratics import Margin
+from popqorn_train.perturbations.region import Bounds
 from tests.bounds.test_joint import graph_of
 from tests.bounds.test_rebound import RELAXATION, attacked, values_at
 from tests.problems import F64, SOME_CELLS, build, predicted, sequences
@@ -135,3 +138,48 @@ def test_multipliers_that_are_no_numbers_prove_nothing():
     form = margin.below(shifts)
     weights = torch.full((1, margin.vector.total), 1e3, dtype=F64)
     assert lowest(form.linear, form.matrix, weights, form.group).value == -math.inf
+
+
+@torch.no_grad()
+def test_a_state_that_is_less_than_the_rounding_of_its_candidate_is_in_its_range():
+    gate = torch.linspace(10, 40, 301)[:, None]
+    candidate, none = torch.full_like(gate, 19.4), torch.zeros_like(gate)
+    inputs = [Bounds(x, x) for x in (gate, candidate, none)]
+    node = Blend(*[Node([], (1,)) for _ in inputs])
+    lower, upper = (end.double() for end in node.range(*inputs))
+    exact = torch.sigmoid(-gate.double()) * torch.tanh(candidate.double())
+    assert ((lower <= exact) & (exact <= upper)).all()
+    assert (upper - lower <= 2e-6).all()
+
+
+class Recorded(JointPass):
+    """A pass that keeps the form of every node with a name."""
+
+    def _made(self, node):
+        made = super()._made(node)
+        self.__dict__.setdefault("kept", {})[node] = made
+        return made
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@torch.no_grad()
+def test_what_is_missed_is_the_symbol_of_a_form_give_or_take_the_rest(cell, dtype):
+    with torch.enable_grad():
+        _, output, rows, found, points, model = margin_of(cell, layers=2, dtype=dtype)
+    joint = Recorded(output, found.ranges, {}, RELAXATION)
+    margin, point = Margin(output, rows, joint), points[0].double()
+    truth = values_at(model.double(), point[None], output)
+    gaps, symbols = missed(margin, truth), torch.zeros(joint.symbols.count, dtype=F64)
+    move = (point.flatten() - margin.vector.center[0]) / margin.vector.reach[0]
+    for node, error in margin.errors.items():
+        form, name = joint.kept[node], joint.names[node]
+        value = form.center[0].double()
+        for block, known in ((form.inputs, move), (form.noise, symbols)):
+            if block is not None:
+                value = value + known[block.start : block.stop] @ block.data[:, 0].double()
+        own = truth[node].lower[0] - value
+        rest = (own - sum(gaps[place][0] for place in error.places)).abs()
+        assert (rest <= error.rest[0] + 1e-14).all()
+        symbols[name.first :][: len(own)] = own / error.half[0]
+    assert (symbols.abs() <= 1 + 1e-9).all()
