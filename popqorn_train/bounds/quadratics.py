@@ -216,9 +216,10 @@ class Margin:
         """A quadratic function below the margin, for any multipliers ``(B, U)`` of errors."""
         total = _Sum(self.constant, self.on_input, self.vector)
         moved: dict[int, Tensor] = {}
-        for node, shift in shifts.items():
-            total.exchange(self.errors[node], shift)
-            moved.update(dict.fromkeys(self.errors[node].places, shift))
+        for node in [node for node in shifts if node in self.errors]:
+            total.exchange(self.errors[node], shifts[node])
+            for place in self.errors[node].places:
+                moved[place] = moved[place] + shifts[node] if place in moved else shifts[node]
         for place, (gap, slope, quadratic, rows) in enumerate(self.terms):
             if place in moved:
                 quadratic, _ = quadratic_of(gap, slope + moved[place])

@@ -24,7 +24,7 @@ from popqorn_train.relaxations.curves import CURVES
 F64 = torch.float64
 FUNCTIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp}
 WITHOUT = {  # nodes that confirm="deployed" refuses
-    "LinearMap", "LogSumExp", "Norm", "Normal", "Peak", "Quadratic",
+    "LinearMap", "LogSumExp", "Norm", "Normal", "Parts", "Peak", "Placed", "Powers", "Quadratic",
 }  # fmt: skip
 
 
