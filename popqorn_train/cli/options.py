@@ -225,7 +225,8 @@ def _end(text: str) -> float | Tensor:
     if not text.endswith(".npy"):
         return float(text)
     try:
-        return torch.from_numpy(np.load(text).astype(np.float64))
+        with open(text, "rb") as file:
+            return torch.from_numpy(np.load(file).astype(np.float64))
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"must be an .npy file of numbers: {error}") from error
 

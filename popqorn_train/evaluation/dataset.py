@@ -107,7 +107,7 @@ def _arrays(source: Source) -> tuple[tuple[Tensor, ...], Tensor]:
         raise FileNotFoundError(f"`--data` must be a file, got {path}.")
     check_unpacked(path, packed=True)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             held = {name: file[name] for name in (*source.inputs, source.target) if name in file}
             known = ", ".join(file.files)
     except Exception as error:  # objects, or no .npz: one that is damaged fails in many ways

@@ -81,7 +81,7 @@ def _load(place: Path) -> tuple[tuple[Bytes, Bytes], tuple[Bytes, Bytes]]:
     """Images ``(S, 28, 28)`` and labels ``(S,)`` for training and for the test."""
     archive = place / "mnist.npz" if place.is_dir() else place
     if archive.is_file():
-        with np.load(archive) as stored:
+        with archive.open("rb") as stream, np.load(stream) as stored:
             if missing := {"x_train", "y_train", "x_test", "y_test"} - set(stored.files):
                 raise ValueError(f"{archive} must hold {_WANTED}, lacks {sorted(missing)}.")
             return _checked(

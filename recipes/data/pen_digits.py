@@ -98,7 +98,7 @@ def _read(place: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     file = place / FILE if place.is_dir() else place
     if not file.is_file():
         raise not_found("Pen-written digits", FILE, place)
-    with np.load(file) as stored:
+    with file.open("rb") as stream, np.load(stream) as stored:
         if missing := set(_NAMES) - set(stored.files):
             raise ValueError(f"{file} must hold {', '.join(_NAMES)}, lacks {sorted(missing)}.")
         parts = [_tensors(file, *(stored[name] for name in _NAMES[at : at + 2])) for at in (0, 2)]

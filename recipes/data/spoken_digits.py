@@ -134,11 +134,11 @@ def read_utterances(
     file = folder / FILE if folder.is_dir() else folder
     if not file.is_file():
         raise not_found("Free Spoken Digit Dataset", FILE, folder)
-    found = np.load(file)
-    signal = torch.from_numpy(found["signal"].astype(np.float32))
-    waves = list(torch.split(signal, found["lengths"].tolist()))
-    labels = torch.from_numpy(found["label"].astype(np.int64))
-    return waves, labels, found["speaker"], found["take"]
+    with file.open("rb") as stream, np.load(stream) as found:
+        signal = torch.from_numpy(found["signal"].astype(np.float32))
+        waves = list(torch.split(signal, found["lengths"].tolist()))
+        labels = torch.from_numpy(found["label"].astype(np.int64))
+        return waves, labels, found["speaker"], found["take"]
 
 
 def _scaled(wave: Tensor, most: int) -> Tensor:

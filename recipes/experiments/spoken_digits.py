@@ -76,14 +76,15 @@ class SpokenDigitNet(nn.Module):
 
 def read_network(path: Path) -> tuple[SpokenDigitNet, list[int]]:
     """The network in float64 eval mode, and the utterances to certify."""
-    found = np.load(path)
-    front, mel = (torch.from_numpy(found[name]) for name in ("mtx1", "mtx2"))
-    sizes = found["w.lstm.weight_hh_l0"].shape[1], len(found["w.linear1.bias"])
+    with path.open("rb") as stream, np.load(stream) as found:
+        front, mel = (torch.from_numpy(found[name]) for name in ("mtx1", "mtx2"))
+        sizes = found["w.lstm.weight_hh_l0"].shape[1], len(found["w.linear1.bias"])
+        names = [name for name in found.files if name.startswith("w.")]
+        weights = {name.removeprefix("w."): torch.from_numpy(found[name]) for name in names}
+        index = found["index"].tolist()
     net = SpokenDigitNet(front, mel, *sizes)
-    names = [name for name in found.files if name.startswith("w.")]
-    weights = {name.removeprefix("w."): torch.from_numpy(found[name]) for name in names}
     net.load_state_dict({**weights, "front": front, "mel": mel})
-    return net.double().eval(), found["index"].tolist()
+    return net.double().eval(), index
 
 
 def run(config: Config) -> dict[str, Any]:
