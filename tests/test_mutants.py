@@ -83,6 +83,7 @@ def test_tests_that_fail_without_a_mutant_are_told_first(toy, capsys):
     assert "Without a mutant: test_toy.py::test_even" in capsys.readouterr().out
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("before", "after", "limit", "verdict"),
     [

@@ -48,7 +48,7 @@ def in_turn(every=8):
             yield pytest.param(name, method, marks=[] if fast else pytest.mark.slow)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 @pytest.mark.parametrize(("name", "method"), in_turn())
 def test_nothing_is_made_on_the_processor_for_a_model_elsewhere(name, method):

@@ -14,6 +14,7 @@ NAMES = (
 FACTOR = 10
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "name", [*QUICK, *[pytest.param(name, marks=pytest.mark.slow) for name in NAMES]]
 )

@@ -55,7 +55,7 @@ def logits_inside(case, epsilon, p):
 ASKED = tuple((ball, method) for method in METHODS for ball in (LpBall(0.3, 2), LpBall(0.15)))
 
 
-@pytest.mark.one_in(2, first=1)
+@pytest.mark.one_in(4, first=1)
 @in_turn("asked", ASKED)
 def test_no_sampled_or_attacked_point_leaves_the_bounds(name, asked):
     (model, x), (ball, method) = ZOO[name], asked
@@ -83,7 +83,7 @@ def test_epsilon_zero_gives_the_logits(name, method):
     torch.testing.assert_close(upper, logits, rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_in(20, first=5)
+@pytest.mark.one_in(40, first=5)
 @pytest.mark.parametrize("name", ZOO)
 def test_a_sample_has_the_same_bounds_alone(name):
     model, x = ZOO[name]
@@ -97,6 +97,7 @@ def test_a_sample_has_the_same_bounds_alone(name):
             torch.testing.assert_close(side, both[chosen], rtol=0, atol=1e-12)
 
 
+@pytest.mark.one_in(2)
 @in_turn("method", METHODS, PADDED, every=2)
 def test_a_padded_sample_has_the_bounds_of_the_sample_at_its_own_length(name, method):
     model, (x, lengths) = ZOO[name]
@@ -109,7 +110,7 @@ def test_a_padded_sample_has_the_bounds_of_the_sample_at_its_own_length(name, me
             torch.testing.assert_close(side, both[own], rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("name", PADDED)
 def test_padding_never_moves_and_one_trace_serves_other_lengths(name):
     model, (x, lengths) = ZOO[name]
@@ -128,7 +129,7 @@ def test_padding_never_moves_and_one_trace_serves_other_lengths(name):
         torch.testing.assert_close(after, before)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", ZOO)
 def test_gradients_of_the_loss_are_finite(name):
     model, x = ZOO[name]
@@ -185,7 +186,7 @@ def batches(inputs, axis):
     return DataLoader(samples * 2, B, collate_fn=collate)
 
 
-@pytest.mark.one_in(24, first=4)
+@pytest.mark.one_in(48, first=4)
 @pytest.mark.parametrize("name", ZOO)
 def test_a_fit_is_monitored(name):
     model, x = zoo()[name]

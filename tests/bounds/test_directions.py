@@ -61,6 +61,7 @@ def test_both_directions_are_enclosed(cell, depth, read, p):
         assert contains(logit_bounds(model, x, LpBall(0.2, p), method=method), logits), method
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_projected_states_are_enclosed(bidirectional):
     model = build("lstm", num_layers=2, proj_size=2, bidirectional=bidirectional)

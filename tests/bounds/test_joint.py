@@ -44,6 +44,7 @@ def form_of(output, rows, found):
     return Margin(output, rows, joint).below({}), joint
 
 
+@pytest.mark.one_in(2)
 @cells
 @pytest.mark.parametrize("layers", [1, 2])
 @torch.no_grad()
@@ -69,6 +70,7 @@ def test_the_identity_holds_at_attacked_inputs(cell, layers):
         assert (margin - total).abs() < 1e-9 * (1 + margin.abs())
 
 
+@pytest.mark.one_in(2)
 @cells
 @NORMS
 @torch.no_grad()
@@ -103,6 +105,7 @@ def test_quadratics_and_arguments_hold_at_attacked_inputs(cell, p):
             assert (slope * (value - plane) >= low - 1e-12).all()
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @cells
 @NORMS
@@ -130,6 +133,7 @@ def test_no_attacked_margin_lies_below_the_joint_bound(cell, p, dtype):
     assert cell == "relu" or max(gains) > 0  # below a kink, a quadratic gains little or nothing
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @cells
 @NORMS
@@ -164,6 +168,7 @@ def test_every_bad_input_stays_within_what_the_ellipsoid_leaves(cell, p, dtype):
     assert cut
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @cells
 @pytest.mark.parametrize("by", [-1e-4, -1e-6])
@@ -180,6 +185,7 @@ def test_nothing_is_certified_that_an_attack_just_breaks(cell, by, dtype):
         assert broken or dtype == torch.float32
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("gate", [1e-6, 0.0])
@@ -200,6 +206,7 @@ def test_dead_gates_and_single_moved_frames_prove_nothing_false(cell, gate, bias
         model.double()
 
 
+@pytest.mark.one_in(2)
 @cells
 @NORMS
 def test_joint_bounds_certify_more_and_never_less(cell, p):
@@ -313,6 +320,7 @@ class OneNumber(nn.Module):
         return torch.tanh(number) + 0.3 * number
 
 
+@pytest.mark.one_in(2)
 @dtypes
 def test_nodes_of_one_number_are_bounded(dtype):
     torch.manual_seed(1)

@@ -81,6 +81,7 @@ def test_any_multipliers_bound_the_margin(cell, layers, p):
             assert value <= exact + 1e-9 * (1 + exact.abs())
 
 
+@pytest.mark.one_in(2)
 @cells
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @torch.no_grad()

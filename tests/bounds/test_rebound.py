@@ -71,6 +71,7 @@ def values_at(model, point, like):
     return {node: found.ranges[twin] for node, twin in new.items() if twin in found.ranges}
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @cells
 @pytest.mark.parametrize("layers", [1, 2])
@@ -131,6 +132,7 @@ def test_planes_of_the_bad_region_hold_at_every_bad_input(cell):
                     assert (sign * (value - plane) >= -1e-9).all()
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @cells
 @pytest.mark.parametrize("method", [TIGHT, TIGHTEST], ids=["tight", "tightest"])
@@ -144,6 +146,7 @@ def test_nothing_is_certified_that_an_attack_just_breaks(cell, method, dtype):
         assert not found.certified.any()
 
 
+@pytest.mark.one_in(2)
 @cells
 def test_tighter_methods_certify_all_that_cheaper_ones_do_and_more(cell):
     model, x = build(cell, seed=2, hidden=6), sequences(12, 3, seed=2)
@@ -215,6 +218,7 @@ def test_a_bad_region_is_no_enclosure():
             minimum(output, rows[:, None], region)
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("gate", [1e-6, 0.0])
@@ -233,6 +237,7 @@ def test_dead_gates_and_single_moved_frames_are_not_taken_for_empty(cell, gate, 
     assert not found.certified.any()
 
 
+@pytest.mark.one_in(2)
 @dtypes
 def test_a_state_that_a_saturated_gate_keeps_is_not_taken_for_empty(dtype):
     # 1 - z is 2e-8 there: less than float32 can take from 1, which the intervals do.
@@ -249,6 +254,7 @@ def test_a_state_that_a_saturated_gate_keeps_is_not_taken_for_empty(dtype):
         model.double()
 
 
+@pytest.mark.one_in(2)
 @dtypes
 def test_numbers_that_underflow_when_squared_are_not_taken_for_empty(dtype):
     # A gate at -58 makes a cell of 3e-26, on which the input has a slope of 1e-32.

@@ -69,6 +69,7 @@ def test_stopping_is_early_stopping_of_the_package(package):
     assert trainer.early_stopping_callback is made
 
 
+@pytest.mark.one_in(2)
 def test_all_callbacks_work_together_in_one_training(package, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     package.seed_everything(0, verbose=False)
@@ -113,7 +114,7 @@ def test_both_packages_train_and_certify_the_same():
     assert torch.equal(*radii)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("path", ["popqorn_train.callbacks.", ""])
 def test_the_command_line_of_the_package_takes_class_paths(package, path, tmp_path, monkeypatch):
     cli = pytest.importorskip(f"{package.__name__}.cli")
@@ -180,6 +181,7 @@ assert messages.log.name.startswith({name!r}), messages.log.name
 """)
 
 
+@pytest.mark.slow
 def test_one_package_is_enough():
     run("""
 import sys

@@ -73,6 +73,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 HALF = pytest.param("16-mixed", marks=[pytest.mark.gpu, needs_gpu])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", HALF])
 def test_other_precisions_are_certified_as_their_float32_or_float64_copy(precision):
     accelerator = "gpu" if precision == "16-mixed" else "cpu"
@@ -98,6 +99,7 @@ class Compiled(Classifier):
         return self.net(x)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("model", [None, "net"])
 def test_a_compiled_sub_module_is_certified(model):
     monitor = CertifiedRadiusMonitor(samples=20, max_overhead=None, model=model)

@@ -39,6 +39,7 @@ class Robust(Classifier):
     test_step = validation_step
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("name", MAKERS)
 def test_an_objective_works_in_every_stage(name, inference):

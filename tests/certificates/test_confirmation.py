@@ -88,6 +88,7 @@ def test_float64_proves_every_radius_of_a_float32_network(cell):
     assert certify(model.double(), x.double(), y, ball, method="ibp").certified.all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cell", ["tanh", "gru"])
 def test_float64_proves_every_frame_radius_of_a_float32_network(cell):
     model, x, y = single(cell, 16)

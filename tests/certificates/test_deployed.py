@@ -99,6 +99,7 @@ def instances(model, inputs):
     return exact, as_deployed(exact, layer)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:TF32 acceleration", "ignore:LSTM with projections")
 @pytest.mark.parametrize("name", RULED)
 def test_float32_stays_within_the_bound_in_any_order_of_its_sums(name):

@@ -50,7 +50,7 @@ def _dual(p):
     return {1: math.inf, math.inf: 1}.get(p, p / (p - 1) if 1 < p < math.inf else None)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @norms
 @some_cells
 def test_smaller_attacks_by_hand_find_nothing_much_smaller(cell, p):

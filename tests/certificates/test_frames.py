@@ -29,7 +29,7 @@ def problem(cell, batch=4, time=5, **options):
     return model, x, predicted(model, x)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("method", "p"), zip(METHODS, NORMS, strict=True))
 @pytest.mark.parametrize("batch", [2, 12])  # all frames together, two at a time
 @cells

@@ -51,6 +51,7 @@ def lirpa(golden, name, method="CROWN"):
     return data, model, torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["mnist_04f_032h_1l", "mnist_07f_032h_1l", "rnn_07f_032h"])
 def test_no_margin_exceeds_what_an_attack_reached(golden, name, method):

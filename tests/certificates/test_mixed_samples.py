@@ -98,7 +98,7 @@ MIXING = {
 every_mixing = pytest.mark.parametrize("code", MIXING.values(), ids=MIXING)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("max_bytes", [None, 1])
 @every_mixing
 def test_other_mixing_of_samples_is_refused_at_every_batch(code, max_bytes):

@@ -60,6 +60,7 @@ def test_the_margin_is_that_of_the_model_at_the_point(cell, p):
     assert (found.margin < margins(model(x), y).amin(1)).all()
 
 
+@pytest.mark.one_in(2)
 @norms
 @cells
 def test_the_margin_found_is_never_below_the_certified_one(cell, p):

@@ -46,6 +46,7 @@ def problem(cell, batch=24, time=4, **options):
     return model, x, predicted(model, x)
 
 
+@pytest.mark.one_in(2)
 @norms
 @methods
 @cells
@@ -137,6 +138,7 @@ def test_any_rate_leads_to_the_same_radius(rate):
     torch.testing.assert_close(again, found.radius, rtol=2 * RTOL, atol=0)
 
 
+@pytest.mark.one_in(2)
 @some_cells
 def test_other_weights_take_fewer_evaluations_from_the_rates_of_the_last_ones(cell):
     model, x, y = problem(cell, batch=64, time=6)
@@ -269,6 +271,7 @@ def test_a_sample_has_the_same_radius_alone_and_in_a_batch(cell):
     torch.testing.assert_close(alone, whole[[0, 9]], rtol=1e-9, atol=0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-4, 1e-6])
 def test_the_answer_is_within_the_relative_precision_asked(rtol):
     model, x, y = problem("tanh")
@@ -279,6 +282,7 @@ def test_the_answer_is_within_the_relative_precision_asked(rtol):
     assert (found >= best * (1 - rtol)).all()
 
 
+@pytest.mark.one_in(2)
 @norms
 @cells
 def test_float32_radii_are_rounded_down_to_what_float64_proves(cell, p):

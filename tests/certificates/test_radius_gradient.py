@@ -46,7 +46,7 @@ def test_weights_have_the_gradient_of_finite_differences(cell, p):
         agree((weight.grad * step).sum().item(), (sums[0] - sums[1]) / 2e-5)
 
 
-@pytest.mark.one_in(2, first=1)
+@pytest.mark.one_in(4, first=1)
 @pytest.mark.parametrize("domain", [{}, {"low": -3.0, "high": 3.0}])
 @cells
 def test_inputs_have_the_gradient_of_finite_differences(cell, domain):
@@ -100,6 +100,7 @@ def test_the_radius_itself_is_the_same(dtype):
     assert torch.equal(plain, certified_radius(model, x, y, differentiable=True).detach())
 
 
+@pytest.mark.slow
 def test_a_step_along_the_gradient_raises_the_radius():
     model, x, y = problem("gru", batch=16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)

@@ -92,7 +92,7 @@ kinds = pytest.mark.parametrize("code", KINDS, ids=lambda code: code.__name__)
 SOME = [pytest.param(code, marks=[pytest.mark.slow] * (at % 2)) for at, code in enumerate(KINDS)]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @kinds
 def test_later_batches_of_other_lengths_have_the_margins_of_their_samples_alone(code):
     model, x = Net(code), sequences(4, 5)
@@ -107,7 +107,7 @@ def test_later_batches_of_other_lengths_have_the_margins_of_their_samples_alone(
                 torch.testing.assert_close(found.margins[0], margins, rtol=0, atol=1e-9)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("code", SOME, ids=lambda code: code.__name__)
 def test_searches_and_loaders_hold_the_length_of_the_batch(code):
     model, x = Net(code), sequences(4, 5)

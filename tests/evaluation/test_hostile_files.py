@@ -33,7 +33,7 @@ from popqorn_train.recipes.data.mnist_frames import MNISTFrames
 from popqorn_train.recipes.networks import RecurrentNet, load_net
 from tests.problems import build
 
-QUICK, ALL = 60, 10_000
+QUICK, ALL = 30, 10_000
 ROWS = (
     SampleRow(0, 1, Status.CERTIFIED, 1, 0.25, empirical=float("inf")),
     SampleRow(1, 0, Status.ERROR, error="=1+1"),

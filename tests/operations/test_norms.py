@@ -141,6 +141,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_has_the_bounds_of_its_module(name):
     norm, call = FUNCTIONS[name]

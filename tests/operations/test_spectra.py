@@ -149,6 +149,7 @@ def test_no_point_leaves_the_bounds(name, method):
     assert (values <= upper).all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", FORMS)
 def test_however_it_is_written_the_bounds_are_those_of_one_function_a_filter(form):
     x, other = wave(), problem("by products")

@@ -61,6 +61,7 @@ def inputs():
     return torch.randn(3, T, F, dtype=torch.float64), torch.tensor([4, 2, 3])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", cases())
 def test_no_sampled_point_has_a_smaller_margin(name, inputs) -> None:
     model, (x, lengths) = cases()[name].double().eval(), inputs

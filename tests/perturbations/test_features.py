@@ -89,7 +89,7 @@ def test_no_point_of_the_ball_leaves_the_bounds(cell, p, method):
     assert (certify(model, x, y, ball, method=method).margins <= worst + 1e-9).all()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @norms
 def test_radii_are_those_of_a_network_that_holds_the_other_features(p):
     model, x, y = problem()

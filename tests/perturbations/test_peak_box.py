@@ -21,6 +21,7 @@ def problem(dtype=torch.float64):
     return model, x, predicted(model, x), x.abs().amax((1, 2))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", ["ibp", "popqorn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_is_the_ball_of_that_share_of_every_peak(method, dtype):

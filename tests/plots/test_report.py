@@ -153,6 +153,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [1100, 500])
 def test_a_browser_shows_the_whole_page_without_running_anything(text, tmp_path, width):

@@ -131,6 +131,7 @@ def test_words_within_a_radius_are_counted_without_the_word_itself(data, tmp_pat
     assert words.words_within(opened, tokens, torch.tensor([0.0])) == 0
 
 
+@pytest.mark.slow
 def test_planes_prove_more_than_lines_and_lines_more_than_constants(data, tmp_path):
     config = planes.Config(data=data, frames=(4, 7), images=2, epochs=40, hidden=8, folder=tmp_path)
     numbers = planes.run(config)

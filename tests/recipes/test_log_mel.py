@@ -65,6 +65,7 @@ def test_features_are_standardised_by_the_waves_given():
     torch.testing.assert_close(found.std(0).mean(), torch.tensor(1.0))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", "popqorn", "popqorn-fast"])
 def test_a_network_on_features_is_certified_from_the_wave_on(method):
     net, x = Net().double().eval(), wave().double()

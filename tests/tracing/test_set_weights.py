@@ -67,6 +67,7 @@ def made(change):
     return net.double().eval()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("change", [pruned, normed, spectral, dropped])
 def test_bounds_and_gradients_are_those_of_the_weights_as_they_are_now(change):
     net = made(change)

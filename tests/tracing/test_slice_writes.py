@@ -69,7 +69,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.one_in(2, first=1)
+@pytest.mark.one_in(4, first=1)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PAIRS)
 def test_bounds_are_those_without_a_write(name, method):

@@ -39,7 +39,7 @@ def test_epsilon_zero_gives_the_logits_of_the_model(model, x, method):
     torch.testing.assert_close(lower, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("p", [2, math.inf])
 @every_model
 def test_no_sampled_point_leaves_the_bounds(model, x, p):
@@ -60,7 +60,7 @@ def test_an_attack_inside_the_ball_never_beats_the_certificate(model, x):
     assert (certify(model, x, y, LpBall(0.2)).margin <= found.margin + 1e-12).all()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @every_model
 def test_one_trace_serves_every_batch_size(model, x):
     axis = 1 if type(model) is TimeFirst else 0

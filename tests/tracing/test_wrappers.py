@@ -107,7 +107,7 @@ def net_and_inputs():
     return net, x, net.eval()(x).argmax(1)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("wrap", WRAPS, ids=lambda wrap: wrap.__name__)
 def test_a_wrapped_model_has_the_bounds_of_the_one_inside(wrap):
     net, x, y = net_and_inputs()
@@ -139,6 +139,7 @@ def test_bounding_leaves_a_compiled_model_compiled(wrap):
     assert backend.calls == calls
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("wrap", [whole, parts, parallel], ids=lambda wrap: wrap.__name__)
 def test_a_wrapped_part_can_be_named_as_what_moves(wrap):
     net, x, _ = net_and_inputs()
@@ -209,6 +210,7 @@ def test_the_monitor_sees_the_same_radii_in_a_compiled_model(wrap):
     torch.testing.assert_close(*radii, rtol=2e-2, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # from the compiler
 def test_a_lightning_module_that_is_compiled_as_a_whole_is_monitored():
     monitor = CertifiedRadiusMonitor(samples=4, method="crown-ibp")

@@ -55,6 +55,7 @@ def test_nothing_of_the_way_is_the_clean_loss(name):
     torch.testing.assert_close(loss_of(name, epsilon=0.0)(model, tokens, LABELS), clean)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["ibp", "popqorn"])
 def test_losses_grow_with_the_budget_and_with_the_share(name):
     model, tokens = words_and_tokens()
