@@ -38,7 +38,7 @@ def bytes_of_pair(output: Node) -> int:
     symbols, arguments = _symbols_of(output)
     if symbols > _MOST or not is_supported(output):
         return 0
-    return 8 * symbols * (_MATRICES * symbols + 6 * arguments)
+    return 8 * symbols * (_MATRICES * symbols + 9 * arguments)
 
 
 class Pairs:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.ascent import learn
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.dual import Lowest, lowest, search
 from popqorn_train.bounds.ellipses import Ellipse
@@ -24,9 +25,8 @@ from popqorn_train.bounds.ellipsoid import Ellipsoid
 from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.joint_pass import JointPass, Place
 from popqorn_train.bounds.joint_rows import flat
-from popqorn_train.bounds.multipliers import learn
 from popqorn_train.bounds.node import Logits, Node
-from popqorn_train.bounds.quadratics import Margin, QuadraticForm
+from popqorn_train.bounds.quadratics import NONE, Margin, Multipliers, QuadraticForm
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.perturbations.region import Bounds
 
@@ -85,7 +85,7 @@ class JointRegion:
         self._output, self._row, self.threshold = output, row, threshold
         self._ranges, self._relaxation = dict(found.ranges), relaxation
         self._trials = trials
-        self._shifts: dict[Node, Tensor] = {}
+        self._multipliers = NONE
         self._ellipses: dict[Place, list[Ellipse]] = {}
         self._form, self._weights, self._lowest = self._bounded(None)
 
@@ -93,7 +93,7 @@ class JointRegion:
         found = JointPass(self._output, self._ranges, self._ellipses, self._relaxation)
         margin = Margin(self._output, self._row, found)
         self._ranges = dict(found.found.ranges)
-        form = margin.below(self._shifts)
+        form = margin.below(self._multipliers)
         threshold = self.threshold.to(form.constant)
         weights = _weights_of(form, threshold, known)
         bound = lowest(form.linear, form.matrix, weights, form.group)
@@ -107,23 +107,19 @@ class JointRegion:
         """The same with multipliers that are learned, where these are better."""
         wanted, before = self.threshold.to(form.constant), form.constant + known.value
         wanted = torch.where(before > wanted, -math.inf, wanted + _CLEARLY * before.abs())
-        shifts, found = learn(margin, self._shifts, weights, wanted, trials=self._trials)
+        learned, found = learn(margin, self._multipliers, weights, wanted, trials=self._trials)
         found = found * (1 + _SURE) + _MORE * found.mean(1, keepdim=True)
-        new = margin.below(shifts)
+        new = margin.below(learned)
         bound = lowest(new.linear, new.matrix, found, new.group)
         better = new.constant + bound.value > before
         if not better.any():
             return form, weights, known
         if not better.all():
-            none = torch.zeros_like
-            shifts = {
-                node: torch.where(better[:, None], shift, self._shifts.get(node, none(shift)))
-                for node, shift in shifts.items()
-            }
+            learned = _chosen(better, learned, self._multipliers)
             found = torch.where(better[:, None], found, weights)
-            new = margin.below(shifts)
+            new = margin.below(learned)
             bound = lowest(new.linear, new.matrix, found, new.group)
-        self._shifts = shifts
+        self._multipliers = learned
         return new, found, bound
 
     @property
@@ -164,6 +160,18 @@ class JointRegion:
                 self._ranges[node] = intersect(self._ranges[node], within)
             if ellipse is not None:
                 self._ellipses.setdefault(gap.place, []).append(ellipse)
+
+
+def _chosen(better: Tensor, new: Multipliers, old: Multipliers) -> Multipliers:
+    """New multipliers where they are better, else those before; 0 where there were none."""
+    parts = (
+        {
+            node: torch.where(better[:, None], part, before.get(node, torch.zeros_like(part)))
+            for node, part in now.items()
+        }
+        for now, before in zip(new, old, strict=True)
+    )
+    return Multipliers(*parts)
 
 
 def _weights_of(form: QuadraticForm, threshold: Tensor, known: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ B: batch, n: symbols, U: units.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,10 @@ from popqorn_train.bounds.affine import Sum
 from popqorn_train.bounds.backward import ancestors
 from popqorn_train.bounds.identity import linear_part
 from popqorn_train.bounds.joint_pass import Gap, JointPass, Name, has_quadratics, smooth_curve
-from popqorn_train.bounds.joint_rows import F64, Rows, Vector, flat, rows_of, vector_of
+from popqorn_train.bounds.joint_rows import F64, Rows, flat, rows_of, vector_of
 from popqorn_train.bounds.node import Logits, Node
+from popqorn_train.bounds.quadratic_sum import QuadraticSum, Shared
+from popqorn_train.bounds.sides import Side, part_of, sides_of
 from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.region import Region
 from popqorn_train.relaxations.domain import Octagon
@@ -52,20 +55,19 @@ class Term(NamedTuple):
     rows: Sequence[Rows]
 
 
-class Shared(NamedTuple):
-    """What nonlinearities miss together: ``half xi``, give or take the rounding of the forms.
+class Multipliers(NamedTuple):
+    """What may be learned of a quadratic function below a margin, by node.
 
     Attributes:
-        symbols: where xi is in the vector.
-        half: ``(B, U)``.
-        rest: ``(B, U)`` the rounding.
-        places: which terms they are.
+        shifts: ``(B, U)`` of errors; see multipliers.py.
+        products: ``(B, U)``, not negative, of the products of their sides; see sides.py.
     """
 
-    symbols: slice
-    half: Tensor
-    rest: Tensor
-    places: Sequence[int]
+    shifts: Mapping[Node, Tensor]
+    products: Mapping[Node, Tensor]
+
+
+NONE = Multipliers({}, {})
 
 
 class QuadraticForm(NamedTuple):
@@ -112,64 +114,6 @@ def quadratic_of(gap: Gap, slope: Tensor) -> tuple[Quadratic, Sequence[Axis]]:
     return Quadratic(*[part * size for part in found]), axes
 
 
-class _Sum:
-    """Adds quadratic functions of arguments up.
-
-    Attributes:
-        constant: see ``QuadraticForm``; it is lowered by what the rounding of arguments changes.
-        linear: likewise.
-        size: ``(B,)`` at least the sum of the absolute values of all terms.
-    """
-
-    def __init__(self, constant: Tensor, on_input: Tensor, vector: Vector) -> None:
-        center, reach = vector.center, vector.reach
-        self.constant = constant + (on_input * center).sum(1)
-        self.linear = on_input.new_zeros(len(on_input), vector.total)
-        self.linear[:, : vector.inputs] = on_input * reach
-        self.size = constant.abs() + (on_input.abs() * (center.abs() + reach.abs())).sum(1)
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, quadratic: Quadratic, rows: Sequence[Rows]) -> None:
-        """Add a quadratic of one or two arguments."""
-        one, on_p, on_q, pp, pq, qq = quadratic
-        zero = torch.zeros_like(one)
-        p, q = rows[0].center, rows[1].center if len(rows) > 1 else zero
-        parts = one + on_p * p + on_q * q + pp * p * p + pq * p * q + qq * q * q
-        self.constant = self.constant + parts.sum(1)
-        slopes = on_p + 2 * pp * p + pq * q, on_q + 2 * qq * q + pq * p
-        reach, off = [zero, zero], [zero, zero]
-        for k, row in enumerate(rows):
-            self.linear = self.linear + (slopes[k][:, None] @ row.data)[:, 0]
-            reach[k], off[k] = row.center.abs() + row.data.abs().sum(-1), row.own
-            own = (pp, qq)[k][..., None] * row.data
-            mixed = own if len(rows) == 1 else own + pq[..., None] / 2 * rows[1 - k].data
-            self._pairs.append((row.data, mixed))
-        one, on_p, on_q, pp, pq, qq = (part.abs() for part in quadratic)
-        p, q = reach
-        sizes = one + on_p * p + on_q * q + pp * p * p + pq * p * q + qq * q * q
-        self.size = self.size + sizes.sum(1)
-        # The true arguments lie on the axes, from -1 to 1.
-        d, e = off
-        moved = on_p * d + on_q * e + pp * d * (2 + d) + qq * e * (2 + e) + pq * (d + e + d * e)
-        self.constant = self.constant - moved.sum(1)
-
-    def exchange(self, error: Shared, shift: Tensor) -> None:
-        """Take a multiple of an error away, before the multiple of what it stands for is added."""
-        own = torch.zeros_like(self.linear)
-        own[:, error.symbols] = shift * error.half
-        self.linear = self.linear - own
-        self.size = self.size + own.abs().sum(1)
-        self.constant = self.constant - (shift.abs() * error.rest).sum(1)
-
-    def total(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Constant, linear part and matrix."""
-        left, right = (torch.cat(parts, 1) for parts in zip(*self._pairs, strict=True))
-        matrix = left.mT @ right
-        count = left.shape[1] + self.linear.shape[1] + 64
-        lower = count * torch.finfo(F64).eps * self.size
-        return self.constant - lower, self.linear, (matrix + matrix.mT) / 2
-
-
 class Margin:
     """A margin, in parts that are added up to a quadratic function below it.
 
@@ -212,9 +156,20 @@ class Margin:
         rest = (half - sum(gaps)).clamp(min=0) + _ROUNDING * eps * name.size.to(F64)
         return Shared(slice(first, first + half.shape[1]), half, rest, places)
 
-    def below(self, shifts: Mapping[Node, Tensor]) -> QuadraticForm:
-        """A quadratic function below the margin, for any multipliers ``(B, U)`` of errors."""
-        total = _Sum(self.constant, self.on_input, self.vector)
+    @cached_property
+    def sides(self) -> dict[Node, tuple[Side, Side]]:
+        """The sides of every error."""
+        return {node: self._sides(error) for node, error in self.errors.items()}
+
+    def _sides(self, error: Shared) -> tuple[Side, Side]:
+        terms = [self.terms[place] for place in error.places]
+        parts = [part_of(term.gap, term.rows) for term in terms]
+        return sides_of(error.half, error.rest, error.symbols.start, parts)
+
+    def below(self, multipliers: Multipliers = NONE) -> QuadraticForm:
+        """A quadratic function below the margin, for any multipliers."""
+        shifts, products = multipliers
+        total = QuadraticSum(self.constant, self.on_input, self.vector)
         moved: dict[int, Tensor] = {}
         for node in [node for node in shifts if node in self.errors]:
             total.exchange(self.errors[node], shifts[node])
@@ -224,5 +179,7 @@ class Margin:
             if place in moved:
                 quadratic, _ = quadratic_of(gap, slope + moved[place])
             total.add(quadratic, rows)
+        for node in [node for node in products if node in self.errors]:
+            total.take(products[node], *self.sides[node])
         rows_of_gaps = [(term.gap, term.rows) for term in self.terms]
         return QuadraticForm(*total.total(), self.vector.group, rows_of_gaps)
