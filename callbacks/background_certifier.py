@@ -78,6 +78,23 @@ class BackgroundCertifier(SetCertifier):
                 f"{trainer.world_size}: they share the samples."
             )
 
+    def state(self) -> dict[str, Any]:
+        """See ``SetCertifier``; and the epochs whose snapshots are not certified yet."""
+        tickets = [] if self._worker is None else self._worker.tickets
+        unanswered = [ticket.epoch for ticket in tickets if ticket.session is not None]
+        return {**super().state(), "unanswered": unanswered}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See ``SetCertifier``; say which snapshots may be lost."""
+        super().restore(state)
+        if epochs := state.get("unanswered"):
+            rank_zero_warn(
+                "CertifiedRadiusMonitor: snapshots of epochs "
+                f"{', '.join(map(str, epochs))} were still in the worker when this checkpoint was "
+                "written. Unless the training went on until they were certified, these epochs "
+                "have no certification."
+            )
+
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what a worker cannot do, and start it.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from popqorn_train.evaluation.certification import Certification, read_certifications
 from popqorn_train.evaluation.folder import write_whole
-from popqorn_train.evaluation.stored import object_in
+from popqorn_train.evaluation.stored import object_in, with_checksum
 from popqorn_train.plots.report import Report
 
 CERTIFICATION = "certification.json"
@@ -17,7 +17,8 @@ def write_certification(
 ) -> list[str]:
     """Write numbers, pictures and report beside the rows; return the names of all files."""
     names = ["report.html", CERTIFICATION, "samples.csv", "samples.jsonl"]
-    text = json.dumps(certification.plain(), indent=1, allow_nan=False)
+    plain = with_checksum(certification.plain())
+    text = json.dumps(plain, indent=1, allow_nan=False)
     write_whole(folder / CERTIFICATION, text + "\n")
     for name, svg in figures.items():
         write_whole(folder / f"{name}.svg", svg)
@@ -50,4 +51,6 @@ def read_certification(path: Path) -> Certification:
     try:
         return Certification.of(object_in(path))
     except ValueError as error:
-        raise ValueError(f"{path} must be a {CERTIFICATION} or a .jsonl of a monitor.") from error
+        raise ValueError(
+            f"{path} must be a {CERTIFICATION} or a .jsonl of a monitor: {error}"
+        ) from error

@@ -1,15 +1,15 @@
 """One certification of a set of samples, and the file that all of them are kept in.
 
 The file is append-only, one JSON line a certification, on the disk before the line counts as
-written. A line that a crash cut off is skipped. A resumed run takes the place of what the same
-run certified after the step that it starts from.
+written. A line that a crash cut off is skipped, one that is not as it was written left out with a
+warning. A resumed run takes the place of what the same run certified after the step that it starts
+from.
 
 B: batch, R: epsilons.
 """
 
 import html
-import json
-import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popqorn_train.evaluation.folder import flushed
 from popqorn_train.evaluation.measures import Measure
 from popqorn_train.evaluation.sample_list import SampleRows
 from popqorn_train.evaluation.sample_rows import SampleRow, Status, check_row, measure_of_rows
-from popqorn_train.evaluation.stored import objects_in
+from popqorn_train.evaluation.stored import line_of, mend_end, objects_in
 
 _COLUMNS = tuple(column.name for column in fields(SampleRow))
 
@@ -198,19 +199,17 @@ def append_certification(path: Path, certification: Certification) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(certification.plain(), allow_nan=False)
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # cut off by a crash
-                file.write(b"\n")
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    line = line_of(certification.plain())
+    mend_end(path)
+    with path.open("ab") as file:
+        file.write(line.encode())
+        flushed(file)
 
 
 def read_certifications(path: str | Path, run: str | None = None) -> list[Certification]:
     """Read the certifications of one run, by step; outside of ``fit`` every one that was made.
+
+    A line that is damaged is left out with a warning.
 
     Args:
         path: of a ``certification.jsonl``.
@@ -219,12 +218,15 @@ def read_certifications(path: str | Path, run: str | None = None) -> list[Certif
     Raises:
         ValueError: the file holds none, or something else.
     """
+    lines = objects_in(Path(path))
     try:
-        found = [Certification.of(plain) for plain in objects_in(Path(path))]
+        found = [Certification.of(plain) for plain in lines.objects]
     except ValueError as error:
         raise ValueError(f"`path` must hold certifications alone; {path}: {error}.") from error
     if not found:
         raise ValueError(f"`path` must hold certifications, got none in {path}.")
+    if lines.damage:
+        warnings.warn(f"{lines.damage}: what was certified there is left out.", stacklevel=2)
     run = found[-1].run if run is None else run
     kept: list[Certification] = []
     for entry in found:

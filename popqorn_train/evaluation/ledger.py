@@ -1,12 +1,14 @@
 """Rows on the disk as they come: a run that is killed loses nothing that was reported.
 
 ``samples.jsonl`` is what a later run goes on from, ``samples.csv`` is the same for a spreadsheet,
-``settings.json`` says what the rows are about.
+``settings.json`` says what the rows are about, and that each has a checksum: a row that is not as
+it was written is no row, and its sample is certified again.
 """
 
 import csv
 import io
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import IO, Any
 
 from popqorn_train.evaluation.folder import flushed, write_whole
 from popqorn_train.evaluation.sample_rows import SampleRow, Status, check_row
-from popqorn_train.evaluation.stored import object_in, objects_in
+from popqorn_train.evaluation.stored import Lines, line_of, object_in, objects_in
 
 COLUMNS = tuple(column.name for column in fields(SampleRow))
-_ROWS = "samples.jsonl"
+_ROWS, _FRAMES, _SETTINGS = "samples.jsonl", "frames.jsonl", "settings.json"
+_FORMAT = {"checksum": "crc32"}  # of every line; rows of earlier versions have none
 
 
 class Ledger:
@@ -34,7 +37,7 @@ class Ledger:
 
     Raises:
         ValueError: the folder holds a certification and is not resumed, or one with other
-            settings.
+            settings, or with none.
         OSError: it cannot be written.
     """
 
@@ -45,21 +48,26 @@ class Ledger:
         self.frames: dict[int, list[float]] = {}
         if resume:
             self._read(settings)
-        elif _lines(folder / _ROWS):
+        elif _holds(folder / _ROWS):
             raise ValueError(
                 f"`--folder` {folder} holds {_ROWS} of an earlier run. Continue with --resume, or "
                 "name another folder."
             )
-        write_whole(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
         self.rewrite(())
         frames = "".join(map(_frame_line, self.frames.items()))
-        write_whole(folder / "frames.jsonl", frames)
+        write_whole(folder / _FRAMES, frames)
+        # Last: before it, rows of an earlier version need no checksum.
+        write_whole(folder / _SETTINGS, json.dumps({**settings, **_FORMAT}, indent=2) + "\n")
 
     def _read(self, settings: dict[str, Any]) -> None:
-        path = self.folder / "settings.json"
-        if not path.exists():
+        if not (self.folder / _SETTINGS).exists():
+            if _holds(self.folder / _ROWS):
+                raise ValueError(
+                    f"`--resume` needs {_SETTINGS} beside {_ROWS} in {self.folder}: nothing else "
+                    "says what the rows are about. Put it back, or name another folder."
+                )
             return
-        before = object_in(path)
+        before, checked = read_settings(self.folder)
         for name in sorted({*before, *settings}):
             old, new = before.get(name), settings.get(name)
             if old != new:
@@ -68,14 +76,18 @@ class Ledger:
                     f"{old!r}, is {new!r}. Name another folder."
                 )
         try:
-            self.known = {row.index: row for row in read_rows(self.folder) if row.answered}
-            for plain in _lines(self.folder / "frames.jsonl"):
+            rows, damage = read_rows(self.folder, checked=checked)
+            self.known = {row.index: row for row in rows if row.answered}
+            frames = _lines(self.folder / _FRAMES, checked=checked)
+            for plain in frames.objects:
                 self.frames[int(plain["index"])] = [float(radius) for radius in plain["radii"]]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"`--resume` cannot read the rows in {self.folder}: a line was not written by "
                 "certify. Remove it, or name another folder."
             ) from error
+        for damaged in filter(None, (damage, frames.damage)):
+            warnings.warn(f"{damaged}: what stood there is worked out again.", stacklevel=3)
 
     def add(self, rows: Sequence[SampleRow]) -> None:
         """Append rows, and wait until they are on the disk."""
@@ -89,7 +101,7 @@ class Ledger:
     def add_frames(self, index: int, radii: list[float]) -> None:
         """Append the radii of the frames of one sample."""
         self.frames[index] = radii
-        with (self.folder / "frames.jsonl").open("a") as file:
+        with (self.folder / _FRAMES).open("a") as file:
             file.write(_frame_line((index, radii)))
             flushed(file)
 
@@ -104,16 +116,28 @@ class Ledger:
         write_whole(self.folder / "samples.csv", file.getvalue())
 
 
-def read_rows(folder: Path) -> list[SampleRow]:
-    """Every row that a ledger holds, as they were written."""
-    return [_row(plain) for plain in _lines(folder / _ROWS)]
+def read_settings(folder: Path) -> tuple[dict[str, Any], bool]:
+    """What the rows of a ledger are about, and whether each must have a checksum.
+
+    Raises:
+        ValueError: that cannot be read.
+    """
+    plain = object_in(folder / _SETTINGS)
+    checked = _FORMAT.keys() <= plain.keys()
+    return {name: value for name, value in plain.items() if name not in _FORMAT}, checked
+
+
+def read_rows(folder: Path, *, checked: bool) -> tuple[list[SampleRow], str]:
+    """Every row that a ledger holds, as they were written, and what is damaged; see ``Lines``."""
+    lines = _lines(folder / _ROWS, checked=checked)
+    return [_row(plain) for plain in lines.objects], lines.damage
 
 
 def _line(row: SampleRow) -> str:
     plain = asdict(row)
     if row.empirical is not None:
         plain["empirical"] = str(row.empirical) if row.empirical == float("inf") else row.empirical
-    return json.dumps(plain, allow_nan=False) + "\n"
+    return line_of(plain)
 
 
 def _row(plain: dict[str, Any]) -> SampleRow:
@@ -124,7 +148,7 @@ def _row(plain: dict[str, Any]) -> SampleRow:
 
 
 def _frame_line(entry: tuple[int, list[float]]) -> str:
-    return json.dumps({"index": entry[0], "radii": entry[1]}) + "\n"
+    return line_of({"index": entry[0], "radii": entry[1]})
 
 
 def _write_csv(file: IO[str], rows: Iterable[SampleRow]) -> None:
@@ -139,6 +163,11 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if formula else value
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _holds(path: Path) -> bool:
+    """Whether something was written to a file."""
+    return path.exists() and path.stat().st_size > 0
+
+
+def _lines(path: Path, *, checked: bool) -> Lines:
     """Every whole line, if there is a file."""
-    return objects_in(path) if path.exists() else []
+    return objects_in(path, checked=checked) if path.exists() else Lines([])

@@ -12,8 +12,9 @@ from typing import Any
 
 from popqorn_train.evaluation.blocks import Shard
 from popqorn_train.evaluation.folder import write_whole
-from popqorn_train.evaluation.ledger import read_rows
+from popqorn_train.evaluation.ledger import read_rows, read_settings
 from popqorn_train.evaluation.sample_rows import SampleRow
+from popqorn_train.evaluation.stored import object_in, with_checksum
 
 _WHOLE = "part.json"
 _OWN = ("shard", "own_samples")  # settings that differ between the parts
@@ -51,7 +52,7 @@ def begin_part(folder: Path) -> None:
 def finish_part(folder: Path, shard: Shard, arguments: Sequence[str], seconds: float) -> None:
     """Say that a part is whole."""
     plain = {"shard": str(shard), "arguments": [*arguments], "seconds": seconds}
-    write_whole(folder / _WHOLE, json.dumps(plain, indent=2) + "\n")
+    write_whole(folder / _WHOLE, json.dumps(with_checksum(plain), indent=2) + "\n")
 
 
 def read_parts(folder: Path) -> list[Part]:
@@ -61,23 +62,31 @@ def read_parts(folder: Path) -> list[Part]:
         ValueError: one is missing, not whole, of other settings, or has samples of another one.
     """
     folders = sorted(path.parent for path in folder.glob("shard-*-of-*/settings.json"))
-    settings = {path: json.loads((path / "settings.json").read_text()) for path in folders}
-    shards = {path: Shard.of(plain["shard"]) for path, plain in settings.items()}
+    shards = {path: Shard.of(str(read_settings(path)[0].get("shard"))) for path in folders}
     _check_numbers(folder, [*shards.values()])
     whole = [path for path in folders if (path / _WHOLE).exists()]
     _check_whole(folder, [shard for path, shard in shards.items() if path not in whole])
-    parts = [_read(path, settings[path]) for path in whole]
+    parts = [_read(path) for path in whole]
     parts.sort(key=lambda part: part.shard.number)
     _check_settings(parts)
     _check_samples(parts)
     return parts
 
 
-def _read(path: Path, settings: dict[str, Any]) -> Part:
-    plain = json.loads((path / _WHOLE).read_text())
-    rows = sorted(read_rows(path), key=lambda row: row.index)
-    shard = Shard.of(plain["shard"])
-    return Part(shard, settings, rows, plain["arguments"], plain["seconds"])
+def _read(path: Path) -> Part:
+    settings, checked = read_settings(path)
+    plain = object_in(path / _WHOLE)
+    try:
+        rows, damage = read_rows(path, checked=checked)
+        shard, arguments = Shard.of(str(plain["shard"])), [*map(str, plain["arguments"])]
+        seconds = float(plain["seconds"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path} holds something that was not written by certify --shard: certify it again."
+        ) from error
+    if damage:
+        raise ValueError(f"{damage}: continue with --shard {shard} --resume.")
+    return Part(shard, settings, sorted(rows, key=lambda row: row.index), arguments, seconds)
 
 
 def _check_numbers(folder: Path, shards: Sequence[Shard]) -> None:

@@ -1,12 +1,20 @@
-"""Files that others may have written: read within bounds, and refused in one sentence."""
+"""Files that others may have written: read within bounds, and refused in one sentence.
+
+An object that is written with a checksum, its entry ``crc32``, is read as it was written or not at
+all. The checksum is one of what the object says, not of its spaces and line breaks. Files of
+earlier versions have none.
+"""
 
 import json
+import os
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _LARGEST = 2**34  # bytes that one file may unpack to
 _FOLD = 1100  # deflate packs at most 1032 bytes in one
+_CHECKSUM = "crc32"
 
 
 def text_of(path: Path) -> str:
@@ -18,31 +26,124 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def objects_in(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a line that a crash cut off is skipped.
+def with_checksum(plain: dict[str, Any]) -> dict[str, Any]:
+    """An object of plain values, none of which is infinite, and its checksum."""
+    return {**plain, _CHECKSUM: _checksum(plain)}
+
+
+def line_of(plain: dict[str, Any]) -> str:
+    """An object as a JSON line with a checksum."""
+    return json.dumps(with_checksum(plain), allow_nan=False) + "\n"
+
+
+class Lines(NamedTuple):
+    """What a file of JSON lines holds.
+
+    Attributes:
+        objects: as they were written.
+        damage: which lines are not as they were written, in words; empty where there is none.
+    """
+
+    objects: list[dict[str, Any]]
+    damage: str = ""
+
+
+def objects_in(path: Path, *, checked: bool = False) -> Lines:
+    """The objects of a file of JSON lines, as they were written.
+
+    A last line without its end is skipped: a crash has cut it off, or it is being written.
+
+    Args:
+        path: of the file.
+        checked: whether every line must have a checksum. Otherwise one must have it after any that
+            has: those before may be from an earlier version.
 
     Raises:
         OSError: it cannot be read.
     """
-    found = []
-    for line in text_of(path).splitlines():
-        plain = _parsed(line)
-        if isinstance(plain, dict):
+    *lines, end = text_of(path).split("\n")
+    found, damaged = [], []
+    for number, line in enumerate(lines, 1):
+        plain = _intact(line, checked=checked)
+        if plain is not None:
+            checked = checked or _CHECKSUM in plain
             found.append(plain)
-    return found
+        elif line.strip():
+            damaged.append(number)
+    if (plain := _intact(end, checked=checked)) is not None:
+        found.append(plain)
+    return Lines([_without_checksum(plain) for plain in found], _told(path, damaged))
+
+
+def _told(path: Path, damaged: list[int]) -> str:
+    if not damaged:
+        return ""
+    more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+    lines = "line" if len(damaged) == 1 else "lines"
+    return f"{path} is damaged in {lines} {', '.join(map(str, damaged[:5]))}{more}"
+
+
+def mend_end(path: Path) -> None:
+    """Take away what a crash has left of the last line of a file, before one is appended.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    end = content.rfind(b"\n") + 1
+    if end == len(content):
+        return
+    with path.open("rb+") as file:
+        if _intact(content[end:].decode(errors="replace"), checked=False) is None:
+            file.truncate(end)
+        else:  # its line break alone is missing
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
 
 
 def object_in(path: Path) -> dict[str, Any]:
-    """The one object of a JSON file.
+    """The one object of a JSON file, as it was written.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it holds something else, or is damaged.
         OSError: it cannot be read.
     """
     plain = _parsed(text_of(path))
     if not isinstance(plain, dict):
         raise ValueError(f"{path} must be a JSON object; is it cut off?")
-    return plain
+    if _CHECKSUM in plain and _intact_object(plain) is None:
+        raise ValueError(
+            f"{path} is damaged: its values are not those that were written. Make it again, or "
+            f"remove its entry {_CHECKSUM} if you have changed it yourself."
+        )
+    return _without_checksum(plain)
+
+
+def _checksum(plain: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(plain).encode()):08x}"
+
+
+def _without_checksum(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in plain.items() if name != _CHECKSUM}
+
+
+def _intact_object(plain: dict[str, Any]) -> dict[str, Any] | None:
+    """An object with a checksum, if that fits."""
+    try:
+        fits = plain[_CHECKSUM] == _checksum(_without_checksum(plain))
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
+        fits = False
+    return plain if fits else None
+
+
+def _intact(line: str, *, checked: bool) -> dict[str, Any] | None:
+    """The object of a line; None if it is damaged."""
+    plain = _parsed(line)
+    if not isinstance(plain, dict):
+        return None
+    if _CHECKSUM in plain:
+        return _intact_object(plain)
+    return None if checked else plain
 
 
 def _parsed(text: str) -> Any:

@@ -20,6 +20,7 @@ from torch import nn
 from popqorn_train import Status, UnsupportedModelError, bound
 from popqorn_train.callbacks import CertifiedEarlyStopping, CertifiedRadiusMonitor
 from popqorn_train.callbacks.background import _START
+from popqorn_train.callbacks.background_certifier import Ticket
 from popqorn_train.callbacks.rebuilding import _script
 from popqorn_train.evaluation.batches import Picked
 from popqorn_train.evaluation.certification import read_certifications
@@ -70,6 +71,18 @@ def runs(tmp_path_factory):
         **{"blocking": blocking, "late": monitor, "folder": folder, "trainer": trainer},
         weights=[one.state_dict() for one in (module, watched, alone)],
     )
+
+
+def test_a_resumed_fit_says_which_snapshots_may_be_lost(runs):
+    state = runs.late._certifier.state()
+    assert state["unanswered"] == []
+    certifier = background(samples=7)._certifier
+    certifier._worker = SimpleNamespace(
+        tickets=[Ticket(None), Ticket(object(), 3), Ticket(object(), 4)]
+    )
+    assert certifier.state()["unanswered"] == [3, 4]
+    with pytest.warns(UserWarning, match="snapshots of epochs 3, 4 were still in the worker"):
+        certifier.restore(state | {"unanswered": [3, 4]})
 
 
 def test_final_weights_are_bit_identical_with_and_without_it(runs):

@@ -1,5 +1,6 @@
 """``popqorn-train compare``: only what answers the same question is compared."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from popqorn_train.cli import main
 from popqorn_train.cli.compare import comparison, differences
 from popqorn_train.cli.files import read_certification
 from popqorn_train.evaluation.certification import Certification, append_certification
+from popqorn_train.evaluation.stored import with_checksum
 
 SETTINGS = {
     "p": "inf",
@@ -30,8 +32,6 @@ def run(radii=(0.1, 0.0, 0.3), **settings):
 
 
 def write(folder, entry):
-    import json
-
     folder.mkdir(parents=True)
     (folder / "certification.json").write_text(json.dumps(entry.plain()))
     return str(folder / "certification.json")
@@ -124,6 +124,15 @@ def test_what_is_no_certification_is_refused(tmp_path, capsys, text, message):
         path.write_text(text)
     assert main(["compare", str(path)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_certification_with_another_digit_is_refused(tmp_path, capsys):
+    text = json.dumps(with_checksum(run((0.25, 0.5)).plain()))
+    (tmp_path / "a.json").write_text(text)
+    assert read_certification(tmp_path / "a.json") == run((0.25, 0.5))
+    (tmp_path / "a.json").write_text(text.replace("0.25", "0.35"))
+    assert main(["compare", str(tmp_path / "a.json")]) == 1
+    assert "its values are not those that were written" in capsys.readouterr().err
 
 
 def test_names_must_be_as_many_as_runs(tmp_path, capsys):

@@ -33,7 +33,7 @@ def certify_all(folder, *options, count=3, **named):
 def results(folder):
     """What one run and joined parts must agree in; seconds and commands differ."""
     plain = json.loads((folder / "certification.json").read_text())
-    del plain["seconds"], plain["settings"]["command"]
+    del plain["seconds"], plain["crc32"], plain["settings"]["command"]
     names = ("samples.csv", "samples.jsonl", "settings.json", "frames.jsonl", "radii.svg")
     return plain, [(folder / name).read_text() for name in names]
 
@@ -138,6 +138,19 @@ def has_a_hole(folder):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
 
 
+def has_a_changed_row(folder):
+    path = folder / "shard-2-of-3" / "samples.jsonl"
+    path.write_text(path.read_text().replace('"label": ', '"label": 1', 1))
+
+
+def has_a_changed_end(folder):
+    changed(folder / "shard-2-of-3" / "part.json", seconds=-1)
+
+
+def has_another_end(folder):
+    (folder / "shard-2-of-3" / "part.json").write_text('{"shard": 2}')
+
+
 def has_other_weights(folder):
     changed(folder / "shard-2-of-3" / "settings.json", weights="abc")
 
@@ -159,6 +172,9 @@ REFUSED = {
     is_doubled: "holds shard 1/3 twice",
     overlaps: "shards 1/3 and 2/3 both hold sample 0",
     has_a_hole: "shard 2/3 holds 3 samples, not the 4",
+    has_a_changed_row: "is damaged in line 1: continue with --shard 2/3 --resume",
+    has_a_changed_end: "part.json is damaged",
+    has_another_end: "was not written by certify --shard",
     has_other_weights: "shards 1/3 and 2/3 were not certified alike: weights was",
     has_other_weights_now: "something else than their command names now: weights was 'abc'",
     has_other_data: "shard 2/3 read other samples than tests.subjects:pair gives now",

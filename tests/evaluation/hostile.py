@@ -1,6 +1,6 @@
 """Damaged files, as many as asked for of each reader: ``make hostile ARGS="--count 10000"``.
 
-A file that takes a reader longer than ``--seconds`` ends the command with an error.
+A file that takes a reader more than ``--seconds`` of processor time ends the command with an error.
 """
 
 import argparse
@@ -22,12 +22,12 @@ def in_time(read: Callable[[Path], Any], seconds: int) -> Callable[[Path], Any]:
         raise AssertionError(f"a file took longer than {seconds} s")
 
     def timed(path: Path) -> Any:
-        signal.signal(signal.SIGALRM, stop)
-        signal.alarm(seconds)
+        signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             return read(path)
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     return timed
 
@@ -38,9 +38,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=ALL, help="of files for each reader")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=int, default=10, help="that a file may take")
+    names = [reader.__name__ for reader in READERS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="READER")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    for reader in READERS:
+    for reader in (reader for reader in READERS if reader.__name__ in options.only):
 
         def made(folder: Path, reader: Any = reader) -> tuple[Path, Any]:
             path, read = reader(folder)
@@ -50,7 +52,8 @@ def main() -> None:
             start = time.process_time()
             refused = look(made, Path(folder), options.count, options.seed)
             took = time.process_time() - start
-        print(f"{reader.__name__}: {options.count:,} files, {refused:,} refused, {took:.0f} s")
+        counts = f"{options.count:,} files, {refused:,} refused, {took:.0f} s"
+        print(f"{reader.__name__}: {counts}", flush=True)
 
 
 if __name__ == "__main__":

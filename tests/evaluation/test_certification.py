@@ -53,6 +53,33 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
     assert read_certifications(path) == [entry(0)]
     append_certification(path, entry(10))
     assert read_certifications(path) == [entry(0), entry(10)]
+    path.write_bytes(path.read_bytes()[:-1])  # nothing but the line break is missing
+    append_certification(path, entry(20))
+    assert read_certifications(path) == [entry(0), entry(10), entry(20)]
+
+
+@pytest.mark.parametrize("damage", ['": 0.5', '": [0.5', '"step": 10', '"crc32"', "{"])
+def test_a_line_that_is_not_as_it_was_written_is_left_out_with_a_warning(tmp_path, damage):
+    path = tmp_path / "a"
+    for step in (0, 10, 20):
+        append_certification(path, entry(step, seconds=0.5))
+    first, second, third = path.read_text().splitlines(keepends=True)
+    assert damage in second
+    path.write_text(first + second.replace(damage, damage[:-1] + "8") + third)
+    with pytest.warns(UserWarning, match=r"a is damaged in line 2: what was certified there is"):
+        assert read_certifications(path) == [entry(0, seconds=0.5), entry(20, seconds=0.5)]
+
+
+def test_lines_of_earlier_versions_have_no_checksum(tmp_path):
+    path = tmp_path / "a"
+    old = "".join(json.dumps(entry(step).plain()) + "\n" for step in (0, 10))
+    path.write_text(old)
+    assert read_certifications(path) == [entry(0), entry(10)]
+    append_certification(path, entry(20))
+    assert read_certifications(path) == [entry(0), entry(10), entry(20)]
+    path.write_text(path.read_text() + json.dumps(entry(30).plain()) + "\n")
+    with pytest.warns(UserWarning, match="damaged in line 4"):
+        assert read_certifications(path) == [entry(0), entry(10), entry(20)]
 
 
 def test_a_resumed_run_takes_the_place_of_the_old_end_and_runs_are_told_apart(tmp_path):
@@ -83,7 +110,7 @@ def test_every_validation_outside_of_fit_is_kept(tmp_path):
 
 
 def test_a_file_without_certifications_is_refused(tmp_path):
-    (tmp_path / "a").write_text("nothing\n")
+    (tmp_path / "a").write_text("nothing")
     with pytest.raises(ValueError, match="`path` must hold certifications, got none"):
         read_certifications(tmp_path / "a")
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from popqorn_train import SampleRow, Status
-from popqorn_train.evaluation.ledger import COLUMNS, Ledger
+from popqorn_train.evaluation.ledger import COLUMNS, Ledger, read_rows, read_settings
 
 ROWS = [
     SampleRow(0, 1, Status.CERTIFIED, 1, 0.25, False, float("inf"), 4),
@@ -78,3 +78,48 @@ def test_rows_that_a_later_run_does_not_ask_for_are_kept(tmp_path):
     Ledger(tmp_path, SETTINGS).add(ROWS[:2])
     Ledger(tmp_path, SETTINGS, resume=True).rewrite(ROWS[:1])
     assert set(Ledger(tmp_path, SETTINGS, resume=True).known) == {0, 1}
+
+
+@pytest.mark.parametrize("damage", ["0.25", '"index": 0', '"label": 1', '"crc32"', "certified"])
+def test_a_row_that_is_not_as_it_was_written_is_certified_again(tmp_path, damage):
+    ledger = Ledger(tmp_path, SETTINGS)
+    ledger.add(ROWS[:2])
+    ledger.add_frames(0, [0.25, 0.5])
+    ledger.add_frames(1, [0.5])
+    for name in ("samples.jsonl", "frames.jsonl"):
+        path = tmp_path / name
+        first, second = path.read_text().splitlines(keepends=True)
+        path.write_text(first.replace(damage, damage[:-1] + "7") + second)
+    with pytest.warns(UserWarning, match=r"jsonl is damaged in line 1: .* worked out again"):
+        again = Ledger(tmp_path, SETTINGS, resume=True)
+    assert again.known == {1: ROWS[1]}
+    assert again.frames in ({1: [0.5]}, {0: [0.25, 0.5], 1: [0.5]})
+    assert Ledger(tmp_path, SETTINGS, resume=True).known == {1: ROWS[1]}
+
+
+def test_a_ledger_of_an_earlier_version_is_read_and_gets_checksums(tmp_path):
+    ledger = Ledger(tmp_path, SETTINGS)
+    ledger.add(ROWS[:2])
+    ledger.add_frames(0, [0.5])
+    for name in ("samples.jsonl", "frames.jsonl"):
+        path = tmp_path / name
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert all(line.pop("crc32") for line in lines)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows, damage = read_rows(tmp_path, checked=read_settings(tmp_path)[1])
+    assert not rows
+    assert "damaged in lines 1, 2" in damage  # of this version, by its settings
+    (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
+    again = Ledger(tmp_path, SETTINGS, resume=True)
+    assert again.known == {0: ROWS[0], 1: ROWS[1]}
+    assert again.frames == {0: [0.5]}
+    assert (tmp_path / "samples.jsonl").read_text().count("crc32") == 2
+
+
+def test_rows_without_settings_are_not_overwritten(tmp_path):
+    Ledger(tmp_path, SETTINGS).add(ROWS[:2])
+    (tmp_path / "settings.json").unlink()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"samples\.jsonl"):
+            Ledger(tmp_path, SETTINGS, resume=resume)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2
