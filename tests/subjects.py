@@ -34,11 +34,21 @@ def other_net():
     return build("tanh", seed=1)
 
 
+def shipped():
+    """A network in float32, as most are."""
+    return net().float()
+
+
 def pair():
     x = sequences(12, 4)
     y = predicted(net(), x)
     y[::5] = (y[::5] + 1) % 3  # wrong
     return x, y
+
+
+def shipped_pair():
+    x, y = pair()
+    return x.float(), y
 
 
 def loader():

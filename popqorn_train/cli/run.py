@@ -19,15 +19,24 @@ from popqorn_train.cli.scale_options import check_scale
 from popqorn_train.cli.subject import loaded_model, question_of, sizes_of, subject_of
 from popqorn_train.evaluation.certification import Certification
 from popqorn_train.evaluation.examination import Examination
-from popqorn_train.evaluation.fragile import FragileSample, Vocabulary, vocabulary
+from popqorn_train.evaluation.fragile import (
+    FragileSample,
+    Vocabulary,
+    chosen_samples,
+    most_fragile,
+    vocabulary,
+)
 from popqorn_train.evaluation.ledger import Ledger
 from popqorn_train.evaluation.loader import certify_loader
 from popqorn_train.evaluation.provenance import data_fingerprint, versions
+from popqorn_train.evaluation.rounding_cost import rounding_loss
 from popqorn_train.evaluation.sample_rows import SampleRow
 from popqorn_train.evaluation.subject import Subject, batches
 from popqorn_train.evaluation.summaries import nice_epsilons, promise, summary
 from popqorn_train.plots.report import Report
 from popqorn_train.plots.report_pictures import check_image, report_figures
+
+_MEASURED = 8  # samples of which it is measured what rounding costs
 
 
 @dataclass
@@ -119,12 +128,20 @@ class Run:
         certification = self._certification(rows, seconds + time.monotonic() - started)
         epsilons = sizes_of(self.options) or nice_epsilons(certification)
         print(summary(certification, epsilons))
+        rounding = self._rounding(rows)
         figures = self._figures(certification, fragile)
         files = ("samples.csv", "samples.jsonl", "certification.json")
-        report = Report(certification, epsilons, fragile, self.classes, figures, files)
+        report = Report(certification, epsilons, fragile, self.classes, figures, files, rounding)
         names = write_certification(ledger.folder, certification, figures, report)
-        print("\n" + textwrap.fill(promise(certification.settings), 79))
+        print("\n" + textwrap.fill(promise(certification.settings, rounding), 79))
         print(textwrap.fill(f"written to {ledger.folder}: {', '.join(names)}", 79))
+
+    def _rounding(self, rows: Sequence[SampleRow]) -> float | None:
+        """The share of a radius that it costs to certify the model as it computes, if that was."""
+        if self.question.confirm != "deployed":
+            return None
+        smallest = chosen_samples(self.model, self.loader, most_fragile(rows, _MEASURED))
+        return rounding_loss(self.model, smallest, self.question)
 
     def _certification(self, rows: Sequence[SampleRow], seconds: float) -> Certification:
         settings = dict(self.settings)

@@ -27,13 +27,24 @@ _DEPLOYED = (
     "It holds for the model as it computes in float32 too: sums in any order, tanh, sigmoid and "
     "exp within 4 units in the last place, without TF32 or half precision."
 )
+_COST = (
+    " That costs about {percent:.2g} % of a {name}, the largest share among the smallest {many}."
+)
 _BY = {"float64": _CONFIRMED, "deployed": _DEPLOYED}
 
 
-def promise(settings: dict[str, Any]) -> str:
-    """What the certificates promise, and what not."""
-    words = _measure(settings)._asdict()
+def promise(settings: dict[str, Any], rounding: float | None = None) -> str:
+    """What the certificates promise, and what not.
+
+    Args:
+        settings: of the certification.
+        rounding: the share of a radius that rounding takes, where that was measured.
+    """
+    words: dict[str, Any] = _measure(settings)._asdict()
     confirmed = _BY.get(settings.get("confirm") or "", _UNCONFIRMED)
+    if rounding is not None:
+        words["percent"] = 100 * rounding
+        confirmed += _COST
     return PROMISE.format(confirmed=confirmed.format(**words), **words)
 
 

@@ -39,6 +39,7 @@ class Report:
         classes: names of the classes.
         figures: SVGs by name, see report_pictures.py; empty without matplotlib.
         files: names of the files beside the report.
+        rounding: the share of a radius that rounding takes, where that was measured.
     """
 
     certification: Certification
@@ -47,6 +48,7 @@ class Report:
     classes: Sequence[str] = ()
     figures: Mapping[str, bytes] = field(default_factory=dict)
     files: Sequence[str] = ()
+    rounding: float | None = None
 
     def html(self) -> str:
         """The page."""
@@ -153,7 +155,7 @@ class Report:
         return element("section", element("h2", "Settings"), pairs(rows), id="settings")
 
     def _promise(self) -> Element:
-        text = promise(self.certification.settings)
+        text = promise(self.certification.settings, self.rounding)
         head = element("h2", "What is guaranteed, and what is not")
         return element("section", head, element("p", text), id="promise", class_="promise")
 

@@ -74,6 +74,20 @@ def test_the_terminal_shows_summary_promise_and_files(tmp_path, capsys):
         assert part in out
 
 
+def test_what_it_costs_to_certify_the_model_as_it_computes_is_told(tmp_path, capsys):
+    asked = {"model": "shipped", "data": "shipped_pair"}
+    options = ["--samples", "4", "--fragile", "0", "--deployed"]
+    assert certify(tmp_path, *options, **asked) == 0
+    pattern = (
+        r"That costs about ([\d.e-]+) % of a radius, the largest share among the smallest radii"
+    )
+    [said] = re.findall(pattern, " ".join(capsys.readouterr().out.split()))
+    assert 0 < float(said) < 0.1
+    assert f"That costs about {said} % of a radius" in (tmp_path / "report.html").read_text()
+    assert certify(tmp_path / "real", *options[:-1], **asked) == 0
+    assert "That costs" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("options", "looked_at"), [((), 1), (("--fragile", "3"), 3)])
 def test_frames_take_a_share_of_the_time_unless_asked_for(
     tmp_path, capsys, monkeypatch, options, looked_at
