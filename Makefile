@@ -55,7 +55,7 @@ planted: .venv/ready
 hostile: .venv/ready
 	$(BIN)/python -m tests.evaluation.hostile $(ARGS)
 
-# Kills trainings under the monitor at 50 moments, and resumes them; ARGS="--moments 10".
+# Kills trainings under the monitor at 50 moments, or lets them fail; ARGS="--moments 10 --seed 50".
 kills: .venv/ready
 	$(BIN)/python -m tests.callbacks.kills $(ARGS)
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.callbacks.kills import FAULTS, fail, kill, run
+from tests.callbacks.faults import DISTRIBUTED, FAULTS
+from tests.callbacks.kills import fail, kill, run
 
 
 @pytest.mark.slow
@@ -19,10 +20,18 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, back
         assert kill(folder, tmp_path / "whole", after, background=background)[0]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Trainings that nobody disturbs, by the number of their processes."""
+    folders = {count: tmp_path_factory.mktemp("whole") for count in (1, 2)}
+    assert all(run(folder, processes=count).status == 0 for count, folder in folders.items())
+    return folders
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_leaves_training_alone_or_stops_it(tmp_path, fault):
-    fail(tmp_path, fault, background=False)
+def test_a_fault_leaves_training_alone_or_stops_it(tmp_path, whole, fault):
+    fail(tmp_path, whole[2 if fault in DISTRIBUTED else 1], fault, seed=0)
 
 
 @pytest.mark.slow
