@@ -39,6 +39,8 @@ class EvaluationSettings:
             intervals as well. None takes them all.
         undecided_at: with ``method_samples``, an epsilon up to which ``method`` is also tried on
             every sample for which intervals are too weak; None leaves that out.
+        radii: whether radii are searched; if not, a radius is the greatest of the epsilons that is
+            proved, which costs a tenth of a search.
         rtol: relative precision of radii; they are rounded down.
         attack_samples: how many of these are attacked; None takes them all.
         attack_steps: gradient steps of a start.
@@ -59,6 +61,7 @@ class EvaluationSettings:
     samples: int | None = None
     method_samples: int | None = None
     undecided_at: float | None = None
+    radii: bool = True
     rtol: float = 1e-3
     attack_samples: int | None = None
     attack_steps: int = 40

@@ -5,7 +5,7 @@ S: samples, A: attacked samples, R: epsilons.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from popqorn_train import SampleRow, certify_loader
+from popqorn_train import certify_loader
 from popqorn_train.certificates.inputs import as_tuple
 from popqorn_train.certificates.pgd import attack
 from popqorn_train.evaluation.batches import unpack_pair
 from popqorn_train.evaluation.blocks import Blocks, Shard
 from popqorn_train.evaluation.progress import Silent, shown
 from popqorn_train.recipes.evaluation import Evaluation, EvaluationSettings
+from popqorn_train.recipes.levels import greatest_proved, sizes_up_to
 from popqorn_train.recipes.together import shared
 
 Loader = DataLoader[Any]
 _CHUNK = 50  # samples certified at once; more would not fit the cache
+_Row = tuple[int, int, float, bool]  # label, prediction, radius, whether it is the largest tried
 
 
 def evaluate(
@@ -101,39 +103,37 @@ class _Test:
     ) -> Evaluation:
         """Radii of some samples."""
         ordered = self._by_length(positions)
+        ask = self._searched if self.settings.radii else self._tried
 
-        def work(shard: str | None) -> tuple[list[SampleRow], float]:
+        def work(shard: str | None) -> tuple[dict[int, _Row], float]:
             started = seconds_used(self._device)
-            rows = self._rows(method, ordered, max_radius, shard)
-            return [*rows], seconds_used(self._device) - started
+            rows = ask(method, ordered, max_radius, shard)
+            return rows, seconds_used(self._device) - started
 
         parts = shared(work, self.processes)
-        found = {ordered[row.index]: row for rows, _ in parts for row in rows}
-        columns = [
-            (row.label, row.prediction, row.radius, row.capped)
-            for row in (found[position] for position in positions)
-        ]
-        labels, predictions, radii, capped = map(torch.tensor, zip(*columns, strict=True))
+        found = {ordered[at]: row for rows, _ in parts for at, row in rows.items()}
+        columns = [found[position] for position in positions]
+        labels, predictions, radii, capped = zip(*columns, strict=True)
         epsilons = self.settings.epsilons
         return Evaluation(
             method,
             torch.tensor(positions),
-            labels,
-            predictions,
-            radii.double(),
-            capped,
+            torch.tensor(labels),
+            torch.tensor(predictions),
+            torch.tensor(radii, dtype=torch.float64),
+            torch.tensor(capped),
             epsilons,
             torch.zeros(len(epsilons), 0, dtype=torch.bool),
             sum(seconds for _, seconds in parts),
             decibels=self.settings.decibels is not None,
         )
 
-    def _rows(
+    def _searched(
         self, method: str, positions: Sequence[int], max_radius: float | None, shard: str | None
-    ) -> list[SampleRow]:
+    ) -> dict[int, _Row]:
         """Rows by place among the positions."""
         settings = self.settings
-        return certify_loader(
+        rows = certify_loader(
             self.net,
             self._part(positions),
             p=settings.p,
@@ -147,14 +147,38 @@ class _Test:
             epsilons=settings.epsilons,
             on_error="raise",
             shard=shard,
-            progress=shard is None or shard.startswith("1/"),
+            progress=_shows(shard),
         )
+        return {row.index: (row.label, row.prediction, row.radius, row.capped) for row in rows}
+
+    def _tried(
+        self, method: str, positions: Sequence[int], max_radius: float | None, shard: str | None
+    ) -> dict[int, _Row]:
+        """The same, where radii are epsilons up to a greatest one."""
+        settings, largest = self.settings, sizes_up_to(self.settings, max_radius)[-1:]
+
+        def ask(batch: Any) -> Tensor:
+            inputs, labels = self._moved(batch)
+            return greatest_proved(
+                self.net, inputs, labels, settings, method=method, most=max_radius
+            )
+
+        blocks = self._blocks(f"certifying by {method}", positions, shard, ask)
+        return {
+            first + at: (int(label), int(prediction), radius, radius in largest)
+            for first, block in blocks.items()
+            for at, (label, prediction, radius) in enumerate(block.tolist())
+        }
+
+    def _moved(self, batch: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+        return tuple(x.to(self._device) for x in as_tuple(batch[0])), batch[1].to(self._device)
 
     def decided(self, intervals: Evaluation, at: float) -> Evaluation:
         """Radii by intervals, and by the method where they fall short of an epsilon."""
         settings = self.settings
+        sizes = [] if settings.radii else sizes_up_to(settings, at)
         right = intervals.predictions == intervals.labels
-        left = right & (intervals.radii < at)
+        left = right & (intervals.radii < max(sizes, default=at))
         name = f"ibp, {settings.method}"
         if not left.any():
             return intervals._replace(method=name)
@@ -172,7 +196,7 @@ class _Test:
 
         def work(shard: str | None) -> tuple[dict[int, Tensor], float]:
             started = seconds_used(self._device)
-            standing = self._standing(chosen, shard)
+            standing = self._blocks("attacking", chosen, shard, self._withstood)
             return standing, seconds_used(self._device) - started
 
         parts = shared(work, self.processes)
@@ -181,23 +205,25 @@ class _Test:
         seconds = sum(seconds for _, seconds in parts)
         return found._replace(standing=standing, attack_seconds=seconds)
 
-    def _standing(self, positions: Sequence[int], shard: str | None) -> dict[int, Tensor]:
-        """Whether the attack fails ``(R, B)``, by the place of the first sample of each batch."""
+    def _blocks(
+        self, doing: str, positions: Sequence[int], shard: str | None, ask: Callable[[Any], Tensor]
+    ) -> dict[int, Tensor]:
+        """What is found of each batch of the shard, by the place of its first sample."""
         owns = None if shard is None else Shard.of(shard).owns
         blocks = Blocks(self._part(positions), unpack_pair)
         count = len(blocks.positions(owns, math.inf) or ())
-        shows = shard is None or shard.startswith("1/")
-        bar = shown("attacking", count) if shows and count else Silent()
+        bar = shown(doing, count) if _shows(shard) and count else Silent()
         found = {}
         for block in blocks.chosen(owns, math.inf):
-            found[block.first] = self._withstood(block.batch)
+            found[block.first] = ask(block.batch)
             bar.advance(len(block.batch[1]))
         bar.close()
         return found
 
     def _withstood(self, batch: Any) -> Tensor:
-        settings, device = self.settings, self._device
-        inputs, labels = tuple(x.to(device) for x in as_tuple(batch[0])), batch[1].to(device)
+        """Whether the attack fails, ``(R, B)``."""
+        settings = self.settings
+        inputs, labels = self._moved(batch)
         margins = [
             attack(
                 self.net,
@@ -210,3 +236,8 @@ class _Test:
             for epsilon in settings.epsilons
         ]
         return (torch.stack(margins) > 0).cpu()
+
+
+def _shows(shard: str | None) -> bool:
+    """Whether this process shows progress."""
+    return shard is None or shard.startswith("1/")

@@ -78,6 +78,7 @@ def _models(config: Config, speaker: str) -> dict[str, dict[str, Any]]:
         "evaluation.method": "ibp",
         "evaluation.method_samples": "null",
         "evaluation.undecided_at": "null",
+        "evaluation.radii": "false",
         "evaluation.attack_samples": config.attacked,
     }
     if config.data is not None:

@@ -53,6 +53,31 @@ def test_radii_and_predictions_are_those_of_the_library(net, frames):
     assert found.median() == found.radii.sort().values[14]
 
 
+def test_without_a_search_radii_are_the_greatest_epsilon_that_is_proved(net, frames):
+    settings = replace(SETTINGS, epsilons=(0.01, 0.05, 0.1), radii=False)
+    [found] = evaluate(net, frames, settings)
+    x, labels = frames.dataset.tensors
+    proved = [
+        certify(net, x, labels, settings.ball(e), method="crown-ibp").certified
+        for e in settings.epsilons
+    ]
+    assert [found.certified(e) for e in settings.epsilons] == [
+        pytest.approx(one.double().mean().item()) for one in proved
+    ]
+    assert set(found.radii.tolist()) <= {0.0, *settings.epsilons}
+    assert torch.equal(found.capped, proved[-1])
+    assert found.accuracy() == pytest.approx(25 / 30)
+
+
+def test_without_a_search_stronger_methods_see_what_intervals_leave(net, frames):
+    settings = replace(SETTINGS, radii=False, method_samples=2, undecided_at=0.05)
+    intervals, both, some = evaluate(net, frames, settings)
+    [alone] = evaluate(net, frames, replace(SETTINGS, radii=False))
+    assert (intervals.method, both.method, some.method) == ("ibp", "ibp, crown-ibp", "crown-ibp")
+    assert torch.equal(both.radii, torch.maximum(intervals.radii, alone.radii))
+    assert len(some.radii) == 2
+
+
 def test_masks_hold_for_radii_and_attacks(net, frames):
     masks = {"frames": [True, False, True, True], "features": [False, True, False]}
     settings = replace(SETTINGS, **masks)

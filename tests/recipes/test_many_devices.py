@@ -56,7 +56,9 @@ def in_processes(count, folder, work):
     return [found[rank] for rank in range(count)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"method_samples": 9, "undecided_at": 0.03}])
+@pytest.mark.parametrize(
+    "settings", [{"radii": False}, {"method_samples": 9, "undecided_at": 0.03}]
+)
 def test_a_test_set_is_shared_and_every_process_has_the_whole(tmp_path, settings):
     net, data = Classifier().eval(), samples(31, seed=1)
     net.double()
