@@ -6,6 +6,8 @@ The first five takes of every digit and speaker are the test set, as in Ryou et 
 Polyhedral Verification of Recurrent Neural Networks", CAV 2021.
 """
 
+import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from popqorn_train.recipes.data.sequences import (
 
 FILE = "spoken_digits.npz"
 _TEST_TAKES = 5
+_RATE = 8000  # samples a second
+_BLOCK = 256
 
 
 class SpokenDigits(SequenceData):
@@ -46,6 +50,8 @@ class SpokenDigits(SequenceData):
         cut: samples that either end may lose in training.
         tilt: share of the sample before that may be added to, or taken off, each one in training,
             as other microphones and rooms do.
+        colour: deviation, in dB, of each of three smooth waves over the mel scale by which the
+            spectrum of an utterance is amplified at random in training, as other voices are.
         seed: of the utterances held out.
 
     Raises:
@@ -64,14 +70,15 @@ class SpokenDigits(SequenceData):
         speed: float = 0.0,
         cut: int = 0,
         tilt: float = 0.0,
+        colour: float = 0.0,
         seed: int = 0,
     ) -> None:
         if most < 1:
             raise ValueError(f"`most` must be at least 1, got {most}.")
-        if cut < 0 or not 0 <= speed < 1 or not 0 <= tilt < 1:
+        if min(cut, colour) < 0 or not 0 <= speed < 1 or not 0 <= tilt < 1:
             raise ValueError(
-                "`cut` must be at least 0, `speed` and `tilt` lie in [0, 1), got "
-                f"{cut}, {speed} and {tilt}."
+                "`cut` and `colour` must be at least 0, `speed` and `tilt` lie in [0, 1), got "
+                f"{cut}, {colour}, {speed} and {tilt}."
             )
         waves, labels, speakers, takes = read_utterances(path)
         held = takes < _TEST_TAKES
@@ -92,7 +99,7 @@ class SpokenDigits(SequenceData):
             batch_size=batch_size,
             collate=padded,
         )
-        self._changes = cut, speed, tilt
+        self._changes = cut, speed, tilt, colour
         self._collate_training = self._changed
 
     def train_dataloader(self) -> Loader:
@@ -108,7 +115,7 @@ class SpokenDigits(SequenceData):
         return padded([(changed(wave, *self._changes), label) for wave, label in samples])
 
 
-def changed(wave: Tensor, cut: int, speed: float, tilt: float) -> Tensor:
+def changed(wave: Tensor, cut: int, speed: float, tilt: float, colour: float = 0.0) -> Tensor:
     """An utterance ``(L,)`` as another take of the same speaker might be, over its own peak.
 
     Drawn by the global generator; see ``SpokenDigits`` for the arguments. One of up to
@@ -120,10 +127,27 @@ def changed(wave: Tensor, cut: int, speed: float, tilt: float) -> Tensor:
     if tilt:
         share = tilt * (2 * torch.rand(()).item() - 1)
         wave = wave + share * pad(wave[:-1], (1, 0))
+    if colour:
+        wave = _coloured(wave, colour * torch.randn(3))
     if speed:
         size = round(len(wave) * (1 + speed * (2 * torch.rand(()).item() - 1)))
         wave = interpolate(wave[None, None], size, mode="linear", align_corners=True)[0, 0]
     return _over_peak(wave)
+
+
+def _coloured(wave: Tensor, decibels: Tensor) -> Tensor:
+    """A wave whose spectrum is amplified by so much of each of three waves over the mel scale."""
+    size = _BLOCK * math.ceil(len(wave) / _BLOCK)  # of other sizes transforms take long
+    gain = torch.exp(math.log(10) / 20 * decibels @ _over_mel(size))
+    return torch.fft.irfft(torch.fft.rfft(wave, size) * gain, size)[: len(wave)]
+
+
+@cache
+def _over_mel(size: int) -> Tensor:
+    """A slope and both waves of one period over the mel scale, ``(3, size // 2 + 1)``."""
+    hertz = torch.linspace(0, _RATE / 2, size // 2 + 1)
+    place = 2 * torch.log1p(hertz / 700) / math.log1p(_RATE / 1400) - 1
+    return torch.stack([place, (math.pi * place).cos(), (math.pi * place).sin()])
 
 
 def read_utterances(

@@ -49,7 +49,7 @@ def test_long_waves_keep_their_middle(folder):
 
 
 def test_utterances_change_in_training_alone(folder):
-    data = SpokenDigits(folder, validation=4, batch_size=5, speed=0.2, cut=50, tilt=0.3)
+    data = SpokenDigits(folder, validation=4, batch_size=5, speed=0.2, cut=50, tilt=0.3, colour=1.0)
     known = {tuple(wave.tolist()) for wave, _ in data.train}
     for (waves, lengths), _ in data.train_dataloader():
         assert waves.abs().amax(1).allclose(torch.ones(len(waves)))
@@ -71,7 +71,25 @@ def test_a_change_cuts_the_ends_then_tilts_and_stretches():
     assert not tilted.allclose(wave / 600)
 
 
-@pytest.mark.parametrize("wrong", [{"cut": -1}, {"speed": 1.0}, {"tilt": -0.1}, {"most": 0}])
+def test_a_spectrum_is_coloured_by_smooth_waves_over_the_mel_scale():
+    torch.manual_seed(0)
+    wave = torch.zeros(1024)
+    wave[512] = 1.0  # all of its spectrum is 1
+    gains = []
+    for _ in range(200):
+        coloured = changed(wave, 0, 0.0, 0.0, 3.0)
+        assert coloured.abs().max() == 1
+        gain = 20 * torch.fft.rfft(coloured).abs().log10()
+        gains.append(gain - gain.mean())  # the peak is taken off
+    assert torch.stack(gains).diff(dim=1).abs().max() < 0.5  # from one bin to the next
+    ends = torch.stack(gains)[:, [0, -1]].diff()  # of the slope alone: 6 dB for each 3 dB
+    assert 5 < ends.std() < 7
+    assert torch.equal(changed(wave, 0, 0.0, 0.0, 0.0), wave)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"cut": -1}, {"speed": 1.0}, {"tilt": -0.1}, {"colour": -1.0}, {"most": 0}]
+)
 def test_changes_out_of_range_are_refused(folder, wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
         SpokenDigits(folder, **wrong)
