@@ -16,6 +16,7 @@ from popqorn_train.errors import is_out_of_memory
 
 _CPU_BYTES = 2**30  # on a CPU, unless the caller says otherwise
 _COPIES = 4  # slopes of this size that live at once while one bound is carried backward
+_ENDS = 20  # ranges of a node, and what it works out on the way, that live at once
 _CALM = 4  # chunks without trouble after which the size is doubled
 
 
@@ -41,7 +42,18 @@ def bytes_a_sample(output: Node, like: Tensor) -> int:
     parents = {whole(p) for node in nodes if isinstance(node, Nonlinear) for p in node.inputs}
     read = max((math.prod(parent.shape) for parent in parents), default=0)
     rows = max(2 * min(read, ROWS_AT_ONCE), *output.shape)
-    return like.element_size() * (_COPIES * rows * max(sizes) + 20 * sum(sizes))
+    return like.element_size() * (_COPIES * rows * max(sizes) + _ENDS * sum(sizes))
+
+
+def bytes_of_ranges(output: Node, like: Tensor) -> int:
+    """Estimate of what intervals of one sample take: no slopes, and a row for each pair of outputs.
+
+    Rows that all samples share are no more than that, since they are shared by as many samples as
+    there are outputs.
+    """
+    sizes = [math.prod(node.shape) for node in ancestors(output)]
+    rows = math.prod(output.shape) ** 2
+    return like.element_size() * (_COPIES * rows + _ENDS * sum(sizes))
 
 
 class Chunks:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.backward import Enclosure, minimum
 from popqorn_train.bounds.enclosure import enclose
-from popqorn_train.bounds.memory import bytes_a_sample
+from popqorn_train.bounds.memory import bytes_a_sample, bytes_of_ranges
 from popqorn_train.bounds.node import Logits, Node
 from popqorn_train.bounds.relaxer import Relaxation
 
@@ -74,6 +74,10 @@ class IBP(Method):
         """See ``Method``."""
         found = enclose(output)
         return minimum(output, rows, found, intervals=True), found
+
+    def bytes_a_sample(self, output: Node, like: Tensor) -> int:
+        """See ``Method``; ranges, and no slopes."""
+        return bytes_of_ranges(output, like)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from popqorn_train import (
     search_radius,
 )
 from popqorn_train.bounds.memory import Chunks, bytes_a_sample
-from popqorn_train.bounds.methods import Popqorn
+from popqorn_train.bounds.methods import IBP, Popqorn
 from popqorn_train.certificates.instance import Instance
 from popqorn_train.operations.lift import Lifter
 from tests.problems import CELLS, METHODS, build, predicted, sequences
@@ -149,3 +149,15 @@ def test_a_limit_that_is_no_size_is_refused(call, limit):
     extra = [LpBall(0.1)] if call is certify else []
     with pytest.raises(ValueError, match="`max_bytes` must be a positive integer or None"):
         call(*problem(), *extra, max_bytes=limit)
+
+
+def test_intervals_take_no_slopes():
+    model, x, _ = problem(time=30, hidden=32)
+    output = bound(model).instance(x).graph(LpBall(0.1))
+    assert 3 * IBP().bytes_a_sample(output, x) < bytes_a_sample(output, x)
+
+
+def test_a_row_for_each_pair_of_outputs_counts():
+    model, x, _ = problem(classes=40)
+    output = bound(model).instance(x).graph(LpBall(0.1))
+    assert IBP().bytes_a_sample(output, x) > 4 * x.element_size() * 40**2
