@@ -32,6 +32,7 @@ FILE = "spoken_digits.npz"
 _TEST_TAKES = 5
 _RATE = 8000  # samples a second
 _BLOCK = 256
+_PADDED = 800  # to whole multiples of which batches are padded in training
 
 
 class SpokenDigits(SequenceData):
@@ -112,7 +113,10 @@ class SpokenDigits(SequenceData):
         )
 
     def _changed(self, samples: list[tuple[Tensor, Tensor]]) -> Any:
-        return padded([(changed(wave, *self._changes), label) for wave, label in samples])
+        samples = [(changed(wave, *self._changes), label) for wave, label in samples]
+        (waves, lengths), labels = padded(samples)
+        # A loss traces the network once for each number of frames.
+        return (pad(waves, (0, -waves.shape[1] % _PADDED)), lengths), labels
 
 
 def changed(wave: Tensor, cut: int, speed: float, tilt: float, colour: float = 0.0) -> Tensor:

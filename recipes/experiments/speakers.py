@@ -2,8 +2,8 @@
 
 python -m popqorn_train.recipes.experiments.speakers -- --trainer.max_epochs=30
 
-The configuration ``spoken_digits`` is trained on all speakers but one, and certified by intervals
-on all utterances of that one, the standard network beside it.
+The configuration ``new_speaker`` is trained on all speakers but one, and certified by intervals
+on utterances of that one, the standard network beside it.
 """
 
 import argparse
@@ -28,16 +28,18 @@ class Config:
         speakers: left out, one after another; None takes all.
         data: of the utterances; None takes ``$POPQORN_DATA`` or ``data``.
         decibels: of the perturbations, below the peak.
+        samples: utterances of each speaker to certify, drawn by the seed 0; 0 takes them all.
         attacked: utterances of each speaker.
         seed: of training.
         changes: of the configuration, as on the command line.
         folder: of the results.
     """
 
-    config: str = "spoken_digits"
+    config: str = "new_speaker"
     speakers: tuple[str, ...] | None = None
     data: Path | None = None
     decibels: tuple[float, ...] = (-70.0, -60.0)
+    samples: int = 200
     attacked: int = 20
     seed: int = 0
     changes: tuple[str, ...] = ()
@@ -79,6 +81,7 @@ def _models(config: Config, speaker: str) -> dict[str, dict[str, Any]]:
         "evaluation.method_samples": "null",
         "evaluation.undecided_at": "null",
         "evaluation.radii": "false",
+        "evaluation.samples": config.samples or "null",
         "evaluation.attack_samples": config.attacked,
     }
     if config.data is not None:
@@ -130,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--speakers", nargs="+", default=None)
     parser.add_argument("--data", type=Path, default=None, help="spoken_digits.npz or its folder")
     parser.add_argument("--decibels", type=float, nargs="+", default=Config.decibels)
-    for name in ("attacked", "seed"):
+    for name in ("samples", "attacked", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Config, name))
     parser.add_argument("--folder", type=Path, default=Config.folder)
     parser.add_argument("changes", nargs="*", help="of the configuration, behind --")
