@@ -25,7 +25,8 @@ from popqorn_train.recipes.together import shared
 
 Loader = DataLoader[Any]
 _CHUNK = 50  # samples certified at once; more would not fit the cache
-_Row = tuple[int, int, float, bool]  # label, prediction, radius, whether it is the largest tried
+# Label, prediction, radius, whether it is the largest that was tried.
+_Row = tuple[int | None, int | None, float | None, bool]
 
 
 def evaluate(
