@@ -115,8 +115,15 @@ def layer_rows():
             (channels, nn.Conv1d(F, 4, 3, stride=2, padding=2, dilation=2, groups=2)),
             (channels, nn.Conv1d(F, 2, 3, padding="same", bias=False)),
         ],
-        nn.MaxPool1d: [(channels, nn.MaxPool1d(2)), (channels, nn.MaxPool1d(3, stride=1))],
-        nn.AdaptiveMaxPool1d: [(channels, nn.AdaptiveMaxPool1d(1))],
+        nn.MaxPool1d: [
+            (channels, nn.MaxPool1d(2)),
+            (channels, nn.MaxPool1d(3, stride=1)),
+            (channels, nn.MaxPool1d(2, 3, padding=1, ceil_mode=True)),
+        ],
+        nn.AdaptiveMaxPool1d: [
+            (channels, nn.AdaptiveMaxPool1d(1)),
+            (channels, nn.AdaptiveMaxPool1d(T - 1)),
+        ],
         nn.AvgPool1d: [
             (channels, nn.AvgPool1d(3, 1)),
             (channels, nn.AvgPool1d(3, 2, padding=1, ceil_mode=True, count_include_pad=False)),
@@ -134,10 +141,11 @@ def layer_rows():
             (images, nn.MaxPool2d(2)),
             (images, nn.MaxPool2d((2, 1), stride=(1, 1), padding=(1, 0))),
             (images, nn.MaxPool2d((2, 1), dilation=(2, 1))),
+            (images, nn.MaxPool2d(3, 2, ceil_mode=True)),
         ],
         nn.AdaptiveMaxPool2d: [
             (images, nn.AdaptiveMaxPool2d(1)),
-            (images, nn.AdaptiveMaxPool2d((2, None))),
+            (images, nn.AdaptiveMaxPool2d((3, None))),
         ],
         nn.AvgPool2d: [
             (images, nn.AvgPool2d(2)),

@@ -211,8 +211,12 @@ ROWS = {
     "max_pool1d": [
         lambda m, a, b: functional.max_pool1d(a.transpose(1, 2), 2),
         lambda m, a, b: functional.max_pool1d((a - b).transpose(1, 2), 3, stride=1),
+        lambda m, a, b: functional.max_pool1d(a.transpose(1, 2), 3, 2, 1, ceil_mode=True),
     ],
-    "adaptive_max_pool1d": [lambda m, a, b: functional.adaptive_max_pool1d(a.transpose(1, 2), 1)],
+    "adaptive_max_pool1d": [
+        lambda m, a, b: functional.adaptive_max_pool1d(a.transpose(1, 2), 1),
+        lambda m, a, b: functional.adaptive_max_pool1d((a - b).transpose(1, 2), T - 1),
+    ],
     "avg_pool1d": [
         lambda m, a, b: functional.avg_pool1d(a.transpose(1, 2), 2),
         lambda m, a, b: functional.avg_pool1d((a - b).transpose(1, 2), 3, 1, padding=1),
