@@ -20,7 +20,11 @@ from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.errors import MixedSamplesError, UnboundedStepError
 from popqorn_train.nested import map_nested
-from popqorn_train.operations.merged_recurrent import LastStates, lift_sequences
+from popqorn_train.operations.merged_recurrent import (
+    LastStates,
+    lift_sequences,
+    other_than_by_layer,
+)
 from popqorn_train.relaxations.curves import CURVES
 from popqorn_train.tracing.sample_axis import deals, moves_entries
 from popqorn_train.tracing.steps import IDENTITIES, Step, called_name
@@ -89,8 +93,12 @@ def lift_rows(lifter: "Lifter", step: Step, args: Any, kwargs: Any) -> Any:
         if isinstance(whole, Node | Merged):
             return _moved(lifter, step, whole, args[1:], kwargs)
         if isinstance(whole, LastStates):
-            return whole.read(step, args[1:])
+            return whole.read(step, args[1:], lambda x: lifter.call(step, (x, *args[1:]), kwargs))
         return whole[args[1]]  # of several parts
+    states: list[LastStates] = []
+    map_nested((args, kwargs), LastStates, states.append)
+    if states:
+        raise other_than_by_layer(step)
     merged: list[Merged] = []
     map_nested((args, kwargs), Merged, merged.append)
     first = merged[0].rows

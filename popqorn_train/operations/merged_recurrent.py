@@ -7,8 +7,10 @@ B: batch, R: sequences of a sample, T: frames, H: hidden units.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from popqorn_train.bounds.concatenation import Stack
@@ -24,33 +26,68 @@ _WAY_OUT = (
     "Run it over one sequence of every sample at a time, and stack what it returns: "
     "torch.stack([layer(x[:, i])[0] for i in range(x.size(1))], 1) for x of (B, S, T, N)."
 )
+_PERMUTING = "moveaxis", "movedim", "permute", "swapaxes", "swapdims", "transpose"
 
 
 class LastStates(NamedTuple):
     """States ``(layers, B R, H)``, by layer and direction.
 
     Attributes:
-        layers: each ``(R, H)`` with the batch where the sequences have it.
+        layers: each ``(R, H)`` with the batch where the sequences have it, and as merged rows once
+            the code has them.
     """
 
-    layers: tuple[Node, ...]
+    layers: tuple[Any, ...]
 
-    def read(self, step: Step, rest: Any) -> Node:
-        """The states that ``h_n[index]`` picks, or ``h_n.squeeze(0)`` of one layer.
+    def read(self, step: Step, rest: Any, run: Callable[[Tensor], Tensor]) -> Any:
+        """What ``h_n[index]`` picks, ``h_n.squeeze(0)`` of one layer, or a permutation arranges.
+
+        Args:
+            step: that reads them.
+            rest: its further arguments.
+            run: what it does to a value in the place of the states.
 
         Raises:
             UnboundedStepError: another way to read them.
         """
         name, count = called_name(step.target), len(self.layers)
         place = rest[0] if len(rest) == 1 else None
+        if name == "getitem" and isinstance(place, slice) and self.layers[place]:
+            return LastStates(self.layers[place])
         one = name == "getitem" or (name == "squeeze" and place == 0 and count == 1)
-        if not one or not isinstance(place, int) or not -count <= place < count:
-            what = f"node {step.name!r} reads states of sequences that were merged with the batch"
-            raise UnboundedStepError(
-                f"{what} other than by layer ({step.source}).",
-                "Pick the states of a layer, h_n[-1], or split its output: view(B, S, T, -1).",
-            )
-        return self.layers[place]
+        if one and isinstance(place, int) and -count <= place < count:
+            return self.layers[place]
+        if name in _PERMUTING and (order := _order(run))[0] == 1:
+            return self._rows_first(order)
+        raise other_than_by_layer(step)
+
+    def _rows_first(self, order: Sequence[int]) -> Any:
+        """The states with the axis of the sequences first."""
+        nodes = [layer.rows for layer in self.layers]
+        (count, units), axis = nodes[0].shape, nodes[0].batch_axis
+        last = order[1] == 2  # layers behind units
+        shape = (count, units, len(nodes)) if last else (count, len(nodes), units)
+
+        def join(*values: Tensor) -> Tensor:
+            return torch.stack(values, 3 if last else 2)
+
+        return self.layers[0]._replace(rows=Affine(join, nodes, shape, axis))
+
+
+def other_than_by_layer(step: Step) -> UnboundedStepError:
+    """The error for any other way to read states."""
+    what = f"node {step.name!r} reads states of sequences that were merged with the batch"
+    return UnboundedStepError(
+        f"{what} other than by layer ({step.source}).",
+        "Pick the states of a layer, h_n[-1], put the sequences first, h_n.permute(1, 0, 2), or "
+        "split its output: view(B, S, T, -1).",
+    )
+
+
+def _order(run: Callable[[Tensor], Tensor]) -> list[int]:
+    """Which axis of three is where in the result."""
+    sizes = [2, 3, 5]
+    return [sizes.index(size) for size in run(torch.zeros(sizes)).shape]
 
 
 def lift_sequences(lifter: "Lifter", step: Step, rows: Node, rest: Any, kwargs: Any) -> Any:

@@ -10,16 +10,23 @@ from tests.problems import F64
 B, S, T, F, H, C = 3, 2, 3, 2, 3, 3
 
 
+def last(result):
+    """The last states, of all directions."""
+    found = result[1]
+    return found[0] if isinstance(found, tuple) else found
+
+
 def states(result, place):
     """The last states, of one direction."""
-    _, last = result
-    return (last[0] if isinstance(last, tuple) else last)[place]
+    return last(result)[place]
 
 
 READS = {
     "outputs": (True, lambda result: result[0][:, -1]),
     "a mean": (True, lambda result: result[0].mean(1)),
     "states": (True, lambda result: torch.cat([states(result, -2), states(result, -1)], -1)),
+    "states with the sequences first": (True, lambda r: last(r).permute(1, 0, 2).flatten(1)),
+    "states by unit": (True, lambda r: last(r)[-2:].permute(1, 2, 0).flatten(1)),
     "squeezed states": (False, lambda result: result[1].squeeze(0)),
 }
 
@@ -103,7 +110,14 @@ class Started(Document):
 REFUSED = {
     "states of its own": (Started, None, r"stack what it returns: torch\.stack\(\[layer"),
     "another way to read states": (
-        Document, lambda result: result[1].permute(1, 0, 2).flatten(1), r"Pick .* h_n\[-1\]"
+        Document, lambda result: result[1].permute(0, 2, 1)[0].T, r"Pick .* h_n\[-1\]"
+    ),
+    "a mean of states": (Document, lambda result: result[1].mean(0), r"Pick .* h_n\[-1\]"),
+    "a function of states": (
+        Document, lambda result: torch.tanh(result[1]).squeeze(0), r"Pick .* h_n\[-1\]"
+    ),
+    "joined states": (
+        Document, lambda result: torch.cat([result[1], result[1]]).sum(0), r"Pick .* h_n\[-1\]"
     ),
 }  # fmt: skip
 
