@@ -134,7 +134,7 @@ def _pooled(lifter: Lifter, step: Step, x: Node, windows: Sequence[list[list[int
 
     def unfold(x: Tensor) -> Tensor:
         wide = functional.pad(x, [0, 1] * axes, value=-far)
-        return torch.stack([wide[(..., *_crossed(column))] for column in columns], -1)
+        return torch.stack([wide[_crossed(column)] for column in columns], -1)
 
     shape = (*x.shape[:-axes], *[len(part) for part in places], len(columns))
     unfolded = affine_of(unfold, (x,), {}, shape=shape, axis=0)
@@ -149,6 +149,6 @@ def _filled(windows: list[list[int]], length: int, device: torch.device) -> Tens
     return torch.tensor(rows, device=device)
 
 
-def _crossed(places: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """One place for every axis, of all pairs where there are two."""
-    return tuple(torch.meshgrid(*places, indexing="ij"))
+def _crossed(places: Sequence[Tensor]) -> tuple[Any, ...]:
+    """One place for every one of the last axes, of all pairs where there are two."""
+    return (..., *torch.meshgrid(*places, indexing="ij"))
