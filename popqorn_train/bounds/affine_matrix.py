@@ -10,8 +10,9 @@ B: batch, K: entries of a node, n: coordinates of the input.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ from popqorn_train.bounds.backward import BLOCK, ROWS_AT_ONCE, ancestors, visits
 from popqorn_train.bounds.concatenation import Concat, Stack
 from popqorn_train.bounds.contraction import Contraction
 from popqorn_train.bounds.linear_map import LinearMap
-from popqorn_train.bounds.node import Logits, Node, Root
+from popqorn_train.bounds.node import Logits, Node, Nonlinear, Root
 from popqorn_train.bounds.single_reads import Affine
 from popqorn_train.bounds.slices import NodeSlice
 from popqorn_train.bounds.total import Total
-from popqorn_train.perturbations.region import Bounds, Region
+from popqorn_train.perturbations.region import Bounds, Region, around, dot
 from popqorn_train.perturbations.substitutions import Choices
 
 _MOST = 2**26  # numbers that the columns of all nodes may hold together
@@ -43,15 +44,20 @@ def affine_ranges(nodes: Sequence[Node]) -> dict[Node, Bounds]:
     return found
 
 
-def affine_range(node: Node) -> Bounds:
-    """The same of one node, by rows."""
+def affine_range(node: Node, ranges: Mapping[Node, Bounds] = MappingProxyType({})) -> Bounds:
+    """The same of one node, by rows.
+
+    Args:
+        node: an affine function of what moves, or of nonlinear nodes too.
+        ranges: of these.
+    """
     assert node.region is not None, "a node that does not move"
     size, like = math.prod(node.shape), node.region.value
     step, blocks = _rows_at_once(size, like), []
     for start in range(0, size, step):
         rows = like.new_zeros(min(step, size - start), size)
         rows.diagonal(start).fill_(1.0)
-        blocks.append(_extremes(node, rows.view(1, -1, *node.shape), node.region))
+        blocks.append(_extremes(node, rows.view(1, -1, *node.shape), node.region, ranges))
     lower, upper = (torch.cat(e, 1).reshape(-1, *node.shape) for e in zip(*blocks, strict=True))
     return Bounds(lower, upper)
 
@@ -63,17 +69,30 @@ def _rows_at_once(size: int, value: Tensor) -> int:
     return max(1, BLOCK // (max(size, value[0].numel()) * value.element_size()))
 
 
-def _extremes(node: Node, slope: Tensor, region: Region | Choices) -> Bounds:
+def _extremes(
+    node: Node, slope: Tensor, region: Region | Choices, ranges: Mapping[Node, Bounds]
+) -> Bounds:
     """Least and greatest value of ``sum(slope * node)``, ``(B, K)`` each."""
     batch, constant = len(region.value), slope.new_zeros(())
     ends = Bounds(*[slope.new_zeros(batch, slope.shape[1])] * 2)
     for at, weight, tape in visits([(node, slope)], batch):
-        if isinstance(at, Root):
-            ends = region.extremes(weight)
+        if isinstance(at, Root | Nonlinear):
+            own = region.extremes(weight) if isinstance(at, Root) else _of_box(weight, ranges[at])
+            ends = Bounds(ends.lower + own.lower, ends.upper + own.upper)
         else:
             more = at.backward(weight, tape, None)
             constant = constant if more is None else constant + more
     return Bounds(*(end + constant for end in ends))
+
+
+def _of_box(slope: Tensor, box: Bounds) -> Bounds:
+    """Extremes over a box, of which slopes may cover the first frames only."""
+    lower, upper = (end if end.ndim < 3 else end[:, : slope.shape[2]] for end in box)
+    center, half = ((lower + upper) / 2, (upper - lower) / 2)
+    if len(slope) > 1:
+        return around(dot(slope, center), dot(slope.abs(), half))
+    rows = slope[0].flatten(1)  # the same for all samples: a product of matrices
+    return around(center.flatten(1) @ rows.T, half.flatten(1) @ rows.abs().T)
 
 
 def _columns(nodes: Sequence[Node]) -> dict[Node, Bounds | None]:

@@ -22,6 +22,7 @@ from popqorn_train.bounds.backward import (
 )
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxation, Relaxer
+from popqorn_train.bounds.repeated_reads import reread, without_repeats
 from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.region import Bounds
 
@@ -55,12 +56,15 @@ def enclose(
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
     visited = nodes if backward else read(nodes)
     affine = affine_ranges([node for node in visited if from_ball(node)])
+    repeated = reread(nodes)
     for node in visited:
         parents = [found.ranges[parent] for parent in node.inputs if not from_ball(node)]
         if from_ball(node):
             found.ranges[node] = affine[node]
         else:
             found.ranges[node] = node.range(*parents)
+        if node in repeated:
+            found.ranges[node] = without_repeats(node, found.ranges[node], found.ranges)
         if relaxer and backward and isinstance(node, Nonlinear):
             found.relaxations[node] = node.relax(relaxer, *parents)
         if backward and node in wanted and not node.affine and node.region is not None:

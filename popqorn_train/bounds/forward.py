@@ -34,6 +34,7 @@ from popqorn_train.bounds.peak import Peak
 from popqorn_train.bounds.quadratic import Quadratic
 from popqorn_train.bounds.reductions import Reduction
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
+from popqorn_train.bounds.repeated_reads import reread, without_repeats
 from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbols import Symbols
 from popqorn_train.perturbations.region import Bounds
@@ -82,7 +83,7 @@ class ForwardPass:
         self._strips: dict[Node, Any] = {}
         self._forms: dict[Node, Image] = {}
         self._nonlinear = [node for node in self._nodes if isinstance(node, Nonlinear)]
-        self._reads = FormReaders(self._nodes)
+        self._reads, self._repeated = FormReaders(self._nodes), reread(self._nodes)
         self._left = {node: len(readers) for node, readers in self._reads.readers.items()}
 
     def run(self) -> Enclosure:
@@ -98,7 +99,10 @@ class ForwardPass:
 
     def _range(self, node: Node) -> Bounds:
         """Range of a node before its form is known."""
-        return node.range(*[self.found.ranges[parent] for parent in node.inputs])
+        bounds = node.range(*[self.found.ranges[parent] for parent in node.inputs])
+        if node not in self._repeated:
+            return bounds
+        return without_repeats(node, bounds, self.found.ranges)
 
     def _visit(self, node: Node) -> None:
         """Make the form of a node that moves, and forget those that nobody reads any more."""

@@ -5,6 +5,7 @@ sequence ``(T, F)`` one may cover the first frames only, the rest being 0.
 """
 
 import functools
+import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -27,20 +28,30 @@ class Tape:
         self.batch = batch
         self._slopes: dict[Node, Tensor] = {}
         self._slices: dict[Node, dict[NodeSlice, Tensor]] = {}
+        self._order: list[tuple[int, Node]] = []  # a heap, last node first
 
     def add(self, node: Node, slope: Tensor) -> None:
         """Add to the slope on a node."""
-        known = self._slopes.get(node)
-        self._slopes[node] = slope if known is None else _sum_of_prefixes(known, slope)
+        self._see(node)
+        self._put(node, slope)
 
     def add_slice(self, part: NodeSlice, slope: Tensor) -> None:
         """Add to the slope on a piece of a node."""
+        self._see(part.inputs[0])
         self._slices.setdefault(part.inputs[0], {})[part] = slope
+
+    def _put(self, node: Node, slope: Tensor) -> None:
+        known = self._slopes.get(node)
+        self._slopes[node] = slope if known is None else _sum_of_prefixes(known, slope)
+
+    def _see(self, node: Node) -> None:
+        if node not in self._slopes and node not in self._slices:
+            heapq.heappush(self._order, (-node.index, node))
 
     def drain(self) -> Iterator[tuple[Node, Tensor]]:
         """Yield nodes from last to first, each with its whole slope."""
-        while self._slopes or self._slices:
-            node = max([*self._slopes, *self._slices], key=lambda node: node.index)
+        while self._order:
+            _, node = heapq.heappop(self._order)
             slices = self._slices.pop(node, {})
             frames = _gathered(
                 (part.t, slope) for part, slope in slices.items() if isinstance(part, Frame)
@@ -51,9 +62,9 @@ class Tape:
                 if isinstance(part, Span)
             )
             if frames:
-                self.add(node, _join_frames(frames))
+                self._put(node, _join_frames(frames))
             if spans:
-                self.add(node, _join_spans(spans, node.shape[-1]))
+                self._put(node, _join_spans(spans, node.shape[-1]))
             yield node, self._slopes.pop(node)
 
 
