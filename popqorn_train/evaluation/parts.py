@@ -75,7 +75,7 @@ def read_parts(folder: Path) -> list[Part]:
 
 def _read(path: Path) -> Part:
     settings, checked = read_settings(path)
-    plain = object_in(path / _WHOLE)
+    plain = object_in(path / _WHOLE, checked=checked)
     try:
         rows, damage = read_rows(path, checked=checked)
         shard, arguments = Shard.of(str(plain["shard"])), [*map(str, plain["arguments"])]

@@ -101,8 +101,12 @@ def mend_end(path: Path) -> None:
             file.write(b"\n")
 
 
-def object_in(path: Path) -> dict[str, Any]:
+def object_in(path: Path, *, checked: bool = False) -> dict[str, Any]:
     """The one object of a JSON file, as it was written.
+
+    Args:
+        path: of the file.
+        checked: whether it must have a checksum; one of an earlier version has none.
 
     Raises:
         ValueError: it holds something else, or is damaged.
@@ -111,10 +115,9 @@ def object_in(path: Path) -> dict[str, Any]:
     plain = _parsed(text_of(path))
     if not isinstance(plain, dict):
         raise ValueError(f"{path} must be a JSON object; is it cut off?")
-    if _CHECKSUM in plain and _intact_object(plain) is None:
+    if (checked or _CHECKSUM in plain) and _intact_object(plain) is None:
         raise ValueError(
-            f"{path} is damaged: its values are not those that were written. Make it again, or "
-            f"remove its entry {_CHECKSUM} if you have changed it yourself."
+            f"{path} is damaged: its values are not those that were written. Make it again."
         )
     return _without_checksum(plain)
 
@@ -128,9 +131,9 @@ def _without_checksum(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _intact_object(plain: dict[str, Any]) -> dict[str, Any] | None:
-    """An object with a checksum, if that fits."""
+    """An object, if it has a checksum that fits."""
     try:
-        fits = plain[_CHECKSUM] == _checksum(_without_checksum(plain))
+        fits = plain.get(_CHECKSUM) == _checksum(_without_checksum(plain))
     except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
         fits = False
     return plain if fits else None

@@ -14,6 +14,7 @@ import pytest
 
 from popqorn_train.cli import main
 from popqorn_train.evaluation.folder import FolderLock
+from popqorn_train.evaluation.stored import with_checksum
 from tests import subjects
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,7 +149,13 @@ def has_a_changed_end(folder):
 
 
 def has_another_end(folder):
-    (folder / "shard-2-of-3" / "part.json").write_text('{"shard": 2}')
+    end = json.dumps(with_checksum({"shard": 2}))
+    (folder / "shard-2-of-3" / "part.json").write_text(end)
+
+
+def has_an_unchecked_end(folder):
+    path = folder / "shard-2-of-3" / "part.json"
+    path.write_text(path.read_text().replace("crc32", "crc33"))
 
 
 def has_other_weights(folder):
@@ -174,6 +181,7 @@ REFUSED = {
     has_a_hole: "shard 2/3 holds 3 samples, not the 4",
     has_a_changed_row: "is damaged in line 1: continue with --shard 2/3 --resume",
     has_a_changed_end: "part.json is damaged",
+    has_an_unchecked_end: "part.json is damaged",
     has_another_end: "was not written by certify --shard",
     has_other_weights: "shards 1/3 and 2/3 were not certified alike: weights was",
     has_other_weights_now: "something else than their command names now: weights was 'abc'",

@@ -10,6 +10,7 @@ import random
 import socket
 import struct
 import zipfile
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from popqorn_train.cli import main
 from popqorn_train.cli.files import read_certification
+from popqorn_train.evaluation.blocks import Shard
 from popqorn_train.evaluation.certification import (
     Certification,
     append_certification,
@@ -27,6 +29,7 @@ from popqorn_train.evaluation.checkpoint import load_weights
 from popqorn_train.evaluation.dataset import Source, opened
 from popqorn_train.evaluation.fragile import vocabulary
 from popqorn_train.evaluation.ledger import Ledger
+from popqorn_train.evaluation.parts import finish_part, part_folder, read_parts
 from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from popqorn_train.evaluation.stored import with_checksum
 from popqorn_train.plots.training import draw_training
@@ -112,6 +115,24 @@ def of_settings(folder):
     return of_ledger("settings.json", folder)
 
 
+def of_parts(folder):
+    for number in (1, 2):
+        shard = Shard(number, 2)
+        part = part_folder(folder, shard)
+        ledger = Ledger(part, {"shard": str(shard), "own_samples": "ab"})
+        ledger.add([replace(row, index=row.index + 2 * number) for row in ROWS])
+        finish_part(part, shard, ["certify"], 1.5)
+    whole = part / "part.json"
+    (folder / "file.json").write_bytes(whole.read_bytes())
+    written = read_parts(folder)
+
+    def read(path):
+        whole.write_bytes(path.read_bytes())
+        assert read_parts(folder) == written
+
+    return folder / "file.json", read
+
+
 def of_metrics(folder):
     (folder / "file.csv").write_text(
         "epoch,step,certified_training/epsilon,train_loss\n0,1,0.1,\n0,2,,0.5\n1,3,0.2,0.4\n"
@@ -141,7 +162,7 @@ def of_images(folder):
 
 READERS = (
     of_weights, of_recipes, of_arrays, of_monitors, of_commands, of_rows, of_frames, of_settings,
-    of_metrics, of_words, of_images,
+    of_parts, of_metrics, of_words, of_images,
 )  # fmt: skip
 
 
