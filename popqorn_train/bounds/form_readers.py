@@ -17,17 +17,20 @@ class FormReaders:
 
     Args:
         nodes: of a graph, first to last.
+        products: whether products may be worked out in the sum that reads them.
 
     Attributes:
         wanted: nodes whose ranges are taken from their forms: what nonlinearities read.
         fused: linear nodes that one sum reads and nothing else; their forms are never made apart.
+        products: products of which the same is true, and that sum.
         readers: for every node those that read its form.
     """
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], *, products: bool = True) -> None:
         nonlinear = [node for node in nodes if isinstance(node, Nonlinear)]
         self.wanted = {whole(parent) for node in nonlinear for parent in node.inputs}
-        self.fused = self._find_fused(nodes)
+        self.fused, known = self._find_fused(nodes)
+        self.products = known if products else {}
         self.readers: dict[Node, list[Node]] = {node: [] for node in nodes}
         for node in reversed(nodes):
             moves = not node.affine and (self.readers[node] or node in self.wanted)
@@ -35,23 +38,34 @@ class FormReaders:
                 for source in self.sources(node):
                     self.readers[source].append(node)
 
-    def _find_fused(self, nodes: Sequence[Node]) -> set[Node]:
+    def _find_fused(self, nodes: Sequence[Node]) -> tuple[set[Node], dict[Node, Sum]]:
         consumers: dict[Node, list[Node]] = {node: [] for node in nodes}
         for node in nodes:
             for parent in node.inputs:
                 consumers[parent].append(node)
-        return {
-            node
-            for node, found in consumers.items()
-            if type(node) is Linear and len(node.shape) == 1 and not node.affine
-            if len(found) == 1 and isinstance(found[0], Sum) and node not in self.wanted
-        }
+        linear, products = set(), {}
+        for node, found in consumers.items():
+            (only, *others), apart = found or [None], len(node.shape) > 1 or node in self.wanted
+            if others or apart or node.affine or not isinstance(only, Sum):
+                continue
+            if type(node) is Linear:
+                linear.add(node)
+            elif isinstance(node, Gated | Blend):
+                products[node] = only
+        return linear, products
 
     def by_units(self, node: Node) -> bool:
         """Whether one node reads this one, unit by unit, with no linear node between."""
-        found = self.readers[node]
+        found = list(self.readers[node])
+        for reader in self.readers[node]:
+            if reader in self.products and self.products[reader] in found:
+                found.remove(self.products[reader])  # reads it as the product does
         return len(found) == 1 and isinstance(found[0], _ELEMENTWISE) and node in found[0].inputs
 
     def sources(self, node: Node) -> list[Node]:
         """The nodes whose forms the form of a node is made of."""
-        return [read.inputs[0] if read in self.fused else read for read in sources(node)]
+        found = list[Node]()
+        for read in sources(node):
+            inner = read in self.fused or read in self.products
+            found += read.inputs if inner and isinstance(node, Sum) else [read]
+        return found

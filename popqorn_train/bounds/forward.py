@@ -10,7 +10,7 @@ B: batch, T: frames, H: units.
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +74,8 @@ class ForwardPass:
         found: ranges of every node that is read, and relaxations of the nonlinear ones.
     """
 
+    _takes_products: ClassVar[bool] = True  # whether sums work out products in their place
+
     def __init__(self, output: Node, plane: Plane, relaxation: Relaxation) -> None:
         assert output.region is not None
         self._nodes, self._plane, self._relaxation = ancestors(output), plane, relaxation
@@ -83,7 +85,8 @@ class ForwardPass:
         self._strips: dict[Node, Any] = {}
         self._forms: dict[Node, Image] = {}
         self._nonlinear = [node for node in self._nodes if isinstance(node, Nonlinear)]
-        self._reads, self._repeated = FormReaders(self._nodes), reread(self._nodes)
+        self._reads = FormReaders(self._nodes, products=self._takes_products)
+        self._repeated = reread(self._nodes)
         self._left = {node: len(readers) for node, readers in self._reads.readers.items()}
 
     def run(self) -> Enclosure:
@@ -164,24 +167,30 @@ class ForwardPass:
         if isinstance(node, Bilinear):
             return self._bilinear(node, *images)
         if isinstance(node, Sum) and all(isinstance(part, Form) for part in images):
-            return self._sum(node, [joined(part) for part in images])
+            return self._sum(node)
         apart = any(isinstance(part, Stacked) for part in images)
         if isinstance(node, Nonlinear) or (apart and self._is_large(node)):
             return self._as_box(node)
         return image(node, *images)
 
-    def _sum(self, node: Sum, forms: Sequence[Form]) -> Form:
-        """The form of a sum, of which linear terms are worked out in its place."""
-        terms, constants = [], [] if node.constant is None else [node.constant]
-        for form, parent in zip(forms, node.inputs, strict=True):
-            if parent in self._reads.fused and isinstance(parent, Linear):
-                terms.append(Term(form, weight=parent.weight))
+    def _sum(self, node: Sum) -> Form:
+        """The form of a sum, of which linear terms and products are worked out in its place."""
+        terms, gaps, constants = [], [], [] if node.constant is None else [node.constant]
+        for parent in node.inputs:
+            if isinstance(parent, Gated | Blend) and parent in self._reads.products:
+                scaled, middle, gap = self._planes(parent)
+                terms, gaps, constants = terms + scaled, [*gaps, gap], [*constants, middle]
+            elif isinstance(parent, Linear) and parent in self._reads.fused:
+                terms.append(Term(joined(self._form(parent.inputs[0])), weight=parent.weight))
                 constants += [] if parent.bias is None else [parent.bias]
             else:
-                terms.append(Term(form))
-        error = self._error(node, loose=any(form.loose for form in forms))
-        constant = functools.reduce(torch.add, constants) if constants else None
-        return weighted(terms, constant, error)
+                terms.append(Term(joined(self._form(parent))))
+        total = functools.reduce(torch.add, gaps) if gaps else None
+        error = self._error(node, total, loose=any(term.form.loose for term in terms))
+        # Of more than two, the rounding of the first sums is not one of the whole.
+        like = len(self._symbols.center), *node.shape
+        terms += [Term(constant_form(constant.expand(like))) for constant in constants[2:]]
+        return weighted(terms, sum(constants[1:2], *constants[:1]) if constants else None, error)
 
     def _span(self, node: Span, whole: Form) -> Image:
         """The form of a span, made together with all others of the same node."""
@@ -215,6 +224,11 @@ class ForwardPass:
 
     def _product(self, node: Gated | Blend) -> Form:
         """One plane through every product of a node."""
+        terms, middle, gap = self._planes(node)
+        return weighted(terms, middle, self._error(node, gap))
+
+    def _planes(self, node: Gated | Blend) -> tuple[list[Term], Tensor, Tensor]:
+        """The terms of one plane through every product of a node, its middle and its gap."""
         factors = node.factors(*[self.found.ranges[parent] for parent in node.inputs])
         strips = [
             self._plane(product, domain)
@@ -231,7 +245,7 @@ class ForwardPass:
         middle, gap = (
             functools.reduce(torch.add, [strip[place] for strip in strips]) for place in (2, 3)
         )
-        return weighted(terms, middle, self._error(node, gap))
+        return terms, middle, gap
 
     def _activation(self, node: Activation, x: Image) -> Image:
         """One line through every unit; a sequence frame by frame."""

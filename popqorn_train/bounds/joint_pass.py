@@ -7,7 +7,7 @@ B: batch, U: units.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -99,6 +99,8 @@ class JointPass(ForwardPass):
         gaps: one for every product and every activation, first to last.
         names: of the errors of nodes.
     """
+
+    _takes_products: ClassVar[bool] = False  # every product has errors with names of its own
 
     def __init__(
         self,

@@ -119,18 +119,16 @@ class Symbols:
         self, columns: Tensor, center: Tensor, first: int, constant: Tensor | None
     ) -> Form:
         """Coefficients ``(t, N, B or 1, K)`` on the frames from ``first`` on, as a form."""
-        frames = slice(first, first + len(columns))
-        reach, middle = (
-            part[:, frames].permute(1, 2, 0)[..., None] for part in (self.reach, self.center)
-        )
-        data = columns * reach if self.boxed else columns.expand(-1, -1, len(center), -1)
+        frames, width = slice(first, first + len(columns)), self.center.shape[2]
+        columns = columns.contiguous().flatten(0, 1)  # neighbouring units: loops copy any others
+        reach, middle = (part[:, frames].flatten(1) for part in (self.reach, self.center))
+        wide = reach.T[..., None]
+        data = columns * wide if self.boxed else columns.expand(-1, len(center), -1)
         with torch.no_grad():
-            most = (reach + middle.abs())[..., 0]
-            size = torch.einsum("tnbk,tnb->bk", columns.abs().expand_as(data), most)
+            size = _sized(columns.abs(), reach + middle.abs())
             size = size if constant is None else size + constant.abs()
-            own = size * unit_of_rounding(len(columns.flatten(0, 1)), size.dtype)
-        width = self.center.shape[2]
-        return Form(center, Block(first * width, data.flatten(0, 1)), None, own, size)
+            own = size * unit_of_rounding(len(columns), size.dtype)
+        return Form(center, Block(first * width, data), None, own, size)
 
     def _walked(self, node: Node, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes ``(B or 1, K, t, N)`` of every row on the input, and the constants."""
@@ -256,6 +254,13 @@ class Symbols:
             ends.append(torch.minimum(low, high).masked_fill(uncut, -2))
             ends.append(torch.maximum(low, high).masked_fill(uncut, 2))
         return Bands(*ends)
+
+
+def _sized(columns: Tensor, most: Tensor) -> Tensor:
+    """Sums ``(B, K)`` of columns ``(n, B or 1, K)`` times ``(B, n)``."""
+    if columns.shape[1] == 1:
+        return most @ columns[:, 0]
+    return torch.einsum("nbk,bn->bk", columns, most)
 
 
 def _operand(form: Form) -> Operand:

@@ -52,20 +52,24 @@ class Tape:
         """Yield nodes from last to first, each with its whole slope."""
         while self._order:
             _, node = heapq.heappop(self._order)
-            slices = self._slices.pop(node, {})
-            frames = _gathered(
-                (part.t, slope) for part, slope in slices.items() if isinstance(part, Frame)
-            )
-            spans = _gathered(
-                ((part.start, part.stop), slope)
-                for part, slope in slices.items()
-                if isinstance(part, Span)
-            )
-            if frames:
-                self._put(node, _join_frames(frames))
-            if spans:
-                self._put(node, _join_spans(spans, node.shape[-1]))
+            if node in self._slices:
+                self._add_pieces(node, self._slices.pop(node))
             yield node, self._slopes.pop(node)
+
+    def _add_pieces(self, node: Node, slices: dict[NodeSlice, Tensor]) -> None:
+        """Add the slopes on pieces of a node."""
+        frames = _gathered(
+            (part.t, slope) for part, slope in slices.items() if isinstance(part, Frame)
+        )
+        spans = _gathered(
+            ((part.start, part.stop), slope)
+            for part, slope in slices.items()
+            if isinstance(part, Span)
+        )
+        if frames:
+            self._put(node, _join_frames(frames))
+        if spans:
+            self._put(node, _join_spans(spans, node.shape[-1]))
 
 
 def _gathered(slopes: Iterable[tuple[Any, Tensor]]) -> dict[Any, Tensor]:

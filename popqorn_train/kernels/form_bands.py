@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from popqorn_train.kernels.library import function, wants_gradient
+from popqorn_train.kernels.library import loop, wants_gradient
 from popqorn_train.kernels.operands import (
     Operand,
     contiguous,
@@ -50,11 +50,11 @@ class _Bands(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, worth: Tensor) -> tuple[Tensor | None, ...]:
         *parts, found = ctx.saved_tensors
-        loop = function("bands_gradient", found, worth, *known(parts))
+        run = loop("bands_gradient", found)
         sizes, numbers, values = _arguments(ctx.settings, parts)
         worth, of_ends = worth.contiguous(), found.new_empty(14, *found.shape[1:])
         of_blocks = [None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in parts[8:]]
-        loop(
+        run(
             sizes, numbers, pointers(*values), worth.data_ptr(), found.data_ptr(),
             of_ends.data_ptr(), pointers(*of_blocks),
         )  # fmt: skip
@@ -71,17 +71,17 @@ def _arguments(settings: _Settings, parts: Sequence[Tensor | None]) -> tuple[Any
     places = [
         number for pair in zip(settings.starts, blocks, strict=True) for number in layout(*pair)
     ]
-    sizes = whole_numbers(len(first), first[0].numel(), *places)
+    sizes = whole_numbers(first.shape[0], first.shape[1:].numel(), *places)
     return sizes, real_numbers(*settings.numbers), values
 
 
 def _bands(settings: _Settings, parts: Sequence[Tensor | None]) -> Tensor:
     """The four bands, and what scales both forms, ``(6, B, *shape)``."""
-    loop, first = function("bands", *known(parts)), parts[0]
+    first = parts[0]
     assert first is not None
     sizes, numbers, values = _arguments(settings, parts)
     found = torch.empty(6, *first.shape, dtype=first.dtype)
-    loop(sizes, numbers, pointers(*values), found.data_ptr())
+    loop("bands", first)(sizes, numbers, pointers(*values), found.data_ptr())
     return found
 
 

@@ -6,6 +6,7 @@ its own, symbol after symbol, so that it has the same bits in any batch.
 B: batch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from popqorn_train.kernels.library import function, wants_gradient
+from popqorn_train.kernels.library import loop, wants_gradient
 from popqorn_train.kernels.operands import (
     Operand,
     contiguous,
@@ -46,24 +47,24 @@ class _Range(torch.autograd.Function):
 
 def _range(rounding: float, parts: Sequence[Tensor | None]) -> Tensor:
     """Lower end, upper end and size, ``(3, B, *shape)``."""
-    loop, center = function("range", *known(parts)), parts[0]
+    center = parts[0]
     assert center is not None
     values = contiguous(parts[:2])
     blocks = [None if x is None else rows(x) for x in parts[2:]]
     found = torch.empty(3, *center.shape, dtype=center.dtype)
-    sizes = (len(center), center[0].numel(), *layout(0, blocks[0]), *layout(0, blocks[1]))
-    loop(
-        whole_numbers(*sizes), rounding, pointers(*values, *blocks), found.data_ptr()
-    )  # fmt: skip
+    batch, *shape = center.shape
+    sizes = (batch, math.prod(shape), *layout(0, blocks[0]), *layout(0, blocks[1]))
+    run, ends = loop("range", center), pointers(*values, *blocks)
+    run(whole_numbers(*sizes), rounding, ends, found.data_ptr())
     return found
 
 
 def _of_coefficients(data: Tensor, worth: Tensor) -> Tensor:
     """``sign(data) worth``."""
-    loop, flat, worth = function("range_gradient", data, worth), rows(data), worth.contiguous()
+    run, flat, worth = loop("range_gradient", data), rows(data), worth.contiguous()
     found = torch.empty(data.shape, dtype=data.dtype)
     sizes = whole_numbers(*flat.shape[1:], *layout(0, flat))
-    loop(sizes, flat.data_ptr(), worth.data_ptr(), found.data_ptr())
+    run(sizes, flat.data_ptr(), worth.data_ptr(), found.data_ptr())
     return found
 
 

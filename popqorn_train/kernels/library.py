@@ -17,6 +17,7 @@ from popqorn_train.kernels.compiler import NotCompiledError, built, folder_for_l
 from popqorn_train.kernels.signatures import ARGUMENTS, NAMES
 
 SWITCH = "POPQORN_KERNELS"
+_PLAIN = (Tensor, Parameter)
 
 
 class Kernels(NamedTuple):
@@ -83,17 +84,24 @@ def function(name: str, *tensors: Tensor) -> Any:
         name: of the loop.
         tensors: what goes in: one dtype and device, of no subclass, and without gradient.
     """
-    dtype, device, live = tensors[0].dtype, tensors[0].device, torch.is_grad_enabled()
+    first, live = tensors[0], torch.is_grad_enabled()
+    dtype, device = first.dtype, first.device
     if dtype not in NAMES:
         return None
     for x in tensors:
-        plain = type(x) in (Tensor, Parameter) and x.layout is torch.strided
-        if not plain or x.dtype is not dtype or x.device != device or (live and x.requires_grad):
+        if type(x) not in _PLAIN or x.dtype is not dtype or x.layout is not torch.strided:
             return None
-    if device.type == "cpu":
-        return getattr(kernels().library, f"{name}_{NAMES[dtype]}", None)
-    found = cuda_loops(device).functions if device.type == "cuda" else None
-    return None if found is None else found.get((name, NAMES[dtype]))
+        if (live and x.requires_grad) or (x is not first and x.device != device):
+            return None
+    return loop(name, first)
+
+
+def loop(name: str, like: Tensor) -> Any:
+    """A loop for what ``function`` has a loop for, or None."""
+    if like.is_cpu:
+        return getattr(kernels().library, f"{name}_{NAMES[like.dtype]}", None)
+    found = cuda_loops(like.device).functions if like.is_cuda else None
+    return None if found is None else found.get((name, NAMES[like.dtype]))
 
 
 def cuda_loops(device: torch.device) -> cuda.Loops:

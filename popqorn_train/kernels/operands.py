@@ -44,7 +44,7 @@ def rows(data: Tensor) -> Tensor:
 
 def layout(start: int, data: Tensor | None) -> tuple[int, ...]:
     """Where rows of coefficients lie."""
-    return (0, 0, 0, 0) if data is None else (start, len(data), *data.stride()[:2])
+    return (0, 0, 0, 0) if data is None else (start, data.shape[0], *data.stride()[:2])
 
 
 def contiguous(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from popqorn_train.kernels.library import function
+from popqorn_train.kernels.library import loop
 from popqorn_train.kernels.operands import (
     Coefficients,
     contiguous,
-    known,
     layout,
     rows,
     whole_numbers,
@@ -52,7 +51,7 @@ class Column(NamedTuple):
 
 def column(blocks: Sequence[Coefficients], first: int | None, units: int) -> Column:
     """Places of blocks beside as many new symbols, if any, from the first one on."""
-    ends = [(block[0], block[0] + len(block[1])) for block in blocks if block is not None]
+    ends = [(block[0], block[0] + block[1].shape[0]) for block in blocks if block is not None]
     if first is not None:
         ends.append((first, first + units))
     if not ends:
@@ -125,10 +124,10 @@ def _values(
     columns = [list(column) for column in zip(*values, strict=True)]
     flat = contiguous([x for column in (*columns, scales, rest) for x in column])
     first = values[0][0]
-    loop = function("terms", *known(flat))
     errs = plan.rounding > 0 or rest[1] is not None or any(own is not None for own in columns[2])
     found = torch.empty(2 + errs, *first.shape, dtype=first.dtype)
-    loop(first.numel(), len(values), plan.rounding, pointers(*flat), found.data_ptr())
+    size = first.numel()
+    loop("terms", first)(size, len(values), plan.rounding, pointers(*flat), found.data_ptr())
     return found.unbind()
 
 
@@ -145,10 +144,10 @@ def _coefficients(
     out, done = like.new_empty(column.symbols, *like.shape), (0, 0)
     left: list[tuple[int, Tensor, Tensor | None]] = []
     products = [part for part in there if part[0].weight is not None]
-    for term, start, data in sorted(products, key=lambda part: -len(part[2])):
+    for term, start, data in sorted(products, key=lambda part: -part[2].shape[0]):
         assert term.weight is not None
         if done == (0, 0):  # the largest product is written, all others are added
-            done = start, start + len(data)
+            done = start, start + data.shape[0]
             torch.matmul(data, term.weight.T, out=out[slice(*done)])
         else:
             left.append((start, data @ term.weight.T, None))
@@ -157,9 +156,9 @@ def _coefficients(
     places = [n for (start, *_), data in zip(left, flat, strict=True) for n in layout(start, data)]
     sizes = (*_sizes(like), column.symbols, len(left), *done, column.errors or 0, *places)
     ends = pointers(*flat, *scales, errors)
-    function("blocks", out)(whole_numbers(*sizes), ends, out.data_ptr())
+    loop("blocks", out)(whole_numbers(*sizes), ends, out.data_ptr())
     return out
 
 
 def _sizes(like: Tensor) -> tuple[int, int]:
-    return len(like), like[0].numel()
+    return like.shape[0], like.shape[1:].numel()

@@ -128,6 +128,21 @@ def test_bands_are_those_of_torch(kind, signs, dtype, monkeypatch):
 
 
 @dtypes
+def test_sums_of_many_scaled_forms_are_those_of_torch(dtype, monkeypatch):
+    """Rows are added up four at a time, and symbols of different blocks in one order."""
+    torch.manual_seed(0)
+    made = [leaf_form(dtype, inputs=(k, 5), noise=(2 * k, 4)) for k in range(6)]
+    scales = [numbers(BATCH, UNITS, dtype=dtype) for _ in made]
+
+    def run():
+        pairs = zip(made, scales, strict=True)
+        found = weighted([Term(form, scale) for (form, _), scale in pairs], None, Error(first=3))
+        return [found.center, found.inputs.data, found.noise.data, found.size]
+
+    check(both(monkeypatch, run, [*scales, *[x for _, leaves in made for x in leaves]]), dtype)
+
+
+@dtypes
 @kinds
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("factors", ["none", "scale", "weight", "scale and weight", "two weights"])

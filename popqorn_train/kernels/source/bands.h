@@ -10,6 +10,12 @@ template <class R> static Span both(const Block<R>& x, const Block<R>& y) {
   return {x.start < y.start ? x.start : y.start, x_stop > y_stop ? x_stop : y_stop};
 }
 
+// Symbols that both have; of no width behind all of them if there are none.
+static inline Span shared(Span x, Span y) {
+  int64_t start = greater(x.start, y.start), stop = lesser(x.stop, y.stop), end = greater(x.stop, y.stop);
+  return start < stop ? Span{start, stop} : Span{end, end};
+}
+
 // The two arguments of products on a box, unit by unit.
 template <class R> struct Pair {
   int64_t batch, units;
@@ -38,32 +44,35 @@ template <class R> static inline bool is_flat(R low, R high) {
   return high - low <= 128 * epsilon<R>() * (1 + absolute(low + high));
 }
 
-// Sums over all symbols of |s x + t y| and of |s x - t y|.
+// Symbols of one block alone: both sums get the same.
 template <class R>
-static void add_pair(const Pair<R>& on, int part, const R* s, const R* t, R* plus, R* minus) {
-  const Block<R>&x = on.blocks[part], &y = on.blocks[2 + part];
-  Span span = both(x, y);
+static void add_alone(const Pair<R>& on, const Block<R>& x, Span span, const R* scales, R* plus, R* minus) {
   for (int64_t k = span.start; k < span.stop; k++) {
     for (int64_t b = 0; b < on.batch; b++) {
-      const R *__restrict one = x.at(k, b), *__restrict other = y.at(k, b);
-      const R *__restrict in_x = s + b * on.units, *__restrict in_y = t + b * on.units;
+      const R *__restrict from = x.at(k, b), *__restrict scale = scales + b * on.units;
       R *__restrict sums = plus + b * on.units, *__restrict differences = minus + b * on.units;
-      if (one && other) {
 #pragma omp simd
-        for (int64_t i = 0; i < on.units; i++) {
-          R u = one[i] * in_x[i], v = other[i] * in_y[i];
-          sums[i] += absolute(u + v), differences[i] += absolute(u - v);
-        }
-      } else if (one || other) {
-        const R *__restrict alone = one ? one : other, *__restrict scale = one ? in_x : in_y;
-#pragma omp simd
-        for (int64_t i = 0; i < on.units; i++) {
-          R size = absolute(alone[i] * scale[i]);
-          sums[i] += size, differences[i] += size;
-        }
+      for (int64_t i = 0; i < on.units; i++) {
+        R size = absolute(from[i] * scale[i]);
+        sums[i] += size, differences[i] += size;
       }
     }
   }
+}
+
+// Sums over all symbols of |s x + t y| and of |s x - t y|: those before and behind the ones that both
+// have, and these.
+template <class R>
+static void add_pair(const Pair<R>& on, int part, const R* s, const R* t, R* plus, R* minus) {
+  const Block<R>&x = on.blocks[part], &y = on.blocks[2 + part];
+  Span in_x = x.symbols(), in_y = y.symbols(), common = shared(in_x, in_y);
+  add_alone(on, x, {in_x.start, lesser(in_x.stop, common.start)}, s, plus, minus);
+  add_alone(on, y, {in_y.start, lesser(in_y.stop, common.start)}, t, plus, minus);
+  if (common.start < common.stop)
+    add_pairs<R>(common.stop - common.start, on.batch, on.units, x.from(common.start), y.from(common.start), s, t, plus,
+                 minus);
+  add_alone(on, x, {greater(in_x.start, common.stop), in_x.stop}, s, plus, minus);
+  add_alone(on, y, {greater(in_y.start, common.stop), in_y.stop}, t, plus, minus);
 }
 
 // What the bands of one unit are made of.

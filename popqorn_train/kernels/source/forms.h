@@ -5,6 +5,10 @@
 #pragma once
 #include "sums.h"
 
+struct Span {
+  int64_t start, stop;
+};
+
 // A block, or none where data is null; numbers from one symbol, and from one sample, to the next.
 template <class R> struct Block {
   const R* data;
@@ -14,15 +18,14 @@ template <class R> struct Block {
     bool inside = data && k >= start && k < start + count;
     return inside ? data + (k - start) * symbol + b * sample : nullptr;
   }
+
+  Span symbols() const { return data ? Span{start, start + count} : Span{0, 0}; }
+  Coefficients<R> from(int64_t k) const { return {data + (k - start) * symbol, symbol, sample}; }
 };
 
 template <class R> static Block<R> block(const R* data, const int64_t* layout) {
   return {data, layout[0], layout[1], layout[2], layout[3]};
 }
-
-struct Span {
-  int64_t start, stop;
-};
 
 template <class R> static R epsilon();
 template <> float epsilon<float>() { return 0x1p-23f; }
@@ -30,6 +33,7 @@ template <> double epsilon<double>() { return 0x1p-52; }
 
 template <class R> static R sign_of(R x) { return x > 0 ? R(1) : (x < 0 ? R(-1) : R(0)); }
 template <class R> static R greater(R x, R y) { return x > y ? x : y; }
+template <class R> static R lesser(R x, R y) { return x < y ? x : y; }
 
 template <class R> static void add_sizes(int64_t batch, int64_t units, const Block<R>& x, R* sums) {
   if (x.data) add_absolute<R>(x.count, batch, units, {x.data, x.symbol, x.sample}, sums);
@@ -94,6 +98,33 @@ template <class R> static void add_terms(int64_t n, const Terms<R>& terms, bool 
   }
 }
 
+// Adds rows of `some` blocks through their scales, first to last, or writes them.
+template <int some, bool written, class R>
+static inline void scaled_rows(int64_t units, const R* const* from, const R* const* scales, R* __restrict to) {
+  const R *rows[some], *factors[some];
+  for (int j = 0; j < some; j++) rows[j] = from[j], factors[j] = scales[j];
+#pragma omp simd
+  for (int64_t i = 0; i < units; i++) {
+    R sum = written ? to[i] : rows[0][i] * factors[0][i];
+    for (int j = written ? 0 : 1; j < some; j++) sum += rows[j][i] * factors[j][i];
+    to[i] = sum;
+  }
+}
+
+template <bool written, class R>
+static void add_scaled(int64_t units, int64_t count, const R* const* from, const R* const* scales, R* to) {
+  switch (count) {
+    case 0: return;
+    case 1: return scaled_rows<1, written>(units, from, scales, to);
+    case 2: return scaled_rows<2, written>(units, from, scales, to);
+    case 3: return scaled_rows<3, written>(units, from, scales, to);
+  }
+  scaled_rows<4, written>(units, from, scales, to);
+  add_scaled<true>(units, count - 4, from + 4, scales + 4, to);
+}
+
+constexpr int64_t most_parts = 16;
+
 // Blocks added up in the place of `count` symbols, each through its scale (batch, units) where it has
 // one. `done` symbols are written already. `errors`, if any, get a symbol each from `first` on.
 template <class R>
@@ -103,25 +134,27 @@ static void add_blocks(int64_t batch, int64_t units, int64_t count, int64_t part
     bool known = k >= done.start && k < done.stop;
     for (int64_t b = 0; b < batch; b++) {
       R* __restrict to = out + (k * batch + b) * units;
+      const R *from[most_parts], *factors[most_parts];
+      int64_t scaled = 0;
       bool written = known;
       for (int64_t j = 0; j < parts; j++) {
-        const R* __restrict from = blocks[j].at(k, b);
-        if (!from) continue;
-        const R* __restrict scale = scales[j] ? scales[j] + b * units : nullptr;
-        if (scale && written)
+        const R* __restrict row = blocks[j].at(k, b);
+        if (row && scales[j]) {
+          from[scaled] = row, factors[scaled++] = scales[j] + b * units;
+        } else if (row && written) {
 #pragma omp simd
-          for (int64_t i = 0; i < units; i++) to[i] += from[i] * scale[i];
-        else if (scale)
-#pragma omp simd
-          for (int64_t i = 0; i < units; i++) to[i] = from[i] * scale[i];
-        else if (written)
-#pragma omp simd
-          for (int64_t i = 0; i < units; i++) to[i] += from[i];
-        else
-          __builtin_memcpy(to, from, units * sizeof(R));
-        written = true;
+          for (int64_t i = 0; i < units; i++) to[i] += row[i];
+        } else if (row) {
+          __builtin_memcpy(to, row, units * sizeof(R));
+          written = true;
+        }
       }
-      if (!written) __builtin_memset(to, 0, units * sizeof(R));
+      if (written)
+        add_scaled<true>(units, scaled, from, factors, to);
+      else if (scaled)
+        add_scaled<false>(units, scaled, from, factors, to);
+      else
+        __builtin_memset(to, 0, units * sizeof(R));
     }
   }
   if (!errors) return;
@@ -144,8 +177,6 @@ static void scaled_gradient(int64_t batch, int64_t units, const R* worth, const 
     }
   }
 }
-
-constexpr int64_t most_parts = 16;
 
 #define FORMS(R, suffix)                                                                                             \
   EXPORT void range_##suffix(const int64_t* sizes, double rounding, const R* const* parts, R* found) {               \

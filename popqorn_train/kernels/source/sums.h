@@ -12,34 +12,54 @@ template <class R> struct Coefficients {
 
 template <class R> static R absolute(R x) { return x < 0 ? -x : x; }
 
-// sums: (batch, units), which are added to.
-template <class R>
-static void add_absolute(int64_t n, int64_t batch, int64_t units, const Coefficients<R>& x, R* sums) {
-  for (int64_t k = 0; k < n; k++) {
-    for (int64_t b = 0; b < batch; b++) {
-      const R* __restrict from = x.at(k, b);
-      R* __restrict to = sums + b * units;
+constexpr int64_t at_once = 4;  // symbols; a sum is then read and written once for all of them
+
+// Adds `some` symbols of one sample, first to last, whose rows lie `symbol` numbers apart.
+template <int some, class R>
+static inline void absolute_rows(int64_t units, const R* from, int64_t symbol, R* __restrict to) {
 #pragma omp simd
-      for (int64_t i = 0; i < units; i++) to[i] += absolute(from[i]);
-    }
+  for (int64_t i = 0; i < units; i++) {
+    R sum = to[i];
+    for (int k = 0; k < some; k++) sum += absolute(from[k * symbol + i]);
+    to[i] = sum;
   }
 }
 
-// plus and minus of on_x x + on_y y and on_x x - on_y y; the scales are (batch, units).
+// sums: (batch, units), which are added to.
+template <class R>
+static void add_absolute(int64_t n, int64_t batch, int64_t units, const Coefficients<R>& x, R* sums) {
+  int64_t k = 0;
+  for (; k + at_once <= n; k += at_once)
+    for (int64_t b = 0; b < batch; b++) absolute_rows<at_once>(units, x.at(k, b), x.symbol, sums + b * units);
+  for (; k < n; k++)
+    for (int64_t b = 0; b < batch; b++) absolute_rows<1>(units, x.at(k, b), x.symbol, sums + b * units);
+}
+
+// The same of |u + v| and |u - v|, with u = s x and v = t y.
+template <int some, class R>
+static inline void pair_rows(int64_t units, const R* x, int64_t symbol_x, const R* y, int64_t symbol_y,
+                             const R* __restrict s, const R* __restrict t, R* __restrict plus, R* __restrict minus) {
+#pragma omp simd
+  for (int64_t i = 0; i < units; i++) {
+    R sum = plus[i], difference = minus[i];
+    for (int k = 0; k < some; k++) {
+      R u = x[k * symbol_x + i] * s[i], v = y[k * symbol_y + i] * t[i];
+      sum += absolute(u + v), difference += absolute(u - v);
+    }
+    plus[i] = sum, minus[i] = difference;
+  }
+}
+
+// Sums of |s x + t y| and of |s x - t y| over the first axis; everything else is (batch, units).
 template <class R>
 static void add_pairs(int64_t n, int64_t batch, int64_t units, const Coefficients<R>& x, const Coefficients<R>& y,
                       const R* on_x, const R* on_y, R* plus, R* minus) {
-  for (int64_t k = 0; k < n; k++) {
+  for (int64_t k = 0, some = 0; k < n; k += some) {
+    some = k + at_once <= n ? at_once : 1;
     for (int64_t b = 0; b < batch; b++) {
-      const R *__restrict one = x.at(k, b), *__restrict other = y.at(k, b);
-      const R *__restrict s = on_x + b * units, *__restrict t = on_y + b * units;
-      R *__restrict sums = plus + b * units, *__restrict differences = minus + b * units;
-#pragma omp simd
-      for (int64_t i = 0; i < units; i++) {
-        R u = one[i] * s[i], v = other[i] * t[i];
-        sums[i] += absolute(u + v);
-        differences[i] += absolute(u - v);
-      }
+      int64_t at = b * units;
+      auto rows = some > 1 ? pair_rows<at_once, R> : pair_rows<1, R>;
+      rows(units, x.at(k, b), x.symbol, y.at(k, b), y.symbol, on_x + at, on_y + at, plus + at, minus + at);
     }
   }
 }
