@@ -43,10 +43,12 @@ class FormReaders:
         for node in nodes:
             for parent in node.inputs:
                 consumers[parent].append(node)
-        linear, products = set(), {}
+        linear, products = set[Node](), dict[Node, Sum]()
         for node, found in consumers.items():
-            (only, *others), apart = found or [None], len(node.shape) > 1 or node in self.wanted
-            if others or apart or node.affine or not isinstance(only, Sum):
+            if len(found) != 1 or len(node.shape) > 1 or node in self.wanted or node.affine:
+                continue
+            only = found[0]
+            if not isinstance(only, Sum):
                 continue
             if type(node) is Linear:
                 linear.add(node)

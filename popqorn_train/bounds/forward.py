@@ -175,7 +175,8 @@ class ForwardPass:
 
     def _sum(self, node: Sum) -> Form:
         """The form of a sum, of which linear terms and products are worked out in its place."""
-        terms, gaps, constants = [], [], [] if node.constant is None else [node.constant]
+        terms, gaps = list[Term](), list[Tensor]()
+        constants = [] if node.constant is None else [node.constant]
         for parent in node.inputs:
             if isinstance(parent, Gated | Blend) and parent in self._reads.products:
                 scaled, middle, gap = self._planes(parent)
@@ -190,7 +191,8 @@ class ForwardPass:
         # Of more than two, the rounding of the first sums is not one of the whole.
         like = len(self._symbols.center), *node.shape
         terms += [Term(constant_form(constant.expand(like))) for constant in constants[2:]]
-        return weighted(terms, sum(constants[1:2], *constants[:1]) if constants else None, error)
+        constant = functools.reduce(torch.add, constants[:2]) if constants else None
+        return weighted(terms, constant, error)
 
     def _span(self, node: Span, whole: Form) -> Image:
         """The form of a span, made together with all others of the same node."""
