@@ -30,7 +30,7 @@ from popqorn_train.recipes.networks import RecurrentNet
 from tests.callbacks.faults import DISTRIBUTED, FAULTS, STOPPING, Fault, logger_for
 from tests.fitting import QUIET, Classifier, samples
 
-EPOCHS, BATCHES, SAMPLES, LIMIT = 4, 3, 4, 60.0
+EPOCHS, BATCHES, SAMPLES, LIMIT = 4, 3, 4, 60
 
 
 class Ended(NamedTuple):
@@ -152,13 +152,21 @@ def epochs_done(folder: Path) -> int:
     return torch.load(last, weights_only=True)["epoch"] + 1 if last.exists() else 0
 
 
-def fail(folder: Path, whole: Path, fault: str, seed: int, *, background: bool = False) -> Ended:
-    """Train with a fault: to the end, or to the stop that it asks for, within a minute."""
+def fail(
+    folder: Path,
+    whole: Path,
+    fault: str,
+    seed: int,
+    *,
+    background: bool = False,
+    limit: float = LIMIT,
+) -> Ended:
+    """Train with a fault: to the end, or to the stop that it asks for, within so many seconds."""
     batch = random.Random(f"{fault}, {seed}").randrange(1, EPOCHS * BATCHES)
     options = {"background": background, "processes": 2 if fault in DISTRIBUTED else 1}
     ended = run(folder, fault=fault, batch=batch, **options)
     assert (folder / "struck").exists(), f"{fault} at batch {batch}: never"
-    assert ended.seconds < LIMIT, f"{fault} at batch {batch}: {ended.seconds:.0f} s"
+    assert ended.seconds < limit, f"{fault} at batch {batch}: {ended.seconds:.0f} s"
     if fault in STOPPING:
         assert os.WIFEXITED(ended.status), f"{fault}: ended by signal {ended.status}"
         assert ended.status != 0, f"{fault} at batch {batch}: training goes on"
@@ -184,12 +192,14 @@ def kills(folder: Path, whole: Path, used: float, seeds: range, *, background: b
     return f"killed at {killed} of {len(seeds)} moments, {lost} epochs without rows"
 
 
-def faults(folder: Path, whole: Path, fault: str, seeds: range, *, background: bool) -> str:
+def faults(
+    folder: Path, whole: Path, fault: str, options: argparse.Namespace, *, background: bool
+) -> str:
     """Let a fault strike trainings; what came of it."""
     took = []
-    for seed in seeds:
-        place = folder / f"{fault} {seed}"
-        took.append(fail(place, whole, fault, seed, background=background).seconds)
+    for seed in range(options.seed, options.seed + options.runs):
+        place, how = folder / f"{fault} {seed}", {"background": background, "limit": options.limit}
+        took.append(fail(place, whole, fault, seed, **how).seconds)
     return f"{fault}: {len(took)} runs, ended {max(took, default=0):.1f} s later at most"
 
 
@@ -198,6 +208,7 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=50, help="half of them with a worker")
     parser.add_argument("--runs", type=int, default=20, help="of every other fault")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds after a fault")
     parser.add_argument("--faults", nargs="*", default=FAULTS, choices=FAULTS)
     parser.add_argument(
         "--background", choices=("no", "yes"), help="only without, or with, a worker"
@@ -214,20 +225,17 @@ def check(folder: Path, options: argparse.Namespace, *, background: bool) -> Non
     """Kill trainings, and let each fault strike some."""
     kind = "background" if background else "blocking"
     whole = {processes: folder / f"whole {processes}" for processes in (1, 2)}
-    undisturbed = run(whole[1], background=background)
-    assert undisturbed.status == 0
-    first, moments = options.seed, options.moments // 2
-    seeds = range(first, first + moments)
-    found = kills(folder, whole[1], undisturbed.used, seeds, background=background)
+    ended = run(whole[1], background=background)
+    assert ended.status == 0
+    seeds = range(options.seed, options.seed + options.moments // 2)
+    found = kills(folder, whole[1], ended.used, seeds, background=background)
     print(f"{kind}: {found}", flush=True)
     chosen = [fault for fault in options.faults if not (background and fault in DISTRIBUTED)]
     if {*chosen} & {*DISTRIBUTED}:
         assert run(whole[2], processes=2).status == 0
-    seeds = range(first, first + options.runs)
     for fault in chosen:
-        found = faults(
-            folder, whole[1 + (fault in DISTRIBUTED)], fault, seeds, background=background
-        )
+        undisturbed = whole[2 if fault in DISTRIBUTED else 1]
+        found = faults(folder, undisturbed, fault, options, background=background)
         print(f"{kind}: {found}", flush=True)
 
 
