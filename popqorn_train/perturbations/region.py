@@ -205,6 +205,6 @@ def around(center: Tensor, radius: Tensor) -> Bounds:
 def dot(slope: Tensor, x: Tensor) -> Tensor:
     """Inner product of ``(B, K, ...)`` slopes with ``(B, ...)`` values: ``(B, K)``."""
     if len(slope) == 1 < len(x):  # the same for all samples: a product of matrices
-        return x.flatten(1) @ slope[0].flatten(1).T
+        return x.reshape(len(x), -1) @ slope.reshape(slope.shape[1], -1).T
     columns = x.reshape(len(x), -1, 1)  # one number per sample counts as one feature
     return (slope.reshape(*slope.shape[:2], -1) @ columns).squeeze(-1)
