@@ -91,8 +91,9 @@ def _of_box(slope: Tensor, box: Bounds) -> Bounds:
     center, half = ((lower + upper) / 2, (upper - lower) / 2)
     if len(slope) > 1:
         return around(dot(slope, center), dot(slope.abs(), half))
-    rows = slope[0].flatten(1)  # the same for all samples: a product of matrices
-    return around(center.flatten(1) @ rows.T, half.flatten(1) @ rows.abs().T)
+    rows = slope.reshape(slope.shape[1], -1)  # the same for all samples: a product of matrices
+    center, half = (part.reshape(len(part), -1) for part in (center, half))
+    return around(center @ rows.T, half @ rows.abs().T)
 
 
 def _columns(nodes: Sequence[Node]) -> dict[Node, Bounds | None]:
