@@ -48,18 +48,25 @@ def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None
         values: of every node at a point of the set, see ``values_at``.
     """
     sizes = sizes_of(values)
+    noise = _noise([*sizes.values()])
     for node, bounds in found.ranges.items():
-        read = [sizes[node], *[sizes[x] for x in node.inputs]]
+        read = [noise, sizes[node], *[sizes[x] for x in node.inputs]]
         by = _beyond(values[node], *bounds, read)
         if by is not None:
             return f"a {type(node).__name__} node leaves its range {by}"
     for node, relaxation in found.relaxations.items():
         assert isinstance(node, Nonlinear)
         ends = node.at(relaxation, *[values[x] for x in node.inputs])
-        by = _beyond(values[node], *ends, [sizes[x] for x in node.inputs])
+        by = _beyond(values[node], *ends, [noise, *[sizes[x] for x in node.inputs]])
         if by is not None:
             return f"a {type(node).__name__} node leaves its relaxation {by}"
     return None
+
+
+def _noise(sizes: Sequence[Tensor]) -> Tensor:
+    """What numbers that are all 0 may be worth elsewhere: a bound walks back to larger ones."""
+    largest = torch.stack([size.abs().nan_to_num(0, 0, 0).amax() for size in sizes]).amax()
+    return largest * torch.finfo(largest.dtype).eps ** 2
 
 
 def sizes_of(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:

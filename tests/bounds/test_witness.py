@@ -32,6 +32,13 @@ def test_what_cancels_out_is_rounded_as_its_terms_are():
         assert "leaves its range" in moved(node, values, 1e-10)
 
 
+def test_a_node_that_is_0_is_rounded_as_what_it_comes_from():
+    _, node, x = linear((0.0, 0.0), 0.0)
+    values = values_at(node, x)
+    assert moved(node, values, 1e-59) is None
+    assert "leaves its range" in moved(node, values, 1e-40)
+
+
 def test_what_cancels_out_in_a_nonlinearity_is_rounded_so_in_whatever_reads_it():
     """A blend of 1 and 0 by a gate that is nearly open: 4e-21, or 0 by rounding."""
     x = torch.tensor([[[60.0, 47.0]]], dtype=F64)
