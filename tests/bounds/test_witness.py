@@ -33,7 +33,8 @@ def test_what_cancels_out_is_rounded_as_its_terms_are():
 
 
 def test_a_node_that_is_0_is_rounded_as_what_it_comes_from():
-    _, node, x = linear((0.0, 0.0), 0.0)
+    _, nothing, x = linear((0.0, 0.0), 0.0)
+    node = Linear(nothing, torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64))
     values = values_at(node, x)
     assert moved(node, values, 1e-59) is None
     assert "leaves its range" in moved(node, values, 1e-40)
