@@ -26,13 +26,14 @@ BATCH, TIME, SIZE = 4, 5, 2
 METHODS = ("ibp", "crown-ibp", "popqorn-fast", "popqorn")
 
 
-def decays(p=math.inf, epsilon=0.3, dtype=torch.float64):
-    """``c - c[:, -1:]`` of cumulative sums of tanh, and tanh of it."""
+def decays(p=math.inf, epsilon=0.3, dtype=torch.float64, weight=None):
+    """``c - c[:, -1:]`` of cumulative, or weighted, sums of tanh, and tanh of it."""
     torch.manual_seed(0)
     value = torch.randn(BATCH, TIME, SIZE, dtype=torch.float64).to(dtype)
     h = Activation("tanh", Root(LpBall(epsilon, p).around(value, None, None)))
+    weight = value.new_ones(TIME, TIME).tril() if weight is None else weight
     sums = Contraction(
-        lambda x, w: torch.einsum("ts,bsh->bth", w, x), h, [value.new_ones(TIME, TIME).tril()],
+        lambda x, w: torch.einsum("ts,bsh->bth", w, x), h, [weight],
         shape=(TIME, SIZE), batch_axis=0,
     )  # fmt: skip
     last = Affine(lambda x: x[:, -1:].expand(-1, TIME, -1), [sums], (TIME, SIZE), 0)
@@ -62,6 +63,23 @@ def test_only_later_frames_make_a_difference_of_cumulative_sums_move(p, backward
         x = later((region.value + 0.3 * sampled(region.value, p)).tanh())
         assert (found.ranges[node].lower <= x + 1e-12).all()
         assert (x <= found.ranges[node].upper + 1e-12).all()
+
+
+def test_weights_of_both_signs_are_worth_their_differences():
+    weight = torch.randn(TIME, TIME, dtype=torch.float64, generator=torch.manual_seed(1))
+    (node,) = (output := decays(weight=weight)).inputs
+    found = enclose(output)
+    h = next(node for node in ancestors(output) if isinstance(node, Activation))
+    rows = weight - weight[-1:]
+    lower, upper = found.ranges[h]
+    center = torch.einsum("ts,bsh->bth", rows, (lower + upper) / 2)
+    radius = torch.einsum("ts,bsh->bth", rows.abs(), (upper - lower) / 2)
+    torch.testing.assert_close(found.ranges[node].lower, center - radius)
+    torch.testing.assert_close(found.ranges[node].upper, center + radius)
+    for sign in (-1, 1):  # the corner that reaches the ends of the first frame
+        corner = torch.where(sign * rows[0][:, None] > 0, upper, lower)
+        end = found.ranges[node][sign > 0][:, 0]
+        torch.testing.assert_close(torch.einsum("s,bsh->bh", rows[0], corner), end)
 
 
 def sampled(like, p):
