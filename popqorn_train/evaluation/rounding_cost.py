@@ -27,11 +27,13 @@ def rounding_loss(
         question: that was asked.
 
     Returns:
-        The share; None where no sample has a radius.
+        The share; None where no sample has a radius below the largest that was tried.
     """
     with undisturbed(model.model):
         shares = [
-            _share(model, picked, row.radius, question) for row, picked in samples if row.radius
+            _share(model, picked, row.radius, question)
+            for row, picked in samples
+            if row.radius and not row.capped
         ]
     return max(shares, default=None)
 
@@ -43,4 +45,4 @@ def _share(model: BoundModel, picked: Picked, radius: float, question: Examinati
 
     clean, before, real = margin(0.0), margin((1 - _STEP) * radius), margin(radius)
     fall = max(clean - real, (before - real) / _STEP)
-    return (real - margin(radius, "deployed")) / fall
+    return (real - margin(radius, "deployed")) / fall if fall > 0 else 0.0

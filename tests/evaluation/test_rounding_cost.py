@@ -13,12 +13,12 @@ from popqorn_train.evaluation.sample_rows import SampleRow, Status
 from tests.certificates.test_deployed import small
 
 
-def told(model, x, y, radii, ball):
+def told(model, x, y, radii, ball, capped=False):
     """What is said of some samples, one at a time."""
     question = Examination(ball, method_named("popqorn"), None, 1e-2, "deployed", False)
     pairs = [
         (
-            SampleRow(at, int(y[at]), Status.CERTIFIED, radius=float(radius)),
+            SampleRow(at, int(y[at]), Status.CERTIFIED, radius=float(radius), capped=capped),
             Picked(torch.tensor([at]), (x[at : at + 1],), y[at : at + 1]),
         )
         for at, radius in enumerate(radii)
@@ -46,3 +46,17 @@ def test_the_loss_is_about_what_two_exact_searches_differ_by(kind, ball):
 def test_without_a_radius_there_is_nothing_to_tell():
     model, x, y = small(nn.RNN)
     assert told(model, x, y, [0.0, 0.0, 0.0], LpBall(0.0)) is None
+
+
+def test_a_radius_that_no_margin_ends_tells_nothing():
+    model, x, y = small(nn.RNN)
+    assert told(model, x, y, [0.1, 0.1, 0.1], LpBall(0.0), capped=True) is None
+
+
+def test_margins_that_do_not_fall_lose_nothing():
+    model, x, _ = small(nn.RNN)
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.zero_()
+    y = model(x).argmax(1)
+    assert told(model, x, y, [0.1, 0.1, 0.1], LpBall(0.0)) == 0
