@@ -10,11 +10,12 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 _LARGEST = 2**34  # bytes that one file may unpack to
 _FOLD = 1100  # deflate packs at most 1032 bytes in one
 _CHECKSUM = "crc32"
+_WINDOW = 2**12  # bytes at the end of a file that are looked at first
 
 
 def text_of(path: Path) -> str:
@@ -89,16 +90,27 @@ def mend_end(path: Path) -> None:
     Raises:
         OSError: it cannot be read or written.
     """
-    content = path.read_bytes() if path.exists() else b""
-    end = content.rfind(b"\n") + 1
-    if end == len(content):
+    if not path.exists():
         return
     with path.open("rb+") as file:
-        if _intact(content[end:].decode(errors="replace"), checked=False) is None:
-            file.truncate(end)
+        last = _last_line(file)
+        if not last:
+            return
+        if _intact(last.decode(errors="replace"), checked=False) is None:
+            file.truncate(file.seek(-len(last), os.SEEK_END))
         else:  # its line break alone is missing
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
+
+
+def _last_line(file: BinaryIO) -> bytes:
+    """What follows the last line break; only the end of the file is read."""
+    size = file.seek(0, os.SEEK_END)
+    window, end = _WINDOW, b""
+    while len(end) < size and b"\n" not in end:
+        file.seek(max(0, size - window))
+        end, window = file.read(min(window, size)), 4 * window
+    return end[end.rfind(b"\n") + 1 :]
 
 
 def object_in(path: Path, *, checked: bool = False) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from popqorn_train.evaluation.certification import (
     append_certification,
     read_certifications,
 )
+from popqorn_train.evaluation.stored import mend_end
 
 ROWS = (
     SampleRow(3, 0, Status.CERTIFIED, 0, 0.5, False, 0.75, 4),
@@ -56,6 +57,25 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])  # nothing but the line break is missing
     append_certification(path, entry(20))
     assert read_certifications(path) == [entry(0), entry(10), entry(20)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 4097, 20_000, 100_000])
+def test_a_line_of_any_length_is_mended(tmp_path, length):
+    path = tmp_path / "a"
+    append_certification(path, entry(0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x" * length)
+    mend_end(path)
+    assert path.read_bytes() == whole
+    path.write_bytes(b"x" * length)
+    mend_end(path)
+    assert not path.read_bytes()
+
+
+def test_a_full_disk_is_said_at_once(tmp_path):
+    (tmp_path / "a").symlink_to("/dev/full")  # gives zeros without end to who reads it
+    with pytest.raises(OSError, match="No space left"):
+        append_certification(tmp_path / "a", entry(0))
 
 
 @pytest.mark.parametrize("damage", ['": 0.5', '": [0.5', '"step": 10', '"crc32"', "{"])
