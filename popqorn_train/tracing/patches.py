@@ -7,10 +7,11 @@ meanwhile asks which thread calls: only the one that records is answered otherwi
 import contextlib
 import functools
 import math
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 from torch.nn.utils import rnn
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from popqorn_train.tracing.packed import REPLACED, Packed, repack
 
 RECORDING = threading.RLock()  # one model is recorded at a time
+_open: list["Patches"] = []  # the recordings that run, one inside the other
 _PACKING = {function.__name__: function for function in REPLACED}
 _OF_PACKED = frozenset((*_PACKING, "PackedSequence"))
 _MATH = {name: function for name, function in vars(math).items() if callable(function)}
@@ -29,43 +31,33 @@ class Patches:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._open = True
         self._undo: list[Callable[[], None]] = []
+        _open.append(self)
 
     def here(self) -> bool:
         """Whether the calling thread is the one that records."""
-        return self._open and threading.get_ident() == self._thread
+        return self in _open and threading.get_ident() == self._thread
 
-    def stand_in(self, original: Callable[..., Any], own: Callable[..., Any]) -> Any:
-        """A function that calls ``own`` here, and the original everywhere else."""
+    def method(self, kind: type, name: str, own: Callable[..., Any]) -> None:
+        """Replace a method of a class for the thread that records."""
+        original = getattr(kind, name)
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             return (own if self.here() else original)(*args, **kwargs)
 
-        return call
-
-    def method(self, kind: type, name: str, own: Callable[..., Any]) -> None:
-        """Replace a method of a class."""
-        original = getattr(kind, name)
-        setattr(kind, name, self.stand_in(original, own))
+        setattr(kind, name, call)
         self._undo.append(lambda: setattr(kind, name, original))
 
-    def item(self, names: dict[str, Any], name: str, own: Callable[..., Any]) -> None:
-        """Replace a function among the names of a module."""
-        original = names[name]
-        names[name] = self.stand_in(original, own)
-        self._undo.append(lambda: names.__setitem__(name, original))
-
     def value(self, names: dict[str, Any], name: str, own: Any) -> None:
-        """Replace what asks itself which thread reads it."""
+        """Replace what asks itself which thread calls or reads it."""
         original = names[name]
         names[name] = own
         self._undo.append(lambda: names.__setitem__(name, original))
 
     def close(self) -> None:
         """Put everything back; a stand-in that was taken elsewhere calls the original."""
-        self._open = False
+        _open.remove(self)
         while self._undo:
             self._undo.pop()()
 
@@ -87,6 +79,18 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         if not found:
             return function(*args, **kwargs)
         return found[0].tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+@functools.cache
+def _stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is recorded in the thread that records, and is the original elsewhere."""
+    own = _recorded(original)
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (own if _open and _open[-1].here() else original)(*args, **kwargs)
 
     return call
 
@@ -126,9 +130,10 @@ def patched(
         patches.method(nn.Module, "__setattr__", _keeping_proxies(nn.Module.__setattr__))
         naming = _naming()
         for names, name, function in _places(globals_, naming):
-            patches.item(names, name, _recorded(function))
+            patches.value(names, name, _stand_in(function))
+        kind = _packed_kind(patches)
         for names, name in _packed_names(globals_, naming):
-            patches.value(names, name, _packed_kind(patches))
+            patches.value(names, name, kind)
         yield
     finally:
         patches.close()
@@ -146,10 +151,34 @@ def _keeping_proxies(original: Callable[..., None]) -> Callable[..., None]:
     return write
 
 
+class _Seen(NamedTuple):
+    """Modules, how many names each of them has, and which name functions of packed sequences."""
+
+    modules: list[Any]
+    places: list[dict[str, Any]]
+    sizes: list[int]
+    naming: list[dict[str, Any]]
+
+
+_seen = _Seen([], [], [], [])
+
+
 def _naming() -> list[dict[str, Any]]:
-    """Modules with names of functions and classes of packed sequences; there are thousands."""
-    places = [getattr(module, "__dict__", None) for module in [*sys.modules.values()]]
-    return [names for names in places if names and not names.keys().isdisjoint(_OF_PACKED)]
+    """Modules with names of functions and classes of packed sequences.
+
+    There are thousands, so they are looked at again only where some have come, gone, or gained or
+    lost names. Those that the user's code reads are looked at each time in any case.
+    """
+    global _seen
+    modules = [*sys.modules.values()]
+    same = len(modules) == len(_seen.modules) and all(map(operator.is_, modules, _seen.modules))
+    if same and [*map(len, _seen.places)] == _seen.sizes:
+        return _seen.naming
+    places = [getattr(module, "__dict__", None) for module in modules]
+    places = [names for names in places if names]
+    naming = [names for names in places if not names.keys().isdisjoint(_OF_PACKED)]
+    _seen = _Seen(modules, places, [*map(len, places)], naming)
+    return naming
 
 
 def _places(

@@ -109,6 +109,7 @@ def test_frames_that_stay_do_not_loosen_the_bounds(cell, method):
     torch.testing.assert_close(some, logit_bounds(model, x, zero, method=method), **tolerance)
 
 
+@pytest.mark.one_in(2)
 @methods
 @pytest.mark.parametrize("layers", LAYERS)
 @cells
@@ -144,7 +145,7 @@ def test_a_larger_ball_has_wider_bounds(cell, p, method):
     assert (found[-1].upper > found[0].upper + 0.01).all()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @norms
 @cells
 def test_backward_bounds_are_never_looser_than_intervals(cell, p):
@@ -158,6 +159,7 @@ def test_backward_bounds_are_never_looser_than_intervals(cell, p):
             assert (better.upper <= ibp.upper + TOLERANCE).all()
 
 
+@pytest.mark.one_in(2)
 @cells
 def test_methods_get_tighter_in_the_order_of_their_cost(cell):
     model, x = build(cell), sequences(16, 6)
@@ -168,6 +170,7 @@ def test_methods_get_tighter_in_the_order_of_their_cost(cell):
     assert widths[2] > 0.99 * widths[3]
 
 
+@pytest.mark.one_in(2)
 @methods
 @cells
 def test_float32_bounds_are_close_to_float64_bounds(cell, method):
@@ -179,7 +182,7 @@ def test_float32_bounds_are_close_to_float64_bounds(cell, method):
         torch.testing.assert_close(side.double(), reference, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.one_in(2, first=1)
+@pytest.mark.one_in(4, first=1)
 @methods
 @cells
 def test_gradients_of_the_bounds_are_exact(cell, method):
@@ -192,6 +195,7 @@ def test_gradients_of_the_bounds_are_exact(cell, method):
     assert gradcheck(lambda *_: bounds(), weights, fast_mode=quick)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 100.0])
 @norms
 @methods

@@ -90,7 +90,7 @@ class Cells(nn.Module):
         return self.head(state[0] if isinstance(state, tuple) else state)
 
 
-@pytest.mark.one_in(2, first=1)
+@pytest.mark.one_in(4, first=1)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_cell_in_a_loop_has_the_bounds_of_the_layer(cell, method):

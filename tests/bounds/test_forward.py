@@ -147,7 +147,7 @@ def test_ten_million_values(cell, p, strip):
     assert total > 5e5
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("read", READS)
 def test_forms_of_sequences_enclose_their_values(read):
     model, x = towards(read), sequences(2, 5)
@@ -304,6 +304,7 @@ def test_words_are_replaced_in_forms_as_in_bounds():
     assert (found.upper - found.lower).mean() < 0.9 * (loose.upper - loose.lower).mean()
 
 
+@pytest.mark.one_in(2)
 @cells
 def test_radii_are_sound_and_close_to_those_of_popqorn(cell):
     model, x = build(cell), sequences(8, 4)

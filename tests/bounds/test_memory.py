@@ -47,6 +47,7 @@ class Small(Popqorn):
         return super().bounded(output, rows)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("share", [0.001, 2.5, 100])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cell", CELLS)

@@ -29,7 +29,7 @@ cells = pytest.mark.parametrize("cell", ["lstm", "gru"])  # the cells with produ
 options = pytest.mark.parametrize("method", OPTIONS.values(), ids=OPTIONS)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @options
 @cells
 def test_every_policy_encloses_the_points_of_the_ball(cell, method):
@@ -39,6 +39,7 @@ def test_every_policy_encloses_the_points_of_the_ball(cell, method):
     assert (logits <= upper + 1e-12).all()
 
 
+@pytest.mark.one_in(2)
 @options
 @cells
 @pytest.mark.parametrize("epsilon", [1e-9, 100.0])
@@ -50,7 +51,7 @@ def test_tiny_and_huge_balls_are_enclosed(cell, method, epsilon):
     assert (logits <= upper + 1e-12).all()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @options
 @cells
 def test_epsilon_zero_gives_the_clean_logits(cell, method):
@@ -59,7 +60,7 @@ def test_epsilon_zero_gives_the_clean_logits(cell, method):
         torch.testing.assert_close(end, model(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @options
 @cells
 def test_float32_bounds_stay_close_to_float64_ones(cell, method):
@@ -71,7 +72,7 @@ def test_float32_bounds_stay_close_to_float64_ones(cell, method):
         assert (one.double() - two).abs().max() < 0.05 * width  # searched slopes may jump
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @options
 @cells
 def test_a_sample_has_the_same_bounds_alone_and_in_a_batch(cell, method):
@@ -83,6 +84,7 @@ def test_a_sample_has_the_same_bounds_alone_and_in_a_batch(cell, method):
         torch.testing.assert_close(one, two[3:4], rtol=0, atol=1e-9)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_best_is_the_better_of_lambda_and_tilted(cell):
     model, x = build(cell), sequences(6, 4)
@@ -95,6 +97,7 @@ def test_best_is_the_better_of_lambda_and_tilted(cell):
     assert not torch.equal(one, two)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_planes_beat_lines_which_beat_constants_and_octagons_beat_boxes(cell):
     model, x = build(cell, hidden=8), sequences(16, 5)

@@ -12,7 +12,7 @@ from tests.zoo import zoo
 HALF = [torch.bfloat16, torch.float16]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 def test_a_model_in_half_precision_has_the_bounds_of_its_float32_copy(cell, dtype):

@@ -111,6 +111,7 @@ def width(found, node):
     return float((upper - lower).mean() / 2 + 1e-12)
 
 
+@pytest.mark.one_in(2)
 @cells
 def test_planes_of_the_bad_region_hold_at_every_bad_input(cell):
     model, x = build(cell, seed=5), sequences(1, 4, seed=5)
@@ -177,6 +178,7 @@ def test_contradictions_alone_certify_more():
     assert (tight.certified & ~cheap.certified).sum() > 2
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(4, first=1)
 @pytest.mark.parametrize("cell", CELLS)
 def test_radii_of_the_tight_method_are_proved_and_not_smaller(cell):
@@ -218,7 +220,7 @@ def test_a_bad_region_is_no_enclosure():
             minimum(output, rows[:, None], region)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @dtypes
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("gate", [1e-6, 0.0])
@@ -237,6 +239,7 @@ def test_dead_gates_and_single_moved_frames_are_not_taken_for_empty(cell, gate, 
     assert not found.certified.any()
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(2)
 @dtypes
 def test_a_state_that_a_saturated_gate_keeps_is_not_taken_for_empty(dtype):

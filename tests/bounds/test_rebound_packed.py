@@ -122,6 +122,7 @@ def test_the_tight_method_proves_more_of_samples_of_every_length():
     assert {*lengths[found].tolist()} == {1, 2, 3}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", TIGHT)
 def test_frame_radii_of_packed_samples_are_those_without_padding(method):
     model = Net("tanh")
@@ -191,6 +192,7 @@ OTHERS = [("first states", TIGHT[1]), ("frames that move", TIGHT[0])]
 SLOWER = [pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("kind", "method"), [*KINDS, *SLOWER])
 def test_samples_of_other_first_states_and_frames_are_bounded_together(kind, method):
     model, x, start = Plain(), sequences(3, 3), torch.zeros(3, 3, dtype=F64)

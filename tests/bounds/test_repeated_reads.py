@@ -160,6 +160,7 @@ def both():
     return bound(summed), bound(product), torch.randn(3, 6, SIZE, dtype=torch.float64)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recurrence_by_cumulative_sums_has_the_bounds_of_its_matrix(method):
     summed, product, x = both()

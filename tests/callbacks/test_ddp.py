@@ -86,6 +86,7 @@ class Uneven(Own):
 SLOW = [pytest.param(loader, marks=pytest.mark.slow) for loader in (Data, Own, Whole)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("loader", [Few, Uneven, *SLOW])
 def test_two_and_three_processes_certify_what_one_does(tmp_path, loader):
     alone, logged = certified(tmp_path, 1, loader)

@@ -60,6 +60,7 @@ def test_every_radius_is_proved_and_a_little_more_is_not(cell, method, p):
     assert beyond <= (0.1 if method == "popqorn" else 0)  # searched slopes jump with the box
 
 
+@pytest.mark.one_in(3)
 @norms
 @some_cells
 def test_at_most_12_evaluations_on_average(cell, p):

@@ -29,7 +29,7 @@ def largest_certified(model, x, y, radius, p, method, **domain):
 SLOW = pytest.param("gru", "popqorn-tight", marks=pytest.mark.slow)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("p", [2, torch.inf])
 @pytest.mark.parametrize(

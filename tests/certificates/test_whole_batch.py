@@ -92,7 +92,7 @@ kinds = pytest.mark.parametrize("code", KINDS, ids=lambda code: code.__name__)
 SOME = [pytest.param(code, marks=[pytest.mark.slow] * (at % 2)) for at, code in enumerate(KINDS)]
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @kinds
 def test_later_batches_of_other_lengths_have_the_margins_of_their_samples_alone(code):
     model, x = Net(code), sequences(4, 5)

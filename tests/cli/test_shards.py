@@ -39,7 +39,7 @@ def results(folder):
     return plain, [(folder / name).read_text() for name in names]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("data", ["pair", "loader", "generator"])
 @pytest.mark.parametrize("count", [2, 4, 9])
 def test_joined_parts_are_one_run(tmp_path, capsys, data, count):

@@ -26,6 +26,7 @@ def told(model, x, y, radii, ball, capped=False):
     return rounding_loss(bound(model), pairs, question)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("kind", "ball"), [(nn.RNN, LpBall(0.0, 2)), (nn.GRU, Box(-3.0, 3.0))], ids=["ball", "box"]
 )

@@ -85,6 +85,7 @@ def loops(library, monkeypatch):
     return switch
 
 
+@pytest.mark.one_in(2)
 @dtypes
 @products
 @pytest.mark.parametrize("octagon", [False, True], ids=["box", "octagon"])

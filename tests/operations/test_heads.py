@@ -59,6 +59,7 @@ class Heads(nn.Module):
         return self.head(found[:, -1])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", ["crown-ibp", "popqorn-fast"])
 @pytest.mark.parametrize("attend", [by_matmul, by_bmm, by_einsum, head_by_head])
 def test_heads_by_hand_have_the_bounds_of_the_layer(attend, method):

@@ -117,6 +117,7 @@ def test_a_sequence_wise_norm_with_time_first_has_the_bounds_of_one_with_the_bat
         torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("rows", [pair[0] for pair in PAIRS.values()] + [convolved])
 def test_points_stay_inside_and_a_sample_alone_has_its_bounds(rows):
     net, x = Net(rows).double().eval(), inputs()

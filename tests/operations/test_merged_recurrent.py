@@ -63,6 +63,7 @@ def bounds(model, x, epsilon=0.1):
     return logit_bounds(model.double().eval(), x, LpBall(epsilon), method="crown-ibp")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("name", READS)
 def test_bounds_are_those_of_one_sequence_after_the_other(name, kind):

@@ -125,7 +125,7 @@ def test_a_row_calls_its_operation(name):
     assert name in {called_name(step.target) for step in steps if step.kind != "module"}
 
 
-@pytest.mark.one_in(4, first=1)
+@pytest.mark.one_in(8, first=1)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_sampled_point_leaves_the_bounds(name):
     with undisturbed(problem(name)[0]):  # one trace for all methods
@@ -152,7 +152,7 @@ def intervals_of(graph):
     return found
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8, first=3)
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_every_node_stays_in_its_range(name):
@@ -168,7 +168,7 @@ def test_every_node_stays_in_its_range(name):
         assert (values[graph].lower - logits).abs().amax() <= 10 * rounding(name)
 
 
-@pytest.mark.one_in(4, first=2)
+@pytest.mark.one_in(8, first=5)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_perturbation_leaves_the_value_and_a_sample_alone_has_its_bounds(name):
     net, inputs, layer = problem(name)
@@ -184,7 +184,7 @@ def test_no_perturbation_leaves_the_value_and_a_sample_alone_has_its_bounds(name
         assert (side - both[1:]).abs().amax() <= 10 * rounding(name)
 
 
-@pytest.mark.one_in(4, first=3)
+@pytest.mark.one_in(8, first=7)
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_in_float32_hold_what_is_sampled_in_float64(name):
     net, (x, lengths), _ = problem(name)

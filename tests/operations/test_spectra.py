@@ -149,7 +149,7 @@ def test_no_point_leaves_the_bounds(name, method):
     assert (values <= upper).all()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("form", FORMS)
 def test_however_it_is_written_the_bounds_are_those_of_one_function_a_filter(form):
     x, other = wave(), problem("by products")
@@ -165,6 +165,7 @@ def test_however_it_is_written_the_bounds_are_those_of_one_function_a_filter(for
     assert sums.shape == (3, K)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_setting_is_that_of_torch(setting):
     net, x = problem(setting=setting), wave()
@@ -216,6 +217,7 @@ def test_filters_of_both_signs_are_bounded_truly():
     assert (values <= upper).all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", [apart, chosen, mixed, emphasised])
 def test_what_else_is_made_of_a_spectrum_is_bounded_truly(form):
     torch.manual_seed(0)

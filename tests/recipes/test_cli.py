@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -50,6 +51,20 @@ def fit(folder, *arguments):
     return main(["fit", "--config", "generated", *QUICK, f"--folder={folder}", *arguments])
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A run of the certified network alone."""
+    folder = tmp_path_factory.mktemp("once") / "run"
+    assert fit(folder, ALONE, "--model.loss.epsilon=0.03") == 0
+    return folder
+
+
+@pytest.fixture
+def trained(once, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(once, tmp_path / "one"))
+
+
 def results(folder):
     return json.loads((folder / "results.json").read_text())
 
@@ -93,11 +108,10 @@ def test_two_runs_of_one_seed_are_equal_and_another_differs(tmp_path):
     assert not torch.equal(first[0], trained("other", "--seed_everything=1")[0])
 
 
-def test_the_saved_configuration_repeats_the_run(tmp_path):
-    assert fit(tmp_path / "one", ALONE, "--model.loss.epsilon=0.03") == 0
-    saved = tmp_path / "one" / "config.yaml"
+def test_the_saved_configuration_repeats_the_run(trained, tmp_path):
+    saved = trained / "config.yaml"
     assert main(["fit", "--config", str(saved), f"--folder={tmp_path / 'two'}"]) == 0
-    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    one, two = results(trained), results(tmp_path / "two")
     assert one["config"]["model"]["loss"]["init_args"]["epsilon"] == 0.03
     for part in ("model", "data", "evaluation", "seed_everything"):
         assert one["config"][part] == two["config"][part]
@@ -105,27 +119,25 @@ def test_the_saved_configuration_repeats_the_run(tmp_path):
     assert one.read_text() == two.read_text()
 
 
-def test_a_run_is_resumed_where_it_stopped(tmp_path):
-    assert fit(tmp_path, ALONE, "--trainer.max_epochs=1") == 0
-    last = checkpoint(tmp_path)
+def test_a_run_is_resumed_where_it_stopped(trained):
+    last = checkpoint(trained)
     first = torch.load(last, weights_only=True)
-    assert fit(tmp_path, ALONE, "--trainer.max_epochs=3", f"--ckpt_path={last}") == 0
+    assert fit(trained, ALONE, "--trainer.max_epochs=4", f"--ckpt_path={last}") == 0
     resumed = torch.load(last, weights_only=True)
-    assert (first["epoch"], resumed["epoch"]) == (0, 2)
-    assert resumed["global_step"] == 3 * first["global_step"]
+    assert (first["epoch"], resumed["epoch"]) == (1, 3)
+    assert resumed["global_step"] == 2 * first["global_step"]
 
 
-def test_a_checkpoint_is_tested_validated_and_loaded(tmp_path, capsys):
-    assert fit(tmp_path, ALONE) == 0
-    arguments = ["--config", "generated", *QUICK[:2], "--data.samples=60", f"--folder={tmp_path}"]
-    arguments += [f"--ckpt_path={checkpoint(tmp_path)}", "--evaluation.method=ibp"]
+def test_a_checkpoint_is_tested_validated_and_loaded(trained, capsys):
+    arguments = ["--config", "generated", *QUICK[:2], "--data.samples=60", f"--folder={trained}"]
+    arguments += [f"--ckpt_path={checkpoint(trained)}", "--evaluation.method=ibp"]
     assert main(["validate", *arguments]) == 0
     assert "certified_radius/median" in capsys.readouterr().out
     assert main(["test", *arguments]) == 0
-    [fitted] = results(tmp_path)["models"]["certified"]["evaluations"]
-    [tested] = results(tmp_path / "test")["models"]["tested"]["evaluations"]
+    [fitted] = results(trained)["models"]["certified"]["evaluations"]
+    [tested] = results(trained / "test")["models"]["tested"]["evaluations"]
     assert tested["certified_accuracy"] == fitted["certified_accuracy"]
-    net = load_net(checkpoint(tmp_path))
+    net = load_net(checkpoint(trained))
     x = torch.rand(4, 5, 3)
     assert certified_radius(net, x, net(x).argmax(1), method="ibp").min() > 0
 
@@ -247,18 +259,17 @@ def test_what_is_wrong_is_said_and_nothing_runs(tmp_path, capsys, arguments, mes
     assert not (tmp_path / "runs").exists()
 
 
-def test_results_of_another_run_are_not_overwritten(tmp_path, capsys):
-    assert fit(tmp_path, ALONE) == 0
-    before = results(tmp_path)
-    assert fit(tmp_path, ALONE) == 2
+def test_results_of_another_run_are_not_overwritten(trained, capsys):
+    before = results(trained)
+    assert fit(trained, ALONE) == 2
     said = capsys.readouterr().err
-    assert f"--folder {tmp_path} holds the results of an earlier run" in said
-    assert results(tmp_path) == before
-    lock = FolderLock(tmp_path)
-    assert fit(tmp_path, ALONE, f"--ckpt_path={checkpoint(tmp_path)}") == 2
+    assert f"--folder {trained} holds the results of an earlier run" in said
+    assert results(trained) == before
+    lock = FolderLock(trained)
+    assert fit(trained, ALONE, f"--ckpt_path={checkpoint(trained)}") == 2
     assert "is in use by another run" in capsys.readouterr().err
     lock.release()
-    assert fit(tmp_path, ALONE, f"--ckpt_path={checkpoint(tmp_path)}") == 0
+    assert fit(trained, ALONE, f"--ckpt_path={checkpoint(trained)}") == 0
 
 
 def test_python_raises_what_the_command_says():

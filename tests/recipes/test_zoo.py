@@ -23,7 +23,7 @@ def asked(card):
     return {"p": card.p, "low": card.low, "high": card.high, "epsilons": card.epsilons}
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     "name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in NAMES]
 )

@@ -71,6 +71,7 @@ def test_lines_and_strips_enclose_in_either_precision(name, dtype):
     assert ((hull.lower - near <= f) & (f <= hull.upper + near)).all()
 
 
+@pytest.mark.one_in(2)
 @every_bow
 def test_a_strip_is_as_narrow_as_a_chord_allows(name):
     lower, upper, _ = intervals(name, F64)

@@ -97,6 +97,7 @@ def test_own_lines_mostly_raise_a_margin(cell):
     assert (own > same + 1e-6).double().mean() > 0.8
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cell", ["tanh", "relu"])
 def test_own_lines_make_radii_larger(cell):
     model, x = build(cell, gain=2.0, hidden=16), sequences(16, 6)

@@ -100,7 +100,7 @@ def test_a_hundred_million_points(product, strip, dtype):
                 assert (off <= half * (1 + 1e-12) + 1e-15).all()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @products
 def test_least_gap_is_nearly_attained_and_smaller_than_that_of_chords(product):
     for width, share in ((0.3, 0.98), (2.0, 0.95), (6.0, 0.9)):

@@ -28,6 +28,7 @@ ZOO = zoo()
 every_model = pytest.mark.parametrize(("model", "x"), ZOO.values(), ids=ZOO)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", METHODS)
 @every_model
 def test_epsilon_zero_gives_the_logits_of_the_model(model, x, method):
@@ -39,7 +40,7 @@ def test_epsilon_zero_gives_the_logits_of_the_model(model, x, method):
     torch.testing.assert_close(lower, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("p", [2, math.inf])
 @every_model
 def test_no_sampled_point_leaves_the_bounds(model, x, p):
@@ -53,6 +54,7 @@ def test_no_sampled_point_leaves_the_bounds(model, x, p):
             assert (logits <= upper + 1e-12).all()
 
 
+@pytest.mark.one_in(2)
 @every_model
 def test_an_attack_inside_the_ball_never_beats_the_certificate(model, x):
     y = model(x).argmax(1)

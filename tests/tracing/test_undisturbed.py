@@ -114,6 +114,7 @@ def test_settings_of_torch_stay(call, problem):
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.one_in(2)
 @calls
 def test_autocast_changes_nothing_and_stays_on(call, problem):
     expected = call(*problem)
@@ -123,6 +124,7 @@ def test_autocast_changes_nothing_and_stays_on(call, problem):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @calls
 def test_no_grad_and_inference_mode_change_nothing(call, problem, mode):

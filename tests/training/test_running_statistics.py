@@ -48,6 +48,7 @@ def buffers(model):
     return {name: value.clone() for name, value in model.named_buffers()}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("where", ["input", "conv", "state"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_running_statistics_move_as_under_cross_entropy(name, where):

@@ -79,6 +79,7 @@ def test_layers_and_directions_are_averaged_step_by_step():
     torch.testing.assert_close(found.spread, both.std(0, correction=0).mean(-1))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "steps"),
     [("GRUCellLoop", 5), ("LSTMCellLoop", 5), ("BiGRUMasked", 5), ("StackedSensors", 5)],
