@@ -1,6 +1,5 @@
 """Shared set-up; also grafts callbacks/ and recipes/ onto the package in a bare checkout."""
 
-import gc
 import logging
 import os
 from collections import defaultdict
@@ -33,13 +32,6 @@ def pytest_collection_modifyitems(items):
     for parametrisations in tests.values():
         for item in repeating(parametrisations):
             item.add_marker(pytest.mark.slow)
-
-
-def pytest_collection_finish():
-    """Keep what all tests share out of every later search for garbage, which it makes slow."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
