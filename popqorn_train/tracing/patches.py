@@ -174,8 +174,8 @@ def _naming() -> list[dict[str, Any]]:
     same = len(modules) == len(_seen.modules) and all(map(operator.is_, modules, _seen.modules))
     if same and [*map(len, _seen.places)] == _seen.sizes:
         return _seen.naming
-    places = [getattr(module, "__dict__", None) for module in modules]
-    places = [names for names in places if names]
+    every = [getattr(module, "__dict__", None) for module in modules]
+    places = [names for names in every if names]
     naming = [names for names in places if not names.keys().isdisjoint(_OF_PACKED)]
     _seen = _Seen(modules, places, [*map(len, places)], naming)
     return naming

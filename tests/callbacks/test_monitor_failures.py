@@ -147,6 +147,7 @@ class Changing(Classifier):
         return val_loader(shuffle=self.current_epoch > 0 and self.how == "shuffled")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("how", "said"),
     [

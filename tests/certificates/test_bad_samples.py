@@ -114,6 +114,7 @@ def test_frames_that_are_never_read_have_the_largest_radius_tried(kind):
     assert (found[0].masked_fill(~unread, math.inf).amin(1) >= read).all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("value", WILD)
 @pytest.mark.parametrize("domain", [{}, {"low": -0.9, "high": 0.9}])
 def test_a_bad_sample_costs_itself_alone(value, domain):

@@ -185,7 +185,7 @@ def test_a_number_of_both_signs_from_a_read_out_is_a_logit(end):
     check_labels(net, net, x, 0.0)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("end", PROBABILITIES.values(), ids=PROBABILITIES)
 def test_a_number_that_is_still_a_probability_is_bounded_as_p_minus_a_half(end):
     net, x = made(end), sequences(4)
@@ -193,7 +193,7 @@ def test_a_number_that_is_still_a_probability_is_bounded_as_p_minus_a_half(end):
     check_labels(net, net, x, 0.5)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("end", DOUBTFUL.values(), ids=DOUBTFUL)
 def test_any_other_number_from_a_probability_is_what_the_user_says(end):
     net, x = made(end), sequences(4)

@@ -56,6 +56,7 @@ def in_processes(count, folder, work):
     return [found[rank] for rank in range(count)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "settings", [{"radii": False}, {"method_samples": 9, "undecided_at": 0.03}]
 )

@@ -117,7 +117,7 @@ CODES = {
 CASES = [(code, method) for method in METHODS for code in CODES[method]]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("code", "method"), CASES)
 def test_bounds_are_those_of_padded_inputs_and_lengths(code, method):
     model, right = Net(code), Padded(code)

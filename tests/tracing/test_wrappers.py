@@ -107,7 +107,7 @@ def net_and_inputs():
     return net, x, net.eval()(x).argmax(1)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("wrap", WRAPS, ids=lambda wrap: wrap.__name__)
 def test_a_wrapped_model_has_the_bounds_of_the_one_inside(wrap):
     net, x, y = net_and_inputs()

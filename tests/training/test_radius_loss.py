@@ -36,6 +36,7 @@ def test_it_is_what_radii_lack_of_the_target(cell, p):
     assert parts.certified.item() == pytest.approx((radii >= target).double().mean().item())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", Popqorn("lambda", ())])
 @cells
 def test_a_step_raises_the_mean_radius(cell, method):
