@@ -6,6 +6,7 @@ meanwhile asks which thread calls: only the one that records is answered otherwi
 
 import contextlib
 import functools
+import inspect
 import math
 import operator
 import sys
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
@@ -27,9 +29,18 @@ _MATH = {name: function for name, function in vars(math).items() if callable(fun
 
 
 class Patches:
-    """Stand-ins for functions, for the thread that made this, until it is closed."""
+    """Stand-ins for functions, for the thread that made this, until it is closed.
+
+    Attributes:
+        call: stands for ``nn.Module.__call__``, while there is one.
+        read: stands for ``nn.Module.__getattr__``, likewise.
+        originals: methods of modules that are replaced, by name.
+    """
 
     def __init__(self) -> None:
+        self.call: Callable[..., Any] | None = None
+        self.read: Callable[..., Any] | None = None
+        self.originals: dict[str, Callable[..., Any]] = {}
         self._thread = threading.get_ident()
         self._undo: list[Callable[[], None]] = []
         _open.append(self)
@@ -38,16 +49,16 @@ class Patches:
         """Whether the calling thread is the one that records."""
         return self in _open and threading.get_ident() == self._thread
 
-    def method(self, kind: type, name: str, own: Callable[..., Any]) -> None:
-        """Replace a method of a class for the thread that records."""
-        original = getattr(kind, name)
+    def method(self, name: str, own: Callable[[], Callable[..., Any] | None]) -> None:
+        """Replace a method of modules for the thread that records, where it has one of its own."""
+        original = self.originals[name] = getattr(nn.Module, name)
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            return (own if self.here() else original)(*args, **kwargs)
+            return ((own() if self.here() else None) or original)(*args, **kwargs)
 
-        setattr(kind, name, call)
-        self._undo.append(lambda: setattr(kind, name, original))
+        setattr(nn.Module, name, call)
+        self._undo.append(lambda: setattr(nn.Module, name, original))
 
     def value(self, names: dict[str, Any], name: str, own: Any) -> None:
         """Replace what asks itself which thread calls or reads it."""
@@ -112,31 +123,42 @@ def _packed_kind(patches: Patches) -> type:
 
 
 @contextlib.contextmanager
-def patched(
-    call: Callable[..., Any], read: Callable[..., Any], globals_: list[dict[str, Any]]
-) -> Iterator[None]:
-    """Record what this thread calls.
+def patched(model: nn.Module) -> Iterator[Patches]:
+    """Let this thread record what a model calls; the next one waits.
 
-    Args:
-        call: stands for ``nn.Module.__call__``.
-        read: stands for ``nn.Module.__getattr__``.
-        globals_: names of the user's code; functions to be recorded are found there under any
-            name, and wherever else their own names were imported to.
+    Functions to be recorded are found among the names that the model's forwards see under any
+    name, and wherever else their own names were imported to.
     """
-    patches = Patches()
-    try:
-        patches.method(nn.Module, "__call__", call)
-        patches.method(nn.Module, "__getattr__", read)
-        patches.method(nn.Module, "__setattr__", _keeping_proxies(nn.Module.__setattr__))
-        naming = _naming()
-        for names, name, function in _places(globals_, naming):
-            patches.value(names, name, _stand_in(function))
-        kind = _packed_kind(patches)
-        for names, name in _packed_names(globals_, naming):
-            patches.value(names, name, kind)
-        yield
-    finally:
-        patches.close()
+    with RECORDING:
+        patches = Patches()
+        try:
+            _put(patches, _globals_of(model))
+            yield patches
+        finally:
+            patches.close()
+
+
+def _put(patches: Patches, globals_: list[dict[str, Any]]) -> None:
+    keeping = _keeping_proxies(nn.Module.__setattr__)
+    patches.method("__call__", lambda: patches.call)
+    patches.method("__getattr__", lambda: patches.read)
+    patches.method("__setattr__", lambda: keeping)
+    naming, kind = _naming(), _packed_kind(patches)
+    for names, name, function in _places(globals_, naming):
+        patches.value(names, name, _stand_in(function))
+    for names, name in _packed_names(globals_, naming):
+        patches.value(names, name, kind)
+
+
+def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
+    """Names that the user's forwards see."""
+    found = {}
+    kinds = {type(m) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)}
+    for kind in kinds:
+        names = getattr(inspect.unwrap(kind.forward), "__globals__", {})
+        if not str(names.get("__name__", "torch")).startswith("torch."):
+            found[id(names)] = names
+    return list(found.values())
 
 
 def _keeping_proxies(original: Callable[..., None]) -> Callable[..., None]:

@@ -5,6 +5,7 @@ from typing import Any
 from torch import fx, nn
 
 from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.tracing.patches import Patches
 from popqorn_train.tracing.preserve import preserved
 from popqorn_train.tracing.process_settings import layer_by_layer
 from popqorn_train.tracing.selection import Select
@@ -13,14 +14,14 @@ from popqorn_train.tracing.user_lines import innermost
 
 
 def run_tracer(
-    model: nn.Module, inputs: dict[str, Any], select: Select | None = None
+    model: nn.Module, inputs: dict[str, Any], patches: Patches, select: Select | None = None
 ) -> tuple[fx.Graph, Tracer]:
     """Record a forward on an example, up to what is selected of what it returns.
 
     Raises:
         UnsupportedModelError: it cannot be recorded, with the user's line.
     """
-    tracer = Tracer(inputs, select)
+    tracer = Tracer(inputs, patches, select)
     try:
         with preserved(model), layer_by_layer():
             return tracer.trace(model), tracer

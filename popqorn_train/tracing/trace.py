@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from popqorn_train.errors import UnsupportedModelError
+from popqorn_train.tracing.patches import patched
 from popqorn_train.tracing.recording import run_tracer
 from popqorn_train.tracing.sample_axis import check_samples_apart
 from popqorn_train.tracing.selection import Select, described, way_to_select
@@ -50,12 +51,12 @@ def record(
         UnsupportedModelError: control flow that depends on data, sizes that are not multiples of
             the batch, or a recording that does not reproduce the model.
     """
-    recordings = []
-    for batch in _BATCHES:
-        example = {
-            name: _resized(value, batch, batch_axis, samples) for name, value in inputs.items()
-        }
-        recordings.append(run_tracer(model, example, select))
+    examples = [
+        {name: _resized(value, batch, batch_axis, samples) for name, value in inputs.items()}
+        for batch in _BATCHES
+    ]
+    with patched(model) as patches:
+        recordings = [run_tracer(model, example, patches, select) for example in examples]
     (first, one), (second, two) = recordings
     pairs = list(zip(first.nodes, second.nodes, strict=False))
     if len(first.nodes) != len(second.nodes) or any(a.target != b.target for a, b in pairs):

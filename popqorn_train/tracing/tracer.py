@@ -6,9 +6,9 @@ Hooks are recorded as what they are, a part of what the module computes.
 """
 
 import contextlib
-import inspect
 import operator
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,14 @@ from popqorn_train.tracing.made_tensors import Overwritten
 from popqorn_train.tracing.packed import REPLACED, call
 from popqorn_train.tracing.packed_inputs import together
 from popqorn_train.tracing.packed_rows import part_of
-from popqorn_train.tracing.patches import RECORDING, patched
+from popqorn_train.tracing.patches import Patches
 from popqorn_train.tracing.proxy import ANSWERED, ValueProxy
 from popqorn_train.tracing.selection import Select, selected
 from popqorn_train.tracing.steps import IDENTITIES, called_name
 from popqorn_train.tracing.user_lines import user_line
 from popqorn_train.tracing.wrappers import inside
 
+_PACK = pack_padded_sequence  # under a name that is not replaced while a model is recorded
 _TRANSFORMERS = "torch.nn.modules.transformer"
 SCRIPTED = "scripted by torch.jit, which hides its operations (use what it was scripted from)"
 _OUT_OF_PLACE = "Use inplace=False, the operation without the underscore, or clone() before it."
@@ -48,9 +49,11 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, inputs: dict[str, Any], select: Select | None = None) -> None:
+    def __init__(
+        self, inputs: dict[str, Any], patches: Patches, select: Select | None = None
+    ) -> None:
         super().__init__()
-        self.inputs, self.select = inputs, select
+        self.inputs, self.select, self._patches = inputs, select, patches
         self.returned: Any = None
         self.baked: dict[str, Tensor] = {}
         self.visited = {""}
@@ -86,29 +89,36 @@ class Tracer(fx.Tracer):
         }
         args = together(proxies, self._pack)
         parameters: dict[str, fx.Proxy] = {}
-        original_call, original_read = nn.Module.__call__, nn.Module.__getattr__
+        original = self._patches.originals
 
         def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                return original_call(module, *args, **kwargs)
+                return original["__call__"](module, *args, **kwargs)
 
             return self.call_module(module, forward, args, kwargs)
 
         def read(module: nn.Module, name: str) -> Any:
-            return self.getattr(name, original_read(module, name), parameters)
+            return self.getattr(name, original["__getattr__"](module, name), parameters)
 
-        with RECORDING, patched(call_module, read, _globals_of(root)), self._modes:
-            self.returned = root(*args)
-            output = selected(self.returned, self.select)
-            if self._refused is not None:  # and user code went on without it
-                raise self._refused
-            one = isinstance(output, fx.Proxy | Tensor)
-            found = self.create_arg(output) if one else None
-            self.create_node("output", "output", (found,), {})
+        self._patches.call, self._patches.read = call_module, read
+        try:
+            with self._modes:
+                self._record(root, args)
+        finally:
+            self._patches.call = self._patches.read = None
         return self.graph
 
+    def _record(self, root: nn.Module, args: Sequence[Any]) -> None:
+        self.returned = root(*args)
+        output = selected(self.returned, self.select)
+        if self._refused is not None:  # and user code went on without it
+            raise self._refused
+        one = isinstance(output, fx.Proxy | Tensor)
+        found = self.create_arg(output) if one else None
+        self.create_node("output", "output", (found,), {})
+
     def _pack(self, *args: Any) -> Any:
-        return self.create_proxy("call_function", pack_padded_sequence, args, {})
+        return self.create_proxy("call_function", _PACK, args, {})
 
     def refused(self, why: str) -> Exception:
         """The error for what cannot be recorded; it holds even where user code catches it."""
@@ -286,14 +296,3 @@ class Tracer(fx.Tracer):
         if found:
             raise self.refused(f"it calls {self.path_of_module(m)!r}, which is {SCRIPTED}")
         return forward(*args, **kwargs)
-
-
-def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
-    """Names that the user's forwards see."""
-    found = {}
-    kinds = {type(m) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)}
-    for kind in kinds:
-        names = getattr(inspect.unwrap(kind.forward), "__globals__", {})
-        if not str(names.get("__name__", "torch")).startswith("torch."):
-            found[id(names)] = names
-    return list(found.values())
