@@ -42,7 +42,8 @@ class WeightDropped(nn.Module):
 
     def forward(self, x):
         raw = self.rnn.weight_hh_l0_raw
-        self.rnn.weight_hh_l0 = functional.dropout(raw, 0.5, self.training)
+        # A copy: without dropout it would be the parameter itself, which then cannot be replaced.
+        self.rnn.weight_hh_l0 = functional.dropout(raw.clone(), 0.5, self.training)
         return self.fc(self.rnn(x)[1][-1])
 
 

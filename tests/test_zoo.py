@@ -92,7 +92,8 @@ def test_a_sample_has_the_same_bounds_alone(name):
         alone = tuple(pick_samples(value, chosen, axis) for value in as_tuple(x))
         found = logit_bounds(layer, alone, ball, probes=0)
         for side, both in zip(found, whole, strict=True):
-            torch.testing.assert_close(side, both[chosen], rtol=0, atol=1e-12)
+            # Lines that are searched end a little elsewhere, all of them sound.
+            torch.testing.assert_close(side, both[chosen], rtol=0, atol=1e-9)
 
 
 @pytest.mark.one_in(2)

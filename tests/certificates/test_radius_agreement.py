@@ -144,6 +144,27 @@ def test_a_margin_far_enough_below_0_ends_the_search_above():
     assert METHODS["popqorn-fast"].dip < METHODS["popqorn"].dip
 
 
+@pytest.mark.parametrize("guess", [0.2, 0.9, 1.15, 2.0])
+def test_one_margin_far_enough_below_0_does_where_margins_are_smooth(guess):
+    def shape(r):
+        return 1 - r - r**2 / 2
+
+    root = 3**0.5 - 1
+    rough, smooth = (
+        searched(shape, guess * root, dip=0.03, smooth=known) for known in (False, True)
+    )
+    assert smooth.evaluations < rough.evaluations or guess < 1
+    assert smooth.evaluations <= rough.evaluations
+    for state in (rough, smooth):
+        assert 1 - RTOL <= state.lower / root <= 1
+
+
+@pytest.mark.parametrize("asked", [0.9905, 0.995, 0.9999])
+def test_epsilons_asked_for_are_tried_where_margins_are_smooth(asked):
+    state = searched(lambda r: 1 - r, 1.15, dip=0.03, smooth=True, epsilons=(asked,))
+    assert asked <= state.lower <= 1
+
+
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("p", [2, torch.inf])
 @pytest.mark.parametrize("cell", CELLS)
