@@ -281,7 +281,7 @@ def today_zoo(x: torch.Tensor) -> dict[str, tuple[nn.Module, Any]]:
     found = {kind.__name__: (kind().double().eval(), given) for kind, given in inputs.items()}
     for model, given in found.values():
         _balance(model, given)
-    for name, axis in (("CRNN", 3), ("ConvLSTM", 2), ("DeepSpeech2", 2)):  # which no layer of an image tells
+    for name, axis in (("CRNN", 3), ("ConvLSTM", 2), ("DeepSpeech2", 2)):  # not told by a layer
         model, given = found[name]
         found[name] = bound(model, frame_axis=axis).eval(), given
     return found
