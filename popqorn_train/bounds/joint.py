@@ -45,11 +45,13 @@ class Jointly:
         rounds: how often they are made, within ranges of the round before.
         hope: how far below 0 a margin may be bounded by planes, in its upper bounds, to be tried.
         trials: factorisations that multipliers may be learned with in every round.
+        gates: whether networks with gates are tried, which cost more.
     """
 
     rounds: int
     hope: float
     trials: int = 0
+    gates: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, bound, certified_radius, certify
+from popqorn_train.bounds import attempts
 from popqorn_train.bounds.backward import minimum
 from popqorn_train.bounds.dual import Lowest
 from popqorn_train.bounds.ellipsoid import Ellipsoid
@@ -337,6 +338,22 @@ def test_nodes_of_one_number_are_bounded(dtype):
         assert (joint.certified | ~plain.certified).all()
         reached = attack(single, x, y, ball, steps=30, restarts=3).margin
         assert (reached > 0)[joint.certified].all()
+
+
+@pytest.mark.parametrize(("cell", "tried"), [("tanh", True), ("lstm", False), ("gru", False)])
+def test_networks_with_gates_can_be_left_out(cell, tried, monkeypatch):
+    model, x = build(cell, gain=3.0), sequences(2, 3, seed=5)
+    y, asked = predicted(model, x), []
+    ball = LpBall(1.3 * certified_radius(model, x, y, rtol=0.02))
+
+    def refute(region, lower, **options):
+        asked.append(options)
+        return lower
+
+    monkeypatch.setattr(attempts, "refute_jointly", refute)
+    budget = Jointly(rounds=1, hope=math.inf, gates=False)
+    certify(model, x, y, ball, method=TightPopqorn(budgets=(budget,)))
+    assert bool(asked) == tried
 
 
 @pytest.mark.parametrize("options", [{"rounds": 0, "hope": 1.0}, {"rounds": 1, "hope": 0.0}])
