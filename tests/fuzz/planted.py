@@ -28,8 +28,9 @@ from popqorn_train.certificates.probes import PROBES
 
 FRAMES, FEATURES, HIDDEN, SIZE, NEAR = 3, 4, 16, 0.5, 0.2
 SHARPER = 2.5  # weights than new ones, so that a function can turn on a short way
+FLATTER = 0.2  # the same for the scores of a recurrent network
 KEPT = Path(__file__).with_name("planted.pt")  # three of them
-KINDS = ("rnn", "lstm", "gru", "attention")
+KINDS = ("rnn", "lstm", "gru", "attention", "pooled rnn")
 _CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -54,8 +55,24 @@ class Attention(nn.Module):
 
     def forward(self, x):
         h = torch.tanh(self.frame(x))
-        pooled = (torch.softmax(self.score(h), 1) * h).sum(1)
-        return self.head(torch.tanh(self.mix(pooled)))
+        return self.head(torch.tanh(self.mix(pooled(self.score, h))))
+
+
+class Pooled(Recurrent):
+    """The same of all states, pooled by attention with scores that start less steep."""
+
+    def __init__(self) -> None:
+        super().__init__("rnn")
+        self.score = nn.Linear(HIDDEN, 1)
+        self.score.weight.data *= FLATTER / SHARPER
+
+    def forward(self, x):
+        return self.head(pooled(self.score, self.rnn(x)[0]))
+
+
+def pooled(score, states):
+    """A mean of all states."""
+    return (torch.softmax(score(states), 1) * states).sum(1)
 
 
 class Unrolled(nn.Module):
@@ -63,10 +80,10 @@ class Unrolled(nn.Module):
 
     def __init__(self, net: Recurrent) -> None:
         super().__init__()
-        self.rnn, self.head = net.rnn, net.head
+        self.rnn, self.head, self.score = net.rnn, net.head, getattr(net, "score", None)
 
     def forward(self, x):
-        rnn = self.rnn
+        rnn, states = self.rnn, []
         h = c = x.new_zeros(len(x), HIDDEN)
         for frame in x.unbind(1):
             a = frame @ rnn.weight_ih_l0.mT + rnn.bias_ih_l0
@@ -82,7 +99,8 @@ class Unrolled(nn.Module):
                 n = torch.tanh(n + torch.sigmoid(r + rh) * nh)
                 z = torch.sigmoid(z + zh)
                 h = (1 - z) * n + z * h
-        return self.head(h)
+            states.append(h)
+        return self.head(h if self.score is None else pooled(self.score, torch.stack(states, 1)))
 
 
 class Planted(NamedTuple):
@@ -105,7 +123,8 @@ class Planted(NamedTuple):
 
 def new_net(kind: str) -> nn.Module:
     """A network of this kind, not trained."""
-    return (Attention() if kind == "attention" else Recurrent(kind)).double()
+    kinds = {"attention": Attention, "pooled rnn": Pooled}
+    return (kinds[kind]() if kind in kinds else Recurrent(kind)).double()
 
 
 def descent(margins, starts: Tensor, steps: int, rate: float = 0.15) -> Tensor:

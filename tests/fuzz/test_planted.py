@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from tests.fuzz.planted import best_share, is_hidden, kept, main
+from tests.fuzz.planted import (
+    FEATURES,
+    FRAMES,
+    Unrolled,
+    best_share,
+    is_hidden,
+    kept,
+    main,
+    new_net,
+)
 
 NETS = kept()
 FAST = ("ibp", "crown-ibp", "popqorn-fast", "popqorn")
@@ -14,6 +23,12 @@ def test_what_descent_misses_is_not_certified(place):
     found = NETS[place]
     assert is_hidden(found)
     assert 0.3 < best_share(found, FAST) < 1
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru", "pooled rnn"])
+def test_networks_by_their_formulas_are_those_of_the_layers(kind):
+    net, x = new_net(kind), torch.randn(3, FRAMES, FEATURES, dtype=torch.float64)
+    torch.testing.assert_close(Unrolled(net)(x), net(x))
 
 
 def test_a_method_that_certifies_a_planted_point_is_found_out(monkeypatch):
