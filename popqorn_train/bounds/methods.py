@@ -6,7 +6,8 @@
     popqorn-fast      affine forms, cut with intervals          one backward pass
     popqorn           a backward pass each, cut with intervals  one backward pass
     popqorn-tight     as popqorn, then of the last frame, as if the class flipped (rebound.py),
-                      then one joint quadratic bound of all gaps, where it may decide (joint.py)
+                      then one joint quadratic bound of all gaps, where it may decide (joint.py),
+                      and one with multipliers that are learned, where there are no gates
     popqorn-tightest  the same, then joint bounds on smaller and smaller ranges, then ranges of all
                       frames, as if the class flipped
 
