@@ -94,7 +94,6 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@functools.cache
 def _stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is recorded in the thread that records, and is the original elsewhere."""
     own = _recorded(original)
@@ -104,6 +103,10 @@ def _stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
         return (own if _open and _open[-1].here() else original)(*args, **kwargs)
 
     return call
+
+
+# By identity: callables of the user's own may be equal and yet compute something else.
+_STAND_INS = {id(one): _stand_in(one) for one in (*REPLACED, *_MATH.values())}
 
 
 def _packed_kind(patches: Patches) -> type:
@@ -145,7 +148,7 @@ def _put(patches: Patches, globals_: list[dict[str, Any]]) -> None:
     patches.method("__setattr__", lambda: keeping)
     naming, kind = _naming(), _packed_kind(patches)
     for names, name, function in _places(globals_, naming):
-        patches.value(names, name, _stand_in(function))
+        patches.value(names, name, _STAND_INS.get(id(function)) or _stand_in(function))
     for names, name in _packed_names(globals_, naming):
         patches.value(names, name, kind)
 
@@ -189,7 +192,8 @@ def _naming() -> list[dict[str, Any]]:
     """Modules with names of functions and classes of packed sequences.
 
     There are thousands, so they are looked at again only where some have come, gone, or gained or
-    lost names. Those that the user's code reads are looked at each time in any case.
+    lost names. Those that the user's code reads are looked at each time in any case. A name that
+    is missed, because its module has lost another one at once, leaves a model refused, not wrong.
     """
     global _seen
     modules = [*sys.modules.values()]

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from popqorn_train import CertifiedLoss, LpBall, UnsupportedModelError, certify, logit_bounds
+from popqorn_train.tracing import patches
 from tests.bounds.test_backward import contains
 from tests.problems import METHODS, recurrent, sequences
 
@@ -209,3 +210,30 @@ def test_a_name_that_a_module_gets_after_a_trace_is_recorded_too(monkeypatch):
         logit_bounds(build(last), (x, LENGTHS), ball, method="ibp"), known, strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+MISSED = {
+    "packing": "net.head(net.rnn(pack_padded_sequence(x, lengths, True, False))[1][-1])",
+    "unpacking": "net.head(pad_packed_sequence(net.rnn(rnn.pack_padded_sequence(x, lengths, True, "
+    "False))[0], True)[0].sum(1))",
+    "a class": "net.head(net.rnn(x)[1][-1] * (2 if isinstance(rnn.pack_padded_sequence(x, lengths, "
+    "True, False), PackedSequence) else 3))",
+}
+
+
+@pytest.mark.parametrize("code", MISSED.values(), ids=MISSED)
+def test_a_name_that_is_missed_is_refused(code, monkeypatch):
+    helper = types.ModuleType("helper_of_a_user")
+    exec("from torch.nn.utils import rnn\nfrom torch.nn.utils.rnn import *", vars(helper))
+    exec(f"def run(net, x, lengths): return {code}", vars(helper))
+    monkeypatch.setitem(sys.modules, helper.__name__, helper)
+
+    def bounds():
+        net = build(lambda *given: helper.run(*given))
+        return logit_bounds(net, (sequences(3, 6), LENGTHS), LpBall(0.1), method="ibp")
+
+    assert bounds().lower.isfinite().all()
+    found = [names for names in patches._naming() if names is not vars(helper)]
+    monkeypatch.setattr(patches, "_naming", lambda: found)
+    with pytest.raises(UnsupportedModelError):
+        bounds()
