@@ -26,14 +26,12 @@ class Method:
         graded: whether the size of every positive margin says how much larger the ball can be.
         dip: how far below 0 margins fall, in clean margins, before they may rise above 0 again on
             larger balls; as measured, for searches.
-        smooth: whether they do not rise above 0 again before they are as far below; likewise.
     """
 
     shares_rows: ClassVar[bool] = False
     monotone: ClassVar[bool] = False
     graded: ClassVar[bool] = True
     dip: ClassVar[float] = 0.25
-    smooth: ClassVar[bool] = False
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """Bound ``rows . output`` from below.

@@ -84,7 +84,6 @@ class FastPopqorn(Method):
     """
 
     dip: ClassVar[float] = 0.03  # planes of forward forms hardly jump
-    smooth: ClassVar[bool] = True
     strips: str = "least_gap"
     slopes: str = "tilted"
     octagons: tuple[str, ...] = _OCTAGONS

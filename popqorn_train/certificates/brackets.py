@@ -54,7 +54,6 @@ class Brackets:
         graded: whether the size of every positive margin says how far the root is.
         monotone: whether no ball above one that is not proved can be.
         dip: a rung at which the margin is that far below 0, in clean margins, is the last one.
-        smooth: whether one such margin does for all rungs above the estimated root.
     """
 
     def __init__(
@@ -69,11 +68,9 @@ class Brackets:
         graded: bool = True,
         monotone: bool = False,
         dip: float = 0.25,
-        smooth: bool = False,
     ) -> None:
         self.clean, self.fall, self.dip = clean, fall.clamp(min=1e-12), dip
         self.cap, self.rtol, self.graded, self.monotone = cap, rtol, graded, monotone
-        self.smooth, self.deep = smooth, torch.full_like(clean, math.inf)
         self.lower, self.upper = torch.zeros_like(clean), torch.full_like(clean, math.inf)
         # Margins at the ends, and the newest one in between; NaN where they tell nothing.
         self.at_lower, self.at_upper = (torch.full_like(clean, math.nan) for _ in range(2))
@@ -108,21 +105,14 @@ class Brackets:
     def _gap(self) -> Tensor:
         """The rung above ``lower`` that is yet to be tried, ``(B,)``; infinite where none is."""
         rung = self.ladder.after(self.lower)
-        return torch.where(self._tried(rung) | self._beyond(rung), math.inf, rung)
-
-    def _tried(self, rung: Tensor) -> Tensor:
-        """Whether nothing is left to learn from a rung above ``lower``, ``(B,)``."""
-        if self.monotone:
-            return rung >= self.upper
-        above = rung > torch.fmax(self.lower, self.root) * (1 + self.rtol)
-        return self.ladder.tried(rung) | (above & self.deep.isfinite())
+        tried = rung >= self.upper if self.monotone else self.ladder.tried(rung)
+        return torch.where(tried | self._beyond(rung), math.inf, rung)
 
     def _at_top(self) -> Tensor:
         """Whether no rung above those that were tried is worth trying, ``(B,)``."""
         if self.monotone:
             return torch.ones_like(self.wrong)
-        top = self._beyond(self.ladder.after(self.ladder.top))
-        return self.ladder.ended | self.deep.isfinite() | top
+        return self.ladder.ended | self._beyond(self.ladder.after(self.ladder.top))
 
     def _beyond(self, rung: Tensor) -> Tensor:
         root = torch.where(self.root < self.upper, self.root, self.lower)
@@ -161,8 +151,6 @@ class Brackets:
     def _climb(self, failed: Tensor, at: Tensor) -> None:
         """Say where samples were not proved, and whether it is worth to go on above that."""
         ended = (at <= -self.dip * self.clean) | at.isnan()
-        if self.smooth:
-            self.deep = torch.where(failed & ended, self.deep.minimum(self.next), self.deep)
         chosen = failed.nonzero()[:, 0]
         self.ladder.failed(chosen, self.next[chosen], ended[chosen])
 
@@ -176,7 +164,6 @@ class Brackets:
             self.step = torch.where(good | down, step, self.step)
         self.at_lower = torch.where(good, at, self.at_lower)
         self.lower = torch.where(good, self.next, self.lower)
-        self.deep = torch.where(self.lower < self.deep, self.deep, math.inf)
         self.at_upper = torch.where(down, at, torch.where(over, math.nan, self.at_upper))
         self.upper = torch.where(down, self.next, torch.where(over, math.inf, self.upper))
         chosen = good.nonzero()[:, 0]
@@ -192,7 +179,7 @@ class Brackets:
         if self.graded and not self.monotone:
             rough = torch.where(self.evaluations == 1, _ROUGH, 1.0)
             rung = self.ladder.after(torch.where(usable, self.root * rough, self.lower))
-            known = self._tried(rung)
+            known = self.ladder.tried(rung)
             aim = torch.where(known & ~self._at_top(), top, aim)
             aim = torch.where(usable & ~known & (rung < self.upper), rung, aim)
         far = (self.lower > 0) & self.upper.isinf()

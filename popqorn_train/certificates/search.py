@@ -28,7 +28,6 @@ from popqorn_train.certificates.rounding import rounded_down, rungs_of
 from popqorn_train.display import SHOWN, html_table
 
 _SHARE = 0.12  # of the radius of a margin that falls as at 0: where a search begins from nothing
-_ABOVE = 1.04  # of the expected radius, where one margin clearly below 0 is enough
 _SCOUTED = 3  # margins of a cheaper method at most, before those of a costly one
 _LITTLE = 0.08  # of a tolerance: what a search leaves for rounding, less what it is rounded by
 _SCOUTED_TO = 0.1  # how close, in logarithms, the last of them is to what it tells
@@ -156,8 +155,7 @@ def answer(
     clean, fall = query.clean()
     cap = largest_tried(query.instance, query.ball, max_radius)
     cold = _SHARE * clean / fall.clamp(min=1e-12)
-    share = _ABOVE if query.method.smooth else 1 - 0.4 * rtol
-    guess = cold if start is None else _warm(start, cold, share, clean, fall)
+    guess = cold if start is None else _warm(start, cold, rtol, clean, fall)
     evaluations = torch.zeros_like(query.target)
     if scout is not None:
         guess, evaluations = _scouted(scout, clean, fall, cap, guess)
@@ -199,7 +197,6 @@ class _Searching(NamedTuple):
             graded=method.graded,
             monotone=method.monotone,
             dip=method.dip,
-            smooth=method.smooth,
         )
         while len(chosen := state.open()):
             if self.decided is not None:
@@ -263,8 +260,8 @@ def _little_below(radius: Tensor, rtol: float, rungs: Sequence[float]) -> Tensor
     return below
 
 
-def _warm(start: Tensor | Start, cold: Tensor, share: float, clean: Tensor, fall: Tensor) -> Tensor:
-    """First epsilons: a share of where margins reach 0 at the rate of the last search."""
+def _warm(start: Tensor | Start, cold: Tensor, rtol: float, clean: Tensor, fall: Tensor) -> Tensor:
+    """First epsilons: where margins reach 0 at the rate of the last search, or its radii."""
     start = start if isinstance(start, Start) else Start(start, torch.full_like(cold, math.nan))
     for value in start:
         if not isinstance(value, Tensor) or value.shape != cold.shape:
@@ -273,4 +270,4 @@ def _warm(start: Tensor | Start, cold: Tensor, share: float, clean: Tensor, fall
     radius, rate = (value.to(cold) for value in start)
     root = root_of(clean, fall.clamp(min=1e-12), rate)
     guess = torch.where(root.isfinite() & (root > 0), root, radius)
-    return torch.where((radius > 0) & radius.isfinite(), guess * share, cold)
+    return torch.where((radius > 0) & radius.isfinite(), guess * (1 - 0.4 * rtol), cold)
