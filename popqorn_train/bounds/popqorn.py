@@ -83,7 +83,7 @@ class FastPopqorn(Method):
     ``FastPopqorn("chords", "lambda", own_lines=False)`` are exact.
     """
 
-    dip: ClassVar[float] = 0.03  # planes of forward forms hardly jump
+    dip: ClassVar[float] = 0.03  # margins seldom jump further
     strips: str = "least_gap"
     slopes: str = "tilted"
     octagons: tuple[str, ...] = _OCTAGONS
