@@ -29,29 +29,32 @@ class LossSampler:
     def attach(self, losses: Sequence[CertifiedLoss]) -> None:
         """See what these losses see."""
         self._losses = losses
-        for loss in losses:
-            loss.observer = self._observe
 
     def release(self) -> None:
         """Leave the losses alone."""
-        for loss in self._losses:
-            loss.observer = None
+        self._look(False)
         self._losses, self._samples, self._step = (), [], None
 
     def begin(self, step: int) -> None:
         """A batch of a step starts: decide whether to look, in every process alike."""
         self._step = step if step % self.every_n_steps == 0 else None
+        self._look(self._step is not None)
+
+    def _look(self, wanted: bool) -> None:
+        """Be shown what losses work out, or not: what nobody looks at may cost less."""
+        for loss in self._losses:
+            loss.observer = self._observe if wanted else None
 
     def ends(self, step: int) -> bool:
         """A batch ends, with so many steps done: whether one that was looked at is complete."""
         looked, self._step = self._step, None
+        self._look(False)
         return looked is not None and step > looked
 
     def _observe(self, batch: Prepared, parts: LossParts, found: Enclosure | None) -> None:
-        if self._step is not None:
-            bound = math.nan if found is None else parts.bound.item()
-            with torch.no_grad():
-                self._samples.append(sampled(batch.eval_logits(), batch.target, bound, found))
+        bound = math.nan if found is None else parts.bound.item()
+        with torch.no_grad():
+            self._samples.append(sampled(batch.eval_logits(), batch.target, bound, found))
 
     def together(self, trainer: Trainer, own: int) -> tuple[LossSample | None, int]:
         """What all processes saw, and the largest of a number that each of them has.

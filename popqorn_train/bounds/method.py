@@ -86,22 +86,24 @@ class CrownIBP(Method):
 
     Attributes:
         beta: None takes the larger of the linear and the interval bound; a number from 0 to 1
-            makes ``beta linear + (1 - beta) interval`` of them, as for training.
+            makes ``beta linear + (1 - beta) interval`` of them, as for training; so does a scalar
+            tensor, which is not looked at.
     """
 
-    beta: float | None = None
+    beta: float | Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.beta is not None and not 0 <= self.beta <= 1:
+        if isinstance(self.beta, int | float) and not 0 <= self.beta <= 1:
             raise ValueError(f"`beta` must be None or lie between 0 and 1, got {self.beta!r}.")
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""
-        if self.beta == 0:
+        known = None if isinstance(self.beta, Tensor) else self.beta
+        if known == 0:
             return IBP().bounded(output, rows)
         found = enclose(output, relax=Relaxation())
         linear = minimum(output, rows, found)
-        if self.beta == 1:
+        if known == 1:
             return linear, found
         interval = minimum(output, rows, found, intervals=True)
         if self.beta is None:

@@ -16,6 +16,7 @@ from popqorn_train.bounds.affine import full
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.single import reads_single, same_for_all
 from popqorn_train.bounds.tape import Tape
+from popqorn_train.kernels.library import is_recorded
 from popqorn_train.perturbations.region import Bounds, dot
 
 
@@ -99,7 +100,9 @@ class Affine(Node):
         return found.flatten(0, 1)[:count]
 
     def _is_shared(self, like: Tensor) -> bool:
-        """Whether the linear part is the same for all samples; looked at once."""
+        """Whether the linear part is known to be the same for all samples; looked at once."""
+        if is_recorded(like):  # nothing can be looked at
+            return False
         if self._shared is None:
             shapes = [node.shape for node in self.inputs]
             self._shared = same_for_all(self._run, shapes, like)

@@ -4,7 +4,7 @@ B: batch, T: frames, N: features of a frame, C: classes.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -252,12 +252,11 @@ class Instance(NamedTuple):
     def _as_users(self, root: Root) -> Node:
         return Affine(self._in_users_layout, [root], self._shape, self._axis)
 
-    def _in_users_layout(self, x: Tensor) -> Tensor:
-        """``(B, T, N)`` back to the shape of the root in the user's code."""
-        x = x.flatten(1)
-        if self.order is not None:
-            x = x[:, self.order.flatten().argsort()]
-        return x.reshape(len(x), *self._shape).movedim(0, self._axis)
+    @property
+    def _in_users_layout(self) -> Callable[[Tensor], Tensor]:
+        """From ``(B, T, N)`` back to the shape of the root in the user's code."""
+        place = None if self.order is None else self.order.flatten().argsort()
+        return partial(_laid_out, place=place, shape=self._shape, axis=self._axis)
 
     def _fork(self, root: Any, order: Order = None) -> Lifter:
         """What runs the trace on a value of the root, or on a node that stands for it."""
@@ -286,6 +285,11 @@ class Instance(NamedTuple):
     def sample_order(self) -> Order:
         """Which sample each row of what moves holds in the user's code."""
         return order_after(self.lifter, self.plan.source.name)
+
+
+def _laid_out(x: Tensor, place: Tensor | None, shape: tuple[int, ...], axis: int) -> Tensor:
+    x = x.flatten(1) if place is None else x.flatten(1)[:, place]
+    return x.reshape(len(x), *shape).movedim(0, axis)
 
 
 def prepared(lifter: Lifter, plan: Plan) -> Instance:

@@ -2,6 +2,8 @@
 
 The gradient is that of torch for the same planes: the point that decides an intercept is held, but
 follows an end on which it lies. It is found again instead of kept, since that is cheap.
+
+Where a bound is recorded to be compiled (training/compiled.py), both are single operations.
 """
 
 from collections.abc import Sequence
@@ -12,8 +14,37 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from popqorn_train.kernels.enclosing import planes
-from popqorn_train.kernels.library import function
+from popqorn_train.kernels.library import function, is_recorded, loop
 from popqorn_train.kernels.signatures import pointers
+
+
+@torch.library.custom_op("popqorn_train::closed_form", mutates_args=())
+def _planes(lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float) -> Tensor:
+    found = planes((lx, ux, ly, uy), curved=curved, share=share)
+    assert found is not None
+    return found
+
+
+@_planes.register_fake
+def _(lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float) -> Tensor:
+    return lx.new_empty(6, *lx.shape)
+
+
+@torch.library.custom_op("popqorn_train::closed_form_gradient", mutates_args=())
+def _gradient(
+    worth: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float
+) -> Tensor:
+    worth, *ends = (part.contiguous() for part in (worth, lx, ux, ly, uy))
+    run, found = function("gradient", *ends), worth.new_empty(4, *lx.shape)
+    run(lx.numel(), curved, share, pointers(*ends), worth.data_ptr(), found.data_ptr())
+    return found
+
+
+@_gradient.register_fake
+def _(
+    worth: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float
+) -> Tensor:
+    return worth.new_empty(4, *lx.shape)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -21,17 +52,15 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, curved: bool, share: float, *ends: Tensor) -> Tensor | None:
-        ctx.settings, ctx.loop = (curved, share), function("gradient", *ends)
+        ctx.settings = curved, share
         ctx.save_for_backward(*ends)
-        return planes(ends, curved=curved, share=share)
+        found: Tensor = _planes(*ends, curved, share)
+        return found
 
     @staticmethod
     @once_differentiable  # as for the planes of torch, which overwrite what they would need
     def backward(ctx: Any, worth: Tensor) -> tuple[Tensor | None, ...]:
-        ends = [end.contiguous() for end in ctx.saved_tensors]
-        worth, found = worth.contiguous(), worth.new_empty(4, *ends[0].shape)
-        count = ends[0].numel()
-        ctx.loop(count, *ctx.settings, pointers(*ends), worth.data_ptr(), found.data_ptr())
+        found = _gradient(worth, *ctx.saved_tensors, *ctx.settings)
         return (None, None, *found.unbind())
 
 
@@ -48,6 +77,8 @@ def planes_with_gradient(ends: Sequence[Tensor], *, curved: bool, share: float) 
     """
     with torch.no_grad():
         fits = function("planes", *ends) is not None
+    if is_recorded(ends[0]):
+        fits = loop("planes", ends[0]) is not None
     if not fits or any(end.shape != ends[0].shape for end in ends):
         return None
     found: Tensor = _ClosedForm.apply(curved, share, *ends)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
 from popqorn_train.kernels import cuda
@@ -94,6 +95,11 @@ def function(name: str, *tensors: Tensor) -> Any:
         if (live and x.requires_grad) or (x is not first and x.device != device):
             return None
     return loop(name, first)
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether a tensor holds no numbers, as one of operations that are recorded to be compiled."""
+    return isinstance(x, FakeTensor)
 
 
 def loop(name: str, like: Tensor) -> Any:

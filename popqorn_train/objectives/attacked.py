@@ -80,6 +80,7 @@ def mtl(
     alpha: float = 0.5,
     attack_steps: int = 5,
     signal: float = 0.0,
+    compiled: bool = False,
 ) -> CertifiedLoss:
     """Between ``ibp`` and ``pgd``: for small epsilon, where it keeps more clean accuracy.
 
@@ -99,6 +100,7 @@ def mtl(
         alpha: weight of the bound against the attack.
         attack_steps: gradient steps of the attack.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
+        compiled: compile the bound term and its gradients, likewise.
 
     Source:
         De Palma et al., "Expressive losses for verified robustness via convex combinations"
@@ -118,6 +120,7 @@ def mtl(
         alpha=alpha,
         attack_steps=attack_steps,
         signal=signal,
+        compiled=compiled,
     )
 
 
@@ -135,6 +138,7 @@ def sabr(
     ratio: float = 0.7,
     attack_steps: int = 5,
     signal: float = 0.0,
+    compiled: bool = False,
 ) -> SmallBoxLoss:
     """Interval bounds on a small ball around an adversarial point inside the ball.
 
@@ -156,6 +160,7 @@ def sabr(
         ratio: size of the small ball as a share of epsilon (the paper's lambda).
         attack_steps: gradient steps of the attack.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
+        compiled: compile the bound term and its gradients, likewise.
 
     Source:
         Müller et al., "Certified training: small boxes are all you need", ICLR 2023.
@@ -173,4 +178,5 @@ def sabr(
         ratio=ratio,
         attack_steps=attack_steps,
         signal=signal,
+        compiled=compiled,
     )

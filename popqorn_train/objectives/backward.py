@@ -25,6 +25,7 @@ def popqorn(
     box: Box | None = None,
     words: Substitutions | None = None,
     kappa: float = 0.0,
+    compiled: bool = False,
 ) -> CertifiedLoss:
     """Full backward bounds, with closed-form planes: for short sequences and small models.
 
@@ -41,6 +42,7 @@ def popqorn(
         box: what may move, by its ends, instead; see ``CertifiedLoss``.
         words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
+        compiled: see ``CertifiedLoss``; beyond a few frames there is too much to compile.
 
     Source:
         Ko et al., "POPQORN", ICML 2019.
@@ -57,6 +59,7 @@ def popqorn(
         words=words,
         kappa=kappa,
         method="popqorn",
+        compiled=compiled,
     )
 
 

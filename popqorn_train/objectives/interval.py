@@ -25,6 +25,7 @@ def ibp(
     words: Substitutions | None = None,
     kappa: float = 0.0,
     signal: float = 0.0,
+    compiled: bool = False,
 ) -> CertifiedLoss:
     """Interval bounds: the method to beat, and the one for many frames.
 
@@ -42,6 +43,7 @@ def ibp(
         words: words that may be replaced, instead; see ``CertifiedLoss``.
         kappa: weight of the clean term.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
+        compiled: compile the bound term and its gradients, likewise.
 
     Source:
         Gowal et al., "On the effectiveness of interval bound propagation for training verifiably
@@ -60,6 +62,7 @@ def ibp(
         kappa=kappa,
         method="ibp",
         signal=signal,
+        compiled=compiled,
     )
 
 
@@ -78,6 +81,7 @@ def crown_ibp(
     beta: float = 1.0,
     fused: bool = False,
     signal: float = 0.0,
+    compiled: bool = False,
 ) -> CrownIBPLoss:
     """Interval ranges and one backward pass, mixed with interval margins.
 
@@ -100,6 +104,7 @@ def crown_ibp(
         beta: weight of the linear margin against the interval margin, at the start of a ramp.
         fused: bound the cross entropy by one backward row, see ``CrownIBPLoss``.
         signal: weight of the term that keeps intervals of states narrow, see ``CertifiedLoss``.
+        compiled: compile the bound term and its gradients, likewise.
 
     Source:
         Zhang et al., "Towards stable and efficient training of verifiably robust neural
@@ -119,4 +124,5 @@ def crown_ibp(
         beta=beta,
         fused=fused,
         signal=signal,
+        compiled=compiled,
     )

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from popqorn_train.kernels.library import is_recorded
 from popqorn_train.relaxations.extremum import (
     LEAST,
     argmax_tanh,
@@ -238,7 +239,9 @@ def argmax_sigmoid_tanh(
     """Where ``sigmoid(x) tanh(y) - a x - b y`` is largest on the box; shapes are broadcast."""
     best = _on_border(a, b, lx, ux, ly, uy)
     parts, roomy = (a, b, lx, ux, ly, uy, best.height), _roomy(ux, uy).expand_as(best.height)
-    if not roomy.is_cpu or _MANY * roomy.sum() > roomy.numel():  # to count them, a GPU would wait
+    # To count them, a GPU would wait; what is recorded to be compiled holds no numbers.
+    counted = roomy.is_cpu and not is_recorded(roomy)
+    if not counted or _MANY * roomy.sum() > roomy.numel():
         inner = _inside(a.expand_as(best.height), *parts[1:])
         pairs = zip((best.x, best.y, torch.zeros_like(best.x)), inner[:3], strict=True)
         return Point(*prefer(inner.gain, *pairs))

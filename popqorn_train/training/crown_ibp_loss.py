@@ -1,21 +1,22 @@
 """CROWN-IBP: a certified loss on bounds that are a mixture of linear ones and intervals."""
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from popqorn_train.bounds.methods import CrownIBP, Method
-from popqorn_train.certificates.isolation import undisturbed
+from popqorn_train.bounds.node import Node
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.perturbations.box import Box
 from popqorn_train.perturbations.masks import Mask
 from popqorn_train.perturbations.region import Scope
 from popqorn_train.perturbations.substitutions import Substitutions
-from popqorn_train.training.loss import CertifiedLoss, Worst
+from popqorn_train.training.loss import Bounded, CertifiedLoss
 from popqorn_train.training.loss_fusion import fused_cross_entropy
-from popqorn_train.training.objective import Prepared, check_share
+from popqorn_train.training.objective import check_share
 
 
 class CrownIBPLoss(CertifiedLoss):
@@ -41,6 +42,7 @@ class CrownIBPLoss(CertifiedLoss):
             Costs about half on wide layers, but the bound is looser: it leaves the intervals of
             margins by a chord, which is long where they are wide.
         signal: weight of ``drowned``.
+        compiled: see ``CertifiedLoss``.
 
     Sources:
         Zhang et al., "Towards stable and efficient training of verifiably robust neural
@@ -66,6 +68,7 @@ class CrownIBPLoss(CertifiedLoss):
         beta: float = 1.0,
         fused: bool = False,
         signal: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         super().__init__(
             epsilon,
@@ -80,20 +83,27 @@ class CrownIBPLoss(CertifiedLoss):
             method="crown-ibp",
             kappa=kappa,
             signal=signal,
+            compiled=compiled,
         )
         check_share("beta", beta)
         self.beta, self.fused = beta, fused
 
-    def _bounding(self) -> Method:
-        return CrownIBP(self.beta)
+    @property
+    def _numbers(self) -> Sequence[float]:
+        return [self.beta] if self.beta > 0 else []
 
-    def _worst(self, batch: Prepared) -> Worst:
+    @property
+    def _variant(self) -> Hashable:
+        return self.beta > 0, self.fused
+
+    def _bounding(self, *numbers: Tensor) -> Method:
+        return CrownIBP(*(numbers or [self.beta]))
+
+    def _bounded(self, graph: Node, target: Tensor, *numbers: Tensor) -> Bounded:
         if not self.fused or self.beta == 0:
-            return super()._worst(batch)
-        instance, ball = self._region(batch)
-        with undisturbed(batch.model):
-            graph = instance.graph(ball)
-            bounds = fused_cross_entropy(graph, batch.target, instance.value)
-            batch.probe(instance, ball, Claim(bounds.certified), graph, bounds.found)
-        loss = torch.lerp(bounds.interval, bounds.linear, self.beta).mean()
-        return Worst(loss, bounds.certified.float().mean(), bounds.found)
+            return super()._bounded(graph, target, *numbers)
+        assert graph.region is not None
+        bounds = fused_cross_entropy(graph, target, graph.region.value)
+        (beta,) = numbers or [self.beta]
+        loss, good = torch.lerp(bounds.interval, bounds.linear, beta).mean(), bounds.certified
+        return Bounded(loss, good.float().mean(), Claim(good), bounds.found)

@@ -78,6 +78,11 @@ class Prepared:
         """The module that is bounded, without wrappers."""
         return self._layer.model
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether it is this batch's turn to be compared with the model, and probed."""
+        return self._check
+
     @functools.cached_property
     def instance(self) -> Instance:
         """The inputs, ready to be bounded or attacked."""

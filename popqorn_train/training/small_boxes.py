@@ -43,6 +43,7 @@ class SmallBoxLoss(CertifiedLoss):
             whole ball).
         attack_steps: gradient steps of the attack.
         signal: weight of ``drowned``.
+        compiled: see ``CertifiedLoss``.
     """
 
     ramped: ClassVar[tuple[str, ...]] = ("epsilon", "kappa", "ratio", "signal")
@@ -62,6 +63,7 @@ class SmallBoxLoss(CertifiedLoss):
         ratio: float = 0.7,
         attack_steps: int = 5,
         signal: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         super().__init__(
             epsilon,
@@ -75,6 +77,7 @@ class SmallBoxLoss(CertifiedLoss):
             kappa=kappa,
             attack_steps=attack_steps,
             signal=signal,
+            compiled=compiled,
         )
         check_share("ratio", ratio)
         self.ratio = ratio
