@@ -5,6 +5,9 @@ verifiers", 2024): a network is trained to flip at a planted point of a box arou
 keep its class wherever random points lie and descent ends. A verifier that certifies a box with the
 point in it is wrong, whatever attacks say. Networks of one kind are trained all at once.
 
+Attention would learn to switch from frame to frame next to the input, where no line follows a
+softmax. Its networks learn, too, that shares of frames hardly move over corners of half the box.
+
 S: networks, P: points of a box, T: frames, N: features.
 """
 
@@ -25,82 +28,23 @@ from torch.nn.functional import softplus
 from popqorn_train import LpBall, certified_radius, certify
 from popqorn_train.bounds.methods import METHODS
 from popqorn_train.certificates.probes import PROBES
+from tests.fuzz.planted_nets import FEATURES, FRAMES, KINDS, SHARPER, Shares, Unrolled, new_net
 
-FRAMES, FEATURES, HIDDEN, SIZE, NEAR = 3, 4, 16, 0.5, 0.2
-SHARPER = 2.5  # weights than new ones, so that a function can turn on a short way
-FLATTER = 0.2  # the same for the scores of a recurrent network
+SIZE, NEAR = 0.5, 0.2
+CALM, RANGE = 0.5, 0.2  # how far, in sizes of the box, shares may move only so much
+FAR = 0.3  # of the distance of a planted point: what tight bounds certify
 KEPT = Path(__file__).with_name("planted.pt")  # three of them
-KINDS = ("rnn", "lstm", "gru", "attention", "pooled rnn")
-_CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
-class Recurrent(nn.Module):
-    """One recurrent layer and a linear read-out of its last state."""
+class Recipe(NamedTuple):
+    """How networks of a kind are trained."""
 
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.rnn, self.head = _CELLS[kind](FEATURES, HIDDEN, batch_first=True), nn.Linear(HIDDEN, 2)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0][:, -1])
+    epochs: int = 1200
+    missed: float = 3  # weight of a planted point at which the class does not flip
+    calm: float = 0  # weight of shares of attention that move next to the input
 
 
-class Attention(nn.Module):
-    """Frames pooled by additive attention, and two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frame, self.score = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, 1)
-        self.mix, self.head = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 2)
-
-    def forward(self, x):
-        h = torch.tanh(self.frame(x))
-        return self.head(torch.tanh(self.mix(pooled(self.score, h))))
-
-
-class Pooled(Recurrent):
-    """The same of all states, pooled by attention with scores that start less steep."""
-
-    def __init__(self) -> None:
-        super().__init__("rnn")
-        self.score = nn.Linear(HIDDEN, 1)
-        self.score.weight.data *= FLATTER / SHARPER
-
-    def forward(self, x):
-        return self.head(pooled(self.score, self.rnn(x)[0]))
-
-
-def pooled(score, states):
-    """A mean of all states."""
-    return (torch.softmax(score(states), 1) * states).sum(1)
-
-
-class Unrolled(nn.Module):
-    """A recurrent network by its formulas, which can be run for many weights at once."""
-
-    def __init__(self, net: Recurrent) -> None:
-        super().__init__()
-        self.rnn, self.head, self.score = net.rnn, net.head, getattr(net, "score", None)
-
-    def forward(self, x):
-        rnn, states = self.rnn, []
-        h = c = x.new_zeros(len(x), HIDDEN)
-        for frame in x.unbind(1):
-            a = frame @ rnn.weight_ih_l0.mT + rnn.bias_ih_l0
-            b = h @ rnn.weight_hh_l0.mT + rnn.bias_hh_l0
-            if isinstance(rnn, nn.RNN):
-                h = torch.tanh(a + b)
-            elif isinstance(rnn, nn.LSTM):
-                i, f, g, o = (a + b).chunk(4, -1)
-                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-                h = torch.sigmoid(o) * torch.tanh(c)
-            else:
-                (r, z, n), (rh, zh, nh) = a.chunk(3, -1), b.chunk(3, -1)
-                n = torch.tanh(n + torch.sigmoid(r + rh) * nh)
-                z = torch.sigmoid(z + zh)
-                h = (1 - z) * n + z * h
-            states.append(h)
-        return self.head(h if self.score is None else pooled(self.score, torch.stack(states, 1)))
+RECIPES = {kind: Recipe(2000, 10, 10) for kind in ("attention", "pooled rnn")}
 
 
 class Planted(NamedTuple):
@@ -121,12 +65,6 @@ class Planted(NamedTuple):
         return logits[:, 0] - logits[:, 1]
 
 
-def new_net(kind: str) -> nn.Module:
-    """A network of this kind, not trained."""
-    kinds = {"attention": Attention, "pooled rnn": Pooled}
-    return (kinds[kind]() if kind in kinds else Recurrent(kind)).double()
-
-
 def descent(margins, starts: Tensor, steps: int, rate: float = 0.15) -> Tensor:
     """Changes in the box after projected descent on margins from each start."""
     change = starts
@@ -142,47 +80,75 @@ def random_changes(*shape: int) -> Tensor:
     return SIZE * (2 * torch.rand(*shape, FRAMES, FEATURES, dtype=torch.float64) - 1)
 
 
-def plant(kind: str, count: int, seed: int, epochs: int = 1200) -> list[Planted]:
-    """Train networks; not every one hides its point."""
-    torch.manual_seed(seed)
-    nets = [new_net(kind) for _ in range(count)]
-    for weight in (p for net in nets for p in net.parameters()):
-        weight.data *= SHARPER
-    runs = nets if kind == "attention" else [Unrolled(net) for net in nets]
-    params, _ = stack_module_state(runs)
-    x = torch.randn(count, 1, FRAMES, FEATURES, dtype=torch.float64)
-    change = 0.7 * random_changes(count, 1)  # inside, where steps by signs seldom end
-    change[:, :, 0, 0] = SIZE
-    call = vmap(lambda weights, x: functional_call(runs[0], weights, (x,)))
+class _Batch:
+    """Networks of one kind in training, with an input and a point to plant for each."""
 
-    def margins(changes):
-        logits = call(params, x + changes)
+    def __init__(self, kind: str, count: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.nets = [new_net(kind) for _ in range(count)]
+        for weight in (p for net in self.nets for p in net.parameters()):
+            weight.data *= SHARPER
+        self.runs = self.nets if kind == "attention" else [Unrolled(net) for net in self.nets]
+        self.params, _ = stack_module_state(self.runs)
+        self.x = torch.randn(count, 1, FRAMES, FEATURES, dtype=torch.float64)
+        self.change = 0.7 * random_changes(count, 1)  # inside, where steps by signs seldom end
+        self.change[:, :, 0, 0] = SIZE
+        self.ends = random_changes(count, 0)
+        self.corners = torch.Generator().manual_seed(seed)
+
+    def margins(self, changes: Tensor) -> Tensor:
+        """Logit of class 0 minus that of class 1 at changed inputs."""
+        call = vmap(lambda weights, x: functional_call(self.runs[0], weights, (x,)))
+        logits = call(self.params, self.x + changes)
         return logits[..., 0] - logits[..., 1]
 
-    optimizer = torch.optim.Adam(params.values(), lr=1e-2)
-    ends = random_changes(count, 0)
-    for epoch in range(epochs):
-        starts = random_changes(count, 48)
+    def ranges(self) -> Tensor:
+        """The largest range of a share over random corners of a smaller box ``(S,)``."""
+        shape = len(self.x), 64, FRAMES, FEATURES
+        signs = 2 * torch.randint(2, shape, generator=self.corners) - 1
+        net, weights = Shares(self.runs[0]), {f"net.{name}": p for name, p in self.params.items()}
+        call = vmap(lambda weights, x: functional_call(net, weights, (x,)))
+        shares = call(weights, self.x + CALM * SIZE * signs)
+        return (shares.amax(1) - shares.amin(1)).amax(1)
+
+    def points(self, done: float, epoch: int) -> Tensor:
+        """Points of the box, random ones and those at which descent ends ``(S, P, T, N)``."""
+        starts = random_changes(len(self.x), 48)
         starts[:, 0] = 0
         if epoch >= 60:  # most descents go on where the last ones ended
-            late = epoch > epochs // 2 and epoch % 20 == 0
-            more = descent(margins, starts, 40) if late else starts[:, :16]
-            ends = descent(margins, torch.cat([more, ends[:, :64]], 1), 4)
-        points = torch.cat([starts, ends], 1)
-        far = (points - change).abs().amax((2, 3)) > NEAR * SIZE
-        wrong = softplus(4 * (0.5 - margins(points))) / 2 * far
-        missed = (0.1 + margins(change)[:, 0]).relu()
-        loss = 4 * wrong.topk(8, 1).values.mean(1) + wrong.mean(1) + 3 * missed
+            late = done > 0.5 and epoch % 20 == 0
+            more = descent(self.margins, starts, 40) if late else starts[:, :16]
+            self.ends = descent(self.margins, torch.cat([more, self.ends[:, :64]], 1), 4)
+        return torch.cat([starts, self.ends], 1)
+
+    def loss(self, recipe: Recipe, epoch: int) -> Tensor:
+        """What each network is to make small ``(S,)``."""
+        done = epoch / recipe.epochs
+        points = self.points(done, epoch)
+        far = (points - self.change).abs().amax((2, 3)) > NEAR * SIZE
+        wrong = softplus(4 * (0.5 - self.margins(points))) / 2 * far
+        missed = (0.1 + self.margins(self.change)[:, 0]).relu()
+        loss = 4 * wrong.topk(8, 1).values.mean(1) + wrong.mean(1) + recipe.missed * missed
+        calm = recipe.calm * min(max(done - 0.2, 0) / 0.3, 1)  # late: first of all, the class flips
+        return loss + calm * (self.ranges() - RANGE).relu() if calm else loss
+
+
+def plant(kind: str, count: int, seed: int) -> list[Planted]:
+    """Train networks; not every one hides its point."""
+    batch, recipe = _Batch(kind, count, seed), RECIPES.get(kind, Recipe())
+    optimizer = torch.optim.Adam(batch.params.values(), lr=1e-2)
+    for epoch in range(recipe.epochs):
+        loss = batch.loss(recipe, epoch)
         optimizer.zero_grad()
         loss.sum().backward()
-        share = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        share = 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
         optimizer.param_groups[0]["lr"] = 1e-2 * (0.02 + 0.98 * share)
-        _clip(params)
+        _clip(batch.params)
         optimizer.step()
-    for place, run in enumerate(runs):
-        run.load_state_dict({name: value[place] for name, value in params.items()})
-    nets = [net.eval().requires_grad_(False) for net in nets]
-    return [Planted(*parts) for parts in zip(nets, x, change, strict=True)]
+    for place, run in enumerate(batch.runs):
+        run.load_state_dict({name: value[place] for name, value in batch.params.items()})
+    nets = [net.eval().requires_grad_(False) for net in batch.nets]
+    return [Planted(*parts) for parts in zip(nets, batch.x, batch.change, strict=True)]
 
 
 def _clip(params: dict[str, Tensor]) -> None:
@@ -212,13 +178,13 @@ def hidden(kinds: Sequence[str], at_once: int) -> Iterator[tuple[str, Planted]]:
                 yield kind, found
 
 
-def best_share(found: Planted, methods: Sequence[str] = tuple(METHODS)) -> float:
-    """The largest certified radius of all methods, in distances of the planted point.
+def certified_shares(found: Planted, methods: Sequence[str] = tuple(METHODS)) -> dict[str, float]:
+    """The largest certified radius of each method, in distances of the planted point.
 
     Raises:
         AssertionError: a method certifies a box in which the class is known to change.
     """
-    y, shares = torch.zeros(1, dtype=torch.long), []
+    y, shares = torch.zeros(1, dtype=torch.long), {}
     for method in methods:
         for probes in (0, PROBES):  # probes look at other points
             box = LpBall(found.distance)
@@ -226,8 +192,8 @@ def best_share(found: Planted, methods: Sequence[str] = tuple(METHODS)) -> float
             assert not proof.certified.any(), f"{method} certifies the planted point"
         radius = float(certified_radius(found.net, found.x, y, method=method, rtol=0.01))
         assert radius < found.distance, f"{method} certifies beyond the planted point"
-        shares.append(radius / found.distance)
-    return max(shares)
+        shares[method] = radius / found.distance
+    return shares
 
 
 def keep(nets: Sequence[tuple[str, Planted]], path: Path) -> None:
@@ -255,21 +221,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    shares, nets = [], []
+    table, nets = [], []
     for kind, found in itertools.islice(hidden(options.kinds, options.at_once), options.count):
         start = time.process_time()
-        shares.append(best_share(found))
+        table.append(certified_shares(found))
         nets.append((kind, found))
         proofs, at = time.process_time() - start, float(found.margins(found.change))
-        line = (
-            f"{kind:9} margin at the planted point {at:.3f}   best radius {shares[-1]:.2f} of its"
-        )
+        best = max(table[-1].values())
+        line = f"{kind:10} margin at the planted point {at:.3f}   best radius {best:.2f} of its"
         print(f"{line} distance   {proofs:.1f} s, {time.process_time():.0f} s in all", flush=True)
         if options.keep:
             keep(nets, options.keep)
-    middle = float(torch.tensor(shares).median())
-    far = sum(share > 0.3 for share in shares)
-    print(f"certified: 0 of {len(shares)}; best radius: median {middle:.2f}, {far} above 0.3")
+    summarize(table)
+
+
+def summarize(table: Sequence[dict[str, float]]) -> None:
+    """Print how many networks were certified, and how far methods came."""
+    best = [max(shares.values()) for shares in table]
+    middle, far = float(torch.tensor(best).median()), sum(share > FAR for share in best)
+    print(f"certified: 0 of {len(best)}; best radius: median {middle:.2f}, {far} above {FAR}")
+    for method in table[0]:
+        radii = torch.tensor([shares[method] for shares in table])
+        far = int((radii > FAR).sum())
+        print(f"    {method:16} {radii.min():.2f} to {radii.max():.2f}, {far} above {FAR}")
 
 
 if __name__ == "__main__":
