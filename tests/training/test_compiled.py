@@ -108,6 +108,9 @@ def test_what_a_schedule_changes_is_seen(name, programs):
             loss.epsilon, loss.beta, loss.kappa = epsilon, beta, kappa
         torch.testing.assert_close(fast(model, x, y), plain(model, x, y))
     assert len(programs) == 1  # beta = 0 does not pay yet
+    for loss in (fast, plain):
+        loss.beta, loss.fused = 0.4, not loss.fused
+    torch.testing.assert_close(fast(model, x, y), plain(model, x, y))
     assert fast.compiled.reason is None
 
 
