@@ -6,7 +6,7 @@ follows an end on which it lies. It is found again instead of kept, since that i
 Where a bound is recorded to be compiled (training/compiled.py), both are single operations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,20 +17,15 @@ from popqorn_train.kernels.enclosing import planes
 from popqorn_train.kernels.library import function, is_recorded, loop
 from popqorn_train.kernels.signatures import pointers
 
+_NAME = "popqorn_train::closed_form"  # of the operations that programs are made of
 
-@torch.library.custom_op("popqorn_train::closed_form", mutates_args=())
+
 def _planes(lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float) -> Tensor:
     found = planes((lx, ux, ly, uy), curved=curved, share=share)
     assert found is not None
     return found
 
 
-@_planes.register_fake
-def _(lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float) -> Tensor:
-    return lx.new_empty(6, *lx.shape)
-
-
-@torch.library.custom_op("popqorn_train::closed_form_gradient", mutates_args=())
 def _gradient(
     worth: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float
 ) -> Tensor:
@@ -40,7 +35,16 @@ def _gradient(
     return found
 
 
-@_gradient.register_fake
+_planes_as_one = torch.library.custom_op(_NAME, _planes, mutates_args=())
+_gradient_as_one = torch.library.custom_op(f"{_NAME}_gradient", _gradient, mutates_args=())
+
+
+@_planes_as_one.register_fake
+def _(lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float) -> Tensor:
+    return lx.new_empty(6, *lx.shape)
+
+
+@_gradient_as_one.register_fake
 def _(
     worth: Tensor, lx: Tensor, ux: Tensor, ly: Tensor, uy: Tensor, curved: bool, share: float
 ) -> Tensor:
@@ -51,16 +55,17 @@ class _ClosedForm(torch.autograd.Function):
     """See ``planes_with_gradient``."""
 
     @staticmethod
-    def forward(ctx: Any, curved: bool, share: float, *ends: Tensor) -> Tensor | None:
+    def forward(ctx: Any, curved: bool, share: float, *ends: Tensor) -> Tensor:
         ctx.settings = curved, share
         ctx.save_for_backward(*ends)
-        found: Tensor = _planes(*ends, curved, share)
-        return found
+        run: Callable[..., Tensor] = _planes_as_one if is_recorded(ends[0]) else _planes
+        return run(*ends, curved, share)
 
     @staticmethod
     @once_differentiable  # as for the planes of torch, which overwrite what they would need
     def backward(ctx: Any, worth: Tensor) -> tuple[Tensor | None, ...]:
-        found = _gradient(worth, *ctx.saved_tensors, *ctx.settings)
+        run: Callable[..., Tensor] = _gradient_as_one if is_recorded(worth) else _gradient
+        found = run(worth, *ctx.saved_tensors, *ctx.settings)
         return (None, None, *found.unbind())
 
 

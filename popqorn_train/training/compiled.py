@@ -129,7 +129,7 @@ class CompiledTerm:
         """The program for a kind of graphs; None where it does not pay yet."""
         if kind not in self._programs and self._spent.get(kind, 0.0) >= self._price:
             started = time.perf_counter()
-            program = compiled(question)
+            program = program_for(question)
             self._price = time.perf_counter() - started
             _compare(program, question)
             self._programs[kind] = program
@@ -153,7 +153,7 @@ def _kind_of(question: Question) -> tuple[Hashable, Question]:
     return (question.variant, *forms, *kind), question._replace(held=tensors)
 
 
-def compiled(question: Question) -> Program:
+def program_for(question: Question) -> Program:
     """A program that answers questions of this kind, with gradients, on one processor or device.
 
     Raises:
