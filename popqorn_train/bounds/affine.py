@@ -13,6 +13,7 @@ from torch.autograd.function import FunctionCtx
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.slices import Frame
 from popqorn_train.bounds.tape import Tape, pad_frames
+from popqorn_train.kernels.library import wants_gradient
 from popqorn_train.perturbations.region import Bounds, around, dot
 
 
@@ -99,8 +100,15 @@ class Linear(Node):
         """The slope on x, or on a frame of it, and the constant that the bias leaves."""
         if self.bias is None:
             return slope @ self.weight, None
+        if not wants_gradient(slope, self.weight, self.bias):
+            return _passed(slope, self.weight, self.bias)
         on_x, constant = _Through.apply(slope, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return on_x, constant
+
+
+def _passed(slope: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    constant = slope @ bias
+    return slope @ weight, constant.reshape(*slope.shape[:2], -1).sum(-1)
 
 
 class _Through(torch.autograd.Function):
@@ -111,8 +119,7 @@ class _Through(torch.autograd.Function):
         ctx: FunctionCtx, slope: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(slope, weight, bias)
-        constant = slope @ bias
-        return slope @ weight, constant.reshape(*slope.shape[:2], -1).sum(-1)
+        return _passed(slope, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, on_x: Tensor, constant: Tensor) -> tuple[Tensor | None, ...]:

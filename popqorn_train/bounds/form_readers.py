@@ -32,6 +32,7 @@ class FormReaders:
         self.fused, known = self._find_fused(nodes)
         self.products = known if products else {}
         self.readers: dict[Node, list[Node]] = {node: [] for node in nodes}
+        self._sources: dict[Node, list[Node]] = {}
         for node in reversed(nodes):
             moves = not node.affine and (self.readers[node] or node in self.wanted)
             if isinstance(node, Nonlinear) or moves:
@@ -66,8 +67,11 @@ class FormReaders:
 
     def sources(self, node: Node) -> list[Node]:
         """The nodes whose forms the form of a node is made of."""
+        if node in self._sources:
+            return self._sources[node]
         found = list[Node]()
         for read in sources(node):
             inner = read in self.fused or read in self.products
             found += read.inputs if inner and isinstance(node, Sum) else [read]
+        self._sources[node] = found
         return found

@@ -166,8 +166,8 @@ def _split(part: Block | Tensor | None, sizes: Sequence[int]) -> list[Any]:
     if part is None:
         return [None] * len(sizes)
     if isinstance(part, Block):
-        return [Block(part.start, piece) for piece in torch.split(part.data, list(sizes), -1)]
-    return list(torch.split(part, list(sizes), -1))
+        return [Block(part.start, piece) for piece in part.data.split_with_sizes(sizes, -1)]
+    return list(part.split_with_sizes(sizes, -1))
 
 
 @image.register

@@ -6,7 +6,6 @@ T: frames, F: features.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from popqorn_train.bounds.node import Node
@@ -94,7 +93,7 @@ class Span(NodeSlice):
 
     def cut(self, x: Tensor) -> Sequence[Tensor]:
         """``(B, F)`` to ``(B, stop - start)`` each."""
-        return torch.split(x, list(self.sizes), -1)
+        return x.split_with_sizes(self.sizes, -1)
 
 
 def split(node: Node, *sizes: int) -> list[Node]:

@@ -25,6 +25,7 @@ from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
 from popqorn_train.kernels.form_bands import octagon_bands
 from popqorn_train.kernels.form_ranges import form_range
+from popqorn_train.kernels.library import is_recorded
 from popqorn_train.kernels.operands import Operand
 from popqorn_train.perturbations.region import Bounds, Region, dot
 from popqorn_train.perturbations.substitutions import Choices
@@ -88,8 +89,7 @@ class Symbols:
             rows: ``(B or 1, K, *node.shape)``.
         """
         slope, constant = self._walked(node, rows)
-        frames = (slope != 0).any(3).flatten(0, 1).any(0).nonzero()[:, 0]
-        first, stop = (int(frames[0]), int(frames[-1]) + 1) if len(frames) else (0, 1)
+        first, stop = _frames_of(slope)
         slope = slope[:, :, :stop]
         center = (slope * self.center[:, None, :stop]).flatten(2).sum(-1) + constant
         columns = slope[:, :, first:].permute(2, 3, 0, 1)
@@ -254,6 +254,14 @@ class Symbols:
             ends.append(torch.minimum(low, high).masked_fill(uncut, -2))
             ends.append(torch.maximum(low, high).masked_fill(uncut, 2))
         return Bands(*ends)
+
+
+def _frames_of(slope: Tensor) -> tuple[int, int]:
+    """The first frame of ``(B or 1, K, t, N)`` that is not 0, and the end of the last one."""
+    if is_recorded(slope):
+        return 0, slope.shape[2]
+    frames = (slope != 0).any(3).flatten(0, 1).any(0).nonzero()[:, 0]
+    return (int(frames[0]), int(frames[-1]) + 1) if len(frames) else (0, 1)
 
 
 def _sized(columns: Tensor, most: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from popqorn_train import LpBall, Substitutions, bound, certified_radius, certify, logit_bounds
-from popqorn_train.bounds import forward
+from popqorn_train.bounds import form_maker
 from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.forward import ForwardPass, bytes_of_forms
 from popqorn_train.bounds.images import Stacked
@@ -174,7 +174,7 @@ def test_masks_and_sizes_of_frames_hold_in_forms(p):
 def test_what_has_no_form_is_left_to_its_range(read, monkeypatch):
     model, x, ball = towards(read), sequences(2, 5), LpBall(0.05)
     formed = logit_bounds(model, x, ball, method=FAST)
-    monkeypatch.setattr(forward, "_MOST", 0)
+    monkeypatch.setattr(form_maker, "_MOST", 0)
     boxed = logit_bounds(model, x, ball, method=FAST)
     logits = logits_at(model, points_inside(model, x, 0.05, math.inf, count=300))
     assert ((boxed.lower <= logits) & (logits <= boxed.upper)).all()
