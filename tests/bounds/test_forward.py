@@ -9,6 +9,7 @@ from torch import nn
 from popqorn_train import LpBall, Substitutions, bound, certified_radius, certify, logit_bounds
 from popqorn_train.bounds import form_maker
 from popqorn_train.bounds.affine import Linear
+from popqorn_train.bounds.backward import ancestors
 from popqorn_train.bounds.forward import ForwardPass, bytes_of_forms
 from popqorn_train.bounds.images import Stacked
 from popqorn_train.bounds.methods import METHODS, FastPopqorn
@@ -232,7 +233,7 @@ def test_float32_forms_allow_for_their_rounding():
             run.run()
         exact = bound(model.double()).instance(x.float().double())
         nodes = exact.graph(ball)
-        twins = dict(zip(run._nodes, forward.ancestors(nodes), strict=True))
+        twins = dict(zip(run._nodes, ancestors(nodes), strict=True))
         widths = []
         with torch.no_grad():
             for step in steps:
