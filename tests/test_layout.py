@@ -160,6 +160,23 @@ def test_importing_the_core_and_every_figure_needs_no_framework():
     assert done.stdout.strip() == "set()"
 
 
+def test_a_certificate_does_not_wait_for_the_compiler_of_torch():
+    code = """
+import sys, torch
+from popqorn_train import CertifiedLoss, LpBall, certified_radius, certify
+from tests.problems import build, predicted, sequences
+model, x = build("gru"), sequences(2, 2)
+y = predicted(model, x)
+assert certify(model, x, y, LpBall(0.0)).certified.all()
+assert certified_radius(model, x, y, method="ibp").max() > 0
+CertifiedLoss(0.1, method="crown-ibp")(model, x, y).backward()
+print("torch._dynamo" in sys.modules)  # two seconds
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def defined(file):
     """Names of functions and classes that a module defines."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
