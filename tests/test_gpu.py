@@ -74,6 +74,22 @@ def test_the_loss_trains_in_train_mode_with_every_term(cell):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_compiled_steps_are_those_of_every_step(cell):
+    module, x, y = problem(cell)
+    module.cuda().train()
+    found = []
+    for compiled in (True, False):
+        loss = CertifiedLoss(0.02, method="crown-ibp", compiled=compiled)
+        for _ in range(3):  # the first one is compared with the model, the second compiled
+            module.zero_grad()
+            value = loss(module, x.cuda(), y.cuda())
+            value.backward()
+        assert not compiled or loss.compiled.reason is None
+        found.append([value.detach(), torch.cat([p.grad.flatten() for p in module.parameters()])])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
 ZOO = zoo() if torch.cuda.is_available() else {}
 
 

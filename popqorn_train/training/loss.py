@@ -155,7 +155,7 @@ class CertifiedLoss(Objective):
         shares = ", ".join(f"{name}={getattr(self, name)}" for name in self.ramped)
         return (
             f"{shares}, p={self.p:g}, low={self.low}, high={self.high}, scope={self.scope}, "
-            f"method={self.method}"
+            f"method={self.method}, compiled={self.compiled is not None}"
         )
 
     def ball(self, share: float = 1.0) -> Perturbation | Substitutions:

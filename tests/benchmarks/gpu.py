@@ -159,7 +159,9 @@ def gap_to_cpu(net: nn.Module, x: Tensor, y: Tensor, method: str) -> float:
 def steps() -> None:
     """Training steps: the loss, its gradients and Adam."""
     print("\ntraining steps of 256 images, milliseconds; cross entropy runs cuDNN's layer")
-    print(f"{'LSTM':<20}{'plain':>8}{'ibp':>9}{'ratio':>7}{'crown-ibp':>11}{'ratio':>7}")
+    print(
+        f"{'LSTM':<20}{'plain':>8}{'ibp':>9}{'ratio':>7}{'crown-ibp':>11}{'ratio':>7}{'compiled':>10}{'ratio':>7}"
+    )
     for size in SIZES:
         one_step(size._replace(samples=256))
 
@@ -170,8 +172,12 @@ def one_step(size: Size) -> None:
     adam = torch.optim.Adam(net.train().parameters())
     plain = seconds(lambda: step(adam, cross_entropy(net(x), y)), turns=10)
     cells = f"{size.title:<20}{1e3 * plain:>8.2f}"
-    for name, width in (("ibp", 9), ("crown-ibp", 11)):
-        loss = CertifiedLoss(size.epsilon, method=name, low=0.0, high=1.0)
+    for name, width, compiled in (
+        ("ibp", 9, False),
+        ("crown-ibp", 11, False),
+        ("crown-ibp", 10, True),
+    ):
+        loss = CertifiedLoss(size.epsilon, method=name, low=0.0, high=1.0, compiled=compiled)
         spent = seconds(functools.partial(certified_step, adam, loss, net, x, y), turns=10)
         cells += f"{1e3 * spent:>{width}.1f}{spent / plain:>7.1f}"
     print(cells, flush=True)
