@@ -116,7 +116,7 @@ class _Copy:
         if isinstance(value, partial):
             self.kind += [partial]
             return partial(self.of(value.func), *self.of(value.args), **self.of(value.keywords))
-        if isinstance(value, FunctionType) and value.__module__.startswith(_KNOWN):
+        if isinstance(value, FunctionType) and (value.__module__ or "").startswith(_KNOWN):
             return self._function(value)
         if type(value).__module__.startswith(_KNOWN[0]):
             return self._object(value)
