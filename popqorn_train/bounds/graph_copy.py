@@ -6,7 +6,7 @@ compared, and is refused.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from types import BuiltinFunctionType, CellType, FunctionType
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from popqorn_train.bounds.affine import Matrix
 from popqorn_train.bounds.backward import ancestors
-from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.node import Logits, Node
 from popqorn_train.relaxations.products import Product
 
 _PLAIN = (
@@ -24,13 +25,13 @@ _PLAIN = (
     *(type(...), range, BuiltinFunctionType, Product),
 )
 _KNOWN = ("popqorn_train.", "torch.")  # functions of others may read anything
-# What nodes and weights work out when it is first asked for, and what picks samples of a batch.
-_FRESH: Mapping[str, Callable[[], Any]] = {
-    "slices": dict,
-    "_halves": lambda: None,
-    "pick": lambda: None,
-    "anew": lambda: None,
-}
+# What is worked out when it is first asked for, and what picks samples of a batch.
+_FRESH: Sequence[tuple[type, str, Callable[[], Any]]] = (
+    (Node, "slices", dict),
+    (Logits, "pick", lambda: None),
+    (Logits, "anew", lambda: None),
+    (Matrix, "_halves", lambda: None),
+)
 
 
 class UnlikeError(TypeError):
@@ -145,10 +146,11 @@ class _Copy:
     def _object(self, value: Any) -> Any:
         self.kind += [type(value)]
         copy = object.__new__(type(value))
+        fresh = {name: new for owner, name, new in _FRESH if isinstance(value, owner)}
         for name, item in _fields(value).items():
-            if name in _FRESH:
-                new = _FRESH[name]()
-            elif name == "index":
+            if name in fresh:
+                new = fresh[name]()
+            elif name == "index" and isinstance(value, Node):  # its order counts, see ``copied``
                 new = item
             else:
                 self.kind += [name]

@@ -15,6 +15,7 @@ from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.computed import deployed
 from popqorn_train.bounds.node import Logits, Node, Root
 from popqorn_train.bounds.single_reads import Affine
+from popqorn_train.certificates.frame_layout import as_frames, in_users_layout
 from popqorn_train.errors import UnboundedStepError, UnsupportedModelError
 from popqorn_train.operations.lift import Lifter
 from popqorn_train.operations.sample_order import (
@@ -32,14 +33,6 @@ from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import Region
 from popqorn_train.perturbations.substitutions import Choices, Substitutions
 from popqorn_train.tracing.input_path import Plan
-
-
-def as_frames(x: Tensor, batch_axis: int, order: Tensor | None) -> Tensor:
-    """``(B, T, N)`` from the user's layout; numbers are frames of one feature."""
-    x = x.movedim(batch_axis, 0)
-    if order is not None:
-        return x.flatten(1)[:, order]
-    return x[..., None] if x.ndim == 2 else x.flatten(2)
 
 
 class Instance(NamedTuple):
@@ -256,7 +249,7 @@ class Instance(NamedTuple):
     def _in_users_layout(self) -> Callable[[Tensor], Tensor]:
         """From ``(B, T, N)`` back to the shape of the root in the user's code."""
         place = None if self.order is None else self.order.flatten().argsort()
-        return partial(_laid_out, place=place, shape=self._shape, axis=self._axis)
+        return partial(in_users_layout, place=place, shape=self._shape, axis=self._axis)
 
     def _fork(self, root: Any, order: Order = None) -> Lifter:
         """What runs the trace on a value of the root, or on a node that stands for it."""
@@ -285,11 +278,6 @@ class Instance(NamedTuple):
     def sample_order(self) -> Order:
         """Which sample each row of what moves holds in the user's code."""
         return order_after(self.lifter, self.plan.source.name)
-
-
-def _laid_out(x: Tensor, place: Tensor | None, shape: tuple[int, ...], axis: int) -> Tensor:
-    x = x.flatten(1) if place is None else x.flatten(1)[:, place]
-    return x.reshape(len(x), *shape).movedim(0, axis)
 
 
 def prepared(lifter: Lifter, plan: Plan) -> Instance:

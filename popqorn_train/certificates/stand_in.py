@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from popqorn_train.certificates.bound_model import BoundModel
-from popqorn_train.certificates.instance import Instance, as_frames
+from popqorn_train.certificates.frame_layout import as_frames
+from popqorn_train.certificates.instance import Instance
 from popqorn_train.operations.sample_order import rows_of
 from popqorn_train.operations.units import source_positions
 from popqorn_train.tracing.packed import Packed, longest_first

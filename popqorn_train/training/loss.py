@@ -107,8 +107,8 @@ class CertifiedLoss(Objective):
         signal: weight of ``drowned``, which keeps the intervals of states narrow beside what the
             states tell apart; ``EpsilonSchedule`` lowers it to 0 over the ramp.
         compiled: compile the bound term and its gradients, once for every size of a batch, which
-            takes a minute or more and makes its steps two to three times faster. What cannot be
-            compiled runs as without, and a warning says why.
+            takes from half a minute to several minutes and makes steps up to two times faster.
+            What cannot be compiled runs as without, and a warning says why.
 
     Raises:
         ValueError, TypeError: an argument out of range.

@@ -58,3 +58,24 @@ def test_what_a_model_brings_along_has_no_kind(thing):
     graph.inputs[0].function = thing
     with pytest.raises(UnlikeError):
         copied(graph)
+
+
+class Setting:
+    """What a node of the library may hold."""
+
+    def __init__(self, **values):
+        vars(self).update(values)
+
+
+@pytest.mark.parametrize("name", ["index", "pick", "slices", "_halves", "size"])
+def test_settings_are_told_apart_whatever_they_are_called(name, monkeypatch):
+    monkeypatch.setattr(Setting, "__module__", "popqorn_train.bounds")
+    model, x = build("gru"), sequences(6, 2)
+    kinds = set()
+    for value in (1, 2):
+        graph = graph_of(model, x, LpBall(0.1))
+        graph.inputs[0].setting = Setting(**{name: value})
+        found = copied(graph)
+        assert vars(found.graph.inputs[0].setting) == {name: value}
+        kinds.add(found.kind)
+    assert len(kinds) == 2

@@ -8,7 +8,7 @@ from torch import nn
 
 from popqorn_train import LpBall, UnsupportedModelError, bound, logit_bounds
 from popqorn_train.certificates.fidelity import check_logits
-from popqorn_train.certificates.instance import as_frames
+from popqorn_train.certificates.frame_layout import as_frames
 from tests.problems import Base, build, sequences
 
 

@@ -1,5 +1,8 @@
 """Compiled models and wrapped ones are bounded as the module inside, and left as they were."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -233,3 +236,22 @@ def test_a_model_in_distributed_data_parallel_is_bounded_and_trained():
         assert certify(model, x, y, LpBall(0.0)).certified.all()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_random_numbers_in_code_that_forward_compiles_itself_are_seen_at_the_first_call():
+    code = """
+import sys, torch
+from torch import nn
+from popqorn_train import LpBall, certify
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.RNN(3, 4, batch_first=True), nn.Linear(4, 3)
+    def forward(self, x):
+        noisy = torch.compile(lambda h: h + 1e-9 * torch.rand_like(h), backend="eager")
+        return self.head(noisy(self.rnn(x)[0][:, -1]))
+assert "torch._dynamo" not in sys.modules
+certify(Net(), torch.rand(2, 2, 3), torch.tensor([0, 1]), LpBall(0.1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "draws random numbers in eval mode (rand_like" in done.stderr
