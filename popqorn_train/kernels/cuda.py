@@ -20,7 +20,7 @@ from popqorn_train.kernels.compiler import SOURCE, NotCompiledError, folder_for_
 from popqorn_train.kernels.signatures import ARGUMENTS, NAMES, POINTER
 
 _THREADS, WARP, MOST = 128, 32, 16  # of a block; of a row; addresses of an array
-_TILE = 8  # rows of a warp
+_TILE = 32  # rows of a warp
 _OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 _WHOLE_NUMBERS = b"""typedef signed int int32_t;
 typedef signed long long int64_t;

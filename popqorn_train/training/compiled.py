@@ -19,14 +19,13 @@ from torch.autograd.function import once_differentiable
 from popqorn_train.bounds.backward import ancestors
 from popqorn_train.bounds.graph_copy import copied
 from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.training.replayed import Program, replayed
 
 _LOG = logging.getLogger("popqorn_train")
 _OFF = 1e-3  # by which the loss of a program may differ, relatively
 _APART = 1e-2  # likewise its gradients, in lengths of all of them: kinks are passed on either side
 _KINDS = 64  # of graphs that may come
 _MOST = 2**15  # operations of a program; more take too long to compile
-
-Program = Callable[..., Sequence[Tensor]]
 
 
 class Term(NamedTuple):
@@ -174,8 +173,10 @@ def program_for(question: Question) -> Program:
     if count > _MOST:
         raise TypeError(f"a step has {count} operations, of which at most {_MOST} are compiled")
     _LOG.warning("CertifiedLoss: compiling %d operations, once; this takes minutes.", count)
-    program: Program = torch._inductor.compile(graph, [*question.inputs])
-    return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice for those who write compilers, or to use TF32
+        program: Program = torch._inductor.compile(graph, [*question.inputs])
+    return replayed(program, question.inputs) if question.target.is_cuda else program
 
 
 def _is_partial(node: Node) -> bool:

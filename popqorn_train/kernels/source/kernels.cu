@@ -9,7 +9,7 @@ namespace loops {  // which hides CUDA's min, max, abs, tanh and log
 #ifndef WARP  // a test that has no GPU has no warps either
 #define WARP 32
 #endif
-constexpr int warp = WARP, tile = 8, most = 16;
+constexpr int warp = WARP, tile = 32, most = 16;
 
 // Addresses of the first numbers, by value.
 template <class R> struct Arrays {
@@ -74,13 +74,16 @@ static void substitute(const Layout& at, const R* slopes, const Arrays<R>& lower
   if (b >= at.batch) return;
   R sums[tile] = {}, low[fixed ? fixed + 1 : most], high[fixed ? fixed + 1 : most];
   for (int i = lane; i < at.n; i += warp) {
+    R own[tile];  // read before anything is written, so that no read waits for another one
+#pragma unroll
+    for (int r = 0; r < tile; r++) own[r] = first + r < at.rows ? slopes[b * at.step + (first + r) * at.n + i] : R(0);
 #pragma unroll
     for (int r = 0; r < tile; r++) {
       int64_t k = first + r, row = b * at.rows + k, side = b * at.sample + k * at.row + i;
       if (k >= at.rows) break;
       if (r == 0 || at.row)
         for (int j = 0; j <= arguments; j++) low[j] = lower.at[j][side], high[j] = upper.at[j][side];
-      R own = slopes[b * at.step + k * at.n + i], positive = positive_part(own), negative = own - positive;
+      R positive = positive_part(own[r]), negative = own[r] - positive;
       for (int j = 0; j < arguments; j++) found.at[j][row * at.n + i] = positive * low[j] + negative * high[j];
       sums[r] += positive * low[arguments] + negative * high[arguments];
     }
