@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from popqorn_train.bounds.backward import ancestors
 from popqorn_train.bounds.graph_copy import copied
 from popqorn_train.bounds.node import Node, Nonlinear
-from popqorn_train.training.replayed import Program, replayed
+from popqorn_train.training.cuda_graph import Program, replayed
 
 _LOG = logging.getLogger("popqorn_train")
 _OFF = 1e-3  # by which the loss of a program may differ, relatively

@@ -107,7 +107,8 @@ class CertifiedLoss(Objective):
         signal: weight of ``drowned``, which keeps the intervals of states narrow beside what the
             states tell apart; ``EpsilonSchedule`` lowers it to 0 over the ramp.
         compiled: compile the bound term and its gradients, once for every size of a batch, which
-            takes from half a minute to several minutes and makes steps up to two times faster.
+            takes from half a minute to several minutes and makes steps up to two times faster,
+            on CUDA six times: there it holds the memory that a step takes.
             What cannot be compiled runs as without, and a warning says why.
 
     Raises:
