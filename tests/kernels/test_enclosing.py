@@ -128,7 +128,10 @@ def test_planes_enclose_the_product(product, octagon, policy, dtype, sizes, coun
 @shapes
 @products
 def test_planes_are_those_of_torch(product, octagon, policy, dtype, monkeypatch):
-    """Up to rounding, and to the choice between planes that are equally low at the reference."""
+    """Up to rounding, and to the choice between planes that are equally low at the reference.
+
+    In float32 the search over thin octagons may end beside the lowest plane, here or there.
+    """
     domain = domain_of(((0.1, 6), (1e-3, 4)), 3000, dtype, octagon=octagon)
     found = compiled(product, domain, policy)
     monkeypatch.setenv(SWITCH, "0")
@@ -144,7 +147,8 @@ def test_planes_are_those_of_torch(product, octagon, policy, dtype, monkeypatch)
         height = (one.x - other.x) * scale.x + (one.y - other.y) * scale.y
         height = height + one.intercept - other.intercept
         assert height[near].abs().max() < 2 * eps**0.5 * size.max()
-        assert height.abs().mean() < 1e-3
+        assert height.abs().mean() < (4e-3 if dtype == F32 else 1e-3)
+        assert height.mean().abs() < 1e-3  # neither is lower than the other
 
 
 @dtypes
