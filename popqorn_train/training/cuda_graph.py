@@ -31,7 +31,9 @@ def replayed(program: Program, inputs: Sequence[Tensor]) -> Program:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 found = program(*own)
     except RuntimeError as error:
-        _LOG.info("CertifiedLoss: no CUDA graph (%s).", str(error).splitlines()[0])
+        _LOG.warning(
+            "CertifiedLoss: steps run without a CUDA graph: %s", str(error).splitlines()[0]
+        )
         return program
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:

@@ -66,12 +66,13 @@ def test_inputs_keep_their_layout(recorder):
         assert torch.equal(own, x)
 
 
-def test_what_cannot_be_recorded_runs_as_it_is(recorder, monkeypatch):
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(recorder, monkeypatch, caplog):
     def refused(*_, **__):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", refused)
     program = recorder.program
     assert replayed(program, inputs(0)) is program
+    assert "without a CUDA graph: operation not permitted" in caplog.text
     windows = torch.randn(6).unfold(0, 3, 1)  # read twice in part, so never written as a whole
     assert replayed(program, (windows, windows)) is program
