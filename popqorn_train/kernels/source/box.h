@@ -50,8 +50,8 @@ template <class V> struct Curved {
   }
 };
 
-// Where sigmoid(x) tanh(y) - a x - b y is largest, without allowance.
-template <class V> static High<V> argmax_curved(const Curved<V>& on, Slopes<V> p) {
+// Where sigmoid(x) tanh(y) - a x - b y is largest, without allowance; a search may miss the last digits.
+template <bool search, class V> static High<V> argmax_curved(const Curved<V>& on, Slopes<V> p) {
   const Box<V>& box = on.box;
   High<V> best = higher(
       side(p, box, box.lx, on.gate_low, on.value_low), side(p, box, box.ux, on.gate_high, on.value_low));
@@ -60,8 +60,9 @@ template <class V> static High<V> argmax_curved(const Curved<V>& on, Slopes<V> p
   Inner<V> inner = interior(p, on.roomy);
   if (!any(inner.there)) return best;
   V x = clip(inner.x, box.lx, box.ux), y = clip(inner.y, box.ly, box.uy);
-  V height = gap(sigmoid(x) * tanh(y), p, x, y) + inner.miss;
-  auto inside = inner.there & (sigmoid(-box.lx) > inner.near_w) & (inner.far_w > sigmoid(-box.ux));
+  Doubt<V> of = search ? Doubt<V>{inner.w, V{}} : doubt(inner);
+  V height = gap(sigmoid(x) * tanh(y), p, x, y) + of.miss;
+  auto inside = inner.there & (sigmoid(-box.lx) > inner.w) & (of.far_w > sigmoid(-box.ux));
   auto gains = inside & (height > best.height);
   return {gains ? x : best.x, gains ? y : best.y, gains ? height : best.height};
 }
@@ -70,7 +71,7 @@ template <class V> static V curved_top(const Curved<V>& on, Slopes<V> p) {
   const Box<V>& box = on.box;
   V size = largest(box.ly, box.uy);
   V room = slack(on.gate_high * tanh(size), p.a * largest(box.lx, box.ux), p.b * size);
-  return argmax_curved(on, p).height + room;
+  return argmax_curved<false>(on, p).height + room;
 }
 
 // The same of sigmoid(x) y, which is linear in y.

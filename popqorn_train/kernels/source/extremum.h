@@ -17,7 +17,8 @@ template <class V> struct Box {
 template <class V> INLINE V artanh_root(V ratio) {
   typedef Of<V> O;
   V inside = within(ratio, O::least, 1 - 2 * O::eps);
-  return ratio < 0 ? all<V>(1e30) : log((root(1 - inside) + 1) / root(inside));
+  V above = root(1 - inside) + 1;
+  return ratio < 0 ? all<V>(1e30) : log(above * above / inside) / 2;
 }
 
 // Stationary point of weight tanh(y) - slope y that may be a maximum, for a positive weight.
@@ -45,27 +46,34 @@ template <class V> static Edge<V> memory_edge(V slope, V lx, V ux, V y) {
   return {x, gate, gate * y - slope * x};
 }
 
-// The one local maximum of sigmoid(x) tanh(y) - a x - b y, between `near` and `far`.
+// The one local maximum of sigmoid(x) tanh(y) - a x - b y: nearly at x and y, where w = sigmoid(-x) and
+// the slope in x is r instead of a.
 template <class V> struct Inner {
-  V x, y, miss, near_w, far_w, b;
+  V x, y, w, r, w_peak, r_peak, a, b;
   Wholes<V> there;  // whether there is one at all
+};
+
+// From `w` to which other it lies for certain, and how much higher than at x and y it may be.
+template <class V> struct Doubt {
+  V far_w, miss;
 };
 
 template <class V> INLINE V over_w(V w, V beta) {
   return root(at_least((1 - w) * (beta - w), 10 * Of<V>::tiny));
 }
 
-template <class V> INLINE V x_at(V w) { return log(1 - w) - log(at_least(w, 10 * Of<V>::tiny)); }
+template <class V> INLINE V x_at(V w) { return log((1 - w) / at_least(w, 10 * Of<V>::tiny)); }
 
 template <class V> INLINE V y_at(V w, V b) {
-  V ratio = within(b / (1 - w), 10 * Of<V>::tiny, 1);
-  return log((root(1 - ratio) + 1) / root(ratio));
+  V ratio = within(b / (1 - w), 10 * Of<V>::tiny, 1), above = root(1 - ratio) + 1;
+  return log(above * above / ratio) / 2;
 }
 
-// One step towards w over_w(w) = a from the left.
+// One step towards w over_w(w) = a from the left; the slope there is that below, over the height.
 template <class V> INLINE V newton(V w, V a, V beta) {
-  V height = over_w(w, beta), slope = height - w * (1 + beta - 2 * w) / (2 * height);
-  return w - (height * w - a) / max(slope, height * Of<V>::root3_eps);
+  V square = at_least((1 - w) * (beta - w), 10 * Of<V>::tiny), height = root(square);
+  V slope = square - w * (1 + beta - 2 * w) / 2;
+  return w - (height * w - a) * height / max(slope, square * Of<V>::root3_eps);
 }
 
 template <class V> INLINE V peak_of(V beta) {
@@ -85,10 +93,11 @@ template <class V> static Inner<V> interior(Slopes<V> p, Wholes<V> wanted) {
   V rho = at_most(a / at_least(r_peak, O::tiny), 1 - O::eps), least = min(a / root(beta), w_peak);
   V w = max(w_peak * rho / (root(1 - rho) + 1), least);
   for (int k = 0; k < O::newton_steps; k++) w = clip(newton(w, a, beta), least, w_peak);
-  V r = w * over_w(w, beta), missing = at_least(a - r, 0);
-  V share = at_most((missing + 8 * O::eps * r_peak) / at_least(r_peak - r + 4 * O::eps * r_peak, O::tiny), 1);
-  found.x = x_at(w), found.y = y_at(w, b), found.b = b;
-  found.near_w = w, found.far_w = w + share * (w_peak - w);
-  found.miss = missing * at_least(found.x - x_at(w_peak), 0);
-  return found;
+  return {x_at(w), y_at(w, b), w, w * over_w(w, beta), w_peak, r_peak, a, b, found.there};
+}
+
+template <class V> static Doubt<V> doubt(const Inner<V>& on) {
+  V room = on.r_peak * (4 * Of<V>::eps), missing = at_least(on.a - on.r, 0);
+  V share = at_most((missing + 2 * room) / at_least(on.r_peak - on.r + room, Of<V>::tiny), 1);
+  return {on.w + share * (on.w_peak - on.w), missing * at_least(on.x - x_at(on.w_peak), 0)};
 }

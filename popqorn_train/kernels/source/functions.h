@@ -7,6 +7,22 @@
 #pragma once
 #include "lanes.h"
 
+constexpr double factorial(int k) { return k < 2 ? 1 : k * factorial(k - 1); }
+
+// 1 / k! + x / (k + 1)! + ...; every term is one fused multiplication and addition.
+template <int last, int k, class V> INLINE V exp_series(V x) {
+  constexpr Number<V> share = 1 / factorial(k);
+  if constexpr (k < last) return exp_series<last, k + 1>(x) * x + share;
+  return all<V>(share);
+}
+
+// 1 / (2 k + 1) + x / (2 k + 3) + ...
+template <int last, int k, class V> INLINE V artanh_series(V x) {
+  constexpr Number<V> share = 1.0 / (2 * k + 1);
+  if constexpr (k < last) return artanh_series<last, k + 1>(x) * x + share;
+  return all<V>(share);
+}
+
 // x = n ln 2 + r: 2^n by its exponent, and exp(r) - 1.
 template <class V> struct Power {
   Wholes<V> n;
@@ -17,9 +33,7 @@ template <class V> INLINE Power<V> power(V x) {
   typedef Of<V> O;
   V shifted = x * Number<V>(1.4426950408889634) + Number<V>(O::round), whole = shifted - O::round;
   V r = (x - whole * O::ln2_high) - whole * O::ln2_low;
-  V sum = V{};
-  for (int k = O::exp_terms; k > 1; k--) sum = (sum + 1) * r * Number<V>(1.0 / k);
-  return {bits(shifted) - bits(all<V>(O::round)), r + r * sum};
+  return {bits(shifted) - bits(all<V>(O::round)), r + r * r * exp_series<O::exp_terms, 2>(r)};
 }
 
 template <class V> INLINE V two_to(Wholes<V> n) { return from_bits((n + Of<V>::bias) << Of<V>::mantissa); }
@@ -49,10 +63,8 @@ template <class V> INLINE V log(V x) {
   const Wholes<V> root_half = bits(all<V>(0.70710678118654752)), all_bits = bits(x);
   Wholes<V> n = (all_bits - root_half) >> O::mantissa;
   V m = from_bits(all_bits - (n << O::mantissa)), s = (m - 1) / (m + 1), square = s * s;
-  V sum = V{};
-  for (int k = O::log_terms; k > 0; k--) sum = (sum + Number<V>(1.0 / (2 * k + 1))) * square;
-  V whole = as_number<V>(n);
-  return whole * O::ln2_high + (whole * O::ln2_low + 2 * (s + s * sum));
+  V whole = as_number<V>(n), rest = s * square * artanh_series<O::log_terms, 1>(square);
+  return whole * O::ln2_high + (whole * O::ln2_low + 2 * (s + rest));
 }
 
 template <class V> INLINE V tanh_slope(V x) {
@@ -60,7 +72,10 @@ template <class V> INLINE V tanh_slope(V x) {
   return 1 - t * t;
 }
 
-template <class V> INLINE V sigmoid_slope(V x) { return sigmoid(x) * sigmoid(-x); }
+template <class V> INLINE V sigmoid_slope(V x) {
+  V e = exp_minus(abs(x)), upper = 1 / (1 + e);
+  return e * upper * upper;
+}
 
 // Slope of a chord, given tanh at both ends; without cancellation.
 template <class V> INLINE V tanh_secant(V low, V high, V at_low, V at_high) {

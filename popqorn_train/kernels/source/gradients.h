@@ -37,7 +37,7 @@ template <bool curved, class V> INLINE void of_slope_in_x(const Box<V>& box, Num
 template <class V> static Box<V> of_curved(const Box<V>& box, Number<V> share, Worth<V> worth) {
   Curved<V> on(box);
   Slopes<V> slopes = chords(on, share);
-  High<V> best = argmax_curved(on, slopes);
+  High<V> best = argmax_curved<false>(on, slopes);
   V gate = sigmoid(best.x), value = tanh(best.y);
   Box<V> of = {V{}, V{}, V{}, V{}};
   V in_x = worth.top * (gate * (1 - gate) * value - slopes.a), in_y = worth.top * (gate * (1 - value * value) - slopes.b);

@@ -41,7 +41,7 @@ template <class V> static Slopes<V> lowest_on_box(const Curved<V>& on, const Cho
   corners(p, q);
   ROLLED for (int i = 0; i < 4; i++) z[i] = product<true>(scale.x + scale.half_x * p[i], scale.y + scale.half_y * q[i]);
   return lowest_plane(p, q, z, steepness<true>(on.box, scale), scale, choice.shift, choice.steps, [&](Slopes<V> s) {
-    High<V> best = argmax_curved(on, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
+    High<V> best = argmax_curved<true>(on, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
     V z = product<true>(best.x, best.y);
     return Point<V>{(best.x - scale.x) / scale.half_x, (best.y - scale.y) / scale.half_y, z};
   });
@@ -50,9 +50,7 @@ template <class V> static Slopes<V> lowest_on_box(const Curved<V>& on, const Cho
 template <bool curved, class V>
 static Slopes<V> lowest_on_octagon(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale,
                                    const Border<V>& on, const Choice<V>& choice) {
-  V p[border_points], q[border_points];
-  ROLLED for (int i = 0; i < border_points; i++)
-    p[i] = (on.x[i] - scale.x) / scale.half_x, q[i] = (on.y[i] - scale.y) / scale.half_y;
+  const V *p = on.p, *q = on.q;
   V step = prefer_first(on.z);
   auto oracle = [&](Slopes<V> s) {
     V height = on.z[0] - s.a * p[0] - s.b * q[0];
@@ -60,11 +58,11 @@ static Slopes<V> lowest_on_octagon(const Box<V>& box, const Bands<V>& bands, con
     ROLLED for (int i = 1; i < border_points; i++) {
       V here = on.z[i] - s.a * p[i] - s.b * q[i] - step * Number<V>(i);
       auto better = here > height;
-      height = better ? here : height;
+      height = max(here, height);
       best = {better ? p[i] : best.p, better ? q[i] : best.q, better ? on.z[i] : best.z};
     }
     if (!curved) return best;
-    Held<V> held = inside(box, bands, scale, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
+    Held<V> held = inside<true>(box, bands, scale, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
     if (!any(held.there)) return best;
     V at_p = (held.x - scale.x) / scale.half_x, at_q = (held.y - scale.y) / scale.half_y;
     V z = product<true>(held.x, held.y);
@@ -86,10 +84,8 @@ template <class V> static Plane<V> memory_on_box(const Box<V>& box, const Choice
 }
 
 template <bool curved, class V>
-static Plane<V> on_octagon(const Box<V>& box, const Bands<V>& bands, const Choice<V>& choice) {
+static Plane<V> on_octagon(const Box<V>& box, const Bands<V>& bands, const Border<V>& on, const Choice<V>& choice) {
   Scale<V> scale(box);
-  Border<V> on;
-  set_border<curved>(on, box, bands, scale);
   Plane<V> plane;
   if (choice.tilted) {
     Slopes<V> slopes = lowest_on_octagon<curved>(box, bands, scale, on, choice);

@@ -59,10 +59,10 @@ template <class V> static void corners(const Bands<V>& bands, V (&p)[8], V (&q)[
 }
 
 // Corners of an octagon and points of its border: first 9 of each diagonal, from corner to corner,
-// place by place, then 3 of each other side.
+// place by place, then 3 of each other side; those of the square too.
 template <class V> struct Border {
   V corner_p[8], corner_q[8], corner_x[8], corner_y[8], corner_z[8];
-  V x[border_points], y[border_points], z[border_points];
+  V p[border_points], q[border_points], x[border_points], y[border_points], z[border_points];
   V bend[4];  // what a piece of each diagonal may rise above its ends
   V room;     // what rounding may take from f, and of the place of a corner
 };
@@ -83,42 +83,75 @@ template <bool curved, class V> static void set_bend(Border<V>& on, const Box<V>
   }
 }
 
+// Where a point lies among the others: `side` from one corner to the next, `place` from 0 on.
+INLINE int point_of(int side, int place) {
+  return side % 2 ? 4 * place + side / 2 : diagonal_points + 4 * (place - 1) + side / 2;
+}
+
 template <bool curved, class V>
 static void set_border(Border<V>& on, const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale) {
   corners(bands, on.corner_p, on.corner_q);
+  V gate[8], value[8];
   ROLLED for (int i = 0; i < 8; i++) {
     V x = on.corner_x[i] = scale.x + scale.half_x * on.corner_p[i];
     V y = on.corner_y[i] = scale.y + scale.half_y * on.corner_q[i];
-    on.corner_z[i] = product<curved>(x, y);
+    gate[i] = sigmoid(x), value[i] = second<curved>(y), on.corner_z[i] = gate[i] * value[i];
   }
-  int at = 0;
-  auto add = [&](int start, int stop, double share) {
-    on.x[at] = between(on.corner_x[start], on.corner_x[stop], Number<V>(share));
-    on.y[at] = between(on.corner_y[start], on.corner_y[stop], Number<V>(share));
-    on.z[at] = product<curved>(on.x[at], on.y[at]), at++;
-  };
-  ROLLED for (int place = 0; place <= pieces; place++)
-    ROLLED for (int side = 1; side < 8; side += 2) add(side, (side + 1) % 8, place / double(pieces));
-  ROLLED for (int place = 1; place <= inner_points; place++)
-    ROLLED for (int side = 0; side < 8; side += 2) add(side, side + 1, place / double(inner_points + 1));
+  V per_x = 1 / scale.half_x, per_y = 1 / scale.half_y;
+  ROLLED for (int side = 0; side < 8; side++) {
+    int stop = (side + 1) % 8, last = side % 2 ? pieces : inner_points + 1;
+    ROLLED for (int place = side % 2 ? 0 : 1; place < last + side % 2; place++) {
+      int at = point_of(side, place);
+      Number<V> share = place / Number<V>(last);
+      V x = on.x[at] = between(on.corner_x[side], on.corner_x[stop], share);
+      V y = on.y[at] = between(on.corner_y[side], on.corner_y[stop], share);
+      on.p[at] = (x - scale.x) * per_x, on.q[at] = (y - scale.y) * per_y;
+      // On every fourth side x stays, and two further on y does.
+      V first = side % 4 ? sigmoid(x) : gate[side], other = side % 4 == 2 ? value[side] : second<curved>(y);
+      on.z[at] = place % last ? first * other : on.corner_z[place ? stop : side];
+    }
+  }
   set_bend<curved>(on, covered(box, scale));
 }
 
-// The local maximum inside, and in which lanes the octagon may hold it.
+// The same of the mirror image in y of a box, of which the border is known.
+template <bool curved, class V> static Border<V> mirrored(const Border<V>& on, const Box<V>& box, const Scale<V>& scale) {
+  Border<V> image;
+  ROLLED for (int i = 0; i < 8; i++) {
+    int of = (9 - i) % 8;
+    image.corner_p[i] = on.corner_p[of], image.corner_q[i] = -on.corner_q[of];
+    image.corner_x[i] = on.corner_x[of], image.corner_y[i] = -on.corner_y[of], image.corner_z[i] = -on.corner_z[of];
+  }
+  ROLLED for (int side = 0; side < 8; side++) {
+    int last = side % 2 ? pieces : inner_points + 1;
+    ROLLED for (int place = side % 2 ? 0 : 1; place < last + side % 2; place++) {
+      int i = point_of(side, place), of = point_of((8 - side) % 8, last - place);
+      image.p[i] = on.p[of], image.q[i] = -on.q[of];
+      image.x[i] = on.x[of], image.y[i] = -on.y[of], image.z[i] = -on.z[of];
+    }
+  }
+  set_bend<curved>(image, covered(box, scale));
+  return image;
+}
+
+// The local maximum inside, and in which lanes the octagon may hold it; without doubt in a search.
 template <class V> struct Held {
   V x, y, miss;
   Wholes<V> there;
 };
 
-template <class V>
+template <bool search, class V>
 static Held<V> inside(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, Slopes<V> slopes) {
   const Number<V> near = 1e-3;
   Inner<V> found = interior(slopes, V{} == V{});
-  Held<V> held = {clip(found.x, box.lx, box.ux), clip(found.y, box.ly, box.uy), found.miss, found.there};
+  Held<V> held = {clip(found.x, box.lx, box.ux), clip(found.y, box.ly, box.uy), V{}, found.there};
   if (!any(held.there)) return held;
-  V p = (found.x - scale.x) / scale.half_x, q = (found.y - scale.y) / scale.half_y;
-  V far_p = (x_at(found.far_w) - scale.x) / scale.half_x;
-  V far_q = (y_at(found.far_w, found.b) - scale.y) / scale.half_y;
+  V p = (found.x - scale.x) / scale.half_x, q = (found.y - scale.y) / scale.half_y, far_p = p, far_q = q;
+  if (!search) {
+    Doubt<V> of = doubt(found);
+    held.miss = of.miss;
+    far_p = (x_at(of.far_w) - scale.x) / scale.half_x, far_q = (y_at(of.far_w, found.b) - scale.y) / scale.half_y;
+  }
   held.there &= (p >= -1 - near) & (far_p <= 1 + near) & (q >= -1 - near) & (far_q <= 1 + near);
   held.there &= (p + q >= bands.sum_low - near) & (far_p + far_q <= bands.sum_high + near);
   held.there &= (p - far_q >= bands.diff_low - near) & (far_p - q <= bands.diff_high + near);
@@ -158,7 +191,7 @@ static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& s
     last[side] = here;
   }
   if (curved) {
-    Held<V> held = inside(wider, bands, scale, slopes);
+    Held<V> held = inside<false>(wider, bands, scale, slopes);
     V height = gap(product<true>(held.x, held.y), slopes, held.x, held.y) + held.miss;
     best = max(best, held.there ? height : best);
   }

@@ -134,7 +134,7 @@ template <class V> static Rest<V> on_border(const Sides8<V>& on, const Shape<V>&
 
 // The local maximum inside, or minus infinity.
 template <class V> static V highest_inside(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, Slopes<V> s) {
-  Held<V> held = inside(box, bands, scale, s);
+  Held<V> held = inside<false>(box, bands, scale, s);
   V height = gap(product<true>(held.x, held.y), s, held.x, held.y) + held.miss;
   return held.there ? height : all<V>(-infinity());
 }

@@ -13,13 +13,27 @@ template <class V> static V failure(const Box<V>& box, const Bands<V>& bands) {
   return fine ? V{} : all<V>(not_a_number());
 }
 
+// The upper planes of a box and of its mirror image in y.
+template <class V> struct Both {
+  Plane<V> upper, mirror;
+};
+
+template <bool curved, class V>
+static Both<V> above_octagon(const Box<V>& box, const Box<V>& mirror, const Bands<V>& bands, const Choice<V>& choice) {
+  Bands<V> mirrored_bands = {bands.diff_low, bands.diff_high, bands.sum_low, bands.sum_high};
+  Border<V> on;
+  set_border<curved>(on, box, bands, Scale<V>(box));
+  Border<V> image = mirrored<curved>(on, mirror, Scale<V>(mirror));
+  return {on_octagon<curved>(box, bands, on, choice), on_octagon<curved>(mirror, mirrored_bands, image, choice)};
+}
+
 template <class V>
-static Plane<V> above(const Box<V>& box, const Bands<V>& bands, int kind, const Choice<V>& choice) {
+static Both<V> above(const Box<V>& box, const Box<V>& mirror, const Bands<V>& bands, int kind, const Choice<V>& choice) {
   switch (kind) {
-    case 0: return memory_on_box(box, choice);
-    case 1: return curved_on_box(box, choice);
-    case 2: return on_octagon<false>(box, bands, choice);
-    default: return on_octagon<true>(box, bands, choice);
+    case 0: return {memory_on_box(box, choice), memory_on_box(mirror, choice)};
+    case 1: return {curved_on_box(box, choice), curved_on_box(mirror, choice)};
+    case 2: return above_octagon<false>(box, mirror, bands, choice);
+    default: return above_octagon<true>(box, mirror, bands, choice);
   }
 }
 
@@ -29,13 +43,10 @@ static void enclose(const V (&ends)[8], bool curved, bool octagon, const Choice<
   int kind = (octagon ? 2 : 0) + (curved ? 1 : 0);
   Box<V> box = {ends[0], ends[1], ends[2], ends[3]}, mirror = {box.lx, box.ux, -box.uy, -box.ly};
   Bands<V> bands = {ends[4], ends[5], ends[6], ends[7]};
-  Bands<V> mirrored = {bands.diff_low, bands.diff_high, bands.sum_low, bands.sum_high};
   V nan = failure(box, bands);
-  ROLLED for (int up = 0; up < 2; up++) {
-    Plane<V> found = above(up ? box : mirror, up ? bands : mirrored, kind, choice);
-    planes[3 * up] = (up ? found.a : -found.a) + nan, planes[3 * up + 1] = found.b + nan;
-    planes[3 * up + 2] = (up ? found.top : -found.top) + nan;
-  }
+  Both<V> found = above(box, mirror, bands, kind, choice);
+  planes[0] = -found.mirror.a + nan, planes[1] = found.mirror.b + nan, planes[2] = -found.mirror.top + nan;
+  planes[3] = found.upper.a + nan, planes[4] = found.upper.b + nan, planes[5] = found.upper.top + nan;
 }
 
 // The slopes in x and y, the middle and the half.
