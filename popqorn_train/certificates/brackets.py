@@ -28,13 +28,15 @@ _SMALLEST = 1e-7  # radii below this share of the largest count as 0
 _TRIES = 60  # evaluations after which a sample keeps what it has
 _FAILED = -1e30  # stands for a margin that is no number
 _SHY = 0.4  # how far below the estimated root to look, in relative tolerances
-_SURE = 0.5  # width of a bracket up to the estimated root, which may be off, likewise
+_SURE = 0.5, 0.75  # width of a bracket up to the estimated root, likewise: at first, and
+_KNOWN = 3  # from so many evaluations on, since the root may be off by the rest of the tolerance
 _NARROW = 0.9  # width of a finished bracket, in relative tolerances: the rest is for rounding
 _MUTE = 1e-4  # a proof by contradiction shows as a margin below this share of the clean one
 _FARTHEST = 8  # from one epsilon to the next, as a factor, before one fails
 _HALVINGS = 2  # of a bracket between two steps up or down
-_ROUGH = 1.03  # how far above a root to look that one margin alone tells, so that it is not proved
 BY_CONTRADICTION = -0.5  # margin, in clean ones, down to which proofs by contradiction reach
+_FELL = 0.95  # from one epsilon to a lower one that tells whether margins still change
+_DOUBT = 5e-3  # of clean margins: how little below 0 another precision may prove what is asked for
 _PATIENCE = 7  # evaluations after which every second one halves, whatever the curve
 
 
@@ -54,6 +56,10 @@ class Brackets:
         graded: whether the size of every positive margin says how far the root is.
         monotone: whether no ball above one that is not proved can be.
         dip: a rung at which the margin is that far below 0, in clean margins, is the last one.
+
+    Attributes:
+        lower: ``(B,)`` proved; 0 where nothing is.
+        doubtful: ``(B,)`` the largest of ``epsilons`` that was only just not proved; 0 for none.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class Brackets:
         self.clean, self.fall, self.dip = clean, fall.clamp(min=1e-12), dip
         self.cap, self.rtol, self.graded, self.monotone = cap, rtol, graded, monotone
         self.lower, self.upper = torch.zeros_like(clean), torch.full_like(clean, math.inf)
+        self.doubtful, self._asked = torch.zeros_like(clean), clean.new_tensor(epsilons)
         # Margins at the ends, and the newest one in between; NaN where they tell nothing.
         self.at_lower, self.at_upper = (torch.full_like(clean, math.nan) for _ in range(2))
         self.newest, self.at_newest = self.at_lower.clone(), self.at_lower.clone()
@@ -99,7 +106,8 @@ class Brackets:
             return narrow
         chord = self.at_lower / (self.at_lower - self.at_upper) * (self.upper - self.lower)
         likely = torch.maximum(self.root, self.lower + chord)
-        close = (self.root > self.lower) & (likely <= self.lower / (1 - _SURE * self.rtol))
+        sure = torch.where(self.evaluations < _KNOWN, *_SURE) * self.rtol
+        close = (self.root > self.lower) & (likely <= self.lower / (1 - sure))
         return narrow | close & (self.upper <= RATIO**2 * self.lower)
 
     def _gap(self) -> Tensor:
@@ -126,9 +134,12 @@ class Brackets:
         good = proved(at)
         inside = asked & (good | ~(self.next >= self.upper))
         # Far beyond the root the margin may hardly change: then its slope tells nothing.
-        flat = (self.at_newest < 0) & (at < 0.95 * self.at_newest) | ~at.isfinite()
+        fell = self.next < _FELL * self.newest
+        flat = (self.at_newest < 0) & (at < 0.95 * self.at_newest) & fell | ~at.isfinite()
         silent = ~at.isfinite() | good & (at < _MUTE * self.clean) & (not self.graded)
         at = torch.where(silent, math.nan, at)
+        doubt = asked & ~good & (at > -_DOUBT * self.clean) & torch.isin(self.next, self._asked)
+        self.doubtful = torch.where(doubt & (self.next > self.doubtful), self.next, self.doubtful)
         self._estimate(inside, at, good)
         self._climb(asked & ~good, at)
         self._move(asked, at, good)
@@ -177,8 +188,7 @@ class Brackets:
         aim = torch.where(usable, self._near_root(), self._middle())
         top = self.ladder.after(self.ladder.top)
         if self.graded and not self.monotone:
-            rough = torch.where(self.evaluations == 1, _ROUGH, 1.0)
-            rung = self.ladder.after(torch.where(usable, self.root * rough, self.lower))
+            rung = self.ladder.after(torch.where(usable, self.root, self.lower))
             known = self.ladder.tried(rung)
             aim = torch.where(known & ~self._at_top(), top, aim)
             aim = torch.where(usable & ~known & (rung < self.upper), rung, aim)

@@ -161,7 +161,7 @@ def answer(
         guess, evaluations = _scouted(scout, clean, fall, cap, guess)
     searching = _Searching(fall, cap, rtol, rungs, decided)
     state = searching.brackets(query, clean, guess)
-    radius = state.lower if twin is None else searching.confirmed(twin, clean, state.lower)
+    radius = state.lower if twin is None else searching.confirmed(twin, clean, state)
     rounded = rounded_down(radius, dtype)
     rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
     return RadiusSearch(rounded, radius >= cap, ~state.wrong, evaluations + state.evaluations, rate)
@@ -204,8 +204,10 @@ class _Searching(NamedTuple):
             state.tell(chosen, query.margin(chosen, state.next[chosen]))
         return state
 
-    def confirmed(self, twin: Query, clean: Tensor, radius: Tensor) -> Tensor:
+    def confirmed(self, twin: Query, clean: Tensor, state: Brackets) -> Tensor:
         """Radii that the twin proves; what it refuses it searches itself, from a little below."""
+        doubtful = state.doubtful > state.lower
+        radius = torch.where(_proved_at(twin, state.doubtful, doubtful), state.doubtful, state.lower)
         found = radius > 0
         refused = found & ~_proved_at(twin, radius, found)
         below = _little_below(radius, self.rtol, self.rungs)

@@ -56,6 +56,14 @@ def test_a_radius_is_the_one_that_float64_proves(root, rtol):
         assert radius >= (1 - rtol) * min(root, 1)
 
 
+@pytest.mark.parametrize(("asked", "root"), [(1.002, 1.01), (1.002, 1.001), (1.1, 1.2)])
+def test_an_epsilon_that_float32_only_just_refuses_is_left_to_float64(asked, root):
+    query, exact = (Margins(lambda e, at=at: 1 - e / at, "popqorn") for at in (1.0, root))
+    radius = answer(query, exact, max_radius=10.0, rtol=1e-2, epsilons=(asked,)).radius
+    assert (radius == asked) == (asked == 1.002 and root > asked)
+    assert radius < root
+
+
 @pytest.mark.parametrize("rtol", [0.5, 1e-3, 1e-8])
 def test_a_radius_that_float64_never_proves_is_0(rtol):
     def unknown(epsilon):
