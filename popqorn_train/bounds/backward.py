@@ -146,6 +146,11 @@ def _rows_at_once(terms: Sequence[tuple[Node, Tensor]], value: Tensor) -> int:
     return max(1, BLOCK // max(row, 1))
 
 
+def has_choice(output: Node) -> bool:
+    """Whether a node before an output can give rows lines of their own."""
+    return any(isinstance(node, Nonlinear) and node.has_choice for node in ancestors(output))
+
+
 def _choosing(found: Enclosure) -> list[Nonlinear]:
     """Nodes that can give rows lines of their own."""
     nodes = found.relaxations if found.chosen else ()

@@ -53,9 +53,18 @@ class Method:
         """Bound margins ``(B, K)``, of which all have to be positive; see ``bounded``."""
         return self.bounded(output, rows)
 
+    def differentiates(self, output: Node) -> bool:
+        """Whether bounding takes derivatives, even where nobody asks for those of the bounds."""
+        return True
+
     def bytes_a_sample(self, output: Node, like: Tensor) -> int:
         """Estimate of what bounding one sample takes, from above; see memory.py."""
         return bytes_a_sample(output, like)
+
+    @property
+    def deciding(self) -> "Method":
+        """What proves the same, with smaller bounds where all that a sample needs are positive."""
+        return self
 
     @property
     def cheaper(self) -> "Method | None":
@@ -74,6 +83,10 @@ class IBP(Method):
         """See ``Method``."""
         found = enclose(output)
         return minimum(output, rows, found, intervals=True), found
+
+    def differentiates(self, output: Node) -> bool:
+        """See ``Method``."""
+        return False
 
     def bytes_a_sample(self, output: Node, like: Tensor) -> int:
         """See ``Method``; ranges, and no slopes."""
@@ -109,3 +122,7 @@ class CrownIBP(Method):
         if self.beta is None:
             return torch.maximum(linear, interval), found
         return torch.lerp(interval, linear, self.beta), found
+
+    def differentiates(self, output: Node) -> bool:
+        """See ``Method``."""
+        return False

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.backward import Enclosure, minimum
+from popqorn_train.bounds.backward import Enclosure, has_choice, minimum
 from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.forward import ForwardPass, bytes_of_forms
 from popqorn_train.bounds.method import CrownIBP, Method
@@ -54,6 +54,10 @@ class Popqorn(Method):
         """What ``slopes`` stands for."""
         return ("lambda", "tilted") if self.slopes == "best" else (self.slopes,)
 
+    def differentiates(self, output: Node) -> bool:
+        """Lines of rows' own come from derivatives."""
+        return self.own_lines and has_choice(output)
+
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``; the ranges are those of the last policy."""
         bounds = []
@@ -96,23 +100,47 @@ class FastPopqorn(Method):
         _check_slopes(self.slopes, tuple(POLICIES))
         _check_octagons(self.octagons)
 
+    @property
+    def deciding(self) -> Method:
+        """See ``Method``."""
+        return _Deciding(self.strips, self.slopes, self.octagons, self.own_lines)
+
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """See ``Method``."""
         if output.region is None:  # nothing moves: no symbols
             return CrownIBP().bounded(output, rows)
+        bound, found = self.from_forms(output, rows)
+        return torch.maximum(bound, _of_intervals(output, rows)), found
+
+    def from_forms(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """What the ranges from forms give, see ``Method.bounded``."""
         relaxation = Relaxation(self.slopes, self.octagons)
         found = ForwardPass(output, STRIPS[self.strips], relaxation).run()
         found = found._replace(chosen=self.own_lines)
-        bounds = [
-            minimum(output, rows, found),
-            minimum(output, rows, found, intervals=True),
-            CrownIBP(1).lower(output, rows),  # its intervals are no closer than those above
-        ]
-        return functools.reduce(torch.maximum, bounds), found
+        interval = minimum(output, rows, found, intervals=True)
+        return torch.maximum(minimum(output, rows, found), interval), found
 
     def bytes_a_sample(self, output: Node, like: Tensor) -> int:
         """See ``Method``; the forms that live at once, beside one backward pass."""
         return bytes_of_forms(output, like) + super().bytes_a_sample(output, like)
+
+
+class _Deciding(FastPopqorn):
+    """Asks intervals only where forms do not prove everything already."""
+
+    def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+        """See ``Method``."""
+        if output.region is None:
+            return super().bounded(output, rows)
+        bound, found = self.from_forms(output, rows)
+        if (bound > 0).all():
+            return bound, found
+        return torch.maximum(bound, _of_intervals(output, rows)), found
+
+
+def _of_intervals(output: Node, rows: Tensor) -> Tensor:
+    """Bounds of ``CrownIBP``; its intervals are no closer than those of ``FastPopqorn``."""
+    return CrownIBP(1).lower(output, rows)
 
 
 def _check_slopes(slopes: str, known: tuple[str, ...]) -> None:

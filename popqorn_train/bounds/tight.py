@@ -44,6 +44,10 @@ class TightPopqorn(Popqorn):
     budgets: tuple[Budget | Jointly, ...] = (LAST_FRAME, ONCE, LEARNED)
     graded: ClassVar[bool] = False
 
+    def differentiates(self, output: Node) -> bool:
+        """Attempts ascend."""
+        return True
+
     @property
     def cheaper(self) -> Method:
         """See ``Method``."""

@@ -116,7 +116,8 @@ def twin_of(query: Query, layer: BoundModel, inputs: Inputs, confirm: str | None
     if confirm is None or (confirm, query.instance.value.dtype) == ("float64", torch.float64):
         return None
     exact = layer.instance(inputs, torch.float64)._replace(free=query.instance.free)
-    return replace(query, instance=as_deployed(exact, layer) if confirm == "deployed" else exact)
+    instance = as_deployed(exact, layer) if confirm == "deployed" else exact
+    return replace(query, instance=instance, method=query.method.deciding)
 
 
 def witnessed(query: Query, twin: Query | None, witness: Witness) -> tuple[Query, Query | None]:
@@ -206,8 +207,8 @@ class _Searching(NamedTuple):
 
     def confirmed(self, twin: Query, clean: Tensor, state: Brackets) -> Tensor:
         """Radii that the twin proves; what it refuses it searches itself, from a little below."""
-        doubtful = state.doubtful > state.lower
-        radius = torch.where(_proved_at(twin, state.doubtful, doubtful), state.doubtful, state.lower)
+        more = _proved_at(twin, state.doubtful, state.doubtful > state.lower)
+        radius = torch.where(more, state.doubtful, state.lower)
         found = radius > 0
         refused = found & ~_proved_at(twin, radius, found)
         below = _little_below(radius, self.rtol, self.rungs)
