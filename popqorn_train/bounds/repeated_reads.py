@@ -45,8 +45,10 @@ def reread(nodes: Sequence[Node]) -> set[Node]:
 def _origin(node: Node, inputs: Sequence[_Origin]) -> _Origin:
     if isinstance(node, Root | Nonlinear):
         return _Origin(frozenset([node]))
-    sources = frozenset[Node]().union(*[origin.sources for origin in inputs])
-    met = sum(len(origin.sources) for origin in inputs) > len(sources)
+    sources = inputs[0].sources if inputs else frozenset[Node]()
+    for origin in inputs[1:]:
+        sources = sources | origin.sources
+    met = sum([len(origin.sources) for origin in inputs]) > len(sources)
     tied = any(origin.tied for origin in inputs)
     repeats = not node.affine and any(origin.repeats for origin in inputs)
     if isinstance(node, Sum):

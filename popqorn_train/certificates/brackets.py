@@ -35,6 +35,7 @@ _MUTE = 1e-4  # a proof by contradiction shows as a margin below this share of t
 _FARTHEST = 8  # from one epsilon to the next, as a factor, before one fails
 _HALVINGS = 2  # of a bracket between two steps up or down
 BY_CONTRADICTION = -0.5  # margin, in clean ones, down to which proofs by contradiction reach
+_APART = 0.01  # from one epsilon to another, as a share, that tell together how a curve bends
 _FELL = 0.95  # from one epsilon to a lower one that tells whether margins still change
 _DOUBT = 5e-3  # of clean margins: how little below 0 another precision may prove what is asked for
 _PATIENCE = 7  # evaluations after which every second one halves, whatever the curve
@@ -52,6 +53,8 @@ class Brackets:
         cap: ``(B,)`` largest radius tried.
         guess: ``(B,)`` first epsilon.
         rtol: relative width of a finished bracket.
+        bend: ``(B,)`` how the curve of a margin like this one bent, see ``MarginCurve.bend_at``;
+            NaN where nothing is known.
         epsilons: rungs beside those of the ladder.
         graded: whether the size of every positive margin says how far the root is.
         monotone: whether no ball above one that is not proved can be.
@@ -59,6 +62,7 @@ class Brackets:
 
     Attributes:
         lower: ``(B,)`` proved; 0 where nothing is.
+        bend: ``(B,)`` how the curve bends, as it was given or as margins told.
         doubtful: ``(B,)`` the largest of ``epsilons`` that was only just not proved; 0 for none.
     """
 
@@ -70,6 +74,7 @@ class Brackets:
         guess: Tensor,
         rtol: float,
         *,
+        bend: Tensor | None = None,
         epsilons: Sequence[float] = (),
         graded: bool = True,
         monotone: bool = False,
@@ -86,7 +91,11 @@ class Brackets:
         self._step = math.exp(-math.log1p(-_NARROW * rtol) * 2**_HALVINGS)
         self.step = torch.full_like(clean, 2.0 if graded else self._step)
         self.ladder = Ladder(clean, epsilons)
+        self.bend = torch.full_like(clean, math.nan) if bend is None else bend
         guess = torch.where(guess.isfinite(), guess, cap / 100)
+        if graded and not monotone:
+            # A rung above the root is tried anyway, and one margin and the bend tell the root.
+            guess = torch.where(self.bend.isfinite(), self.ladder.after(guess), guess)
         self.next = torch.minimum(torch.maximum(guess, 10 * _SMALLEST * cap), cap)
         self.wrong = ~(clean > 0)
         self.evaluations = torch.zeros_like(clean, dtype=torch.long)
@@ -155,9 +164,12 @@ class Brackets:
         )
         end = torch.where(at_end.isfinite(), end, self.newest)
         at_end = torch.where(at_end.isfinite(), at_end, self.at_newest)
-        curve = MarginCurve.through(self.clean, self.fall, (self.next, at), (end, at_end))
+        points = (self.next, at), (end, at_end)
+        curve = MarginCurve.through(self.clean, self.fall, *points, self.bend)
         root = curve.reach(0.0 if self.graded else BY_CONTRADICTION)
         self.root = torch.where(inside & at.isfinite(), root, self.root)
+        told = inside & at.isfinite() & at_end.isfinite() & ((end - self.next).abs() > _APART * end)
+        self.bend = torch.where(told, curve.bend_at(self.next), self.bend)
 
     def _climb(self, failed: Tensor, at: Tensor) -> None:
         """Say where samples were not proved, and whether it is worth to go on above that."""

@@ -38,15 +38,35 @@ class MarginCurve(NamedTuple):
 
     @classmethod
     def through(
-        cls, clean: Tensor, fall: Tensor, first: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
+        cls,
+        clean: Tensor,
+        fall: Tensor,
+        first: tuple[Tensor, Tensor],
+        other: tuple[Tensor, Tensor],
+        bend_of: Tensor | None = None,
     ) -> "MarginCurve":
-        """The curve through two epsilons and their margins; an ``other`` that is NaN is unknown."""
+        """The curve through two epsilons and their margins; an ``other`` that is NaN is unknown.
+
+        Args:
+            clean: margin at 0.
+            fall: how fast it falls there.
+            first: an epsilon and its margin.
+            other: likewise.
+            bend_of: ``bend_at`` of a curve like this one, where one margin alone is known; NaN
+                for the natural one.
+        """
         (r, _), (s, _) = first, other
         one, two = (_excess(clean, fall, *point) / point[0] for point in (first, other))
         apart = ((r - s).abs() > _SAME * r) & two.isfinite()
         natural = rate_of(clean - first[1], fall, r) ** 2 / 24
+        if bend_of is not None:
+            natural = torch.where(bend_of.isfinite(), bend_of / r.square(), natural)
         bend = torch.where(apart, (two - one) / (s - r), natural)
         return cls(clean, fall, one - bend * r, bend, r)
+
+    def bend_at(self, radius: Tensor) -> Tensor:
+        """What the bend adds to the exponent at a radius, whatever its unit, ``(B,)``."""
+        return self.bend * radius.square()
 
     def reach(self, level: float = 0.0) -> Tensor:
         """Where the margin is that many clean margins, ``(B,)``; NaN where the curve never is."""

@@ -87,6 +87,7 @@ def search_radius(
             kept.spread(part.evaluations, 0),
             kept.spread(part.rate),
             kept.errors,
+            None if part.bend is None else kept.spread(part.bend),
         )
 
 
@@ -107,7 +108,7 @@ def _unanswered(like: Tensor, kept: Kept) -> RadiusSearch:
     """Where no sample of a batch can be asked about."""
     nan = like.new_full((kept.size,), math.nan)
     no = torch.zeros_like(nan, dtype=torch.bool)
-    return RadiusSearch(nan, no, no, no.long(), nan.double(), kept.errors)
+    return RadiusSearch(nan, no, no, no.long(), nan.double(), kept.errors, nan.double())
 
 
 def _searched(
@@ -283,7 +284,7 @@ def certified_radius(
     if kept is None:
         return differentiable_radius(layer, inputs, target, against, ball, method, max_bytes, found)
     labels, others = kept.some((target, against))
-    part = RadiusSearch(*kept.some(found[:-1]))
+    part = RadiusSearch(*kept.some(found[:5]))
     radii = differentiable_radius(
         layer, kept.inputs, labels, others, kept.ball(ball), method, max_bytes, part
     )

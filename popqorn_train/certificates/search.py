@@ -44,10 +44,17 @@ class Start(NamedTuple):
     Attributes:
         radius: ``(B,)`` found before; 0 where nothing is known.
         rate: ``(B,)`` of the search that found it; NaN where nothing is known.
+        bend: likewise; None where nothing is known of any sample.
     """
 
     radius: Tensor
     rate: Tensor
+    bend: Tensor | None = None
+
+    def of(self, chosen: Tensor) -> "Start":
+        """That of some samples, by indices ``(b,)``."""
+        bend = None if self.bend is None else self.bend[chosen]
+        return Start(self.radius[chosen], self.rate[chosen], bend)
 
 
 class RadiusSearch(NamedTuple):
@@ -62,6 +69,8 @@ class RadiusSearch(NamedTuple):
         rate: ``(B,)`` per unit of epsilon, by which margins fall faster and faster; for ``Start``.
         errors: samples that cannot be asked about (NaN or infinity in what the model reads, or a
             NaN logit), and what is wrong with each; their radius is NaN.
+        bend: ``(B,)`` how the curve of the margin bends at the radius (margin_curve.py), likewise
+            for ``Start``.
     """
 
     radius: Tensor
@@ -70,11 +79,12 @@ class RadiusSearch(NamedTuple):
     evaluations: Tensor
     rate: Tensor
     errors: Mapping[int, str] = MappingProxyType({})
+    bend: Tensor | None = None
 
     @property
     def start(self) -> Start:
         """Where the next search begins, when the weights have changed."""
-        return Start(self.radius, self.rate)
+        return Start(self.radius, self.rate, self.bend)
 
     def __repr__(self) -> str:
         right = self.radius[self.correct]
@@ -93,7 +103,7 @@ class RadiusSearch(NamedTuple):
         return html_table(("sample", *names, "error"), rows[:SHOWN], repr(self))
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors are read-only, which pickle cannot keep
-        return RadiusSearch, (*self[:-1], dict(self.errors))
+        return RadiusSearch, (*self[:-2], dict(self.errors), self.bend)
 
 
 # What torch.save keeps of a search, torch.load reads without being told to trust it.
@@ -156,16 +166,17 @@ def answer(
     clean, fall = query.clean()
     cap = largest_tried(query.instance, query.ball, max_radius)
     cold = _SHARE * clean / fall.clamp(min=1e-12)
-    guess = cold if start is None else _warm(start, cold, rtol, clean, fall)
+    guess, bend = _warm(start, cold, rtol, clean, fall)
     evaluations = torch.zeros_like(query.target)
     if scout is not None:
         guess, evaluations = _scouted(scout, clean, fall, cap, guess)
     searching = _Searching(fall, cap, rtol, rungs, decided)
-    state = searching.brackets(query, clean, guess)
+    state = searching.brackets(query, clean, guess, bend)
     radius = state.lower if twin is None else searching.confirmed(twin, clean, state)
     rounded = rounded_down(radius, dtype)
     rate = torch.where(radius > 0, rate_of(clean, state.fall, radius), math.nan)
-    return RadiusSearch(rounded, radius >= cap, ~state.wrong, evaluations + state.evaluations, rate)
+    answers = rounded, radius >= cap, ~state.wrong, evaluations + state.evaluations, rate
+    return RadiusSearch(*answers, bend=torch.where(radius > 0, state.bend, math.nan))
 
 
 class _Searching(NamedTuple):
@@ -185,7 +196,9 @@ class _Searching(NamedTuple):
     rungs: Sequence[float]
     decided: Decided | None
 
-    def brackets(self, query: Query, clean: Tensor, guess: Tensor) -> Brackets:
+    def brackets(
+        self, query: Query, clean: Tensor, guess: Tensor, bend: Tensor | None = None
+    ) -> Brackets:
         """Brackets around the radii of samples with positive clean margins."""
         method = query.method
         state = Brackets(
@@ -194,6 +207,7 @@ class _Searching(NamedTuple):
             self.cap,
             guess,
             self.rtol,
+            bend=bend,
             epsilons=self.rungs,
             graded=method.graded,
             monotone=method.monotone,
@@ -263,14 +277,24 @@ def _little_below(radius: Tensor, rtol: float, rungs: Sequence[float]) -> Tensor
     return below
 
 
-def _warm(start: Tensor | Start, cold: Tensor, rtol: float, clean: Tensor, fall: Tensor) -> Tensor:
-    """First epsilons: where margins reach 0 at the rate of the last search, or its radii."""
+def _warm(
+    start: Tensor | Start | None, cold: Tensor, rtol: float, clean: Tensor, fall: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """First epsilons: where margins reach 0 at the rate of the last search, or its radii.
+
+    Returns:
+        They, ``(B,)``, and how curves bend, where that is known.
+    """
+    if start is None:
+        return cold, None
     start = start if isinstance(start, Start) else Start(start, torch.full_like(cold, math.nan))
-    for value in start:
+    for value in start[:2] if start.bend is None else start:
         if not isinstance(value, Tensor) or value.shape != cold.shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"`start` must hold radii of shape {tuple(cold.shape)}, got {found}.")
-    radius, rate = (value.to(cold) for value in start)
+    radius, rate = (value.to(cold) for value in start[:2])
+    known = (radius > 0) & radius.isfinite()
     root = root_of(clean, fall.clamp(min=1e-12), rate)
     guess = torch.where(root.isfinite() & (root > 0), root, radius)
-    return torch.where((radius > 0) & radius.isfinite(), guess * (1 - 0.4 * rtol), cold)
+    bend = None if start.bend is None else torch.where(known, start.bend.to(cold), math.nan)
+    return torch.where(known, guess * (1 - 0.4 * rtol), cold), bend

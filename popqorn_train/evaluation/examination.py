@@ -88,7 +88,8 @@ class Examination:
             probes=self.probes,
             decided=lambda count: decided(share * count),
         )
-        columns = [found.radius, found.capped, found.evaluations, found.rate]
+        assert found.bend is not None
+        columns = [found.radius, found.capped, found.evaluations, found.rate, found.bend]
         columns.append(_predictions(model, inputs))
         empirical: Sequence[float | None] = [None] * len(labels)
         if self.attack:
@@ -198,17 +199,22 @@ def _row(
     capped: bool,
     evaluations: int,
     rate: float,
+    bend: float,
     prediction: int,
     empirical: float | None,
 ) -> SampleRow:
     status = Status.CERTIFIED if radius > 0 else Status.NOT_CERTIFIED
     row = SampleRow(index, label, status, prediction, radius, capped, empirical, evaluations)
-    row = replace(row, rate=rate if math.isfinite(rate) else None)
+    row = replace(row, rate=_known(rate), bend=_known(bend))
     if empirical is not None and empirical < radius:
         # One of the two is wrong; neither may pass for an answer.
         problem = f"attacked at {empirical:.6g}, below what was certified, {radius:.6g}"
         row = replace(row, status=Status.ERROR, radius=None, empirical=None, error=problem)
     return row
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def measure_of(ball: Perturbation) -> Measure:

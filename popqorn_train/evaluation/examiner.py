@@ -67,7 +67,7 @@ class Examiner:
         return [row for half in halves for row in self._part(picked, start, half)]
 
     def _part(self, picked: Picked, start: Start | None, chosen: Tensor) -> list[SampleRow]:
-        begin = None if start is None else Start(*[part[chosen] for part in start])
+        begin = None if start is None else start.of(chosen)
         return self.rows(picked.some(chosen, self.model.batch_axis(picked.inputs)), begin)
 
     def _beside(

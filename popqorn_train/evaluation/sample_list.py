@@ -7,7 +7,7 @@ from popqorn_train.display import SHOWN, html_table
 from popqorn_train.evaluation.sample_rows import SampleRow, count_statuses, measure_of_rows
 
 _COLUMNS = tuple(column.name for column in fields(SampleRow))
-_FLOATS = ("radius", "empirical", "margin", "rate")
+_FLOATS = ("radius", "empirical", "margin", "rate", "bend")
 
 
 class SampleRows(list[SampleRow]):

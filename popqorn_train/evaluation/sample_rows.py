@@ -33,6 +33,7 @@ class SampleRow:
         measure: ``"share"`` where ``radius`` and ``empirical`` are shares of a box, from 0 to 1,
             ``"level"`` where they are shares of the peak of the sample; otherwise ``"radius"``.
         rate: by which the next search begins, see ``RadiusSearch``.
+        bend: likewise.
         margin: certified margin at the epsilon that was asked for.
         error: what went wrong.
 
@@ -51,6 +52,7 @@ class SampleRow:
     error: str = ""
     rate: float | None = None
     measure: str = "radius"
+    bend: float | None = None
 
     def __repr__(self) -> str:
         """Show what was worked out."""
@@ -75,7 +77,8 @@ def check_row(row: SampleRow) -> None:
     whole, numbers = (int, type(None)), (int, float, type(None))
     kinds: dict[str, Any] = {
         **dict.fromkeys(("label", "prediction"), whole), "index": int, "evaluations": int,
-        **dict.fromkeys(("radius", "margin", "rate"), numbers), "capped": bool, "error": str,
+        **dict.fromkeys(("radius", "margin", "rate", "bend"), numbers),
+        "capped": bool, "error": str,
     }  # fmt: skip
     for name, kind in kinds.items():
         if not isinstance(getattr(row, name), kind):

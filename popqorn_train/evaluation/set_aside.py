@@ -52,6 +52,11 @@ def _chunks(model: BoundModel, picked: Sequence[Picked]) -> list[Picked]:
 
 def _start(known: Sequence[SampleRow], picked: Picked) -> Start:
     """Where the search begins for these samples."""
-    found = {row.index: (row.radius or 0.0, row.rate or math.nan) for row in known}
-    pairs = [found.get(position, (0.0, math.nan)) for position in picked.positions.tolist()]
-    return Start(*picked.labels.new_tensor(pairs, dtype=torch.float64).T)
+    found = {row.index: (row.radius or 0.0, _or_nan(row.rate), _or_nan(row.bend)) for row in known}
+    unknown = 0.0, math.nan, math.nan
+    begin = [found.get(position, unknown) for position in picked.positions.tolist()]
+    return Start(*picked.labels.new_tensor(begin, dtype=torch.float64).T)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -16,9 +16,9 @@ from popqorn_train.kernels.library import loop, wants_gradient
 from popqorn_train.kernels.operands import (
     Operand,
     contiguous,
-    fits,
     known,
     layout,
+    loop_of_forms,
     real_numbers,
     rows,
     whole_numbers,
@@ -41,7 +41,7 @@ class _Settings(NamedTuple):
 class _Bands(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: _Settings, *parts: Tensor | None) -> Tensor:
-        found = _bands(settings, parts)
+        found = _bands(loop("bands", known(parts)[0]), settings, parts)
         ctx.settings = settings
         ctx.save_for_backward(*parts, found)
         return found[:4]
@@ -75,13 +75,13 @@ def _arguments(settings: _Settings, parts: Sequence[Tensor | None]) -> tuple[Any
     return sizes, real_numbers(*settings.numbers), values
 
 
-def _bands(settings: _Settings, parts: Sequence[Tensor | None]) -> Tensor:
+def _bands(run: Any, settings: _Settings, parts: Sequence[Tensor | None]) -> Tensor:
     """The four bands, and what scales both forms, ``(6, B, *shape)``."""
     first = parts[0]
     assert first is not None
     sizes, numbers, values = _arguments(settings, parts)
     found = torch.empty(6, *first.shape, dtype=first.dtype)
-    loop("bands", first)(sizes, numbers, pointers(*values), found.data_ptr())
+    run(sizes, numbers, pointers(*values), found.data_ptr())
     return found
 
 
@@ -104,11 +104,12 @@ def octagon_bands(
     ends = [end if end.shape == shape else end.expand(shape) for end in ends]
     parts = [*ends, x.center, y.center, x.own, y.own, *x.tensors()[2:], *y.tensors()[2:]]
     tensors = known(parts)
-    if not fits("bands", tensors, x, y):
+    run = loop_of_forms("bands", tensors, x, y)
+    if run is None:
         return None
     starts = tuple(block[0] if block else 0 for form in forms for block in form[2:])
     settings = _Settings(starts, (rounding, signs[0], signs[1]))
     if not wants_gradient(*tensors):
-        return _bands(settings, parts)[:4].unbind()
+        return _bands(run, settings, parts)[:4].unbind()
     found: Tensor = _Bands.apply(settings, *parts)  # type: ignore[no-untyped-call]
     return found.unbind()

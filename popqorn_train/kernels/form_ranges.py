@@ -18,9 +18,9 @@ from popqorn_train.kernels.library import loop, wants_gradient
 from popqorn_train.kernels.operands import (
     Operand,
     contiguous,
-    fits,
     known,
     layout,
+    loop_of_forms,
     rows,
     whole_numbers,
 )
@@ -30,7 +30,7 @@ from popqorn_train.kernels.signatures import pointers
 class _Range(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rounding: float, *parts: Tensor | None) -> tuple[Tensor, Tensor]:
-        found = _range(rounding, parts)
+        found = _range(loop("range", _first(parts)), rounding, parts)
         ctx.save_for_backward(*parts)
         size = found[2]
         ctx.mark_non_differentiable(size)
@@ -45,17 +45,22 @@ class _Range(torch.autograd.Function):
         return (None, worth[0] + worth[1], own, *blocks)
 
 
-def _range(rounding: float, parts: Sequence[Tensor | None]) -> Tensor:
-    """Lower end, upper end and size, ``(3, B, *shape)``."""
+def _first(parts: Sequence[Tensor | None]) -> Tensor:
+    """The center."""
     center = parts[0]
     assert center is not None
+    return center
+
+
+def _range(run: Any, rounding: float, parts: Sequence[Tensor | None]) -> Tensor:
+    """Lower end, upper end and size, ``(3, B, *shape)``."""
+    center = _first(parts)
     values = contiguous(parts[:2])
     blocks = [None if x is None else rows(x) for x in parts[2:]]
     found = torch.empty(3, *center.shape, dtype=center.dtype)
     batch, *shape = center.shape
     sizes = (batch, math.prod(shape), *layout(0, blocks[0]), *layout(0, blocks[1]))
-    run, ends = loop("range", center), pointers(*values, *blocks)
-    run(whole_numbers(*sizes), rounding, ends, found.data_ptr())
+    run(whole_numbers(*sizes), rounding, pointers(*values, *blocks), found.data_ptr())
     return found
 
 
@@ -79,10 +84,12 @@ def form_range(form: Operand, rounding: float) -> tuple[Tensor, Tensor, Tensor] 
         Lower end, upper end and greatest absolute value; None without kernels.
     """
     parts = form.tensors()
-    if not fits("range", known(parts), form):
+    tensors = known(parts)
+    run = loop_of_forms("range", tensors, form)
+    if run is None:
         return None
-    if not wants_gradient(*known(parts)):
-        lower, upper, size = _range(rounding, parts).unbind()
+    if not wants_gradient(*tensors):
+        lower, upper, size = _range(run, rounding, parts).unbind()
         return lower, upper, size
     ends, size = _Range.apply(rounding, *parts)  # type: ignore[no-untyped-call]
     lower, upper = ends.unbind()

@@ -5,6 +5,7 @@ Products with matrices are those of torch; loops add what they leave.
 B: batch, n: symbols of a block.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from popqorn_train.kernels.library import function, wants_gradient
+from popqorn_train.kernels.library import loop, loop_for, wants_gradient
 from popqorn_train.kernels.operands import Coefficients, known
 from popqorn_train.kernels.sum_gradients import diagonal, of_term, slice_of
 from popqorn_train.kernels.sum_parts import Plan, Term, added, column, read
@@ -57,7 +58,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, *parts: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = added(plan, parts)
+        found = added(loop("terms", known(parts)[0]), plan, *read(parts))
         ctx.plan = plan
         ctx.save_for_backward(*parts)
         ctx.mark_non_differentiable(found[1])
@@ -107,13 +108,16 @@ def weighted_sum(
         constant = constant.expand(shape)
     inputs = column([term.inputs for term in terms], None, 0)
     noise = column([term.noise for term in terms], first, shape[1:].numel())
-    plan, parts = Plan(inputs, noise, rounding), _flat(terms, constant, gap)
-    with torch.no_grad():
-        loop = function("terms", *known(parts)) if shape.numel() else None
-    if loop is None or len(terms) > _MOST or not _alike(terms, gap, shape):
+    plan, plain = Plan(inputs, noise, rounding), [_plain(term) for term in terms]
+    parts = *itertools.chain(*plain), constant, gap
+    tensors = known(parts)
+    run = loop_for("terms", tensors) if shape.numel() else None
+    if run is None or len(terms) > _MOST or not _alike(terms, gap, shape):
         return None
-    differentiable = wants_gradient(*known(parts))
-    found = _Sum.apply(plan, *parts) if differentiable else added(plan, parts)  # type: ignore[no-untyped-call]
+    if wants_gradient(*tensors):
+        found = _Sum.apply(plan, *parts)  # type: ignore[no-untyped-call]
+    else:
+        found = added(run, plan, plain, constant, gap)
     blocks = [
         whole or (None if data is None else (column.start, data))
         for whole, column, data in zip(kept, plan.columns, found[3:], strict=True)
@@ -140,17 +144,12 @@ def _passed(
     return kept, terms
 
 
-def _flat(
-    terms: Sequence[Weighted], constant: Tensor | None, gap: Tensor | None
-) -> list[Tensor | None]:
-    """All tensors, in the order of ``Term``; scales in the shape of the forms."""
-    parts: list[Tensor | None] = []
-    for term in terms:
-        scale, shape = term.scale, term.center.shape
-        scale = scale if scale is None or scale.shape == shape else scale.expand(shape)
-        blocks = [block and block[1] for block in (term.inputs, term.noise)]
-        parts += [term.center, term.size, term.own, *blocks, scale, term.weight]
-    return [*parts, constant, gap]
+def _plain(term: Weighted) -> Term:
+    """A term as tensors, its scale in the shape of the form."""
+    center, size, own, inputs, noise, scale, weight = term
+    if scale is not None and scale.shape != center.shape:
+        scale = scale.expand(center.shape)
+    return Term(center, size, own, inputs and inputs[1], noise and noise[1], scale, weight)
 
 
 def _alike(terms: Sequence[Weighted], gap: Tensor | None, shape: torch.Size) -> bool:

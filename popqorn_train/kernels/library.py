@@ -3,6 +3,7 @@
 import ctypes
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,14 +86,19 @@ def function(name: str, *tensors: Tensor) -> Any:
         name: of the loop.
         tensors: what goes in: one dtype and device, of no subclass, and without gradient.
     """
-    first, live = tensors[0], torch.is_grad_enabled()
+    return None if wants_gradient(*tensors) else loop_for(name, tensors)
+
+
+def loop_for(name: str, tensors: Sequence[Tensor]) -> Any:
+    """The same where the caller works out the gradient."""
+    first = tensors[0]
     dtype, device = first.dtype, first.device
     if dtype not in NAMES:
         return None
     for x in tensors:
         if type(x) not in _PLAIN or x.dtype is not dtype or x.layout is not torch.strided:
             return None
-        if (live and x.requires_grad) or (x is not first and x.device != device):
+        if x is not first and x.device != device:
             return None
     return loop(name, first)
 
@@ -119,4 +125,4 @@ def cuda_loops(device: torch.device) -> cuda.Loops:
 
 def wants_gradient(*tensors: Tensor) -> bool:
     """Whether a gradient through any of these will be asked for."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return torch.is_grad_enabled() and any([x.requires_grad for x in tensors])

@@ -7,10 +7,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from popqorn_train.kernels.library import function
+from popqorn_train.kernels.library import loop_for
 
 Coefficients = tuple[int, Tensor] | None  # the first symbol, and ``(n, B, *shape)``
 
@@ -67,13 +66,13 @@ def real_numbers(*numbers: float) -> Any:
     return (ctypes.c_double * len(numbers))(*numbers)
 
 
-def fits(name: str, tensors: Sequence[Tensor], *forms: Operand) -> bool:
-    """Whether there is a loop for these forms, whose parts are all of one shape."""
+def loop_of_forms(name: str, tensors: Sequence[Tensor], *forms: Operand) -> Any:
+    """A loop for these forms, if there is one, and if their parts are all of one shape."""
     shape = forms[0].center.shape
-    for form in forms:
-        center, own, *blocks = form.tensors()
-        same = all(x is None or x.shape == shape for x in (center, own))
-        if not same or any(x is not None and x.shape[1:] != shape for x in blocks):
-            return False
-    with torch.no_grad():
-        return shape.numel() > 0 and function(name, *tensors) is not None
+    for center, own, *blocks in forms:
+        if center.shape != shape or (own is not None and own.shape != shape):
+            return None
+        for block in blocks:
+            if block is not None and block[1].shape[1:] != shape:
+                return None
+    return loop_for(name, tensors) if shape.numel() else None

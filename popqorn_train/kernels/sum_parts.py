@@ -4,7 +4,7 @@ B: batch, n: symbols of a block.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,19 +88,15 @@ def read(parts: Sequence[Tensor | None]) -> tuple[list[Term], Tensor | None, Ten
     return terms, constant, gap
 
 
-def added(plan: Plan, parts: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Center, size, error and both coefficients."""
-    terms, constant, gap = read(parts)
-    values = [_through(term) for term in terms]
-    center, size, *owns = _values(values, [term.scale for term in terms], (constant, gap), plan)
+def added(
+    run: Any, plan: Plan, terms: Sequence[Term], constant: Tensor | None, gap: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Center, size, error and both coefficients; ``run`` is the loop over values."""
+    scales, rest = [term.scale for term in terms], (constant, gap)
+    center, size, *owns = _values(run, [_through(term) for term in terms], scales, rest, plan)
     named = owns[0] if plan.noise.errors is not None else None
-    inputs, noise = (
-        _coefficients(column, list(zip(terms, column.starts, data, strict=True)), center, errors)
-        for column, data, errors in (
-            (plan.inputs, [term.inputs for term in terms], None),
-            (plan.noise, [term.noise for term in terms], named),
-        )
-    )
+    inputs = _coefficients(plan.inputs, terms, [term.inputs for term in terms], center, None)
+    noise = _coefficients(plan.noise, terms, [term.noise for term in terms], center, named)
     return center, size, owns[0] if owns and named is None else None, inputs, noise
 
 
@@ -115,6 +111,7 @@ def _through(term: Term) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _values(
+    run: Any,
     values: Sequence[tuple[Tensor, Tensor, Tensor | None]],
     scales: Sequence[Tensor | None],
     rest: tuple[Tensor | None, Tensor | None],
@@ -127,38 +124,43 @@ def _values(
     errs = plan.rounding > 0 or rest[1] is not None or any(own is not None for own in columns[2])
     found = torch.empty(2 + errs, *first.shape, dtype=first.dtype)
     size = first.numel()
-    loop("terms", first)(size, len(values), plan.rounding, pointers(*flat), found.data_ptr())
+    run(size, len(values), plan.rounding, pointers(*flat), found.data_ptr())
     return found.unbind()
 
 
-_Blocks = list[tuple[Term, int | None, Tensor | None]]  # with the place of the first symbol
-
-
 def _coefficients(
-    column: Column, blocks: _Blocks, like: Tensor, errors: Tensor | None
+    column: Column,
+    terms: Sequence[Term],
+    blocks: Sequence[Tensor | None],
+    like: Tensor,
+    errors: Tensor | None,
 ) -> Tensor | None:
     """Blocks added up."""
     if not column.symbols:
         return None
-    there = [(term, at, data) for term, at, data in blocks if at is not None and data is not None]
-    out, done = like.new_empty(column.symbols, *like.shape), (0, 0)
-    left: list[tuple[int, Tensor, Tensor | None]] = []
-    products = [part for part in there if part[0].weight is not None]
-    for term, start, data in sorted(products, key=lambda part: -part[2].shape[0]):
-        assert term.weight is not None
-        if done == (0, 0):  # the largest product is written, all others are added
-            done = start, start + data.shape[0]
-            torch.matmul(data, term.weight.T, out=out[slice(*done)])
-        else:
-            left.append((start, data @ term.weight.T, None))
-    left += [(start, data, term.scale) for term, start, data in there if term.weight is None]
-    flat, scales = [rows(data) for _, data, _ in left], contiguous([part[2] for part in left])
-    places = [n for (start, *_), data in zip(left, flat, strict=True) for n in layout(start, data)]
-    sizes = (*_sizes(like), column.symbols, len(left), *done, column.errors or 0, *places)
-    ends = pointers(*flat, *scales, errors)
-    loop("blocks", out)(whole_numbers(*sizes), ends, out.data_ptr())
+    shape = like.shape
+    out, done = like.new_empty(column.symbols, *shape), (0, 0)
+    left, products = list[tuple[int, Tensor, Tensor | None]](), list[tuple[int, Tensor, Tensor]]()
+    for term, start, data in zip(terms, column.starts, blocks, strict=True):
+        if start is not None and data is not None:
+            if term.weight is None:
+                left.append((start, data, term.scale))
+            else:
+                products.append((start, data, term.weight.T))
+    if products:  # the largest one is written, all others are added
+        start, data, weight = products.pop(_largest(products))
+        done = start, start + data.shape[0]
+        torch.matmul(data, weight, out=out[start : done[1]])
+        left[:0] = [(start, data @ weight, None) for start, data, weight in products]
+    flat = [(start, rows(data)) for start, data, _ in left]
+    scales = [scale if scale is None else scale.contiguous() for *_, scale in left]
+    places = [number for part in flat for number in layout(*part)]
+    sizes = column.symbols, len(left), *done, column.errors or 0, *places
+    run, ends = loop("blocks", out), pointers(*[data for _, data in flat], *scales, errors)
+    run(whole_numbers(shape[0], shape[1:].numel(), *sizes), ends, out.data_ptr())
     return out
 
 
-def _sizes(like: Tensor) -> tuple[int, int]:
-    return like.shape[0], like.shape[1:].numel()
+def _largest(products: Sequence[tuple[int, Tensor, Tensor]]) -> int:
+    """Which one has the most symbols."""
+    return max(range(len(products)), key=lambda k: products[k][1].shape[0])

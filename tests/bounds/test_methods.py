@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from popqorn_train import LpBall, certify, logit_bounds
+from popqorn_train import CertifiedLoss, LpBall, certify, logit_bounds
 from popqorn_train.bounds.methods import METHODS, TRAINING, Popqorn, TightPopqorn, method_named
 from popqorn_train.bounds.rebound import Budget
 from popqorn_train.relaxations.products import PRODUCTS
 from popqorn_train.relaxations.slopes import POLICIES
 from tests.problems import (
+    CELLS,
     F64,
     build,
     logits_at,
@@ -145,3 +146,33 @@ def test_losses_know_no_method_without_gradients():
     assert set(TRAINING) < set(METHODS)
     with pytest.raises(ValueError, match=r"`method` must be one of .* got 'popqorn-tight'"):
         method_named("popqorn-tight", TRAINING)
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("epsilon", [0.003, 0.03, 0.1])
+def test_what_decides_proves_what_the_method_proves(cell, epsilon):
+    """With bounds of intervals where one row is not positive, and at most those elsewhere."""
+    method, (model, x) = METHODS["popqorn-fast"], (build(cell, gain=3.0), sequences(6, 3))
+    y = predicted(model, x)
+    full, some = (
+        certify(model, x, y, LpBall(epsilon), method=one) for one in (method, method.deciding)
+    )
+    assert (some.margin <= full.margin).all()
+    assert some.certified.tolist() == full.certified.tolist()
+    if not full.certified.all():
+        torch.testing.assert_close(some.margin, full.margin, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cell", ["tanh", "gru"])
+def test_certificates_leave_nothing_behind_that_cannot_be_differentiated(cell, method):
+    model, x = build(cell, gain=3.0), sequences(3, 3)
+    y = predicted(model, x)
+    found = certify(model, x, y, LpBall(0.03), method=method)
+    assert not any(part.is_inference() for part in (found.margin, found.certified))
+    found.margin.mul_(2)  # a tensor like any other
+    for name in TRAINING:
+        model.zero_grad()
+        CertifiedLoss(0.03, method=name)(model, x, y).backward()
+        assert all(weight.grad.isfinite().all() for weight in model.parameters())

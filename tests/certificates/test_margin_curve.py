@@ -41,6 +41,20 @@ def test_one_margin_is_continued_as_an_exponential(rate):
     torch.testing.assert_close(found, root, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize(("tilt", "bend"), [(2.0, 0.5), (-0.05, 0.2), (3.0, -0.5)])
+def test_one_margin_and_a_bend_that_is_known_give_the_root(tilt, bend):
+    tilt, bend = tilt * FALL / CLEAN, bend * (FALL / CLEAN) ** 2  # whatever the unit of epsilon
+    root = MarginCurve(CLEAN, FALL, tilt, bend, 0.5 * CLEAN / FALL).reach()
+    point = 1.07 * root, fallen(1.07 * root, tilt, bend)
+    curve = MarginCurve.through(CLEAN, FALL, point, NOTHING, bend * root**2)
+    torch.testing.assert_close(curve.reach(), root, rtol=1e-2, atol=0)
+    torch.testing.assert_close(curve.bend_at(point[0]), bend * root**2)
+    unknown = MarginCurve.through(CLEAN, FALL, point, NOTHING, ONE * math.nan)
+    natural = MarginCurve.through(CLEAN, FALL, point, NOTHING)
+    torch.testing.assert_close(unknown.reach(), natural.reach())
+    assert ((curve.reach() - root).abs() < (natural.reach() - root).abs()).all()
+
+
 def test_a_curve_that_stays_above_a_margin_does_not_reach_it():
     r = 0.5 * CLEAN / FALL
     curve = MarginCurve(CLEAN, FALL, 0 * ONE, -5 * (FALL / CLEAN) ** 2, r)

@@ -139,6 +139,27 @@ def test_any_rate_leads_to_the_same_radius(rate):
     torch.testing.assert_close(again, found.radius, rtol=2 * RTOL, atol=0)
 
 
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("bend", [0.0, 1e-9, 1e9, math.inf, -1.0, -1e9])
+def test_any_bend_leads_to_the_same_radius(bend):
+    model, x, y = problem("tanh")
+    method = Popqorn("lambda", ())
+    found = search_radius(model, x, y, LpBall(0.0, 2), method=method)
+    start = found.start._replace(bend=torch.full((24,), bend, dtype=F64))
+    again = certified_radius(model, x, y, p=2, method=method, start=start)
+    torch.testing.assert_close(again, found.radius, rtol=2 * RTOL, atol=0)
+
+
+def test_the_start_of_some_samples_is_a_part_of_that_of_all():
+    model, x, y = problem("tanh")
+    found = search_radius(model, x, y, LpBall(0.0, 2))
+    some = torch.tensor([5, 1])
+    for part, whole in zip(found.start.of(some), found.start, strict=True):
+        torch.testing.assert_close(part, whole[some], equal_nan=True)
+    assert found.bend[found.radius > 0].isfinite().any()
+    assert Start(found.radius, found.rate).of(some).bend is None
+
+
 @pytest.mark.one_in(2)
 @some_cells
 def test_other_weights_take_fewer_evaluations_from_the_rates_of_the_last_ones(cell):
@@ -161,7 +182,8 @@ def test_other_weights_take_fewer_evaluations_from_the_rates_of_the_last_ones(ce
 def test_a_start_of_another_batch_is_refused():
     model, x, y = problem("gru", batch=4)
     found = search_radius(model, x, y, LpBall(0.0))
-    for start in (found.start, found.radius):
+    known = Start(found.radius[:3], found.rate[:3], found.bend)
+    for start in (found.start, found.radius, known):
         with pytest.raises(
             ValueError, match=r"`start` must hold radii of shape \(3,\), got \(4,\)"
         ):
