@@ -10,9 +10,9 @@ class Cadence:
     """Decides at every validation of a fit whether it is the turn to certify.
 
     The first validation of every fit, resumed or not, and the last one are always certified:
-    whoever watches the values needs them. In between, one is skipped if it comes too soon, or
-    if certifying now, and once more at the end, would take more than ``max_overhead`` times what
-    the rest of training has taken.
+    whoever watches the values needs them. In between, one is skipped if it comes too soon, if
+    certifying now would take more than ``max_overhead`` times what the rest of training has taken,
+    or if certifying now and once more at the end would take more than that of the whole fit.
 
     Args:
         every_n_epochs: least number of epochs from one certification to the next.
@@ -33,20 +33,22 @@ class Cadence:
         self.epoch: int | None = None
         self.skipped = 0
         self._since: float | None = None
-        self._first = True
+        self._first, self._trained = True, 1.0
 
     def start(self, now: float) -> None:
         """Start the clock of a fit."""
         self._since, self._first = now, True
 
-    def due(self, epoch: int, now: float, *, final: bool) -> bool:
+    def due(self, epoch: int, now: float, *, final: bool, trained: float = 1.0) -> bool:
         """Whether to certify at the validation of an epoch.
 
         Args:
             epoch: being trained.
             now: seconds on any clock.
             final: whether it is the last validation.
+            trained: share of the fit that is behind it; 1 where nobody knows.
         """
+        self._trained = trained
         if self._since is not None:
             self.elapsed += now - self._since
         self._since = now
@@ -62,10 +64,11 @@ class Cadence:
         return due
 
     def too_costly(self) -> bool:
-        """Whether certifying a part now and all at the end would exceed the budget."""
+        """Whether certifying a part now, or that and all at the end, would exceed the budget."""
         if self.max_overhead is None:
             return False
-        return self.spent + (1 + self.parts) * self.cost > self.max_overhead * self.elapsed
+        budget, after = self.max_overhead * self.elapsed, self.spent + self.cost
+        return after > budget or after + self.parts * self.cost > budget / self._trained
 
     def epoch_seconds(self, epochs: float) -> float:
         """How long one of so many epochs has taken; without any, as long as anything."""
@@ -113,6 +116,19 @@ def trained_epochs(trainer: Trainer) -> float:
     if batches == math.inf:
         return float(trainer.current_epoch + 1)
     return (trainer.fit_loop.total_batch_idx + 1) / batches
+
+
+def share_trained(trainer: Trainer) -> float:
+    """How much of a fit is behind it, from 0 to 1; 1 where neither epochs nor steps end it."""
+    shares = [
+        done / planned
+        for done, planned in (
+            (trained_epochs(trainer), trainer.max_epochs or -1),
+            (trainer.global_step, trainer.max_steps),
+        )
+        if planned > 0
+    ]
+    return min(max(*shares, 1e-3), 1.0) if shares else 1.0
 
 
 def is_last_validation(trainer: Trainer) -> bool:

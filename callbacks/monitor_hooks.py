@@ -3,7 +3,12 @@
 import time
 from typing import Any
 
-from popqorn_train.callbacks.cadence import Cadence, is_last_validation, trained_epochs
+from popqorn_train.callbacks.cadence import (
+    Cadence,
+    is_last_validation,
+    share_trained,
+    trained_epochs,
+)
 from popqorn_train.callbacks.lightning_packages import (
     Callback,
     LightningModule,
@@ -93,8 +98,9 @@ class MonitorHooks(Callback):
         """Whether to certify; the clock of the first process decides for all."""
         if trainer.state.fn != TrainerFn.FITTING:
             return True
-        final = is_last_validation(trainer)
-        due = self._cadence.due(trainer.current_epoch, time.monotonic(), final=final)
+        final, trained = is_last_validation(trainer), share_trained(trainer)
+        now = time.monotonic()
+        due = self._cadence.due(trainer.current_epoch, now, final=final, trained=trained)
         if not due and not self._told and self._cadence.too_costly():
             self._told = True
             rank_zero_info(

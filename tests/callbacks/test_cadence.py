@@ -1,17 +1,18 @@
 import pytest
 import pytorch_lightning as pl
 
-from popqorn_train.callbacks.cadence import Cadence, is_last_validation
+from popqorn_train.callbacks.cadence import Cadence, is_last_validation, share_trained
 from tests.fitting import fit
 
 
-def simulate(cadence, epochs, *, train, cost, state_at=None):
+def simulate(cadence, epochs, *, train, cost, planned=False):
     """Epochs that were certified, and seconds spent on it, on a clock of our own."""
     now, certified = 0.0, []
     cadence.start(now)
     for epoch in range(epochs):
         now += train
-        if cadence.due(epoch, now, final=epoch == epochs - 1):
+        trained = (epoch + 1) / epochs if planned else 1.0
+        if cadence.due(epoch, now, final=epoch == epochs - 1, trained=trained):
             certified.append(epoch)
             now += cost
             cadence.done(epoch, cost)
@@ -23,13 +24,43 @@ def test_the_first_and_the_last_epoch_are_certified_at_any_cost():
     assert certified == [0, 9]
 
 
-def test_the_share_of_the_rest_of_training_is_kept():
+@pytest.mark.parametrize("planned", [True, False])
+def test_the_share_of_the_rest_of_training_is_kept(planned):
     for cost in (0.1, 0.3, 1.0, 4.0):
         for limit in (0.1, 0.25, 1.0):
-            certified, spent = simulate(Cadence(1, limit), 200, train=1.0, cost=cost)
+            cadence = Cadence(1, limit)
+            certified, spent = simulate(cadence, 200, train=1.0, cost=cost, planned=planned)
             assert spent <= max(limit * 200, 2 * cost) + 1e-9
             assert spent > 0.8 * min(limit * 200, 200 * cost) - 2 * cost
             assert certified[-1] == 199
+
+
+def test_the_end_is_paid_for_by_what_is_left_of_a_fit():
+    cadence = Cadence(1, 0.25)
+    certified, spent = simulate(cadence, 80, train=1.0, cost=2.0, planned=True)
+    assert certified == [0, *range(15, 80, 8)]
+    assert spent == 0.25 * 80
+    assert simulate(Cadence(1, 0.25), 80, train=1.0, cost=2.0)[1] == 18.0
+
+
+@pytest.mark.parametrize(
+    ("limits", "shares"),
+    [
+        ({"max_epochs": 4}, [0.25, 0.5, 0.75, 1.0]),
+        ({"max_epochs": 4, "max_steps": 6}, [0.5, 1.0]),
+        ({"max_epochs": -1, "max_steps": 6}, [0.5, 1.0]),
+    ],
+)
+def test_how_much_of_a_fit_is_behind_it(limits, shares):
+    found = []
+
+    class Watch(pl.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                found.append(share_trained(trainer))
+
+    fit(Watch(), **limits)
+    assert found == shares
 
 
 def test_without_a_limit_every_nth_epoch_is_certified():

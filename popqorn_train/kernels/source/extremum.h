@@ -46,6 +46,26 @@ template <class V> static Edge<V> memory_edge(V slope, V lx, V ux, V y) {
   return {x, gate, gate * y - slope * x};
 }
 
+// The same edge for one slope after another, without the height: gates come from the root as they are.
+template <class V> struct EdgeSearch {
+  V lx, ux, y, gate_low, gate_high, end, at_end, scale;
+
+  EdgeSearch(V lx, V ux, V y, V gate_low, V gate_high) : lx(lx), ux(ux), y(y), gate_low(gate_low), gate_high(gate_high) {
+    end = y < 0 ? ux : lx, at_end = y < 0 ? gate_high : gate_low;
+    scale = (y < 0 ? V{} - 4 : V{} + 4) / at_least(abs(y), Of<V>::tiny);
+  }
+
+  V x(V slope) const {
+    typedef Of<V> O;
+    V ratio = slope * scale, inside = within(ratio, O::least, 1 - 2 * O::eps), above = root(1 - inside) + 1;
+    V free = ratio < 0 ? all<V>(1e30) : log(above * above / inside), gate = above / 2;
+    free = y < 0 ? -free : free, gate = y < 0 ? 1 - gate : gate;
+    gate = free > lx ? (free < ux ? gate : gate_high) : gate_low;
+    V inner = clip(free, lx, ux);
+    return y * (gate - at_end) > slope * (inner - end) ? inner : end;
+  }
+};
+
 // The one local maximum of sigmoid(x) tanh(y) - a x - b y: nearly at x and y, where w = sigmoid(-x) and
 // the slope in x is r instead of a.
 template <class V> struct Inner {

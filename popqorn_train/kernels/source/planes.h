@@ -22,17 +22,33 @@ template <class V> INLINE Slopes<V> chords(const Curved<V>& on, Number<V> share)
 }
 
 // The slope in x for which the plane is lowest at the reference: its height there is convex.
-template <class V> static V bisected(const Box<V>& box, const Choice<V>& choice) {
-  V least = min(sigmoid_slope(box.lx), sigmoid_slope(box.ux)), most = sigmoid_slope(clip(V{}, box.lx, box.ux));
-  V low = min(box.ly * least, box.ly * most), high = max(box.uy * least, box.uy * most);
-  V goal = box.lx + box.ux + choice.shift[0] * (box.ux - box.lx);
-  ROLLED for (int64_t step = 0; step < choice.steps; step++) {
-    V a = (low + high) / 2;
-    V x_low = memory_edge(a, box.lx, box.ux, box.ly).x, x_high = memory_edge(a, box.lx, box.ux, box.uy).x;
-    auto steeper = (1 - choice.shift[1]) * x_low + (1 + choice.shift[1]) * x_high > goal;
+template <class V> struct Bisection {
+  V low, high, goal;
+  EdgeSearch<V> below, above;
+
+  Bisection(const Box<V>& box, V gate_low, V gate_high, V least, V most, const Choice<V>& choice)
+      : below(box.lx, box.ux, box.ly, gate_low, gate_high), above(box.lx, box.ux, box.uy, gate_low, gate_high) {
+    low = min(box.ly * least, box.ly * most), high = max(box.uy * least, box.uy * most);
+    goal = box.lx + box.ux + choice.shift[0] * (box.ux - box.lx);
+  }
+
+  V middle() const { return (low + high) / 2; }
+
+  void halve(const Choice<V>& choice) {
+    V a = middle();
+    auto steeper = (1 - choice.shift[1]) * below.x(a) + (1 + choice.shift[1]) * above.x(a) > goal;
     low = steeper ? a : low, high = steeper ? high : a;
   }
-  return (low + high) / 2;
+};
+
+// Of a box and of its mirror image, side by side: each step waits for the one before.
+template <class V>
+static void bisected(const Box<V>& box, const Box<V>& mirror, const Choice<V>& choice, V& slope, V& mirrored) {
+  V gate_low = sigmoid(box.lx), gate_high = sigmoid(box.ux);
+  V least = min(sigmoid_slope(box.lx), sigmoid_slope(box.ux)), most = sigmoid_slope(clip(V{}, box.lx, box.ux));
+  Bisection<V> one(box, gate_low, gate_high, least, most, choice), other(mirror, gate_low, gate_high, least, most, choice);
+  ROLLED for (int64_t step = 0; step < choice.steps; step++) one.halve(choice), other.halve(choice);
+  slope = one.middle(), mirrored = other.middle();
 }
 
 template <class V> static Slopes<V> lowest_on_box(const Curved<V>& on, const Choice<V>& choice) {
@@ -80,7 +96,7 @@ template <class V> static Plane<V> curved_on_box(const Box<V>& box, const Choice
 }
 
 template <class V> static Plane<V> memory_on_box(const Box<V>& box, const Choice<V>& choice) {
-  return memory_plane(box, choice.tilted ? bisected(box, choice) : slope_in_x<false>(box, choice.share));
+  return memory_plane(box, slope_in_x<false>(box, choice.share));
 }
 
 template <bool curved, class V>

@@ -62,6 +62,7 @@ template <class V> static void corners(const Bands<V>& bands, V (&p)[8], V (&q)[
 // place by place, then 3 of each other side; those of the square too.
 template <class V> struct Border {
   V corner_p[8], corner_q[8], corner_x[8], corner_y[8], corner_z[8];
+  V gate[8], value[8];  // both factors at corners
   V p[border_points], q[border_points], x[border_points], y[border_points], z[border_points];
   V bend[4];  // what a piece of each diagonal may rise above its ends
   V room;     // what rounding may take from f, and of the place of a corner
@@ -91,7 +92,7 @@ INLINE int point_of(int side, int place) {
 template <bool curved, class V>
 static void set_border(Border<V>& on, const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale) {
   corners(bands, on.corner_p, on.corner_q);
-  V gate[8], value[8];
+  V *gate = on.gate, *value = on.value;
   ROLLED for (int i = 0; i < 8; i++) {
     V x = on.corner_x[i] = scale.x + scale.half_x * on.corner_p[i];
     V y = on.corner_y[i] = scale.y + scale.half_y * on.corner_q[i];
@@ -121,6 +122,7 @@ template <bool curved, class V> static Border<V> mirrored(const Border<V>& on, c
     int of = (9 - i) % 8;
     image.corner_p[i] = on.corner_p[of], image.corner_q[i] = -on.corner_q[of];
     image.corner_x[i] = on.corner_x[of], image.corner_y[i] = -on.corner_y[of], image.corner_z[i] = -on.corner_z[of];
+    image.gate[i] = on.gate[of], image.value[i] = -on.value[of];
   }
   ROLLED for (int side = 0; side < 8; side++) {
     int last = side % 2 ? pieces : inner_points + 1;
@@ -163,14 +165,16 @@ template <bool curved, class V> INLINE V sides_top(const Border<V>& on, Slopes<V
   V best = all<V>(-infinity());
   ROLLED for (int side = 0; side < 8; side += 2) {
     V x = on.corner_x[side], y = on.corner_y[side], to_x = on.corner_x[side + 1], to_y = on.corner_y[side + 1];
-    V value = second<curved>(y);
+    V gate = on.gate[side], value = on.value[side];
     if (side % 4 == 0) {  // x stays
-      V low = min(y, to_y), high = max(y, to_y), gate = sigmoid(x);
+      V low = min(y, to_y), high = max(y, to_y);
       y = curved ? argmax_tanh(gate, slopes.b, low, high) : (gate > slopes.b ? high : low);
+      value = second<curved>(y);
     } else {
       x = argmax_sigmoid(value, slopes.a, min(x, to_x), max(x, to_x));
+      gate = sigmoid(x);
     }
-    best = max(best, gap(product<curved>(x, y), slopes, x, y));
+    best = max(best, gap(gate * value, slopes, x, y));
   }
   return best;
 }

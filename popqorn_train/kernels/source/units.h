@@ -18,6 +18,13 @@ template <class V> struct Both {
   Plane<V> upper, mirror;
 };
 
+template <class V> static Both<V> above_memory(const Box<V>& box, const Box<V>& mirror, const Choice<V>& choice) {
+  if (!choice.tilted) return {memory_on_box(box, choice), memory_on_box(mirror, choice)};
+  V slope, mirrored;
+  bisected(box, mirror, choice, slope, mirrored);
+  return {memory_plane(box, slope), memory_plane(mirror, mirrored)};
+}
+
 template <bool curved, class V>
 static Both<V> above_octagon(const Box<V>& box, const Box<V>& mirror, const Bands<V>& bands, const Choice<V>& choice) {
   Bands<V> mirrored_bands = {bands.diff_low, bands.diff_high, bands.sum_low, bands.sum_high};
@@ -30,7 +37,7 @@ static Both<V> above_octagon(const Box<V>& box, const Box<V>& mirror, const Band
 template <class V>
 static Both<V> above(const Box<V>& box, const Box<V>& mirror, const Bands<V>& bands, int kind, const Choice<V>& choice) {
   switch (kind) {
-    case 0: return {memory_on_box(box, choice), memory_on_box(mirror, choice)};
+    case 0: return above_memory(box, mirror, choice);
     case 1: return {curved_on_box(box, choice), curved_on_box(mirror, choice)};
     case 2: return above_octagon<false>(box, mirror, bands, choice);
     default: return above_octagon<true>(box, mirror, bands, choice);
