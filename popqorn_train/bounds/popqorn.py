@@ -133,9 +133,11 @@ class _Deciding(FastPopqorn):
         if output.region is None:
             return super().bounded(output, rows)
         bound, found = self.from_forms(output, rows)
-        if (bound > 0).all():
+        proved = (bound > 0).all(1, keepdim=True)
+        if proved.all():
             return bound, found
-        return torch.maximum(bound, _of_intervals(output, rows)), found
+        every = torch.maximum(bound, _of_intervals(output, rows))
+        return torch.where(proved, bound, every), found  # the same in any batch
 
 
 def _of_intervals(output: Node, rows: Tensor) -> Tensor:

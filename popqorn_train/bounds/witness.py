@@ -40,14 +40,16 @@ def values_at(output: Node, root: Tensor) -> dict[Node, Tensor]:
     return values
 
 
-def contradiction(found: Enclosure, values: Mapping[Node, Tensor]) -> str | None:
+def contradiction(
+    found: Enclosure, values: Mapping[Node, Tensor], sizes: Mapping[Node, Tensor]
+) -> str | None:
     """Where values leave what was found, in words; None if they stay inside.
 
     Args:
         found: ranges and relaxations, of the same graph.
         values: of every node at a point of the set, see ``values_at``.
+        sizes: of these, see ``sizes_of``.
     """
-    sizes = sizes_of(values)
     noise = _noise([*sizes.values()])
     for node, bounds in found.ranges.items():
         read = [noise, sizes[node], *[sizes[x] for x in node.inputs]]

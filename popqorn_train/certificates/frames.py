@@ -109,7 +109,9 @@ def _by_frame(
 ) -> Tensor:
     """``frame_radii`` of samples all of which can be asked about."""
     chunks, method = Chunks(options.max_bytes), options.method
-    query = make_query(layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks)
+    query = make_query(
+        layer, inputs, target, against=None, ball=ball, method=method, chunks=chunks
+    ).deciding
     query.instance.check_frames()
     twin = twin_of(query, layer, inputs, options.confirm)
     caps = largest_alone(query, options.max_radius)

@@ -85,11 +85,12 @@ class Probes:
         with torch.no_grad():
             for value in self._roots(roots[0].region, chosen) if roots else []:
                 values = values_at(output, value)
-                where = contradiction(found, values)
+                sizes = sizes_of(values)
+                where = contradiction(found, values, sizes)
                 if where is not None:
                     self._refuse(f"contradicts its bounds inside the set ({where})")
                 traced = part.logits(part.unread(value.to(part.value)))
-                terms = self._add_up(sizes_of(values)[output])
+                terms = self._add_up(sizes[output])
                 differs = _differing(values[output], traced, _coarsest(part), terms)
                 if differs.any():
                     row, number = (int(index) for index in differs.nonzero()[0])

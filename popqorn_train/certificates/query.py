@@ -62,6 +62,11 @@ class Query:
         return self._decisive(margins, chosen).double()
 
     @property
+    def deciding(self) -> "Query":
+        """The same for a search, to which the size of what is proved matters little."""
+        return replace(self, method=self.method.deciding)
+
+    @property
     def scout(self) -> "Query | None":
         """The same for a cheaper method, where there is one."""
         cheaper = self.method.cheaper

@@ -124,7 +124,7 @@ def _searched(
     method, chunks = options.method, Chunks(options.max_bytes)
     query = make_query(
         layer, inputs, target, against=against, ball=ball, method=method, chunks=chunks
-    )
+    ).deciding
     twin = twin_of(query, layer, inputs, options.confirm)
     last = query if twin is None else twin
     probe = Probes(layer, last.instance, last.target, options.probes)

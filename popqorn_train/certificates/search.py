@@ -127,7 +127,7 @@ def twin_of(query: Query, layer: BoundModel, inputs: Inputs, confirm: str | None
         return None
     exact = layer.instance(inputs, torch.float64)._replace(free=query.instance.free)
     instance = as_deployed(exact, layer) if confirm == "deployed" else exact
-    return replace(query, instance=instance, method=query.method.deciding)
+    return replace(query, instance=instance)
 
 
 def witnessed(query: Query, twin: Query | None, witness: Witness) -> tuple[Query, Query | None]:

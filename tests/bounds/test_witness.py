@@ -7,7 +7,7 @@ from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.gated import Blend
 from popqorn_train.bounds.node import Root
-from popqorn_train.bounds.witness import contradiction, values_at
+from popqorn_train.bounds.witness import contradiction, sizes_of, values_at
 from popqorn_train.perturbations.region import Bounds
 from tests.problems import F64
 
@@ -20,7 +20,7 @@ def linear(weight, bias):
 
 def moved(node, values, by):
     bounds = Bounds(values[node] + by, values[node] + 2 * by)
-    return contradiction(Enclosure({node: bounds}, {}), values)
+    return contradiction(Enclosure({node: bounds}, {}), values, sizes_of(values))
 
 
 def test_what_cancels_out_is_rounded_as_its_terms_are():
