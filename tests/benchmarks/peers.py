@@ -84,7 +84,10 @@ def load(file: str, cell: type[nn.RNNBase], name: str, head: str, **options: Any
 def compare_lirpa() -> None:
     """Certified images at every epsilon, l_inf clipped to [0, 1]."""
     print("\ncertified of 20, l_inf on every pixel, clipped to [0, 1]; auto_LiRPA 0.7.1 CROWN")
-    print(f"{'model':<20}{'epsilon':>8}{'popqorn':>9}{'CROWN':>7}{'s/image':>9}{'CROWN s':>9}")
+    print(
+        f"{'model':<20}{'epsilon':>8}{'popqorn':>9}{'CROWN':>7}{'s/image':>9}{'CROWN s':>9}"
+        f"{'times':>7}"
+    )
     for title, (file, cell, name, head) in LIRPA.items():
         net, x, y, data = load(file, cell, name, head)
         certify(net, x, y, LpBall(0.01, low=0.0, high=1.0))
@@ -95,7 +98,10 @@ def compare_lirpa() -> None:
             theirs = int(data["certified"][index].sum())
             cost = data["cpu_seconds_batch"][index] / len(x)
             ours = int(found.certified.sum())
-            print(f"{title:<20}{epsilon:>8g}{ours:>9}{theirs:>7}{seconds:>9.4f}{cost:>9.4f}")
+            print(
+                f"{title:<20}{epsilon:>8g}{ours:>9}{theirs:>7}{seconds:>9.4f}{cost:>9.4f}"
+                f"{cost / seconds:>7.1f}"
+            )
 
 
 def compare_popqorn() -> None:

@@ -1,12 +1,21 @@
 """The options of the methods: policies of slopes, octagons, and what they are refused for."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from popqorn_train import CertifiedLoss, LpBall, certify, logit_bounds
-from popqorn_train.bounds.methods import METHODS, TRAINING, Popqorn, TightPopqorn, method_named
+from popqorn_train.bounds import popqorn
+from popqorn_train.bounds.methods import (
+    METHODS,
+    TRAINING,
+    FastPopqorn,
+    Popqorn,
+    TightPopqorn,
+    method_named,
+)
 from popqorn_train.bounds.rebound import Budget
 from popqorn_train.relaxations.products import PRODUCTS
 from popqorn_train.relaxations.slopes import POLICIES
@@ -163,6 +172,18 @@ def test_what_decides_proves_what_the_method_proves(cell, epsilon):
     assert (some.margin == full.margin)[~full.certified].all()
     alone = certify(model, x[:1], y[:1], LpBall(epsilon), method=method.deciding)
     torch.testing.assert_close(alone.margin, some.margin[:1], rtol=1e-9, atol=1e-12)
+
+
+def test_intervals_are_asked_of_samples_that_forms_do_not_prove(monkeypatch):
+    method = METHODS["popqorn-fast"]
+    bound = torch.tensor([[0.1, 0.2], [-0.1, 0.3]])
+    monkeypatch.setattr(popqorn, "_of_intervals", lambda output, rows: torch.ones(len(rows), 2))
+    monkeypatch.setattr(FastPopqorn, "from_forms", lambda self, output, rows: (bound[rows], None))
+    output = SimpleNamespace(region="moves")
+    for rows, expected in (([0, 1], [[0.1, 0.2], [1, 1]]), ([0], [[0.1, 0.2]]), ([1], [[1, 1]])):
+        found = method.deciding.bounded(output, torch.tensor(rows))[0]
+        torch.testing.assert_close(found, torch.tensor(expected))
+        assert (method.bounded(output, torch.tensor(rows))[0] == 1).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
