@@ -180,7 +180,11 @@ def test_intervals_are_asked_of_samples_that_forms_do_not_prove(monkeypatch):
     monkeypatch.setattr(popqorn, "_of_intervals", lambda output, rows: torch.ones(len(rows), 2))
     monkeypatch.setattr(FastPopqorn, "from_forms", lambda self, output, rows: (bound[rows], None))
     output = SimpleNamespace(region="moves")
-    for rows, expected in (([0, 1], [[0.1, 0.2], [1, 1]]), ([0], [[0.1, 0.2]]), ([1], [[1, 1]])):
+    for rows, expected in (
+        ([0, 1], [[0.1, 0.2], [1.0, 1.0]]),
+        ([0], [[0.1, 0.2]]),
+        ([1], [[1.0, 1.0]]),
+    ):
         found = method.deciding.bounded(output, torch.tensor(rows))[0]
         torch.testing.assert_close(found, torch.tensor(expected))
         assert (method.bounded(output, torch.tensor(rows))[0] == 1).all()
