@@ -54,7 +54,11 @@ class Method:
         return self.bounded(output, rows)
 
     def differentiates(self, output: Node) -> bool:
-        """Whether bounding takes derivatives, even where nobody asks for those of the bounds."""
+        """Whether bounding takes derivatives, even where nobody asks for those of the bounds.
+
+        A method of which this is False is run in inference mode where it can be. A subclass that
+        calls autograd must say True.
+        """
         return True
 
     def bytes_a_sample(self, output: Node, like: Tensor) -> int:

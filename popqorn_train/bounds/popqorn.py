@@ -102,7 +102,9 @@ class FastPopqorn(Method):
 
     @property
     def deciding(self) -> Method:
-        """See ``Method``."""
+        """See ``Method``; a subclass, which may bound in a way of its own, is kept."""
+        if type(self) is not FastPopqorn:
+            return self
         return _Deciding(self.strips, self.slopes, self.octagons, self.own_lines)
 
     def bounded(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:

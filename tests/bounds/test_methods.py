@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from popqorn_train import CertifiedLoss, LpBall, certify, logit_bounds
+from popqorn_train import CertifiedLoss, LpBall, certified_radius, certify, logit_bounds
 from popqorn_train.bounds import popqorn
 from popqorn_train.bounds.methods import (
     METHODS,
@@ -188,6 +188,20 @@ def test_intervals_are_asked_of_samples_that_forms_do_not_prove(monkeypatch):
         found = method.deciding.bounded(output, torch.tensor(rows))[0]
         torch.testing.assert_close(found, torch.tensor(expected))
         assert (method.bounded(output, torch.tensor(rows))[0] == 1).all()
+
+
+def test_a_subclass_searches_with_bounds_of_its_own():
+    class Half(FastPopqorn):
+        def bounded(self, output, rows):
+            bound, found = super().bounded(output, rows)
+            return bound - 0.5 * bound.detach().abs() - 0.01, found
+
+    assert Half().deciding == Half()
+    model, x = build("gru"), sequences(4, 3)
+    y, own = predicted(model, x), Half()
+    radius = certified_radius(model, x, y, method=own, rtol=1e-2)
+    assert certify(model, x, y, LpBall(radius), method=own).certified.all()
+    assert not certify(model, x, y, LpBall(1.1 * radius), method=own).certified.any()
 
 
 @pytest.mark.parametrize("method", METHODS)
