@@ -207,8 +207,9 @@ def certified_radius(
     at least (1 - rtol) times as large, and where it succeeds at one of ``epsilons``, the radius
     reaches that. Margins of intervals fall; others jump where planes are chosen anew, so every such
     epsilon is tried above the first one that fails, until the margin lies a quarter as far below
-    0 as the clean margin lies above (0.03 times as far with ``popqorn-fast``, whose margins seldom
-    jump further), or at 1.5 radii. What rises again beyond that is not seen.
+    0 as the clean margin lies above (0.08 times as far with ``popqorn``, 0.03 with
+    ``popqorn-fast``, whose margins seldom jump further), or at 1.5 radii. What rises again beyond
+    that is not seen.
 
     Args:
         model: a classifier, or ``bound(model)``.

@@ -142,7 +142,7 @@ def test_monotone_margins_are_not_tried_again_above_the_root():
 def test_a_margin_far_enough_below_0_ends_the_search_above():
     counts = [searched(lambda r: 1 - r, 0.99, dip=dip).evaluations for dip in (0.03, 0.25)]
     assert counts[0] < counts[1]
-    assert METHODS["popqorn-fast"].dip < METHODS["popqorn"].dip
+    assert METHODS["popqorn-fast"].dip < METHODS["popqorn"].dip < Method.dip
 
 
 @pytest.mark.parametrize("rate", [1.0, math.nan])
@@ -180,9 +180,9 @@ def test_a_radius_of_the_golden_rnn_takes_few_margins(golden):
     ball = LpBall(0.0, low=0.0, high=1.0)
     found = search_radius(model, x, y, ball, rtol=RTOL, probes=0)
     right = found.radius > 0
-    assert 3 <= found.evaluations[right].double().mean() <= 4.7
+    assert 3 <= found.evaluations[right].double().mean() <= 4.2
     again = search_radius(model, x, y, ball, rtol=RTOL, probes=0, start=found.start)
-    assert again.evaluations[right].double().mean() <= 4.7
+    assert again.evaluations[right].double().mean() <= 4.2
 
 
 @pytest.mark.slow  # minutes for all models: `make bench-targets` prints them
