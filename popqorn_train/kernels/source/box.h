@@ -42,12 +42,15 @@ template <class V> struct Curved {
   V gate_low, gate_high, value_low, value_high;
   Wholes<V> roomy;  // whether there may be a local maximum inside, see tanh_product.py
 
-  explicit Curved(Box<V> of) : box(of) {
-    gate_low = sigmoid(of.lx), gate_high = sigmoid(of.ux);
-    value_low = tanh(of.ly), value_high = tanh(of.uy);
+  explicit Curved(const Box<V>& of) : Curved(of, Gates<V>(of), tanh(of.ly), tanh(of.uy)) {}
+
+  Curved(const Box<V>& of, const Gates<V>& gates, V value_low, V value_high)
+      : box(of), gate_low(gates.low), gate_high(gates.high), value_low(value_low), value_high(value_high) {
     V t = at_least(value_high, 0);
     roomy = t * t * (3 * gate_high - 1) + gate_high > Number<V>(1 - 1e-3);
   }
+
+  Curved mirrored(const Gates<V>& gates) const { return Curved(box.mirrored(), gates, -value_high, -value_low); }
 };
 
 // Where sigmoid(x) tanh(y) - a x - b y is largest, without allowance; a search may miss the last digits.
@@ -75,11 +78,11 @@ template <class V> static V curved_top(const Curved<V>& on, Slopes<V> p) {
 }
 
 // The same of sigmoid(x) y, which is linear in y.
-template <class V> static V memory_top(Box<V> box, Slopes<V> p) {
-  V low = memory_edge(p.a, box.lx, box.ux, box.ly).height - p.b * box.ly;
-  V high = memory_edge(p.a, box.lx, box.ux, box.uy).height - p.b * box.uy;
+template <class V> static V memory_top(const Box<V>& box, const Gates<V>& gates, Slopes<V> p) {
+  V low = memory_edge(p.a, box, gates, box.ly).height - p.b * box.ly;
+  V high = memory_edge(p.a, box, gates, box.uy).height - p.b * box.uy;
   V size = largest(box.ly, box.uy);
-  return max(low, high) + slack(counted(sigmoid(box.ux)) * size, p.b * size, p.a * largest(box.lx, box.ux));
+  return max(low, high) + slack(counted(gates.high) * size, p.b * size, p.a * largest(box.lx, box.ux));
 }
 
 // The lowest plane above sigmoid(x) y for a slope in x, see memory_planes.py.
@@ -100,10 +103,10 @@ template <class V> INLINE Between<V> between_edges(const Box<V>& box, const Edge
   return {narrow ? (low.gate + high.gate) / 2 : (high.height - low.height) / divisor, divisor, narrow};
 }
 
-template <class V> static Plane<V> memory_plane(Box<V> box, V a) {
-  Edge<V> low = memory_edge(a, box.lx, box.ux, box.ly), high = memory_edge(a, box.lx, box.ux, box.uy);
+template <class V> static Plane<V> memory_plane(const Box<V>& box, const Gates<V>& gates, V a) {
+  Edge<V> low = memory_edge(a, box, gates, box.ly), high = memory_edge(a, box, gates, box.uy);
   V free = between_edges(box, low, high).slope;
-  V gate = sigmoid(box.ux), b = clip(free, sigmoid(box.lx), gate), size = largest(box.ly, box.uy);
+  V b = clip(free, gates.low, gates.high), size = largest(box.ly, box.uy);
   V top = max(low.height - b * box.ly, high.height - b * box.uy);
-  return {a, b, top + slack(counted(gate) * size, b * size, a * largest(box.lx, box.ux))};
+  return {a, b, top + slack(counted(gates.high) * size, b * size, a * largest(box.lx, box.ux))};
 }

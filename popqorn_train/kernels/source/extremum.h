@@ -11,6 +11,15 @@ template <class V> struct Slopes {
 
 template <class V> struct Box {
   V lx, ux, ly, uy;
+
+  Box mirrored() const { return {lx, ux, -uy, -ly}; }
+};
+
+// The gates at the ends of a box, and of its mirror image in y.
+template <class V> struct Gates {
+  V low, high;
+
+  explicit Gates(const Box<V>& box) : low(sigmoid(box.lx)), high(sigmoid(box.ux)) {}
 };
 
 // Where tanh' takes a value, right of 0; as good as infinite for a negative one, however small.
@@ -38,9 +47,9 @@ template <class V> struct Edge {
   V x, gate, height;
 };
 
-template <class V> static Edge<V> memory_edge(V slope, V lx, V ux, V y) {
-  V inner = argmax_sigmoid(y, slope, lx, ux), end = y < 0 ? ux : lx;
-  V at_inner = sigmoid(inner), at_end = sigmoid(end);
+template <class V> static Edge<V> memory_edge(V slope, const Box<V>& box, const Gates<V>& gates, V y) {
+  V inner = argmax_sigmoid(y, slope, box.lx, box.ux), end = y < 0 ? box.ux : box.lx;
+  V at_inner = sigmoid(inner), at_end = y < 0 ? gates.high : gates.low;
   auto gains = y * (at_inner - at_end) > slope * (inner - end);
   V x = gains ? inner : end, gate = gains ? at_inner : at_end;
   return {x, gate, gate * y - slope * x};
@@ -50,7 +59,8 @@ template <class V> static Edge<V> memory_edge(V slope, V lx, V ux, V y) {
 template <class V> struct EdgeSearch {
   V lx, ux, y, gate_low, gate_high, end, at_end, scale;
 
-  EdgeSearch(V lx, V ux, V y, V gate_low, V gate_high) : lx(lx), ux(ux), y(y), gate_low(gate_low), gate_high(gate_high) {
+  EdgeSearch(const Box<V>& box, const Gates<V>& gates, V y)
+      : lx(box.lx), ux(box.ux), y(y), gate_low(gates.low), gate_high(gates.high) {
     end = y < 0 ? ux : lx, at_end = y < 0 ? gate_high : gate_low;
     scale = (y < 0 ? V{} - 4 : V{} + 4) / at_least(abs(y), Of<V>::tiny);
   }

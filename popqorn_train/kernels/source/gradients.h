@@ -13,42 +13,53 @@ template <class V> INLINE void on_ends(V worth, V x, V low, V high, V& of_low, V
   of_high += (x > low) & !(x < high) ? worth : V{};
 }
 
-// Of tanh_secant, given tanh at both ends.
-template <class V>
-INLINE void of_secant(V low, V high, V at_low, V at_high, V worth, V& of_low, V& of_high) {
-  V width = at_least(high - low, 1e-30), over = tanh(width) / width;
-  V series = (Number<V>(8.0 / 15) * width * width - Number<V>(2.0 / 3)) * width;
-  V quotient = (1 - over * over * width * width - over) / width;
-  V bend = (width > Number<V>(1e-2) ? quotient : series) * (1 - at_low * at_high);
-  of_low += worth * (-bend - over * at_high * (1 - at_low * at_low));
-  of_high += worth * (bend - over * at_low * (1 - at_high * at_high));
+// A chord of tanh: its slope as tanh_secant has it, and without what both ends contribute.
+template <class V> struct Chord {
+  V at_low, at_high, width, over, slope;
+
+  Chord(V low, V high, V at_low, V at_high) : at_low(at_low), at_high(at_high), width(at_least(high - low, 1e-30)) {
+    over = tanh(width) / width, slope = over * (1 - at_low * at_high);
+  }
+
+  void gradient(V worth, V& of_low, V& of_high) const {
+    V series = (Number<V>(8.0 / 15) * width * width - Number<V>(2.0 / 3)) * width;
+    V quotient = (1 - over * over * width * width - over) / width;
+    V bend = (width > Number<V>(1e-2) ? quotient : series) * (1 - at_low * at_high);
+    of_low += worth * (-bend - over * at_high * (1 - at_low * at_low));
+    of_high += worth * (bend - over * at_low * (1 - at_high * at_high));
+  }
+};
+
+// That of sigmoid, which is four times as steep and half as wide.
+template <class V> INLINE Chord<V> chord_in_x(const Box<V>& box) {
+  V low = box.lx / 2, high = box.ux / 2;
+  return Chord<V>(low, high, tanh(low), tanh(high));
 }
 
-// Of the slope in x of a closed form.
-template <bool curved, class V> INLINE void of_slope_in_x(const Box<V>& box, Number<V> share, V worth, Box<V>& of) {
-  V low = second<curved>(box.ly), high = second<curved>(box.uy);
-  V l = box.lx / 2, h = box.ux / 2, at_l = tanh(l), at_h = tanh(h);
-  V of_value = worth * tanh_secant(l, h, at_l, at_h) / 4;
+// Of the slope in x of a closed form, given the values at the ends in y.
+template <bool curved, class V>
+INLINE void of_slope_in_x(const Chord<V>& chord, V low, V high, Number<V> share, V worth, Box<V>& of) {
+  V of_value = worth * chord.slope / 4;
   of.ly += of_value * share * (curved ? 1 - low * low : V{} + 1);
   of.uy += of_value * (1 - share) * (curved ? 1 - high * high : V{} + 1);
-  of_secant(l, h, at_l, at_h, worth * mix(low, high, share) / 8, of.lx, of.ux);
+  chord.gradient(worth * mix(low, high, share) / 8, of.lx, of.ux);
 }
 
-template <class V> static Box<V> of_curved(const Box<V>& box, Number<V> share, Worth<V> worth) {
-  Curved<V> on(box);
-  Slopes<V> slopes = chords(on, share);
+template <class V>
+static Box<V> of_curved(const Curved<V>& on, const Chord<V>& in_x, Number<V> share, Worth<V> worth) {
+  const Box<V>& box = on.box;
+  Chord<V> in_y(box.ly, box.uy, on.value_low, on.value_high);
+  Slopes<V> slopes = chords(on, in_x.slope / 4, share);
   High<V> best = argmax_curved<false>(on, slopes);
   V gate = sigmoid(best.x), value = tanh(best.y);
   Box<V> of = {V{}, V{}, V{}, V{}};
-  V in_x = worth.top * (gate * (1 - gate) * value - slopes.a), in_y = worth.top * (gate * (1 - value * value) - slopes.b);
-  on_ends(in_x, best.x, box.lx, box.ux, of.lx, of.ux);
-  on_ends(in_y, best.y, box.ly, box.uy, of.ly, of.uy);
-  of_slope_in_x<true>(box, share, worth.a - worth.top * best.x, of);
-  V of_b = worth.b - worth.top * best.y, chord = tanh_secant(box.ly, box.uy, on.value_low, on.value_high);
-  of.ux += of_b * chord * share * on.gate_high * (1 - on.gate_high);
-  of.lx += of_b * chord * (1 - share) * on.gate_low * (1 - on.gate_low);
-  V gates = mix(on.gate_high, on.gate_low, share);
-  of_secant(box.ly, box.uy, on.value_low, on.value_high, of_b * gates, of.ly, of.uy);
+  on_ends(worth.top * (gate * (1 - gate) * value - slopes.a), best.x, box.lx, box.ux, of.lx, of.ux);
+  on_ends(worth.top * (gate * (1 - value * value) - slopes.b), best.y, box.ly, box.uy, of.ly, of.uy);
+  of_slope_in_x<true>(in_x, on.value_low, on.value_high, share, worth.a - worth.top * best.x, of);
+  V of_b = worth.b - worth.top * best.y;
+  of.ux += of_b * in_y.slope * share * on.gate_high * (1 - on.gate_high);
+  of.lx += of_b * in_y.slope * (1 - share) * on.gate_low * (1 - on.gate_low);
+  in_y.gradient(of_b * mix(on.gate_high, on.gate_low, share), of.ly, of.uy);
   return of;
 }
 
@@ -60,9 +71,10 @@ INLINE void of_edge(const Box<V>& box, const Edge<V>& edge, V a, V y, V height, 
   on_ends(in_x, edge.x, box.lx, box.ux, of.lx, of.ux);
 }
 
-template <class V> static Box<V> of_memory(const Box<V>& box, Number<V> share, Worth<V> worth) {
-  V a = slope_in_x<false>(box, share), closed = sigmoid(box.lx), opened = sigmoid(box.ux);
-  Edge<V> low = memory_edge(a, box.lx, box.ux, box.ly), high = memory_edge(a, box.lx, box.ux, box.uy);
+template <class V>
+static Box<V> of_memory(const Box<V>& box, const Gates<V>& gates, const Chord<V>& in_x, Number<V> share, Worth<V> worth) {
+  V a = mix(box.ly, box.uy, share) * (in_x.slope / 4), closed = gates.low, opened = gates.high;
+  Edge<V> low = memory_edge(a, box, gates, box.ly), high = memory_edge(a, box, gates, box.uy);
   Between<V> in_y = between_edges(box, low, high);
   V b = clip(in_y.slope, closed, opened);
   V of_high = high.height - b * box.uy > low.height - b * box.ly ? worth.top : V{}, of_low = worth.top - of_high;
@@ -75,6 +87,6 @@ template <class V> static Box<V> of_memory(const Box<V>& box, Number<V> share, W
   V of_a = worth.a;
   of_edge(box, low, a, box.ly, of_low - rise, of_gates, of_a, of.ly, of);
   of_edge(box, high, a, box.uy, of_high + rise, of_gates, of_a, of.uy, of);
-  of_slope_in_x<false>(box, share, of_a, of);
+  of_slope_in_x<false>(in_x, box.ly, box.uy, share, of_a, of);
   return of;
 }

@@ -11,14 +11,11 @@ template <class V> struct Choice {
 
 template <class V> INLINE V mix(V low, V high, Number<V> share) { return high + share * (low - high); }
 
-template <bool curved, class V> INLINE V slope_in_x(const Box<V>& box, Number<V> share) {
-  return mix(second<curved>(box.ly), second<curved>(box.uy), share) * sigmoid_secant(box.lx, box.ux);
-}
-
-template <class V> INLINE Slopes<V> chords(const Curved<V>& on, Number<V> share) {
+// Slopes of chords, given that of sigmoid.
+template <class V> INLINE Slopes<V> chords(const Curved<V>& on, V secant, Number<V> share) {
   const Box<V>& box = on.box;
   V in_y = tanh_secant(box.ly, box.uy, on.value_low, on.value_high);
-  return {slope_in_x<true>(box, share), mix(on.gate_high, on.gate_low, share) * in_y};
+  return {mix(on.value_low, on.value_high, share) * secant, mix(on.gate_high, on.gate_low, share) * in_y};
 }
 
 // The slope in x for which the plane is lowest at the reference: its height there is convex.
@@ -26,8 +23,8 @@ template <class V> struct Bisection {
   V low, high, goal;
   EdgeSearch<V> below, above;
 
-  Bisection(const Box<V>& box, V gate_low, V gate_high, V least, V most, const Choice<V>& choice)
-      : below(box.lx, box.ux, box.ly, gate_low, gate_high), above(box.lx, box.ux, box.uy, gate_low, gate_high) {
+  Bisection(const Box<V>& box, const Gates<V>& gates, V least, V most, const Choice<V>& choice)
+      : below(box, gates, box.ly), above(box, gates, box.uy) {
     low = min(box.ly * least, box.ly * most), high = max(box.uy * least, box.uy * most);
     goal = box.lx + box.ux + choice.shift[0] * (box.ux - box.lx);
   }
@@ -43,10 +40,9 @@ template <class V> struct Bisection {
 
 // Of a box and of its mirror image, side by side: each step waits for the one before.
 template <class V>
-static void bisected(const Box<V>& box, const Box<V>& mirror, const Choice<V>& choice, V& slope, V& mirrored) {
-  V gate_low = sigmoid(box.lx), gate_high = sigmoid(box.ux);
+static void bisected(const Box<V>& box, const Gates<V>& gates, const Choice<V>& choice, V& slope, V& mirrored) {
   V least = min(sigmoid_slope(box.lx), sigmoid_slope(box.ux)), most = sigmoid_slope(clip(V{}, box.lx, box.ux));
-  Bisection<V> one(box, gate_low, gate_high, least, most, choice), other(mirror, gate_low, gate_high, least, most, choice);
+  Bisection<V> one(box, gates, least, most, choice), other(box.mirrored(), gates, least, most, choice);
   ROLLED for (int64_t step = 0; step < choice.steps; step++) one.halve(choice), other.halve(choice);
   slope = one.middle(), mirrored = other.middle();
 }
@@ -89,14 +85,21 @@ static Slopes<V> lowest_on_octagon(const Box<V>& box, const Bands<V>& bands, con
                       choice.steps, oracle);
 }
 
-template <class V> static Plane<V> curved_on_box(const Box<V>& box, const Choice<V>& choice) {
-  Curved<V> on(box);
-  Slopes<V> slopes = choice.tilted ? lowest_on_box(on, choice) : chords(on, choice.share);
+// The plane of these slopes that touches the product from above.
+template <class V> static Plane<V> raised(const Curved<V>& on, Slopes<V> slopes) {
   return {slopes.a, slopes.b, curved_top(on, slopes)};
 }
 
-template <class V> static Plane<V> memory_on_box(const Box<V>& box, const Choice<V>& choice) {
-  return memory_plane(box, slope_in_x<false>(box, choice.share));
+template <class V>
+static Plane<V> memory_on_chord(const Box<V>& box, const Gates<V>& gates, V secant, const Choice<V>& choice) {
+  return memory_plane(box, gates, mix(box.ly, box.uy, choice.share) * secant);
+}
+
+template <bool curved, class V> static Plane<V> on_chords(const Box<V>& box, const Choice<V>& choice) {
+  V secant = sigmoid_secant(box.lx, box.ux);
+  if (!curved) return memory_on_chord(box, Gates<V>(box), secant, choice);
+  Curved<V> on(box);
+  return raised(on, chords(on, secant, choice.share));
 }
 
 template <bool curved, class V>
@@ -105,10 +108,10 @@ static Plane<V> on_octagon(const Box<V>& box, const Bands<V>& bands, const Borde
   Plane<V> plane;
   if (choice.tilted) {
     Slopes<V> slopes = lowest_on_octagon<curved>(box, bands, scale, on, choice);
-    V over_box = curved ? curved_top(Curved<V>(box), slopes) : memory_top(box, slopes);
+    V over_box = curved ? curved_top(Curved<V>(box), slopes) : memory_top(box, Gates<V>(box), slopes);
     plane = {slopes.a, slopes.b, over_box};
   } else {
-    plane = curved ? curved_on_box(box, choice) : memory_on_box(box, choice);
+    plane = on_chords<curved>(box, choice);
   }
   plane.top = min(plane.top, octagon_top<curved>(box, bands, scale, on, Slopes<V>{plane.a, plane.b}));
   return plane;

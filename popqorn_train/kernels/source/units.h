@@ -18,15 +18,29 @@ template <class V> struct Both {
   Plane<V> upper, mirror;
 };
 
-template <class V> static Both<V> above_memory(const Box<V>& box, const Box<V>& mirror, const Choice<V>& choice) {
-  if (!choice.tilted) return {memory_on_box(box, choice), memory_on_box(mirror, choice)};
+template <class V> static Both<V> above_memory(const Box<V>& box, const Choice<V>& choice) {
+  Box<V> mirror = box.mirrored();
+  Gates<V> gates(box);
+  if (!choice.tilted) {
+    V secant = sigmoid_secant(box.lx, box.ux);
+    return {memory_on_chord(box, gates, secant, choice), memory_on_chord(mirror, gates, secant, choice)};
+  }
   V slope, mirrored;
-  bisected(box, mirror, choice, slope, mirrored);
-  return {memory_plane(box, slope), memory_plane(mirror, mirrored)};
+  bisected(box, gates, choice, slope, mirrored);
+  return {memory_plane(box, gates, slope), memory_plane(mirror, gates, mirrored)};
+}
+
+template <class V> static Both<V> above_curved(const Box<V>& box, const Choice<V>& choice) {
+  Gates<V> gates(box);
+  Curved<V> on(box, gates, tanh(box.ly), tanh(box.uy)), image = on.mirrored(gates);
+  if (choice.tilted) return {raised(on, lowest_on_box(on, choice)), raised(image, lowest_on_box(image, choice))};
+  V secant = sigmoid_secant(box.lx, box.ux);
+  return {raised(on, chords(on, secant, choice.share)), raised(image, chords(image, secant, choice.share))};
 }
 
 template <bool curved, class V>
-static Both<V> above_octagon(const Box<V>& box, const Box<V>& mirror, const Bands<V>& bands, const Choice<V>& choice) {
+static Both<V> above_octagon(const Box<V>& box, const Bands<V>& bands, const Choice<V>& choice) {
+  Box<V> mirror = box.mirrored();
   Bands<V> mirrored_bands = {bands.diff_low, bands.diff_high, bands.sum_low, bands.sum_high};
   Border<V> on;
   set_border<curved>(on, box, bands, Scale<V>(box));
@@ -35,12 +49,12 @@ static Both<V> above_octagon(const Box<V>& box, const Box<V>& mirror, const Band
 }
 
 template <class V>
-static Both<V> above(const Box<V>& box, const Box<V>& mirror, const Bands<V>& bands, int kind, const Choice<V>& choice) {
+static Both<V> above(const Box<V>& box, const Bands<V>& bands, int kind, const Choice<V>& choice) {
   switch (kind) {
-    case 0: return above_memory(box, mirror, choice);
-    case 1: return {curved_on_box(box, choice), curved_on_box(mirror, choice)};
-    case 2: return above_octagon<false>(box, mirror, bands, choice);
-    default: return above_octagon<true>(box, mirror, bands, choice);
+    case 0: return above_memory(box, choice);
+    case 1: return above_curved(box, choice);
+    case 2: return above_octagon<false>(box, bands, choice);
+    default: return above_octagon<true>(box, bands, choice);
   }
 }
 
@@ -48,10 +62,10 @@ static Both<V> above(const Box<V>& box, const Box<V>& mirror, const Bands<V>& ba
 template <class V>
 static void enclose(const V (&ends)[8], bool curved, bool octagon, const Choice<V>& choice, V (&planes)[6]) {
   int kind = (octagon ? 2 : 0) + (curved ? 1 : 0);
-  Box<V> box = {ends[0], ends[1], ends[2], ends[3]}, mirror = {box.lx, box.ux, -box.uy, -box.ly};
+  Box<V> box = {ends[0], ends[1], ends[2], ends[3]};
   Bands<V> bands = {ends[4], ends[5], ends[6], ends[7]};
   V nan = failure(box, bands);
-  Both<V> found = above(box, mirror, bands, kind, choice);
+  Both<V> found = above(box, bands, kind, choice);
   planes[0] = -found.mirror.a + nan, planes[1] = found.mirror.b + nan, planes[2] = -found.mirror.top + nan;
   planes[3] = found.upper.a + nan, planes[4] = found.upper.b + nan, planes[5] = found.upper.top + nan;
 }
@@ -68,10 +82,16 @@ template <class V> static void narrow(const V (&ends)[8], bool curved, V (&parts
 // The gradient of closed-form planes on boxes, whose numbers are worth something, in lx, ux, ly and uy.
 template <class V>
 static void gradient(const V (&ends)[4], bool curved, Number<V> share, const V (&worth)[6], V (&of_ends)[4]) {
-  auto of = curved ? of_curved<V> : of_memory<V>;
-  Box<V> box = {ends[0], ends[1], ends[2], ends[3]}, mirror = {box.lx, box.ux, -box.uy, -box.ly};
-  Box<V> upper = of(box, share, {worth[3], worth[4], worth[5]});
-  Box<V> lower = of(mirror, share, {-worth[0], worth[1], -worth[2]});
+  Box<V> box = {ends[0], ends[1], ends[2], ends[3]}, upper, lower;
+  Worth<V> above = {worth[3], worth[4], worth[5]}, below = {-worth[0], worth[1], -worth[2]};
+  Gates<V> gates(box);
+  Chord<V> in_x = chord_in_x(box);
+  if (curved) {
+    Curved<V> on(box, gates, tanh(box.ly), tanh(box.uy));
+    upper = of_curved(on, in_x, share, above), lower = of_curved(on.mirrored(gates), in_x, share, below);
+  } else {
+    upper = of_memory(box, gates, in_x, share, above), lower = of_memory(box.mirrored(), gates, in_x, share, below);
+  }
   of_ends[0] = upper.lx + lower.lx, of_ends[1] = upper.ux + lower.ux;
   of_ends[2] = upper.ly - lower.uy, of_ends[3] = upper.uy - lower.ly;
 }
