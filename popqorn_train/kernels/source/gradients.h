@@ -13,7 +13,7 @@ template <class V> INLINE void on_ends(V worth, V x, V low, V high, V& of_low, V
   of_high += (x > low) & !(x < high) ? worth : V{};
 }
 
-// A chord of tanh: its slope as tanh_secant has it, and without what both ends contribute.
+// A chord of tanh: the slope that tanh_secant has, and its gradient.
 template <class V> struct Chord {
   V at_low, at_high, width, over, slope;
 
@@ -72,7 +72,8 @@ INLINE void of_edge(const Box<V>& box, const Edge<V>& edge, V a, V y, V height, 
 }
 
 template <class V>
-static Box<V> of_memory(const Box<V>& box, const Gates<V>& gates, const Chord<V>& in_x, Number<V> share, Worth<V> worth) {
+static Box<V> of_memory(const Box<V>& box, const Gates<V>& gates, const Chord<V>& in_x, Number<V> share,
+                        Worth<V> worth) {
   V a = mix(box.ly, box.uy, share) * (in_x.slope / 4), closed = gates.low, opened = gates.high;
   Edge<V> low = memory_edge(a, box, gates, box.ly), high = memory_edge(a, box, gates, box.uy);
   Between<V> in_y = between_edges(box, low, high);
