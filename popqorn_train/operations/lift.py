@@ -21,15 +21,14 @@ from popqorn_train.nested import map_nested
 from popqorn_train.operations.cast_modules import cast_copy, eps_of
 from popqorn_train.operations.merged import concerns_rows, lift_rows
 from popqorn_train.operations.registry import (
-    MODULES,
-    OPERATIONS,
+    module_handler,
+    operation_handler,
     refuse_complex,
     refuse_half,
     spectral_handler,
     unsupported,
 )
 from popqorn_train.operations.sample_order import Met, Order, lift_in_order, of_samples
-from popqorn_train.operations.ways_out import way_out_of
 from popqorn_train.tracing.calls import tied
 from popqorn_train.tracing.in_place import out_of_place
 from popqorn_train.tracing.packed import call
@@ -46,7 +45,6 @@ from popqorn_train.tracing.steps import (
 )
 
 T = TypeVar("T")
-_RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
 
 def has_node(value: Any) -> bool:
@@ -281,28 +279,12 @@ class Lifter:
             return lift_rows(self, step, args, kwargs)
         if step.kind == "module":
             called = self.model.get_submodule(step.target)
-            handler = next(
-                (MODULES[kind] for kind in type(called).__mro__ if _is_plainly(called, kind)), None
-            )
-            if handler is None:
-                kind = type(called)
-                raise unsupported(step, f"a {kind.__module__}.{kind.__qualname__}")
+            handler = module_handler(step, called)
             given = _signature(type(called).forward).bind(called, *args, **kwargs)
             return handler(self, step, *given.args, **given.kwargs)
-        name = called_name(step.target)
-        if name in _RECURRENT:
-            way_out = "Call the module itself, self.rnn(x), and not self.rnn.forward(x)."
-            raise unsupported(step, f"a recurrent layer by its operation {name!r}", way_out)
-        if name not in OPERATIONS:
-            raise unsupported(step, f"the operation {name!r}", way_out_of(name))
-        return OPERATIONS[name](self, step, *args, **kwargs)
+        return operation_handler(step)(self, step, *args, **kwargs)
 
 
 @functools.cache
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
-
-
-def _is_plainly(called: nn.Module, kind: type) -> bool:
-    """Whether a module computes what this registered kind does, not something of its own."""
-    return kind in MODULES and type(called).forward is kind.forward

@@ -15,6 +15,7 @@ Handler = Callable[..., Any]
 OPERATIONS: dict[str, Handler] = {}
 MODULES: dict[type[nn.Module], Handler] = {}
 SPECTRA: dict[str, Handler] = {}
+_RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 
 
 def operation(*names: str) -> Callable[[Handler], Handler]:
@@ -45,6 +46,36 @@ def module(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
         return handler
 
     return register
+
+
+def operation_handler(step: Step) -> Handler:
+    """How the operation of a step acts on nodes.
+
+    Raises:
+        UnboundedStepError: it is not registered.
+    """
+    name = called_name(step.target)
+    if name in _RECURRENT:
+        way_out = "Call the module itself, self.rnn(x), and not self.rnn.forward(x)."
+        raise unsupported(step, f"a recurrent layer by its operation {name!r}", way_out)
+    if name not in OPERATIONS:
+        raise unsupported(step, f"the operation {name!r}", way_out_of(name))
+    return OPERATIONS[name]
+
+
+def module_handler(step: Step, called: nn.Module) -> Handler:
+    """How a module acts on nodes: the one registered for the nearest of its classes.
+
+    A class of the user's with a forward of its own is none of those it derives from.
+
+    Raises:
+        UnboundedStepError: none is registered.
+    """
+    kind = type(called)
+    for known in kind.__mro__:
+        if known in MODULES and kind.forward is known.forward:
+            return MODULES[known]
+    raise unsupported(step, f"a {kind.__module__}.{kind.__qualname__}")
 
 
 def refuse_complex(step: Step, values: Any) -> None:
