@@ -15,7 +15,7 @@ from popqorn_train import LpBall, certify, logit_bounds
 from popqorn_train.callbacks import CertifiedRadiusMonitor, EpsilonSchedule
 from popqorn_train.callbacks.background_certifier import BackgroundCertifier
 from popqorn_train.cli import main
-from popqorn_train.operations import lift
+from popqorn_train.operations import registry
 from popqorn_train.recipes.configurations import configs
 from tests.fitting import Classifier, fit
 
@@ -132,7 +132,7 @@ def test_a_recipe_is_run_in_the_lines_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_an_activation_is_registered_from_outside_in_the_lines_shown(monkeypatch):
-    monkeypatch.setitem(lift.OPERATIONS, "atan", None)  # taken out again afterwards
+    monkeypatch.setitem(registry.OPERATIONS, "atan", None)  # taken out again afterwards
     exec(block('@operation("atan")'), {})
 
     class Turned(Classifier):

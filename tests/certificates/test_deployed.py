@@ -15,8 +15,8 @@ from popqorn_train.certificates.deployed import MODULES, MOVING, STILL, as_deplo
 from popqorn_train.certificates.query import make_query
 from popqorn_train.certificates.search import twin_of
 from popqorn_train.errors import UnsupportedModelError
-from popqorn_train.operations.lift import MODULES as BOUNDED
-from popqorn_train.operations.lift import OPERATIONS
+from popqorn_train.operations.registry import MODULES as BOUNDED
+from popqorn_train.operations.registry import OPERATIONS
 from tests.zoo import zoo
 
 aten = torch.ops.aten
