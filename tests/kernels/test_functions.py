@@ -13,9 +13,10 @@ FUNCTIONS = {
     "sigmoid": (0, lambda x: np.where(x < 0, np.exp(x), 1) / (1 + np.exp(-abs(x)))),
     "tanh": (1, np.tanh),
     "log": (2, np.log),
+    "steep": (3, lambda x: np.log1p(np.sqrt(1 - x)) - np.log(x) / 2),
 }
 dtypes = pytest.mark.parametrize("dtype", [F32, F64])
-functions = pytest.mark.parametrize("name", FUNCTIONS)
+functions = pytest.mark.parametrize("name", ["sigmoid", "tanh", "log"])
 
 
 def computed(name, x):
@@ -53,6 +54,15 @@ def test_functions_are_within_two_eps(name, dtype, count):
     x = of_all_sizes(dtype, count, 1e-30, far)
     for part in (x, -x):
         assert errors(name, part).max() < 2
+
+
+@dtypes
+@pytest.mark.parametrize("count", [200_000, pytest.param(20_000_000, marks=pytest.mark.slow)])
+def test_the_point_where_tanh_has_a_slope_is_within_four_eps(dtype, count):
+    eps, least = np.finfo(dtype).eps, 1e-36 if dtype == F32 else 1e-300
+    near = (1 - of_all_sizes(dtype, count, 2 * eps, 1)).clip(least)
+    for slopes in (of_all_sizes(dtype, count, least, 1 - 2 * eps), near):
+        assert errors("steep", slopes).max() < 4
 
 
 @dtypes

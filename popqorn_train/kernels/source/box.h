@@ -1,9 +1,11 @@
 // The greatest gap over a box: max sigmoid(x) g(y) - a x - b y, raised by what rounding may take.
 //
-// sigmoid and tanh are within 2 eps of their values, relatively, so that a product is within 4 eps;
-// its difference from the plane adds 1.5 eps of the largest term. 8 eps of the sum of the largest
-// terms cover both, and 1e-30 the numbers below the smallest normal one. A gate counts as 1e-28 at
-// least, since ratios of slopes below `least` are taken for `least` (extremum.h).
+// sigmoid and tanh are within 2 eps of their values, relatively, so that a product is within 4 eps. Where an edge
+// is highest, the point is within 4 eps and the function has the value of the exact point (extremum.h), so that
+// slope and coordinate give a product within 4.5 eps; x inside is within eps, and its slope a quarter of
+// tanh(y) at most. The difference from the plane adds 1.5 eps of the largest term. 8 eps of the sum of the
+// largest terms cover all of it, and 1e-30 the numbers below the smallest normal one. A gate counts as 1e-28
+// at least, since ratios of slopes below `least` are taken for `least`.
 #pragma once
 #include "extremum.h"
 
@@ -13,28 +15,18 @@ template <class V> INLINE V slack(V height, V in_x, V in_y) {
 
 template <class V> INLINE V counted(V gate) { return at_least(gate, 1e-28); }
 
-// A point, and how high sigmoid(x) tanh(y) - a x - b y is there.
+// A point with both factors, and how high sigmoid(x) tanh(y) - a x - b y is there.
 template <class V> struct High {
-  V x, y, height;
+  V x, y, gate, value, height;
 };
 
 template <class V> INLINE High<V> higher(High<V> one, High<V> other) {
   auto mask = other.height > one.height;
-  return {mask ? other.x : one.x, mask ? other.y : one.y, max(other.height, one.height)};
+  return {mask ? other.x : one.x, mask ? other.y : one.y, mask ? other.gate : one.gate,
+          mask ? other.value : one.value, max(other.height, one.height)};
 }
 
 template <class V> INLINE V gap(V f, Slopes<V> p, V x, V y) { return f - p.a * x - p.b * y; }
-
-template <class V> INLINE High<V> side(Slopes<V> p, Box<V> box, V x, V gate, V at_low) {
-  V y = argmax_tanh(gate, p.b, box.ly, box.uy), height = gate * tanh(y) - p.b * y;
-  V corner = gate * at_low - p.b * box.ly;
-  return {x, height > corner ? y : box.ly, max(height, corner) - p.a * x};
-}
-
-template <class V> INLINE High<V> end(Slopes<V> p, Box<V> box, V y, V value) {
-  V x = argmax_sigmoid(value, p.a, box.lx, box.ux);
-  return {x, y, gap(sigmoid(x) * value, p, x, y)};
-}
 
 // A box, and its gates and values at the ends, which every question needs.
 template <class V> struct Curved {
@@ -53,21 +45,37 @@ template <class V> struct Curved {
   Curved mirrored(const Gates<V>& gates) const { return Curved(box.mirrored(), gates, -value_high, -value_low); }
 };
 
+// The best point of an edge along y, and of one along x.
+template <class V> INLINE High<V> side(const Curved<V>& on, Slopes<V> p, V x, V gate) {
+  V low = on.box.ly;
+  Peak<V> y = argmax_tanh(gate, p.b, low, on.box.uy, on.value_low, on.value_high);
+  V height = gate * y.value - p.b * y.at, corner = gate * on.value_low - p.b * low;
+  auto gains = height > corner;
+  return {x, gains ? y.at : low, gate, gains ? y.value : on.value_low, max(height, corner) - p.a * x};
+}
+
+template <class V> INLINE High<V> end(const Curved<V>& on, Slopes<V> p, V y, V value) {
+  Peak<V> x = argmax_sigmoid(value, p.a, on.box.lx, on.box.ux, on.gate_low, on.gate_high);
+  return {x.at, y, x.value, value, gap(x.value * value, p, x.at, y)};
+}
+
 // Where sigmoid(x) tanh(y) - a x - b y is largest, without allowance; a search may miss the last digits.
 template <bool search, class V> static High<V> argmax_curved(const Curved<V>& on, Slopes<V> p) {
   const Box<V>& box = on.box;
-  High<V> best = higher(
-      side(p, box, box.lx, on.gate_low, on.value_low), side(p, box, box.ux, on.gate_high, on.value_low));
-  best = higher(best, end(p, box, box.ly, on.value_low));
-  best = higher(best, end(p, box, box.uy, on.value_high));
+  High<V> best = higher(side(on, p, box.lx, on.gate_low), side(on, p, box.ux, on.gate_high));
+  best = higher(best, end(on, p, box.ly, on.value_low));
+  best = higher(best, end(on, p, box.uy, on.value_high));
   Inner<V> inner = interior(p, on.roomy);
   if (!any(inner.there)) return best;
-  V x = clip(inner.x, box.lx, box.ux), y = clip(inner.y, box.ly, box.uy);
+  Peak<V> x = kept(Peak<V>{inner.x, 1 - inner.w}, box.lx, box.ux, on.gate_low, on.gate_high);
+  Peak<V> y = kept(Peak<V>{inner.y, inner.t}, box.ly, box.uy, on.value_low, on.value_high);
   Doubt<V> of = search ? Doubt<V>{inner.w, V{}} : doubt(inner);
-  V height = gap(sigmoid(x) * tanh(y), p, x, y) + of.miss;
-  auto inside = inner.there & (sigmoid(-box.lx) > inner.w) & (of.far_w > sigmoid(-box.ux));
+  const Number<V> most = 1 + 4 * Of<V>::eps;
+  auto inside = inner.there & (inner.w + on.gate_low < most) & (of.far_w + on.gate_high > 2 - most);
+  V height = gap(x.value * y.value, p, x.at, y.at) + of.miss;
   auto gains = inside & (height > best.height);
-  return {gains ? x : best.x, gains ? y : best.y, gains ? height : best.height};
+  return {gains ? x.at : best.x, gains ? y.at : best.y, gains ? x.value : best.gate, gains ? y.value : best.value,
+          gains ? height : best.height};
 }
 
 template <class V> static V curved_top(const Curved<V>& on, Slopes<V> p) {

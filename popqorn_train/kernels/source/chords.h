@@ -22,9 +22,9 @@ template <bool curved, class N> INLINE N function_of(const N& x) {
 template <bool curved, class N> static N intercept(const N& slope, const N& low, const N& high) {
   typedef Plain<N> V;
   V a = value_of(slope), l = value_of(low), u = value_of(high), one = V{} + 1;
-  V inner = curved ? argmax_tanh(one, a, l, u) : argmax_sigmoid(one, a, l, u);
   V at_low = function_of<curved>(l), at_high = function_of<curved>(u);
-  V x = function_of<curved>(inner) - at_low - a * (inner - l) > 0 ? inner : l;
+  Peak<V> inner = curved ? argmax_tanh(one, a, l, u, at_low, at_high) : argmax_sigmoid(one, a, l, u, at_low, at_high);
+  V x = inner.value - at_low - a * (inner.at - l) > 0 ? inner.at : l;
   N point = held(x, low, high);
   V room = slack(largest(at_low, at_high), a * largest(l, u), V{});
   return function_of<curved>(point) - slope * point + room;

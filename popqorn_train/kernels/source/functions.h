@@ -1,7 +1,7 @@
 // exp, log, sigmoid and tanh, by Taylor's series, whose remainder is below the precision:
 //
 //   exp    x = n ln 2 + r, |r| <= ln 2 / 2;  sum of r^k / k!;  times 2^n
-//   log    x = 2^n m, m within [1/sqrt 2, sqrt 2);  2 artanh s = 2 (s + s^3/3 + ...),  s = (m-1)/(m+1)
+//   log    p / q = 2^n m, |log2 m| < .6;  log m = 2 artanh s = 2 (s + s^3/3 + ...),  s = (m-1)/(m+1)
 //
 // tests/kernels/test_functions.py measures the errors that planes.h allows for.
 #pragma once
@@ -56,16 +56,29 @@ template <class V> INLINE V tanh(V x) {
   return with_sign_of(-below / (2 + below), x);
 }
 
-// For positive normal numbers.
-template <class V> INLINE V log(V x) {
+// p / q = 2^n (1 + s) / (1 - s), for positive normal numbers. The bits of a number, less those of 1, are its
+// logarithm but for .09 of a power of two.
+template <class V> struct Fraction {
+  Wholes<V> n;
+  V s;
+
+  Fraction(V p, V q) {
+    typedef Of<V> O;
+    const Wholes<V> half = Wholes<V>{} + (typename O::Whole(1) << (O::mantissa - 1));
+    n = (bits(p) - bits(q) + half) >> O::mantissa;
+    V m = from_bits(bits(p) - (n << O::mantissa));
+    s = (m - q) / (m + q);
+  }
+};
+
+template <class V> INLINE V log(Fraction<V> f) {
   typedef Of<V> O;
-  // The exponent goes up by one from a mantissa of sqrt 2 on.
-  const Wholes<V> root_half = bits(all<V>(0.70710678118654752)), all_bits = bits(x);
-  Wholes<V> n = (all_bits - root_half) >> O::mantissa;
-  V m = from_bits(all_bits - (n << O::mantissa)), s = (m - 1) / (m + 1), square = s * s;
-  V whole = as_number<V>(n), rest = s * square * artanh_series<O::log_terms, 1>(square);
-  return whole * O::ln2_high + (whole * O::ln2_low + 2 * (s + rest));
+  V square = f.s * f.s, rest = f.s * square * artanh_series<O::log_terms, 1>(square), whole = as_number<V>(f.n);
+  return whole * O::ln2_high + (whole * O::ln2_low + 2 * (f.s + rest));
 }
+
+// For positive normal numbers.
+template <class V> INLINE V log(V x) { return log(Fraction<V>(x, V{} + 1)); }
 
 template <class V> INLINE V tanh_slope(V x) {
   V t = tanh(x);
@@ -81,9 +94,4 @@ template <class V> INLINE V sigmoid_slope(V x) {
 template <class V> INLINE V tanh_secant(V low, V high, V at_low, V at_high) {
   V width = at_least(high - low, 1e-30);
   return tanh(width) / width * (1 - at_low * at_high);
-}
-
-template <class V> INLINE V sigmoid_secant(V low, V high) {
-  V l = low / 2, h = high / 2;
-  return tanh_secant(l, h, tanh(l), tanh(h)) / 4;
 }

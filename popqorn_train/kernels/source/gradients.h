@@ -31,9 +31,8 @@ template <class V> struct Chord {
 };
 
 // That of sigmoid, which is four times as steep and half as wide.
-template <class V> INLINE Chord<V> chord_in_x(const Box<V>& box) {
-  V low = box.lx / 2, high = box.ux / 2;
-  return Chord<V>(low, high, tanh(low), tanh(high));
+template <class V> INLINE Chord<V> chord_in_x(const Box<V>& box, const Gates<V>& gates) {
+  return Chord<V>(box.lx / 2, box.ux / 2, gates.tanh_low(), gates.tanh_high());
 }
 
 // Of the slope in x of a closed form, given the values at the ends in y.
@@ -51,7 +50,7 @@ static Box<V> of_curved(const Curved<V>& on, const Chord<V>& in_x, Number<V> sha
   Chord<V> in_y(box.ly, box.uy, on.value_low, on.value_high);
   Slopes<V> slopes = chords(on, in_x.slope / 4, share);
   High<V> best = argmax_curved<false>(on, slopes);
-  V gate = sigmoid(best.x), value = tanh(best.y);
+  V gate = best.gate, value = best.value;
   Box<V> of = {V{}, V{}, V{}, V{}};
   on_ends(worth.top * (gate * (1 - gate) * value - slopes.a), best.x, box.lx, box.ux, of.lx, of.ux);
   on_ends(worth.top * (gate * (1 - value * value) - slopes.b), best.y, box.ly, box.uy, of.ly, of.uy);

@@ -16,6 +16,7 @@ typedef int64_t Long;
 #else
 // Of a vector: those of a register.
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define BYTES 64
 #elif defined(__AVX__)
 #define BYTES 32
@@ -36,7 +37,7 @@ template <> struct Of<Float> {
   typedef float Number;
   typedef int32_t Whole;
   typedef Int Wholes;
-  static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 6, newton_steps = 2;
+  static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 5, newton_steps = 2;
   static constexpr float eps = 0x1p-23f, tiny = 0x1p-126f, least = 1e-36f, narrow = 1e-3f;
   static constexpr float root3_eps = 4.9215666e-3f, gain = 1e-7f;  // eps^(1/3)
   static constexpr float round = 0x1.8p23f, ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
@@ -106,6 +107,13 @@ template <class V> INLINE V as_number(Wholes<V> n) { return __builtin_convertvec
 template <class V> INLINE V all(double x) { return V{} + Number<V>(x); }
 template <class V> INLINE V min(V a, V b) { return a < b ? a : b; }
 template <class V> INLINE V max(V a, V b) { return a > b ? a : b; }
+#if BYTES == 64
+// The same in one instruction, where a compiler takes two.
+INLINE Float min(Float a, Float b) { return (Float)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE Float max(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE Double min(Double a, Double b) { return (Double)_mm512_min_pd((__m512d)a, (__m512d)b); }
+INLINE Double max(Double a, Double b) { return (Double)_mm512_max_pd((__m512d)a, (__m512d)b); }
+#endif
 template <class V> INLINE V clip(V x, V low, V high) { return min(max(x, low), high); }
 template <class V> INLINE V within(V x, double low, double high) { return clip(x, all<V>(low), all<V>(high)); }
 template <class V> INLINE V at_least(V x, double low) { return max(x, all<V>(low)); }

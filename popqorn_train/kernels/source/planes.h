@@ -54,8 +54,7 @@ template <class V> static Slopes<V> lowest_on_box(const Curved<V>& on, const Cho
   ROLLED for (int i = 0; i < 4; i++) z[i] = product<true>(scale.x + scale.half_x * p[i], scale.y + scale.half_y * q[i]);
   return lowest_plane(p, q, z, steepness<true>(on.box, scale), scale, choice.shift, choice.steps, [&](Slopes<V> s) {
     High<V> best = argmax_curved<true>(on, Slopes<V>{s.a / scale.half_x, s.b / scale.half_y});
-    V z = product<true>(best.x, best.y);
-    return Point<V>{(best.x - scale.x) / scale.half_x, (best.y - scale.y) / scale.half_y, z};
+    return Point<V>{(best.x - scale.x) / scale.half_x, (best.y - scale.y) / scale.half_y, best.gate * best.value};
   });
 }
 
@@ -96,9 +95,10 @@ static Plane<V> memory_on_chord(const Box<V>& box, const Gates<V>& gates, V seca
 }
 
 template <bool curved, class V> static Plane<V> on_chords(const Box<V>& box, const Choice<V>& choice) {
-  V secant = sigmoid_secant(box.lx, box.ux);
-  if (!curved) return memory_on_chord(box, Gates<V>(box), secant, choice);
-  Curved<V> on(box);
+  Gates<V> gates(box);
+  V secant = sigmoid_secant(box, gates);
+  if (!curved) return memory_on_chord(box, gates, secant, choice);
+  Curved<V> on(box, gates, tanh(box.ly), tanh(box.uy));
   return raised(on, chords(on, secant, choice.share));
 }
 

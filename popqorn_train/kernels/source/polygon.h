@@ -165,14 +165,17 @@ template <bool curved, class V> INLINE V sides_top(const Border<V>& on, Slopes<V
   V best = all<V>(-infinity());
   ROLLED for (int side = 0; side < 8; side += 2) {
     V x = on.corner_x[side], y = on.corner_y[side], to_x = on.corner_x[side + 1], to_y = on.corner_y[side + 1];
-    V gate = on.gate[side], value = on.value[side];
+    V gate = on.gate[side], value = on.value[side], to_gate = on.gate[side + 1], to_value = on.value[side + 1];
     if (side % 4 == 0) {  // x stays
-      V low = min(y, to_y), high = max(y, to_y);
-      y = curved ? argmax_tanh(gate, slopes.b, low, high) : (gate > slopes.b ? high : low);
-      value = second<curved>(y);
+      V low = min(y, to_y), high = max(y, to_y), at_low = min(value, to_value), at_high = max(value, to_value);
+      auto rises = gate > slopes.b;
+      Peak<V> best_y = {rises ? high : low, rises ? at_high : at_low};
+      if (curved) best_y = argmax_tanh(gate, slopes.b, low, high, at_low, at_high);
+      y = best_y.at, value = best_y.value;
     } else {
-      x = argmax_sigmoid(value, slopes.a, min(x, to_x), max(x, to_x));
-      gate = sigmoid(x);
+      V at_low = min(gate, to_gate), at_high = max(gate, to_gate);
+      Peak<V> best_x = argmax_sigmoid(value, slopes.a, min(x, to_x), max(x, to_x), at_low, at_high);
+      x = best_x.at, gate = best_x.value;
     }
     best = max(best, gap(gate * value, slopes, x, y));
   }

@@ -75,7 +75,8 @@ template <class V> static Extremes<V> extremes(const Sides8<V>& on, const V (&re
 template <bool curved, class V> static Slopes<V> first_slopes(const Box<V>& box, const Scale<V>& scale) {
   V low = second<curved>(box.ly), high = second<curved>(box.uy);
   V in_y = curved ? tanh_secant(box.ly, box.uy, low, high) : V{} + 1;
-  V a = (low + high) / 2 * sigmoid_secant(box.lx, box.ux), b = (sigmoid(box.lx) + sigmoid(box.ux)) / 2 * in_y;
+  Gates<V> gates(box);
+  V a = (low + high) / 2 * sigmoid_secant(box, gates), b = (gates.low + gates.high) / 2 * in_y;
   return {a * scale.half_x, b * scale.half_y};
 }
 

@@ -22,7 +22,7 @@ template <class V> static Both<V> above_memory(const Box<V>& box, const Choice<V
   Box<V> mirror = box.mirrored();
   Gates<V> gates(box);
   if (!choice.tilted) {
-    V secant = sigmoid_secant(box.lx, box.ux);
+    V secant = sigmoid_secant(box, gates);
     return {memory_on_chord(box, gates, secant, choice), memory_on_chord(mirror, gates, secant, choice)};
   }
   V slope, mirrored;
@@ -34,7 +34,7 @@ template <class V> static Both<V> above_curved(const Box<V>& box, const Choice<V
   Gates<V> gates(box);
   Curved<V> on(box, gates, tanh(box.ly), tanh(box.uy)), image = on.mirrored(gates);
   if (choice.tilted) return {raised(on, lowest_on_box(on, choice)), raised(image, lowest_on_box(image, choice))};
-  V secant = sigmoid_secant(box.lx, box.ux);
+  V secant = sigmoid_secant(box, gates);
   return {raised(on, chords(on, secant, choice.share)), raised(image, chords(image, secant, choice.share))};
 }
 
@@ -85,7 +85,7 @@ static void gradient(const V (&ends)[4], bool curved, Number<V> share, const V (
   Box<V> box = {ends[0], ends[1], ends[2], ends[3]}, upper, lower;
   Worth<V> above = {worth[3], worth[4], worth[5]}, below = {-worth[0], worth[1], -worth[2]};
   Gates<V> gates(box);
-  Chord<V> in_x = chord_in_x(box);
+  Chord<V> in_x = chord_in_x(box, gates);
   if (curved) {
     Curved<V> on(box, gates, tanh(box.ly), tanh(box.uy));
     upper = of_curved(on, in_x, share, above), lower = of_curved(on.mirrored(gates), in_x, share, below);
@@ -97,5 +97,5 @@ static void gradient(const V (&ends)[4], bool curved, Number<V> share, const V (
 }
 
 template <class V> static V function(int64_t which, V x) {
-  return which == 0 ? sigmoid(x) : which == 1 ? tanh(x) : log(x);
+  return which == 0 ? sigmoid(x) : which == 1 ? tanh(x) : which == 2 ? log(x) : artanh_root(x);
 }
