@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from popqorn_train.kernels.least import least
+from popqorn_train.kernels.least_values import least
 
 Scope = Literal["frame", "sequence"]
 

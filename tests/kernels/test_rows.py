@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from popqorn_train.bounds.back_substitution import back_substitute
-from popqorn_train.kernels.least import least
+from popqorn_train.kernels.least_values import least
 from popqorn_train.kernels.library import SWITCH, kernels
 from popqorn_train.kernels.rows import minimum, substitute, substitute_gradient
 from popqorn_train.perturbations.lp_ball import LpBall
