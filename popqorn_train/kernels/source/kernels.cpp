@@ -18,7 +18,8 @@ template <class V> static V load(const Number<V>* from, int64_t count) {
 }
 
 template <class V> static void store(V value, Number<V>* to, int64_t count) {
-  __builtin_memcpy(to, &value, (count < lanes<V> ? count : lanes<V>) * sizeof(Number<V>));
+  if (count >= lanes<V>) __builtin_memcpy(to, &value, BYTES);  // of a known size: one instruction
+  else __builtin_memcpy(to, &value, count * sizeof(Number<V>));
 }
 
 // `planes` are as of units.h, n numbers each.
