@@ -5,7 +5,7 @@ B: batch, K: bounded rows, H: units.
 
 from collections.abc import Callable, Hashable, Sequence
 from math import inf
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,6 @@ class Function(Protocol):
         """Equal functions are enclosed together."""
 
 
-@runtime_checkable
 class Bent(Function, Protocol):
     """One with lines for every row, and a strip of its own."""
 
@@ -86,7 +85,10 @@ class Activation(Nonlinear):
     def __init__(self, curve: str | Function, x: Node) -> None:
         super().__init__([x], x.shape, x.batch_axis)
         self.curve: Function = _CURVES[curve] if isinstance(curve, str) else curve
-        self.has_choice = isinstance(self.curve, Bent)
+        # Asked by name: to ask a protocol takes as long as an operation on tensors.
+        bent = hasattr(self.curve, "closest") and hasattr(self.curve, "strip")
+        self._bent = cast(Bent, self.curve) if bent else None
+        self.has_choice = bent
         self.partial = getattr(self.curve, "edge", -inf) > -inf
 
     @property
@@ -104,15 +106,15 @@ class Activation(Nonlinear):
 
     def closest(self, points: Sequence[Tensor], ranges: Sequence[Bounds]) -> Lines:
         """Lines that are close at a point of every row."""
-        assert isinstance(self.curve, Bent)
+        assert self._bent is not None
         (point,), (x,) = points, ranges
         lower, upper = (_of_rows(end, point) for end in x)
-        return self.curve.closest(lower, upper, point)
+        return self._bent.closest(lower, upper, point)
 
     def strip(self, x: Bounds) -> LineStrip:
         """One line between both sides."""
-        if isinstance(self.curve, Bent):
-            return self.curve.strip(*x)
+        if self._bent is not None:
+            return self._bent.strip(*x)
         return strip_of_lines(self.curve.lines(*x), *x)
 
     def sides(self, relaxation: Lines) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

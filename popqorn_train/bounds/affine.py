@@ -13,6 +13,7 @@ from torch.autograd.function import FunctionCtx
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.slices import Frame
 from popqorn_train.bounds.tape import Tape, pad_frames
+from popqorn_train.bounds.wanted import only_slopes
 from popqorn_train.kernels.library import wants_gradient
 from popqorn_train.perturbations.region import Bounds, around, dot
 
@@ -127,6 +128,8 @@ class _Through(torch.autograd.Function):
         places = constant.reshape(*constant.shape, *[1] * (slope.ndim - 3)).expand(slope.shape[:-1])
         flat, places = slope.flatten(0, -2), places.flatten()
         of_slope = (on_x.flatten(0, -2) @ weight.T).addr_(places, bias).view_as(slope)
+        if only_slopes() or not any(ctx.needs_input_grad[1:]):
+            return of_slope, None, None
         return of_slope, flat.T @ on_x.flatten(0, -2), places @ flat
 
 

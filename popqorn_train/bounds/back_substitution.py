@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from popqorn_train.bounds.wanted import only_slopes
 from popqorn_train.kernels import rows
 
 
@@ -39,12 +40,12 @@ class _BackSubstitution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         slope, *sides = ctx.saved_tensors
         lower, upper = _halves(sides)
-        known = rows.substitute_gradient(slope, lower, upper, gradients)
+        needed = any(ctx.needs_input_grad[1:]) and not only_slopes()
+        known = rows.substitute_gradient(slope, lower, upper, gradients, sides=needed)
         if known is not None:
             return known
         positive, half = slope.relu(), len(lower)
         gaps = [low - high for low, high in zip(lower, upper, strict=True)]
-        needed = any(ctx.needs_input_grad[1:])
         worths = [*gradients[:-1], _as_last(gradients[-1], slope)]
         of_sides: list[Tensor | None] = [None] * len(sides)
         if needed:

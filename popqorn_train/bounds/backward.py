@@ -27,6 +27,7 @@ from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.roundoff import rounding_error
 from popqorn_train.bounds.slices import NodeSlice
 from popqorn_train.bounds.tape import Tape
+from popqorn_train.bounds.wanted import slopes_alone
 from popqorn_train.perturbations.region import Bounds, dot
 
 ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
@@ -179,7 +180,8 @@ def _with_own_lines(
         return first
     keep = torch.is_grad_enabled()
     one = torch.ones_like(first)
-    points = torch.autograd.grad(first, list(reached.values()), one, retain_graph=keep)
+    with slopes_alone():
+        points = torch.autograd.grad(first, list(reached.values()), one, retain_graph=keep)
     worst = {node: point.nan_to_num(0) for node, point in zip(reached, points, strict=True)}
     own: dict[Node, Any] = {
         node: node.closest([worst[x] for x in node.inputs], [found.ranges[x] for x in node.inputs])

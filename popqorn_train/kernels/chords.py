@@ -1,5 +1,7 @@
 """Chords of products, of tanh and of sigmoid, with their gradients: see relaxations/strips.py.
 
+The lines of least area around tanh and sigmoid (relaxations/lines.py) come the same way.
+
 The gradient is that of torch for the same formulas, worked out again instead of kept, by numbers
 that carry their derivatives along.
 """
@@ -14,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from popqorn_train.kernels.library import function, wants_gradient
 from popqorn_train.kernels.signatures import pointers
 
-MEMORY, CURVED, TANH, SIGMOID = range(4)
-_PARTS = {MEMORY: 4, CURVED: 4, TANH: 3, SIGMOID: 3}
+MEMORY, CURVED, TANH, SIGMOID, TANH_LINES, SIGMOID_LINES = range(6)
+_PARTS = {MEMORY: 4, CURVED: 4, TANH: 3, SIGMOID: 3, TANH_LINES: 4, SIGMOID_LINES: 4}
 
 
 class _Chords(torch.autograd.Function):
@@ -46,12 +48,15 @@ def strips_with_gradient(kind: int, ends: Sequence[Tensor]) -> Sequence[Tensor] 
     """One line or plane through each unit.
 
     Args:
-        kind: ``MEMORY`` for sigmoid(x) y, ``CURVED`` for sigmoid(x) tanh(y), ``TANH``, ``SIGMOID``.
+        kind: ``MEMORY`` for sigmoid(x) y, ``CURVED`` for sigmoid(x) tanh(y), ``TANH``, ``SIGMOID``;
+            ``TANH_LINES`` and ``SIGMOID_LINES`` give two lines.
         ends: lx, ux, ly, uy, sum_low, sum_high, diff_low, diff_high of a product; of a function
             lower and upper. All of one shape.
 
     Returns:
-        Slopes, middle and half; NaN as of ``enclosing.planes``. None without kernels.
+        Slopes, middle and half, NaN as of ``enclosing.planes``; of two lines, slope and intercept
+        below, then above, NaN where an end is or is beyond 1e37 (float32) or 1e307. None without
+        kernels.
     """
     with torch.no_grad():
         fits = function("chords", *ends) is not None

@@ -61,6 +61,7 @@ KERNELS: dict[str, tuple[tuple[str, _Work], ...]] = {
     "function": (("function", lambda arguments: int(arguments[1])),),
     "substitute": (("substitute", _tiles),),
     "rows_gradient": (("slopes_gradient", _slopes), ("sides_gradient", _sides)),
+    "slopes_gradient": (("slopes_gradient", _slopes),),
     "minimum": (("minimum", _rows),),
 }
 

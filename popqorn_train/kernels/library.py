@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from popqorn_train.kernels import cuda
 from popqorn_train.kernels.check import is_right
 from popqorn_train.kernels.check_forms import forms_are_right
+from popqorn_train.kernels.check_lines import lines_are_right
 from popqorn_train.kernels.compiler import NotCompiledError, built, folder_for_library
 from popqorn_train.kernels.signatures import ARGUMENTS, NAMES
 
@@ -64,7 +65,9 @@ def _load() -> Kernels:
             library = _declared(ctypes.CDLL(str(file)))
         for dtype, suffix in NAMES.items():
             own = {name: getattr(library, f"{name}_{suffix}") for name in ARGUMENTS}
-            if not (is_right(own, dtype, torch.device("cpu")) and forms_are_right(own, dtype)):
+            right = is_right(own, dtype, torch.device("cpu"))
+            right = right and forms_are_right(own, dtype) and lines_are_right(own, dtype)
+            if not right:
                 return Kernels(None, None, f"{file} gives wrong results here")
         return Kernels(library, file, "")
     except (NotCompiledError, OSError) as error:

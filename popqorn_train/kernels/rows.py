@@ -83,7 +83,9 @@ def substitute_gradient(
     lower: Sequence[Tensor],
     upper: Sequence[Tensor],
     worths: Sequence[Tensor],
-) -> tuple[Tensor, ...] | None:
+    *,
+    sides: bool = True,
+) -> tuple[Tensor | None, ...] | None:
     """The gradient of ``substitute``.
 
     Args:
@@ -91,23 +93,26 @@ def substitute_gradient(
         lower: likewise.
         upper: likewise.
         worths: of every result, in their order.
+        sides: whether theirs is asked for.
 
     Returns:
         Of the slope, every lower side and every upper one; None without kernels.
     """
-    loop = function("rows_gradient", slope, *lower, *upper, *worths)
+    name = "rows_gradient" if sides else "slopes_gradient"
+    loop = function(name, slope, *lower, *upper, *worths)
     layout = _layout(slope, [*lower, *upper])
     if loop is None or layout is None:
         return None
     flat, below, above, own = slope.contiguous(), *map(_contiguous, (lower, upper, worths))
     of_slope = slope.new_zeros(layout.batch, *slope.shape[1:])
-    of_sides = [torch.zeros_like(side) for side in (*below, *above)]
+    of_sides = [torch.zeros_like(side) for side in (*below, *above)] if sides else []
     loop(
         *layout[:3], len(worths) - 1, flat.data_ptr(), layout.step, pointers(*below),
         pointers(*above), layout.sample, layout.row, pointers(*own[:-1]), own[-1].data_ptr(),
         of_slope.data_ptr(), pointers(*of_sides),
     )  # fmt: skip
-    return (of_slope.sum_to_size(slope.shape), *of_sides)
+    missing = [None] * (0 if sides else len(below) + len(above))
+    return (of_slope.sum_to_size(slope.shape), *of_sides, *missing)
 
 
 def minimum(slope: Tensor, center: Tensor, half: Tensor) -> Tensor | None:

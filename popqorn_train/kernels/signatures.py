@@ -18,11 +18,16 @@ ARGUMENTS: dict[str, list[Any]] = {
     "gradient": 2 * [WHOLE] + [REAL] + 3 * [POINTER],
     "chords": 2 * [WHOLE] + 2 * [POINTER],
     "chords_gradient": 2 * [WHOLE] + 3 * [POINTER],
+    "closest": 4 * [WHOLE] + 3 * [POINTER],
+    "closest_gradient": 4 * [WHOLE] + 4 * [POINTER],
     "function": 2 * [WHOLE] + 2 * [POINTER],
     "absolute": 3 * [WHOLE] + [POINTER, WHOLE, WHOLE, POINTER],
     "pairs": 3 * [WHOLE] + 2 * [POINTER, WHOLE, WHOLE] + 4 * [POINTER],
     "substitute": 4 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE, POINTER, POINTER],
     "rows_gradient": 4 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE] + 4 * [POINTER],
+    "slopes_gradient": 4 * [WHOLE]
+    + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE]
+    + 4 * [POINTER],
     "range": [POINTER, REAL, POINTER, POINTER],
     "range_gradient": 4 * [POINTER],
     "bands": 4 * [POINTER],
@@ -31,6 +36,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "blocks": 3 * [POINTER],
     "scaled_gradient": 6 * [POINTER],
     "minimum": 3 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, POINTER],
+    "least_gradient": 3 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, POINTER, POINTER],
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from popqorn_train.kernels import rows
+from popqorn_train.kernels.least_values import least
 
 Scope = Literal["frame", "sequence"]
 
@@ -115,7 +115,7 @@ class Region:
         """
         time = slope.shape[2]
         if self.p == math.inf:
-            known = rows.minimum(slope, *self.box)
+            known = least(slope, *self.box)
             if known is not None:
                 return known
             center, half = (part[:, :time] for part in self.box)

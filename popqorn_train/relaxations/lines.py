@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from popqorn_train.kernels.chords import SIGMOID_LINES, TANH_LINES, strips_with_gradient
 from popqorn_train.relaxations.extremum import (
     argmax_sigmoid,
     argmax_tanh,
@@ -105,9 +106,9 @@ class Curve(NamedTuple):
     def touching(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Right end d of the straight part of the concave envelope, without gradient.
 
-        The envelope is the chord from the left end to its tangent point d, then the curve. d
-        maximises the slope of that chord; Dinkelbach's iteration finds it. A quotient will do for
-        that slope: close to its maximum, the chord hardly depends on d.
+        The envelope is the chord from the left end to its tangent point d, then the curve; right of
+        0 it is the curve alone. d maximises the slope of that chord; Dinkelbach's iteration finds
+        it. A quotient will do for that slope: close to its maximum, the chord hardly depends on d.
         """
         with torch.no_grad():
             one, slope, low = torch.ones_like(lower), self.secant(lower, upper), self.value(lower)
@@ -116,7 +117,7 @@ class Curve(NamedTuple):
                 chord = (self.value(d) - low).div_((d - lower).clamp_(min=TINY))
                 slope = torch.maximum(slope, chord)
                 d = self.argmax(one, slope, lower, upper)
-        return d
+            return torch.where(lower < 0, d, lower)
 
     def above(self, lower: Tensor, upper: Tensor, d: Tensor, point: Tensor) -> Stacked:
         """The line above that is lowest at a point; all of one shape, see ``touching``."""
@@ -152,11 +153,17 @@ def _least_area(curve: Curve, lower: Tensor, upper: Tensor) -> Lines:
 
 def tanh_lines(lower: Tensor, upper: Tensor) -> Lines:
     """Enclose tanh, which is odd: the line below is the mirrored line above the mirror."""
+    known = strips_with_gradient(TANH_LINES, (lower, upper))
+    if known is not None:
+        return Lines(*known)
     return _odd(Stacked(*tanh_above(lower, upper)))
 
 
 def sigmoid_lines(lower: Tensor, upper: Tensor) -> Lines:
     """Enclose sigmoid, where sigmoid(-x) = 1 - sigmoid(x)."""
+    known = strips_with_gradient(SIGMOID_LINES, (lower, upper))
+    if known is not None:
+        return Lines(*known)
     return _least_area(SIGMOID, lower, upper)
 
 

@@ -15,6 +15,7 @@ before the last one.
 import torch
 from torch import Tensor
 
+from popqorn_train.kernels.nearest import closest
 from popqorn_train.relaxations.extremum import clip, largest, slack
 from popqorn_train.relaxations.lines import SIGMOID, TANH, Curve, Lines, mirrored, relu_lines
 
@@ -22,6 +23,9 @@ _TURN = 10.0  # how sharply the line below relu turns, over the lesser distance 
 
 
 def _s_shaped(curve: Curve, lower: Tensor, upper: Tensor, point: Tensor) -> Lines:
+    known = closest(lower, upper, point, curved=curve is TANH)
+    if known is not None:
+        return Lines(*known)
     ends = mirrored(lower, upper)
     d = curve.touching(*ends)
     straight = curve.lines(curve.above(*ends, d, ends[0]))

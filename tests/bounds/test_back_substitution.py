@@ -5,6 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from popqorn_train.bounds.back_substitution import back_substitute
+from popqorn_train.bounds.wanted import only_slopes, slopes_alone
 from tests.problems import F64
 
 pytestmark = pytest.mark.usefixtures("loops")
@@ -63,6 +64,21 @@ def test_only_gradients_that_are_asked_for_are_computed():
         parts[index] = parts[index].clone().requires_grad_()
         (gradient,) = torch.autograd.grad(sum(p.sum() for p in carried(*parts)), parts[index])
         assert gradient.shape == parts[index].shape
+
+
+def test_a_gradient_in_slopes_alone_leaves_out_the_sides():
+    parts = [part.requires_grad_() for part in problem((2, 3, 4), (2, 1, 4), 1)]
+    total = sum(part.sin().sum() for part in carried(*parts))
+    every = torch.autograd.grad(total, parts, retain_graph=True)
+    with slopes_alone():
+        assert only_slopes()
+        found = torch.autograd.grad(total, parts, retain_graph=True, allow_unused=True)
+        with slopes_alone():
+            pass
+        assert only_slopes()
+    assert not only_slopes()
+    torch.testing.assert_close(found[0], every[0])
+    assert found[1:] == (None,) * 4
 
 
 def test_a_slope_of_0_leaves_nothing():

@@ -136,7 +136,8 @@ def test_rows_are_those_of_the_processor(slopes, samples, own, arguments, dtype,
     def ask():
         found, constant = rows.substitute(slope, lower, upper)
         gradient = rows.substitute_gradient(slope, lower, upper, worths)
-        return [*found, constant, *gradient, rows.minimum(slope, center, half)]
+        alone = rows.substitute_gradient(slope, lower, upper, worths, sides=False)[0]
+        return [*found, constant, *gradient, alone, rows.minimum(slope, center, half)]
 
     here = ask()
     loops()

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
 from popqorn_train.bounds.back_substitution import back_substitute
+from popqorn_train.kernels.least_values import least
 from popqorn_train.kernels.library import SWITCH, kernels
-from popqorn_train.kernels.rows import minimum, substitute
+from popqorn_train.kernels.rows import minimum, substitute, substitute_gradient
 from popqorn_train.perturbations.lp_ball import LpBall
 from popqorn_train.perturbations.region import dot
 from tests.problems import F64
@@ -65,6 +67,21 @@ def test_gradients_are_those_of_torch(on, of, arguments, dtype, monkeypatch):
         torch.testing.assert_close(one, other, rtol=0, atol=500 * torch.finfo(dtype).eps)
 
 
+@shapes
+@dtypes
+@pytest.mark.parametrize("arguments", [0, 2])
+def test_gradients_in_slopes_alone_are_the_same(on, of, arguments, dtype):
+    slope, lower, upper = problem(on, of, arguments, dtype)
+    batch = max(on[0], of[0])
+    worths = [torch.randn(batch, *on[1:], dtype=dtype) for _ in range(arguments)]
+    worths.append(torch.randn(batch, on[1], dtype=dtype))
+    whole = substitute_gradient(slope, lower, upper, worths)
+    alone = substitute_gradient(slope, lower, upper, worths, sides=False)
+    assert len(alone) == len(whole)
+    assert alone[1:] == (None,) * (len(whole) - 1)
+    torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=50 * torch.finfo(dtype).eps)
+
+
 @dtypes
 def test_a_sample_has_the_same_bits_alone(dtype):
     slope, lower, upper = problem((5, 6, 37), (5, 1, 37), 2, dtype)
@@ -116,6 +133,37 @@ def test_least_values_are_those_of_torch(samples, time, dtype, monkeypatch):
     center, half = (part[:, :time] for part in region.box)
     exact = dot(slope.double(), center.double()) - dot(slope.double().abs(), half.double())
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=60 * torch.finfo(dtype).eps)
+
+
+@dtypes
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("time", [2, 4])
+def test_gradients_of_least_values_are_those_of_torch(samples, time, dtype, monkeypatch):
+    region = LpBall(0.3, low=0.0, high=1.0).around(torch.rand(3, 4, 29, dtype=dtype))
+    slope = torch.randn(samples, 5, time, 29, dtype=dtype)
+    slope.view(-1)[::7] = 0
+    slope, worth, found = slope.requires_grad_(), torch.randn(3, 5, dtype=dtype), []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(SWITCH, switch)
+        (gradient,) = torch.autograd.grad((region.minimum(slope) * worth).sum(), slope)
+        found.append(gradient)
+    torch.testing.assert_close(*found, rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+def test_the_place_of_the_least_value_can_be_differentiated_again():
+    region = LpBall(0.3).around(torch.rand(2, 3, 5, dtype=F64))
+    slope = torch.randn(2, 4, 3, 5, dtype=F64).requires_grad_()
+    assert gradcheck(region.minimum, slope)
+    assert gradgradcheck(region.minimum, slope)
+
+
+def test_a_box_with_a_gradient_is_left_to_torch():
+    slope = torch.randn(2, 4, 3, 5).requires_grad_()
+    center, half = torch.rand(2, 2, 3, 5)
+    assert least(slope, center, half).requires_grad
+    assert least(slope, center.requires_grad_(), half) is None
+    assert least(slope[:1], center.detach(), half.requires_grad_()) is None
+    assert least(slope.half(), center.detach().half(), half.detach().half()) is None
 
 
 def test_no_samples_leave_no_values():

@@ -16,6 +16,8 @@ from popqorn_train.relaxations.lines import (
 )
 from tests.problems import F64
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 CURVES = {
     "tanh": (torch.tanh, tanh_lines),
     "sigmoid": (torch.sigmoid, sigmoid_lines),

@@ -15,6 +15,8 @@ from popqorn_train.relaxations.lines import SIGMOID, TANH
 from popqorn_train.relaxations.nearest_lines import closest_relu, closest_sigmoid, closest_tanh
 from tests.problems import F64, build, predicted, sequences
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 CURVES = {
     "tanh": (torch.tanh, closest_tanh),
     "sigmoid": (torch.sigmoid, closest_sigmoid),

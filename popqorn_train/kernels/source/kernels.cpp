@@ -1,6 +1,6 @@
 // What Python calls. Every array is contiguous, and n units lie in one.
 #include "bands.h"
-#include "chords.h"
+#include "lines.h"
 #include "rows.h"
 #include "units.h"
 
@@ -18,7 +18,8 @@ template <class V> static V load(const Number<V>* from, int64_t count) {
 }
 
 template <class V> static void store(V value, Number<V>* to, int64_t count) {
-  __builtin_memcpy(to, &value, (count < lanes<V> ? count : lanes<V>) * sizeof(Number<V>));
+  if (count >= lanes<V>) __builtin_memcpy(to, &value, BYTES);  // of a known size: one instruction
+  else __builtin_memcpy(to, &value, count * sizeof(Number<V>));
 }
 
 // `planes` are as of units.h, n numbers each.
@@ -43,13 +44,14 @@ static void narrow_all(int64_t n, bool curved, const Number<V>* const* ends, Num
   }
 }
 
-// Chords of products, or, with two ends, of tanh or sigmoid, through `f(ends, found)`.
+// Chords of products, or, with two ends, chords or lines of tanh or sigmoid, through `f(ends, found)`.
 template <class V, int in, int out, class F>
 static void through(int64_t n, const Number<V>* const* ends, Number<V>* strips, F f) {
   for (int64_t i = 0; i < n; i += lanes<V>) {
     V at[8] = {}, found[4];
     for (int k = 0; k < in; k++) at[k] = load<V>(ends[k] + i, n - i);
-    V nan = failure(Box<V>{at[0], at[1], at[2], at[3]}, Bands<V>{at[4], at[5], at[6], at[7]});
+    V nan = out == 4 && in == 2 ? not_finite(at[0], at[1])
+                                : failure(Box<V>{at[0], at[1], at[2], at[3]}, Bands<V>{at[4], at[5], at[6], at[7]});
     f(at, found);
     for (int k = 0; k < out; k++) store(found[k] + nan, strips + k * n + i, n - i);
   }
@@ -73,12 +75,15 @@ static void back(int64_t n, const Number<V>* const* ends, const Number<V>* strip
   }
 }
 
-// 0: of sigmoid(x) y, 1: of sigmoid(x) tanh(y), 2: of tanh, 3: of sigmoid.
+// Chords of sigmoid(x) y (0), sigmoid(x) tanh(y) (1), tanh (2) and sigmoid (3); lines of tanh (4) and
+// sigmoid (5).
 template <class V> static void chords_through(int64_t which, int64_t n, const Number<V>* const* ends, Number<V>* strips) {
   if (which == 0) through<V, 8, 4>(n, ends, strips, MemoryChords());
   if (which == 1) through<V, 8, 4>(n, ends, strips, CurvedChords());
   if (which == 2) through<V, 2, 3>(n, ends, strips, TanhStrip());
   if (which == 3) through<V, 2, 3>(n, ends, strips, SigmoidStrip());
+  if (which == 4) through<V, 2, 4>(n, ends, strips, LeastArea<true>());
+  if (which == 5) through<V, 2, 4>(n, ends, strips, LeastArea<false>());
 }
 
 template <class V>
@@ -87,6 +92,44 @@ static void chords_back(int64_t which, int64_t n, const Number<V>* const* ends, 
   if (which == 1) back<V, 8, 4>(n, ends, strips, of_ends, CurvedChords());
   if (which == 2) back<V, 2, 3>(n, ends, strips, of_ends, TanhStrip());
   if (which == 3) back<V, 2, 3>(n, ends, strips, of_ends, SigmoidStrip());
+  if (which == 4) back<V, 2, 4>(n, ends, strips, of_ends, LeastArea<true>());
+  if (which == 5) back<V, 2, 4>(n, ends, strips, of_ends, LeastArea<false>());
+}
+
+// Lines of every row that are closest at its points (batch, rows, n), between ends (batch, n). `found`
+// has the points' shape four times: slope and intercept below, then above.
+template <bool curved, class V>
+static void closest(int64_t batch, int64_t rows, int64_t n, const Number<V>* const* ends, const Number<V>* points,
+                    Number<V>* found) {
+  for (int64_t b = 0; b < batch; b++) {
+    for (int64_t i = 0; i < n; i += lanes<V>) {
+      Closest<curved, V> on(load<V>(ends[0] + b * n + i, n - i), load<V>(ends[1] + b * n + i, n - i));
+      for (int64_t at = b * rows * n + i; at < (b + 1) * rows * n; at += n) {
+        V own[4];
+        on.lines(load<V>(points + at, n - i), own);
+        for (int k = 0; k < 4; k++) store(own[k], found + k * batch * rows * n + at, n - i);
+      }
+    }
+  }
+}
+
+// The gradient of the same in both ends.
+template <bool curved, class V>
+static void closest_back(int64_t batch, int64_t rows, int64_t n, const Number<V>* const* ends, const Number<V>* points,
+                         const Number<V>* worth, Number<V>* of_ends) {
+  for (int64_t b = 0; b < batch; b++) {
+    for (int64_t i = 0; i < n; i += lanes<V>) {
+      Closest<curved, V> on(load<V>(ends[0] + b * n + i, n - i), load<V>(ends[1] + b * n + i, n - i));
+      V of_low = {}, of_high = {}, rest[6] = {};
+      for (int64_t at = b * rows * n + i; at < (b + 1) * rows * n; at += n) {
+        V own[4];
+        for (int k = 0; k < 4; k++) own[k] = load<V>(worth + k * batch * rows * n + at, n - i);
+        on.gradient(load<V>(points + at, n - i), own, of_low, of_high, rest);
+      }
+      on.finish(rest, of_low, of_high);
+      store(of_low, of_ends + b * n + i, n - i), store(of_high, of_ends + (batch + b) * n + i, n - i);
+    }
+  }
 }
 
 // The gradient of closed-form planes on boxes in lx, ux, ly and uy, n numbers each.
@@ -126,6 +169,15 @@ template <class V> static void function_of_all(int64_t which, int64_t n, const N
   EXPORT void chords_gradient_##suffix(int64_t which, int64_t n, const Number<V>* const* ends,                      \
                                        const Number<V>* strips, Number<V>* of_ends) {                               \
     chords_back<V>(which, n, ends, strips, of_ends);                                                                \
+  }                                                                                                                 \
+  EXPORT void closest_##suffix(int64_t curved, int64_t batch, int64_t rows, int64_t n, const Number<V>* const* ends, \
+                               const Number<V>* points, Number<V>* found) {                                         \
+    (curved ? closest<true, V> : closest<false, V>)(batch, rows, n, ends, points, found);                           \
+  }                                                                                                                 \
+  EXPORT void closest_gradient_##suffix(int64_t curved, int64_t batch, int64_t rows, int64_t n,                     \
+                                        const Number<V>* const* ends, const Number<V>* points,                      \
+                                        const Number<V>* worth, Number<V>* of_ends) {                               \
+    (curved ? closest_back<true, V> : closest_back<false, V>)(batch, rows, n, ends, points, worth, of_ends);        \
   }                                                                                                                 \
   EXPORT void function_##suffix(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {                   \
     function_of_all<V>(which, n, x, found);                                                                         \

@@ -81,6 +81,25 @@ static void gradient_of_rows(int64_t batch, int64_t rows, int64_t n, int64_t arg
   }
 }
 
+// The gradient of `substitute` in the slopes alone.
+template <class R>
+static void gradient_of_slopes(int64_t batch, int64_t rows, int64_t n, int64_t arguments, const R* slope, int64_t step,
+                               const Sides<R>& sides, const R* const* worths, const R* constants, R* of_slope) {
+  for (int64_t row = 0; row < batch * rows; row++) {
+    int64_t b = row / rows, k = row % rows, from = b * sides.sample + k * sides.row;
+    for (int64_t j = arguments; j >= 0; j--) {
+      const R *own = slope + b * step + k * n, *low = sides.lower[j] + from, *high = sides.upper[j] + from;
+      const R constant = constants[row], *worth = j < arguments ? worths[j] + row * n : low;
+      R* to = of_slope + row * n;
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) {
+        R side = own[i] > 0 ? low[i] : high[i];
+        to[i] = j < arguments ? to[i] + worth[i] * side : constant * side;
+      }
+    }
+  }
+}
+
 // The least value of slope . x where x lies within `half` of `center`, which have `stride` numbers a
 // sample, of which the first n are meant.
 template <class R>
@@ -101,6 +120,20 @@ static void concretise(int64_t batch, int64_t rows, int64_t n, const R* slope, i
   }
 }
 
+// Its gradient in the slopes: what the row is worth, times the place of the least value.
+template <class R>
+static void place(int64_t batch, int64_t rows, int64_t n, const R* slope, int64_t step, const R* center, const R* half,
+                  int64_t stride, const R* worth, R* of_slope) {
+  for (int64_t row = 0; row < batch * rows; row++) {
+    int64_t b = row / rows;
+    const R *own = slope + b * step + row % rows * n, *c = center + b * stride, *h = half + b * stride;
+    const R size = worth[row];
+    R* to = of_slope + row * n;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) to[i] = size * (c[i] - (own[i] > 0 ? h[i] : (own[i] < 0 ? -h[i] : R(0))));
+  }
+}
+
 #define ROWS(R, suffix)                                                                                            \
   EXPORT void substitute_##suffix(int64_t batch, int64_t rows, int64_t n, int64_t arguments, const R* slope,       \
                                   int64_t step, const R* const* lower, const R* const* upper, int64_t sample,      \
@@ -114,6 +147,18 @@ static void concretise(int64_t batch, int64_t rows, int64_t n, const R* slope, i
                                      R* const* of_sides) {                                                         \
     Sides<R> sides = {lower, upper, sample, row};                                                                  \
     gradient_of_rows<R>(batch, rows, n, arguments, slope, step, sides, worths, constants, of_slope, of_sides);     \
+  }                                                                                                                \
+  EXPORT void slopes_gradient_##suffix(int64_t batch, int64_t rows, int64_t n, int64_t arguments, const R* slope,  \
+                                       int64_t step, const R* const* lower, const R* const* upper, int64_t sample, \
+                                       int64_t row, const R* const* worths, const R* constants, R* of_slope,       \
+                                       R* const*) {                                                                \
+    Sides<R> sides = {lower, upper, sample, row};                                                                  \
+    gradient_of_slopes<R>(batch, rows, n, arguments, slope, step, sides, worths, constants, of_slope);             \
+  }                                                                                                                \
+  EXPORT void least_gradient_##suffix(int64_t batch, int64_t rows, int64_t n, const R* slope, int64_t step,        \
+                                      const R* center, const R* half, int64_t stride, const R* worth,              \
+                                      R* of_slope) {                                                               \
+    place<R>(batch, rows, n, slope, step, center, half, stride, worth, of_slope);                                  \
   }                                                                                                                \
   EXPORT void minimum_##suffix(int64_t batch, int64_t rows, int64_t n, const R* slope, int64_t step,               \
                                const R* center, const R* half, int64_t stride, R* least) {                         \

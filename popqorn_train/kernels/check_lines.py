@@ -1,0 +1,53 @@
+"""Whether the loops over lines of tanh and sigmoid reckon right on this machine; see check.py."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popqorn_train.kernels.signatures import pointers
+
+_AREA = {True: 4, False: 5}  # the lines of least area, by kind as in chords.py
+
+
+def lines_are_right(loops: Mapping[str, Any], dtype: torch.dtype) -> bool:
+    """Look whether lines enclose their function, from a point to saturation."""
+    center = torch.linspace(-30, 30, 61, dtype=dtype)
+    half = torch.tensor([0.0, 1e-3, 0.5, 4.0, 40.0], dtype=dtype)
+    lower, upper = (center - half[:, None]).flatten(), (center + half[:, None]).flatten()
+    return all(
+        _encloses(found, curved, lower, upper)
+        for curved in (True, False)
+        for found in (
+            _least_area(loops["chords"], curved, lower, upper),
+            _closest(loops["closest"], curved, lower, upper),
+        )
+    )
+
+
+def _across(lower: Tensor, upper: Tensor) -> Tensor:
+    share = torch.linspace(0, 1, 9, dtype=lower.dtype)[:, None]
+    return torch.lerp(lower, upper, share).clamp(lower, upper)
+
+
+def _least_area(loop: Any, curved: bool, lower: Tensor, upper: Tensor) -> Tensor:
+    found = lower.new_empty(4, 1, len(lower))
+    loop(_AREA[curved], len(lower), pointers(lower, upper), found.data_ptr())
+    return found
+
+
+def _closest(loop: Any, curved: bool, lower: Tensor, upper: Tensor) -> Tensor:
+    """In nine rows, at points from end to end."""
+    point = _across(lower, upper)
+    found = lower.new_empty(4, *point.shape)
+    ends = pointers(lower, upper)
+    loop(curved, 1, *point.shape, ends, point.data_ptr(), found.data_ptr())
+    return found
+
+
+def _encloses(lines: Tensor, curved: bool, lower: Tensor, upper: Tensor) -> bool:
+    below, low, above, high = lines.double()
+    x = _across(lower, upper).double()[:, None]
+    f, room = (x.tanh() if curved else x.sigmoid()), 1e-14
+    return bool(((below * x + low <= f + room) & (f <= above * x + high + room)).all())
