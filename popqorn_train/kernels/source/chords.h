@@ -18,12 +18,19 @@ template <bool curved, class N> INLINE N function_of(const N& x) {
   else return sigmoid_of(x);
 }
 
+// Where f(x) - slope x may be greatest beside the left end.
+template <bool curved, class V> INLINE Peak<V> highest(V slope, V low, V high, V at_low, V at_high) {
+  V one = V{} + 1;
+  return curved ? argmax_tanh(one, slope, low, high, at_low, at_high)
+                : argmax_sigmoid(one, slope, low, high, at_low, at_high);
+}
+
 // Greatest f(x) - slope x on an interval; tanh or sigmoid.
 template <bool curved, class N> static N intercept(const N& slope, const N& low, const N& high) {
   typedef Plain<N> V;
-  V a = value_of(slope), l = value_of(low), u = value_of(high), one = V{} + 1;
+  V a = value_of(slope), l = value_of(low), u = value_of(high);
   V at_low = function_of<curved>(l), at_high = function_of<curved>(u);
-  Peak<V> inner = curved ? argmax_tanh(one, a, l, u, at_low, at_high) : argmax_sigmoid(one, a, l, u, at_low, at_high);
+  Peak<V> inner = highest<curved>(a, l, u, at_low, at_high);
   V x = inner.value - at_low - a * (inner.at - l) > 0 ? inner.at : l;
   N point = held(x, low, high);
   V room = slack(largest(at_low, at_high), a * largest(l, u), V{});

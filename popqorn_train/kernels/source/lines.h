@@ -37,11 +37,11 @@ template <bool curved, class N> INLINE N slope_at(const N& x) {
 
 // Right end of the straight part of the concave envelope, by Dinkelbach's iteration; none right of 0.
 template <bool curved, class V> static V touching(V low, V high) {
-  V one = V{} + 1, slope = secant<curved>(low, high), at_low = function_of<curved>(low);
+  V slope = secant<curved>(low, high), at_low = function_of<curved>(low), at_high = function_of<curved>(high);
   for (int step = 0;; step++) {
-    V d = curved ? argmax_tanh(one, slope, low, high) : argmax_sigmoid(one, slope, low, high);
-    if (step == 3) return low < 0 ? d : low;
-    slope = max(slope, (function_of<curved>(d) - at_low) / at_least(d - low, 1e-30));
+    Peak<V> d = highest<curved>(slope, low, high, at_low, at_high);
+    if (step == 3) return low < 0 ? d.at : low;
+    slope = max(slope, (d.value - at_low) / at_least(d.at - low, 1e-30));
   }
 }
 
