@@ -99,19 +99,6 @@ def symbols(dtype):
 
 @dtypes
 @kinds
-def test_ranges_are_those_of_torch(kind, dtype, monkeypatch):
-    torch.manual_seed(0)
-    form, leaves = leaf_form(dtype, **kind)
-
-    def run():
-        bounds, sized = symbols(dtype).measured(form)
-        return [*bounds, sized.size]
-
-    check(both(monkeypatch, run, leaves), dtype)
-
-
-@dtypes
-@kinds
 @pytest.mark.parametrize("signs", [(1.0, 1.0), (-1.0, 1.0)])
 def test_bands_are_those_of_torch(kind, signs, dtype, monkeypatch):
     torch.manual_seed(0)
@@ -224,7 +211,7 @@ def test_a_sample_has_the_same_bits_alone(dtype):
         ]
         total = weighted_sum(terms, None, one, 1e-6, 9)
         bands = octagon_bands([x, y], (1.0, 1.0), [-9 * one, 9 * one, -9 * one, 9 * one], 1e-6)
-        return [*form_range(x, 1e-6), *bands, total.center, total.size, total.noise[1]]
+        return [*form_range(x, 1e-6)[:3], *bands, total.center, total.size, total.noise[1]]
 
     with torch.no_grad():
         for one, other_one in zip(found(slice(0, 3)), found(slice(1, 2)), strict=True):
