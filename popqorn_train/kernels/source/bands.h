@@ -168,6 +168,10 @@ static void pairs_back(const Pair<R>& on, const Block<R>& x, const Block<R>& y, 
     auto rows = some > 1 ? pair_rows_back<at_once, R> : pair_rows_back<1, R>;
     for (int64_t b = 0; b < on.batch; b++) {
       int64_t at = b * on.units, to_x = (k - x.start) * on.size() + at, to_y = (k - y.start) * on.size() + at;
+      if (k + 2 * at_once <= span.stop) {
+        fetch(on.units, x.at(k + at_once, b), x.symbol);
+        fetch(on.units, y.at(k + at_once, b), y.symbol);
+      }
       rows(on.units, x.at(k, b), x.symbol, y.at(k, b), y.symbol, back.from(at), on.size(), of_x + to_x, of_y + to_y);
     }
   }

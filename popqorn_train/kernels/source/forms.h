@@ -177,18 +177,34 @@ static void add_blocks(int64_t batch, int64_t units, int64_t count, int64_t part
     for (int64_t i = 0; i < units; i++) out[((first + i) * batch + b) * units + i] += errors[b * units + i];
 }
 
+// Gradients of `some` symbols of one sample through their scales.
+template <int some, class R>
+static inline void scaled_rows_back(int64_t units, int64_t step, const R* worth, const R* from, int64_t symbol,
+                                    const R* __restrict scale, R* to, R* __restrict of_scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < units; i++) {
+    R sum = of_scale[i];
+    for (int k = 0; k < some; k++) {
+      R own = worth[k * step + i];
+      to[k * step + i] = own * scale[i], sum += own * from[k * symbol + i];
+    }
+    of_scale[i] = sum;
+  }
+}
+
 // Gradients of one scaled part: of its coefficients, and added to that of its scale.
 template <class R>
 static void scaled_gradient(int64_t batch, int64_t units, const R* worth, const Block<R>& x, const R* scale, R* of_data,
                             R* of_scale) {
-  for (int64_t k = 0; k < x.count; k++) {
+  int64_t n = batch * units;
+  Coefficients<R> from = {x.data, x.symbol, x.sample};
+  for (int64_t k = 0, some = 0; k < x.count; k += some) {
+    some = k + at_once <= x.count ? at_once : 1;
+    auto rows = some > 1 ? scaled_rows_back<at_once, R> : scaled_rows_back<1, R>;
     for (int64_t b = 0; b < batch; b++) {
-      int64_t at = b * units;
-      const R* __restrict own = worth + ((x.start + k) * batch + b) * units;
-      const R *__restrict from = x.data + k * x.symbol + b * x.sample, *__restrict factor = scale + at;
-      R *__restrict to = of_data + (k * batch + b) * units, *__restrict sum = of_scale + at;
-#pragma omp simd
-      for (int64_t i = 0; i < units; i++) to[i] = own[i] * factor[i], sum[i] += own[i] * from[i];
+      int64_t at = b * units, to = k * n + at;
+      if (k + 2 * at_once <= x.count) fetch(units, from.at(k + at_once, b), x.symbol);
+      rows(units, n, worth + x.start * n + to, from.at(k, b), x.symbol, scale + at, of_data + to, of_scale + at);
     }
   }
 }
