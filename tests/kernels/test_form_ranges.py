@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from popqorn_train.bounds.block_sums import Block
-from popqorn_train.bounds.forms import Form
+from popqorn_train.bounds.forms import Error, Form, Term, weighted
 from popqorn_train.kernels.library import kernels
 from popqorn_train.relaxations.domain import Rectangle
 from tests.kernels.test_form_kernels import (
@@ -92,3 +92,22 @@ def test_a_sample_has_the_same_gradients_alone(dtype):
     for one, alone in zip(found(slice(0, 3)), found(slice(1, 2)), strict=True):
         samples = 1 if one.ndim > 2 else 0
         assert torch.equal(one.select(samples, 1), alone.select(samples, 1))
+
+
+@dtypes
+@kinds
+def test_a_product_of_spans_has_the_gradients_of_torch(kind, dtype, monkeypatch):
+    """As in a cell: ranges of a form, bands of two spans of it, and their weighted sum."""
+    torch.manual_seed(0)
+    form, leaves = leaf_form(dtype, **kind)
+
+    def run():
+        bounds, (x, y, _) = symbols(dtype).measured_spans(form, (3, 3, 1))
+        ends = [end[:, place : place + 3] for place in (0, 3) for end in bounds]
+        bands = symbols(dtype).bands(x, y, (1.0, -1.0), Rectangle(*ends))
+        scales = bands.sum_low.sin(), bands.diff_high.cos()
+        total = weighted([Term(x, scales[0]), Term(y, scales[1])], None, Error(first=20))
+        ends, total = symbols(dtype).measured(total)
+        return [*bounds, *bands, *ends, total.center]
+
+    check(both(monkeypatch, run, leaves), dtype)
