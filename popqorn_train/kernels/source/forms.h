@@ -155,6 +155,7 @@ static void add_blocks(int64_t batch, int64_t units, int64_t count, int64_t part
       for (int64_t j = 0; j < parts; j++) {
         const R* __restrict row = blocks[j].at(k, b);
         if (row && scales[j]) {
+          if (k + 1 < blocks[j].start + blocks[j].count) fetch(units, row + blocks[j].symbol);
           from[scaled] = row, factors[scaled++] = scales[j] + b * units;
         } else if (row && written) {
 #pragma omp simd

@@ -14,11 +14,15 @@ template <class R> static R absolute(R x) { return x < 0 ? -x : x; }
 
 constexpr int64_t at_once = 4;  // symbols; a sum is then read and written once for all of them
 
-// Asks for the rows of the next symbols: in spans of wider arrays they lie too far apart for a processor
-// to guess.
+// Asks for a row that is read soon: in spans of wider arrays rows lie too far apart for a processor to
+// guess the next one.
+template <class R> static inline void fetch(int64_t units, const R* from) {
+  for (int64_t i = 0; i < units; i += 64 / int64_t(sizeof(R))) __builtin_prefetch(from + i);
+}
+
+// The rows of the next symbols.
 template <class R> static inline void fetch(int64_t units, const R* from, int64_t symbol) {
-  for (int64_t k = 0; k < at_once; k++)
-    for (int64_t i = 0; i < units; i += 64 / int64_t(sizeof(R))) __builtin_prefetch(from + k * symbol + i);
+  for (int64_t k = 0; k < at_once; k++) fetch(units, from + k * symbol);
 }
 
 // Adds `some` symbols of one sample, first to last, whose rows lie `symbol` numbers apart.
