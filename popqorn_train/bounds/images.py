@@ -156,7 +156,12 @@ def _(node: Span, x: Image) -> Image:
 
 
 def spans(form: Form, sizes: Sequence[int]) -> list[Form]:
-    """Neighbouring spans of the last axis, all at once: the gradient of one is as large as all."""
+    """Neighbouring spans of the last axis, all at once: the gradient of one is as large as all.
+
+    Without any sizes, all of it is one.
+    """
+    if not sizes:
+        return [form]
     center, inputs, noise, own, size = (_split(part, sizes) for part in form[:5])
     places = range(len(sizes))
     return [Form(center[k], inputs[k], noise[k], own[k], size[k], form.loose) for k in places]

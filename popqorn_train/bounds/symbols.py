@@ -8,6 +8,7 @@ B: batch, T: frames, N: features of a frame, n: symbols of a block.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,15 +19,13 @@ from popqorn_train.bounds.affine import Sum
 from popqorn_train.bounds.backward import ancestors, visits
 from popqorn_train.bounds.block_sums import Block, added_blocks
 from popqorn_train.bounds.concatenation import Projected
+from popqorn_train.bounds.form_loops import banded, ranged
 from popqorn_train.bounds.forms import Form, Term, constant_form, mapped, unit_of_rounding, weighted
 from popqorn_train.bounds.images import spans
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbol_sums import absolute_sum, absolute_sums
-from popqorn_train.kernels.form_bands import octagon_bands
-from popqorn_train.kernels.form_ranges import form_range
 from popqorn_train.kernels.library import is_recorded
-from popqorn_train.kernels.operands import Operand
 from popqorn_train.perturbations.region import Bounds, Region, dot
 from popqorn_train.perturbations.substitutions import Choices
 from popqorn_train.relaxations.domain import Bands, Rectangle
@@ -142,13 +141,18 @@ class Symbols:
 
     def measured(self, form: Form) -> tuple[Bounds, Form]:
         """Range of a form, with the rounding of adding it up, and the form with its size."""
+        bounds, (sized,) = self.measured_spans(form, ())
+        return bounds, sized
+
+    def measured_spans(self, form: Form, widths: Sequence[int]) -> tuple[Bounds, list[Form]]:
+        """The same of a form that is cut into spans of these widths from now on, if any."""
         if self.boxed:
             rounding = unit_of_rounding(self.total, form.center.dtype)
-            known = form_range(_operand(form), rounding)
+            known = ranged(form, rounding, widths)
             if known is not None:
-                return Bounds(*known[:2]), form._replace(size=known[2])
+                return known
         bounds = self._range(form)
-        return bounds, self._sized(form, bounds)
+        return bounds, spans(self._sized(form, bounds), widths)
 
     def _range(self, form: Form) -> Bounds:
         """Range of a form, in operations of torch."""
@@ -228,9 +232,9 @@ class Symbols:
         """
         if self.boxed:
             rounding = unit_of_rounding(self.total, x.center.dtype)
-            known = octagon_bands([_operand(x), _operand(y)], signs, box, rounding)
+            known = banded(x, y, signs, box, rounding)
             if known is not None:
-                return Bands(*known)
+                return known
         return self._bands(x, y, signs, box)
 
     def _bands(self, x: Form, y: Form, signs: tuple[float, float], box: Rectangle) -> Bands:
@@ -269,11 +273,6 @@ def _sized(columns: Tensor, most: Tensor) -> Tensor:
     if columns.shape[1] == 1:
         return most @ columns[:, 0]
     return torch.einsum("nbk,bn->bk", columns, most)
-
-
-def _operand(form: Form) -> Operand:
-    """A form as loops take it."""
-    return Operand(form.center, form.own, form.inputs, form.noise)
 
 
 def _shaped(form: Form, shape: tuple[int, ...]) -> Form:

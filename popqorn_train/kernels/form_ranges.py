@@ -1,14 +1,16 @@
 """Ranges of affine forms where the input moves in a box.
 
-One pass over the coefficients of every symbol, and one for the gradient. Every unit is summed on
-its own, symbol after symbol, so that it has the same bits in any batch.
+One pass over the coefficients of every symbol, and one for the gradient. Whoever reads the
+coefficients later reads those that a range hands on, so that all that they are worth is written
+once. Every unit is summed on its own, symbol after symbol, so that it has the same bits in any
+batch.
 
 B: batch.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from popqorn_train.kernels.library import loop, wants_gradient
 from popqorn_train.kernels.operands import (
+    Coefficients,
     Operand,
     contiguous,
     known,
@@ -27,22 +30,44 @@ from popqorn_train.kernels.operands import (
 from popqorn_train.kernels.signatures import pointers
 
 
+class Ranged(NamedTuple):
+    """A range, and the coefficients that it was taken of.
+
+    Attributes:
+        lower: ``(B, *shape)``.
+        upper: likewise.
+        size: greatest absolute value, without gradient.
+        spans: coefficients on the input, and of errors, of every span.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    size: Tensor
+    spans: list[tuple[Coefficients, Coefficients]]
+
+
 class _Range(torch.autograd.Function):
+    """Takes a rounding, widths of spans, and the fields of a form."""
+
     @staticmethod
-    def forward(ctx: Any, rounding: float, *parts: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, rounding: float, widths: Sequence[int], *parts: Tensor | None) -> Any:
         found = _range(loop("range", _first(parts)), rounding, parts)
+        ctx.widths = widths
         ctx.save_for_backward(*parts)
-        size = found[2]
-        ctx.mark_non_differentiable(size)
-        return found[:2], size
+        ctx.mark_non_differentiable(found[2])
+        ctx.set_materialize_grads(False)
+        return found[:2], found[2], *_cut(parts[2], widths), *_cut(parts[3], widths)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, worth: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        parts, reach = ctx.saved_tensors, worth[1] - worth[0]
-        own = None if parts[1] is None else reach
-        blocks = [None if x is None else _of_coefficients(x, reach) for x in parts[2:]]
-        return (None, worth[0] + worth[1], own, *blocks)
+    def backward(ctx: Any, worth: Tensor | None, _: None, *said: Tensor | None) -> Any:
+        parts, widths = ctx.saved_tensors, ctx.widths
+        if worth is None:  # nobody asked for the range itself
+            worth = parts[0].new_zeros(2, *parts[0].shape)
+        reach, found, count = worth[1] - worth[0], list[Tensor | None](), len(said) // 2
+        for data, own in zip(parts[2:], (said[:count], said[count:]), strict=True):
+            found.append(None if data is None else _of_coefficients(data, reach, widths, own))
+        return (None, None, worth[0] + worth[1], None if parts[1] is None else reach, *found)
 
 
 def _first(parts: Sequence[Tensor | None]) -> Tensor:
@@ -50,6 +75,13 @@ def _first(parts: Sequence[Tensor | None]) -> Tensor:
     center = parts[0]
     assert center is not None
     return center
+
+
+def _cut(data: Tensor | None, widths: Sequence[int]) -> Sequence[Tensor | None]:
+    """Neighbouring spans of the last axis; all of it where there are no widths."""
+    if data is None:
+        return [None] * max(1, len(widths))
+    return data.split_with_sizes(widths, -1) if widths else [data]
 
 
 def _range(run: Any, rounding: float, parts: Sequence[Tensor | None]) -> Tensor:
@@ -64,33 +96,49 @@ def _range(run: Any, rounding: float, parts: Sequence[Tensor | None]) -> Tensor:
     return found
 
 
-def _of_coefficients(data: Tensor, worth: Tensor) -> Tensor:
-    """``sign(data) worth``."""
+def _of_coefficients(
+    data: Tensor, worth: Tensor, widths: Sequence[int], said: Sequence[Tensor | None]
+) -> Tensor:
+    """``sign(data) worth`` and what spans are worth beside."""
     run, flat, worth = loop("range_gradient", data), rows(data), worth.contiguous()
-    found = torch.empty(data.shape, dtype=data.dtype)
-    sizes = whole_numbers(*flat.shape[1:], *layout(0, flat))
-    run(sizes, flat.data_ptr(), worth.data_ptr(), found.data_ptr())
+    found, said = torch.empty(data.shape, dtype=data.dtype), contiguous(said)
+    batch, units = flat.shape[1:]
+    widths = widths or (units,)
+    sizes = whole_numbers(batch, units, *layout(0, flat), len(widths), *widths)
+    run(sizes, flat.data_ptr(), worth.data_ptr(), pointers(*said), found.data_ptr())
     return found
 
 
-def form_range(form: Operand, rounding: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Range of a form, and its size, without gradient.
+def form_range(form: Operand, rounding: float, widths: Sequence[int] = ()) -> Ranged | None:
+    """Range of a form, and its coefficients for whoever reads them later.
 
     Args:
         form: to be ranged.
         rounding: of the sum over all symbols, in units of it.
+        widths: of neighbouring spans that ``(B, F)`` units are cut into; none for one of any shape.
 
     Returns:
-        Lower end, upper end and greatest absolute value; None without kernels.
+        None without kernels.
     """
     parts = form.tensors()
     tensors = known(parts)
     run = loop_of_forms("range", tensors, form)
     if run is None:
         return None
-    if not wants_gradient(*tensors):
+    if wants_gradient(*tensors):
+        ends, size, *data = _Range.apply(rounding, widths, *parts)  # type: ignore[no-untyped-call]
+        lower, upper = ends.unbind()
+    else:
         lower, upper, size = _range(run, rounding, parts).unbind()
-        return lower, upper, size
-    ends, size = _Range.apply(rounding, *parts)  # type: ignore[no-untyped-call]
-    lower, upper = ends.unbind()
-    return lower, upper, size
+        data = [*_cut(parts[2], widths), *_cut(parts[3], widths)]
+    return Ranged(lower, upper, size, _paired(form, data))
+
+
+def _paired(form: Operand, data: Sequence[Tensor | None]) -> Any:
+    """Coefficients of every span, from those on the input and then those of errors."""
+    count = len(data) // 2
+    inputs, noise = (
+        [None if x is None or block is None else (block[0], x) for x in own]
+        for block, own in zip(form[2:], (data[:count], data[count:]), strict=True)
+    )
+    return list(zip(inputs, noise, strict=True))

@@ -29,7 +29,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     + [POINTER, WHOLE, POINTER, POINTER, WHOLE, WHOLE]
     + 4 * [POINTER],
     "range": [POINTER, REAL, POINTER, POINTER],
-    "range_gradient": 4 * [POINTER],
+    "range_gradient": 5 * [POINTER],
     "bands": 4 * [POINTER],
     "bands_gradient": 7 * [POINTER],
     "terms": 2 * [WHOLE] + [REAL] + 2 * [POINTER],

@@ -9,6 +9,7 @@ from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forward import ForwardPass
 from popqorn_train.bounds.gated import Gated
 from popqorn_train.bounds.relaxer import Relaxation
+from popqorn_train.bounds.slices import Span
 from popqorn_train.relaxations.gap_search import least_gap
 from tests.problems import F64
 
@@ -37,6 +38,21 @@ def test_the_products_of_a_cell_state_are_worked_out_in_its_sum():
     assert len(products) == 4
     assert all(reads.readers[node] == [] for node in products)
     assert all(reads.products[node] in reads.readers[node.inputs[1]] for node in products)
+
+
+def test_spans_are_cut_while_the_whole_is_measured_where_nobody_else_reads_it():
+    output = graph()
+    forms = ForwardPass(output, least_gap, Relaxation("tilted"))
+    spans = [node for node in ancestors(output) if isinstance(node, Span)]
+    whole = next(span.inputs[0] for span in reversed(spans) if not span.affine)
+    readers = forms._reads.readers[whole]
+    assert sorted(span.place for span in forms._spans(whole)) == [0, 1, 2, 3]
+    for other in (Span(whole, (5, 7), 0), output):
+        readers.append(other)
+        assert forms._spans(whole) == []
+        readers.remove(other)
+    readers.clear()
+    assert forms._spans(whole) == []
 
 
 class Apart(ForwardPass):

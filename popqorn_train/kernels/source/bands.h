@@ -3,13 +3,6 @@
 #pragma once
 #include "forms.h"
 
-template <class R> static Span both(const Block<R>& x, const Block<R>& y) {
-  if (!x.data) return y.data ? Span{y.start, y.start + y.count} : Span{0, 0};
-  if (!y.data) return {x.start, x.start + x.count};
-  int64_t x_stop = x.start + x.count, y_stop = y.start + y.count;
-  return {x.start < y.start ? x.start : y.start, x_stop > y_stop ? x_stop : y_stop};
-}
-
 // Symbols that both have; of no width behind all of them if there are none.
 static inline Span shared(Span x, Span y) {
   int64_t start = greater(x.start, y.start), stop = lesser(x.stop, y.stop), end = greater(x.stop, y.stop);
@@ -119,43 +112,82 @@ template <class R> static void bands(const Pair<R>& on, R* found) {
   }
 }
 
-// Gradients of one pair of blocks; those of the scales are added up.
+// What both sums are worth, unit by unit, and where the gradients of the scales are added up.
+template <class R> struct Back {
+  const R *s, *t, *plus, *minus;
+  R *of_s, *of_t;
+
+  Back from(int64_t at) const { return {s + at, t + at, plus + at, minus + at, of_s + at, of_t + at}; }
+};
+
+// Gradients of symbols of one block alone.
 template <class R>
-static void pair_gradient(const Pair<R>& on, int part, const R* s, const R* t, const R* plus, const R* minus,
-                          R* const* of_blocks, R* of_s, R* of_t) {
-  const Block<R>&x = on.blocks[part], &y = on.blocks[2 + part];
-  Span span = both(x, y);
+static void alone_back(const Pair<R>& on, const Block<R>& x, Span span, const Back<R>& back, const R* scales,
+                       R* of_scales, R* of_x) {
   for (int64_t k = span.start; k < span.stop; k++) {
     for (int64_t b = 0; b < on.batch; b++) {
-      const R *one = x.at(k, b), *other = y.at(k, b);
       int64_t at = b * on.units;
-      R* of_one = one ? of_blocks[part] + (k - x.start) * on.size() + at : nullptr;
-      R* of_other = other ? of_blocks[2 + part] + (k - y.start) * on.size() + at : nullptr;
-      const R *__restrict g = plus + at, *__restrict h = minus + at, *__restrict in_x = s + at, *__restrict in_y = t + at;
-      R *__restrict to_s = of_s + at, *__restrict to_t = of_t + at;
-      if (one && other) {
+      const R *__restrict from = x.at(k, b), *__restrict scale = scales + at;
+      const R *__restrict g = back.plus + at, *__restrict h = back.minus + at;
+      R *__restrict of = of_x + (k - x.start) * on.size() + at, *__restrict sum = of_scales + at;
 #pragma omp simd
-        for (int64_t i = 0; i < on.units; i++) {
-          R u = one[i] * in_x[i], v = other[i] * in_y[i], of_sum = sign_of(u + v) * g[i], of_rest = sign_of(u - v) * h[i];
-          R of_u = of_sum + of_rest, of_v = of_sum - of_rest;
-          of_one[i] = of_u * in_x[i], of_other[i] = of_v * in_y[i];
-          to_s[i] += of_u * one[i], to_t[i] += of_v * other[i];
-        }
-      } else if (one) {
-#pragma omp simd
-        for (int64_t i = 0; i < on.units; i++) {
-          R of_u = sign_of(one[i] * in_x[i]) * (g[i] + h[i]);
-          of_one[i] = of_u * in_x[i], to_s[i] += of_u * one[i];
-        }
-      } else if (other) {
-#pragma omp simd
-        for (int64_t i = 0; i < on.units; i++) {
-          R of_v = sign_of(other[i] * in_y[i]) * (g[i] + h[i]);
-          of_other[i] = of_v * in_y[i], to_t[i] += of_v * other[i];
-        }
+      for (int64_t i = 0; i < on.units; i++) {
+        R own = sign_of(from[i] * scale[i]) * (g[i] + h[i]);
+        of[i] = own * scale[i], sum[i] += own * from[i];
       }
     }
   }
+}
+
+// Gradients of `some` symbols of one sample that both have.
+template <int some, class R>
+static inline void pair_rows_back(int64_t units, const R* x, int64_t symbol_x, const R* y, int64_t symbol_y,
+                                  const Back<R>& on, int64_t symbol, R* of_x, R* of_y) {
+  const R *__restrict s = on.s, *__restrict t = on.t, *__restrict g = on.plus, *__restrict h = on.minus;
+  R *__restrict of_s = on.of_s, *__restrict of_t = on.of_t;
+#pragma omp simd
+  for (int64_t i = 0; i < units; i++) {
+    R sum_s = of_s[i], sum_t = of_t[i];
+    for (int k = 0; k < some; k++) {
+      R one = x[k * symbol_x + i], other = y[k * symbol_y + i], u = one * s[i], v = other * t[i];
+      R of_sum = sign_of(u + v) * g[i], of_rest = sign_of(u - v) * h[i];
+      R of_u = of_sum + of_rest, of_v = of_sum - of_rest;
+      of_x[k * symbol + i] = of_u * s[i], of_y[k * symbol + i] = of_v * t[i];
+      sum_s += of_u * one, sum_t += of_v * other;
+    }
+    of_s[i] = sum_s, of_t[i] = sum_t;
+  }
+}
+
+// The same of all that both have.
+template <class R>
+static void pairs_back(const Pair<R>& on, const Block<R>& x, const Block<R>& y, Span span, const Back<R>& back,
+                       R* of_x, R* of_y) {
+  for (int64_t k = span.start, some = 0; k < span.stop; k += some) {
+    some = k + at_once <= span.stop ? at_once : 1;
+    auto rows = some > 1 ? pair_rows_back<at_once, R> : pair_rows_back<1, R>;
+    for (int64_t b = 0; b < on.batch; b++) {
+      int64_t at = b * on.units, to_x = (k - x.start) * on.size() + at, to_y = (k - y.start) * on.size() + at;
+      if (k + 2 * at_once <= span.stop) {
+        fetch(on.units, x.at(k + at_once, b), x.symbol);
+        fetch(on.units, y.at(k + at_once, b), y.symbol);
+      }
+      rows(on.units, x.at(k, b), x.symbol, y.at(k, b), y.symbol, back.from(at), on.size(), of_x + to_x, of_y + to_y);
+    }
+  }
+}
+
+// Gradients of one pair of blocks; those of the scales are added up.
+template <class R>
+static void pair_gradient(const Pair<R>& on, int part, const Back<R>& back, R* const* of_blocks) {
+  const Block<R>&x = on.blocks[part], &y = on.blocks[2 + part];
+  R *of_x = of_blocks[part], *of_y = of_blocks[2 + part];
+  Span in_x = x.symbols(), in_y = y.symbols(), common = shared(in_x, in_y);
+  alone_back(on, x, {in_x.start, lesser(in_x.stop, common.start)}, back, back.s, back.of_s, of_x);
+  alone_back(on, y, {in_y.start, lesser(in_y.stop, common.start)}, back, back.t, back.of_t, of_y);
+  pairs_back(on, x, y, common, back, of_x, of_y);
+  alone_back(on, x, {greater(in_x.start, common.stop), in_x.stop}, back, back.s, back.of_s, of_x);
+  alone_back(on, y, {greater(in_y.start, common.stop), in_y.stop}, back, back.t, back.of_t, of_y);
 }
 
 // What the two ends of an argument are worth, by its scale and its place.
@@ -185,7 +217,8 @@ static void bands_gradient(const Pair<R>& on, const R* worth, const R* known, R*
     of_s[i] = of_p[i] * on.centers[0][i] + (on.owns[0] ? of_own * on.owns[0][i] * sign_of(s[i]) : R(0));
     of_t[i] = of_q[i] * on.centers[1][i] + (on.owns[1] ? of_own * on.owns[1][i] * sign_of(t[i]) : R(0));
   }
-  for (int part = 0; part < 2; part++) pair_gradient(on, part, s, t, plus, minus, of_blocks, of_s, of_t);
+  Back<R> back = {s, t, plus, minus, of_s, of_t};
+  for (int part = 0; part < 2; part++) pair_gradient(on, part, back, of_blocks);
   for (int64_t i = 0; i < n; i++) {
     to_ends(scaled(on.ends[0][i], on.ends[1][i], on.sign[0]), of_s[i], of_p[i], of_ends[i], of_ends[n + i]);
     to_ends(scaled(on.ends[2][i], on.ends[3][i], on.sign[1]), of_t[i], of_q[i], of_ends[2 * n + i], of_ends[3 * n + i]);

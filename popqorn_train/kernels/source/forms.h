@@ -56,15 +56,30 @@ static void range(int64_t batch, int64_t units, R rounding, const R* center, con
   }
 }
 
-// What the coefficients of a block are worth where every unit's reach is worth something.
+// One row of the gradient of a range, added to what is said already; null for nothing.
 template <class R>
-static void range_gradient(int64_t batch, int64_t units, const Block<R>& x, const R* worth, R* of_data) {
-  for (int64_t k = 0; k < x.count; k++) {
-    for (int64_t b = 0; b < batch; b++) {
-      const R *__restrict from = x.data + k * x.symbol + b * x.sample, *__restrict own = worth + b * units;
-      R* __restrict to = of_data + (k * batch + b) * units;
+static inline void add_signs(int64_t units, const R* __restrict from, const R* __restrict worth,
+                             const R* __restrict said, R* __restrict to) {
+  if (said) {
 #pragma omp simd
-      for (int64_t i = 0; i < units; i++) to[i] = sign_of(from[i]) * own[i];
+    for (int64_t i = 0; i < units; i++) to[i] = said[i] + sign_of(from[i]) * worth[i];
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < units; i++) to[i] = sign_of(from[i]) * worth[i];
+  }
+}
+
+// What coefficients are worth where every unit's reach is worth something, and neighbouring spans of
+// their units are worth what `said` has, (count, batch, width) each.
+template <class R>
+static void range_gradient(int64_t batch, int64_t units, const Block<R>& x, const R* worth, int64_t spans,
+                           const int64_t* widths, const R* const* said, R* of_data) {
+  for (int64_t row = 0; row < x.count * batch; row++) {
+    int64_t at = 0, k = row / batch, b = row % batch;
+    const R *from = x.data + k * x.symbol + b * x.sample, *own = worth + b * units;
+    for (int64_t j = 0; j < spans; at += widths[j], j++) {
+      const R* known = said[j] ? said[j] + row * widths[j] : nullptr;
+      add_signs(widths[j], from + at, own + at, known, of_data + row * units + at);
     }
   }
 }
@@ -140,6 +155,7 @@ static void add_blocks(int64_t batch, int64_t units, int64_t count, int64_t part
       for (int64_t j = 0; j < parts; j++) {
         const R* __restrict row = blocks[j].at(k, b);
         if (row && scales[j]) {
+          if (k + 1 < blocks[j].start + blocks[j].count) fetch(units, row + blocks[j].symbol);
           from[scaled] = row, factors[scaled++] = scales[j] + b * units;
         } else if (row && written) {
 #pragma omp simd
@@ -162,18 +178,34 @@ static void add_blocks(int64_t batch, int64_t units, int64_t count, int64_t part
     for (int64_t i = 0; i < units; i++) out[((first + i) * batch + b) * units + i] += errors[b * units + i];
 }
 
+// Gradients of `some` symbols of one sample through their scales.
+template <int some, class R>
+static inline void scaled_rows_back(int64_t units, int64_t step, const R* worth, const R* from, int64_t symbol,
+                                    const R* __restrict scale, R* to, R* __restrict of_scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < units; i++) {
+    R sum = of_scale[i];
+    for (int k = 0; k < some; k++) {
+      R own = worth[k * step + i];
+      to[k * step + i] = own * scale[i], sum += own * from[k * symbol + i];
+    }
+    of_scale[i] = sum;
+  }
+}
+
 // Gradients of one scaled part: of its coefficients, and added to that of its scale.
 template <class R>
 static void scaled_gradient(int64_t batch, int64_t units, const R* worth, const Block<R>& x, const R* scale, R* of_data,
                             R* of_scale) {
-  for (int64_t k = 0; k < x.count; k++) {
+  int64_t n = batch * units;
+  Coefficients<R> from = {x.data, x.symbol, x.sample};
+  for (int64_t k = 0, some = 0; k < x.count; k += some) {
+    some = k + at_once <= x.count ? at_once : 1;
+    auto rows = some > 1 ? scaled_rows_back<at_once, R> : scaled_rows_back<1, R>;
     for (int64_t b = 0; b < batch; b++) {
-      int64_t at = b * units;
-      const R* __restrict own = worth + ((x.start + k) * batch + b) * units;
-      const R *__restrict from = x.data + k * x.symbol + b * x.sample, *__restrict factor = scale + at;
-      R *__restrict to = of_data + (k * batch + b) * units, *__restrict sum = of_scale + at;
-#pragma omp simd
-      for (int64_t i = 0; i < units; i++) to[i] = own[i] * factor[i], sum[i] += own[i] * from[i];
+      int64_t at = b * units, to = k * n + at;
+      if (k + 2 * at_once <= x.count) fetch(units, from.at(k + at_once, b), x.symbol);
+      rows(units, n, worth + x.start * n + to, from.at(k, b), x.symbol, scale + at, of_data + to, of_scale + at);
     }
   }
 }
@@ -183,8 +215,9 @@ static void scaled_gradient(int64_t batch, int64_t units, const R* worth, const 
     Block<R> blocks[2] = {block(parts[2], sizes + 2), block(parts[3], sizes + 6)};                                   \
     range<R>(sizes[0], sizes[1], R(rounding), parts[0], parts[1], blocks, found);                                    \
   }                                                                                                                  \
-  EXPORT void range_gradient_##suffix(const int64_t* sizes, const R* data, const R* worth, R* of_data) {             \
-    range_gradient<R>(sizes[0], sizes[1], block(data, sizes + 2), worth, of_data);                                   \
+  EXPORT void range_gradient_##suffix(const int64_t* sizes, const R* data, const R* worth, const R* const* said,     \
+                                      R* of_data) {                                                                  \
+    range_gradient<R>(sizes[0], sizes[1], block(data, sizes + 2), worth, sizes[6], sizes + 7, said, of_data);        \
   }                                                                                                                  \
   EXPORT void terms_##suffix(int64_t n, int64_t count, double rounding, const R* const* parts, R* found) {           \
     bool errs = rounding > 0 || parts[4 * count + 1];                                                                \

@@ -14,6 +14,17 @@ template <class R> static R absolute(R x) { return x < 0 ? -x : x; }
 
 constexpr int64_t at_once = 4;  // symbols; a sum is then read and written once for all of them
 
+// Asks for a row that is read soon: in spans of wider arrays rows lie too far apart for a processor to
+// guess the next one.
+template <class R> static inline void fetch(int64_t units, const R* from) {
+  for (int64_t i = 0; i < units; i += 64 / int64_t(sizeof(R))) __builtin_prefetch(from + i);
+}
+
+// The rows of the next symbols.
+template <class R> static inline void fetch(int64_t units, const R* from, int64_t symbol) {
+  for (int64_t k = 0; k < at_once; k++) fetch(units, from + k * symbol);
+}
+
 // Adds `some` symbols of one sample, first to last, whose rows lie `symbol` numbers apart.
 template <int some, class R>
 static inline void absolute_rows(int64_t units, const R* from, int64_t symbol, R* __restrict to) {
@@ -59,6 +70,10 @@ static void add_pairs(int64_t n, int64_t batch, int64_t units, const Coefficient
     for (int64_t b = 0; b < batch; b++) {
       int64_t at = b * units;
       auto rows = some > 1 ? pair_rows<at_once, R> : pair_rows<1, R>;
+      if (k + 2 * at_once <= n) {
+        fetch(units, x.at(k + at_once, b), x.symbol);
+        fetch(units, y.at(k + at_once, b), y.symbol);
+      }
       rows(units, x.at(k, b), x.symbol, y.at(k, b), y.symbol, on_x + at, on_y + at, plus + at, minus + at);
     }
   }

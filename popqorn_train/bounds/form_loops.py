@@ -1,0 +1,43 @@
+"""Ranges and bands of affine forms through compiled loops, where there are any.
+
+They are for inputs that move in a box; symbols.py has the same in operations of torch.
+
+B: batch.
+"""
+
+from collections.abc import Sequence
+
+from popqorn_train.bounds.block_sums import Block
+from popqorn_train.bounds.forms import Form
+from popqorn_train.bounds.images import spans
+from popqorn_train.kernels.form_bands import octagon_bands
+from popqorn_train.kernels.form_ranges import form_range
+from popqorn_train.kernels.operands import Operand
+from popqorn_train.perturbations.region import Bounds
+from popqorn_train.relaxations.domain import Bands, Rectangle
+
+
+def ranged(form: Form, rounding: float, widths: Sequence[int]) -> tuple[Bounds, list[Form]] | None:
+    """Range of a form, and its spans with their sizes; see ``form_range``."""
+    known = form_range(_operand(form), rounding, widths)
+    if known is None:
+        return None
+    bare = form._replace(inputs=None, noise=None, size=known.size)
+    found = [
+        part._replace(inputs=inputs and Block(*inputs), noise=noise and Block(*noise))
+        for part, (inputs, noise) in zip(spans(bare, widths), known.spans, strict=True)
+    ]
+    return Bounds(known.lower, known.upper), found
+
+
+def banded(
+    x: Form, y: Form, signs: tuple[float, float], box: Rectangle, rounding: float
+) -> Bands | None:
+    """Bands of the octagon of two forms; see ``octagon_bands``."""
+    known = octagon_bands([_operand(x), _operand(y)], signs, box, rounding)
+    return None if known is None else Bands(*known)
+
+
+def _operand(form: Form) -> Operand:
+    """A form as loops take it."""
+    return Operand(form.center, form.own, form.inputs, form.noise)
