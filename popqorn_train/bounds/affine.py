@@ -3,6 +3,7 @@
 B: batch, K: bounded rows, F: features in, O: features out.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.slices import Frame
 from popqorn_train.bounds.tape import Tape, pad_frames
 from popqorn_train.bounds.wanted import only_slopes
+from popqorn_train.kernels.inputs import Filled, filled, least_through
 from popqorn_train.kernels.library import wants_gradient
-from popqorn_train.perturbations.region import Bounds, around, dot
+from popqorn_train.perturbations.region import Bounds, Region, around, dot
 
 
 class Matrix:
@@ -28,6 +30,7 @@ class Matrix:
     def __init__(self, value: Tensor) -> None:
         self.value = value
         self._halves: tuple[Tensor, Tensor] | None = None
+        self._filled: Filled | None = None
         # What must stay positive, as sums of powers before a logarithm, is not left to rounding.
         self.rises = not value.requires_grad and bool((value >= 0).all())
 
@@ -39,6 +42,12 @@ class Matrix:
             half = self.value / 2
             self._halves = half, half.abs()
         return self._halves
+
+    @property
+    def filled(self) -> Filled:
+        """The weight, ready for a compiled loop."""
+        self._filled = self._filled or filled(self.value)
+        return self._filled
 
 
 class Linear(Node):
@@ -96,6 +105,26 @@ class Linear(Node):
         on_x, constant = self.through(slope)
         tape.add(self.inputs[0], on_x)
         return constant
+
+    def least(self, slope: Tensor, first: int = 0) -> Tensor | None:
+        """The least value ``(B, K)`` where this layer reads a box, without slopes on the input.
+
+        Its gradient is in the slope alone. None where a walk has to pass the input.
+
+        Args:
+            slope: ``(B, K, t, O)`` on t frames.
+            first: of these frames.
+        """
+        (x,) = self.inputs
+        region = x.region if isinstance(x, Root) else None
+        if not isinstance(region, Region) or region.p < math.inf or slope.ndim != 4:
+            return None
+        if wants_gradient(self.weight) and not only_slopes():
+            return None
+        value = least_through(slope, self.matrix.filled, region.filled_box, first)
+        if value is None or self.bias is None:
+            return value
+        return value + (slope @ self.bias).sum(2)
 
     def through(self, slope: Tensor) -> tuple[Tensor, Tensor | None]:
         """The slope on x, or on a frame of it, and the constant that the bias leaves."""

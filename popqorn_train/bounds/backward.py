@@ -15,23 +15,27 @@ B: batch, K: bounded rows. Values of a node are ``(B, *shape)``, slopes on it ``
 being 0.
 """
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.back_substitution import back_substitute
+from popqorn_train.bounds.concatenation import Projected, readers_of_input
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.roundoff import rounding_error
 from popqorn_train.bounds.slices import NodeSlice
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.bounds.wanted import slopes_alone
+from popqorn_train.kernels.inputs import FEWEST
 from popqorn_train.perturbations.region import Bounds, dot
 
 ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
-BLOCK = 2**22  # bytes of slopes on the input at once; what fits a cache is faster
+BLOCK = 2**23  # bytes of slopes on the input at once; what fits a cache is faster
 
 
 class Enclosure(NamedTuple):
@@ -122,10 +126,12 @@ def lower_bound(
     blocks = zip(*[torch.split(slope, rows, 1) for _, slope in terms], strict=True)
     nodes = [node for node, _ in terms]
     walk = _with_own_lines if _choosing(found) and not intervals else _walk
-    bounds = [
-        walk(list(zip(nodes, block, strict=True)), found, batch, intervals, sizes)
-        for block in blocks
-    ]
+    reading: Sequence[Linear | Projected] = ()
+    if sizes is None and terms[0][1].shape[1] >= FEWEST:
+        before = {node for term in nodes for node in ancestors(term)}
+        reading = readers_of_input(before, nodes)
+    way = _Way(batch, intervals, sizes, {node: node.least for node in reading})
+    bounds = [walk(list(zip(nodes, block, strict=True)), found, way) for block in blocks]
     return torch.cat(bounds, 1)
 
 
@@ -158,13 +164,23 @@ def _choosing(found: Enclosure) -> list[Nonlinear]:
     return [node for node in nodes if isinstance(node, Nonlinear) and node.has_choice]
 
 
-def _with_own_lines(
-    terms: Sequence[tuple[Node, Tensor]],
-    found: Enclosure,
-    batch: int,
-    intervals: bool,
-    sizes: Mapping[Node, Tensor] | None,
-) -> Tensor:
+class _Way(NamedTuple):
+    """How a bound is carried.
+
+    Attributes:
+        batch: number of samples.
+        intervals: see ``minimum``.
+        sizes: see ``lower_bound``.
+        last: what may give the least value, of nodes after which only the input comes.
+    """
+
+    batch: int
+    intervals: bool
+    sizes: Mapping[Node, Tensor] | None
+    last: Mapping[Node, Callable[[Tensor], Tensor | None]]
+
+
+def _with_own_lines(terms: Sequence[tuple[Node, Tensor]], found: Enclosure, way: _Way) -> Tensor:
     """The better of two bounds: with the same lines for all rows, and with lines for each.
 
     A bound is what a linear function of the nodes is worth in the worst case, so its derivative
@@ -173,12 +189,12 @@ def _with_own_lines(
     """
     choosing = _choosing(found)
     slopes: dict[Node, Tensor | None] = dict.fromkeys(x for node in choosing for x in node.inputs)
-    with torch.enable_grad():
-        first = _walk(terms, found, batch, intervals, sizes, slopes)
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad(), contextlib.nullcontext() if keep else slopes_alone():
+        first = _walk(terms, found, way, slopes)
     reached = {node: slope for node, slope in slopes.items() if slope is not None}
     if not reached:
         return first
-    keep = torch.is_grad_enabled()
     one = torch.ones_like(first)
     with slopes_alone():
         points = torch.autograd.grad(first, list(reached.values()), one, retain_graph=keep)
@@ -190,33 +206,31 @@ def _with_own_lines(
     }
     found = found._replace(relaxations={**found.relaxations, **own})
     first = first if keep else first.detach()
-    return torch.maximum(first, _walk(terms, found, batch, intervals, sizes))
+    return torch.maximum(first, _walk(terms, found, way))
 
 
 def _walk(
     terms: Sequence[tuple[Node, Tensor]],
     found: Enclosure,
-    batch: int,
-    intervals: bool,
-    sizes: Mapping[Node, Tensor] | None,
+    way: _Way,
     slopes: dict[Node, Tensor | None] | None = None,
 ) -> Tensor:
     """One backward bound; keeps the slopes on the nodes asked for, with gradient."""
     total = terms[0][1].new_zeros(())
-    for node, weight, tape in visits(terms, batch):
+    for node, weight, tape in visits(terms, way.batch):
         if slopes is not None and node in slopes:
-            weight = weight.expand(batch, *weight.shape[1:])
+            weight = weight.expand(way.batch, *weight.shape[1:])
             weight = weight if weight.requires_grad else weight.detach().requires_grad_()
             slopes[node] = weight
-        if intervals and isinstance(node, Nonlinear) and not node.drifts:
+        if way.intervals and isinstance(node, Nonlinear) and not node.drifts:
             extra: Tensor | None = _box_minimum(weight, found.ranges[node])
-        else:
+        elif node not in way.last or (extra := way.last[node](weight)) is None:
             extra = node.backward(weight, tape, found.relaxations.get(node))
         total = total if extra is None else total + extra
-        if sizes is not None and not node.moves:
-            total = total - rounding_error(weight, sizes[node])
+        if way.sizes is not None and not node.moves:
+            total = total - rounding_error(weight, way.sizes[node])
     # Products of numbers below the root of the smallest one underflow.
-    return total if sizes is None else total - math.sqrt(torch.finfo(total.dtype).tiny)
+    return total if way.sizes is None else total - math.sqrt(torch.finfo(total.dtype).tiny)
 
 
 def visits(terms: Sequence[tuple[Node, Tensor]], batch: int) -> Iterator[tuple[Node, Tensor, Tape]]:

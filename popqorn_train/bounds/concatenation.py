@@ -3,7 +3,7 @@
 B: batch, T: frames, F: features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -125,6 +125,10 @@ class Projected(Frame):
         super().__init__(layer, t)
         self.layer = layer
 
+    def least(self, slope: Tensor) -> Tensor | None:
+        """See ``Linear``."""
+        return self.layer.least(slope[:, :, None], self.t)
+
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> Tensor | None:
         """The chain rule."""
         on_x, constant = self.layer.through(slope)
@@ -148,3 +152,23 @@ def frame(node: Node, position: int) -> Node:
 def frames(node: Node) -> list[Node]:
     """All frames of a sequence."""
     return [frame(node, t) for t in range(node.shape[0])]
+
+
+def readers_of_input(nodes: Iterable[Node], passed: Sequence[Node]) -> Sequence[Linear | Projected]:
+    """What reads the perturbed input, where no two nodes read the same frame.
+
+    Args:
+        nodes: all that a bound passes.
+        passed: those on which it starts.
+    """
+    nodes = list(nodes)
+    readers = [node for node in nodes if any(isinstance(x, Root) for x in node.inputs)]
+    layer = readers[0] if len(readers) == 1 else None
+    if not isinstance(layer, Linear) or any(isinstance(node, Root) for node in passed):
+        return ()
+    above = [node for node in nodes if layer in node.inputs]
+    frames = [node for node in above if isinstance(node, Projected)]
+    if not frames:
+        return (layer,)
+    alone = len({node.t for node in frames}) == len(above) and layer not in passed
+    return frames if alone else ()

@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "blocks": 3 * [POINTER],
     "scaled_gradient": 6 * [POINTER],
     "minimum": 3 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, POINTER],
+    "carry": 6 * [WHOLE] + [POINTER, WHOLE] + 4 * [POINTER] + [WHOLE] + 2 * [POINTER],
     "least_gradient": 3 * [WHOLE] + [POINTER, WHOLE, POINTER, POINTER, WHOLE, POINTER, POINTER],
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from popqorn_train.kernels.inputs import Box, filled_box
 from popqorn_train.kernels.least_values import least
 
 Scope = Literal["frame", "sequence"]
@@ -100,6 +101,11 @@ class Region:
         """Coordinate box ``(centre, half width)``, ``(B, T, N)`` each."""
         half = (self.up + self.down) / 2
         return self.value + self._middle(), half if self.scale is None else half * self.scale.abs()
+
+    @functools.cached_property
+    def filled_box(self) -> Box:
+        """The same for a compiled loop."""
+        return filled_box(*self.box)
 
     def minimum(self, slope: Tensor) -> Tensor:
         """Least value of ``sum(slope * x)`` over the first t frames.

@@ -8,12 +8,15 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from popqorn_train import LpBall, logit_bounds
+from popqorn_train import LpBall, bound, logit_bounds
 from popqorn_train.bounds.affine import Linear
+from popqorn_train.bounds.backward import ancestors
+from popqorn_train.bounds.concatenation import readers_of_input
 from popqorn_train.bounds.methods import TRAINING
 from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.slices import Frame, Span
 from popqorn_train.bounds.tape import Tape
+from popqorn_train.kernels.library import SWITCH
 from tests.problems import (
     CELLS,
     F64,
@@ -286,3 +289,50 @@ def test_spans_that_overlap_add_up(sizes):
     node, found = next(tape.drain())
     assert node is whole
     torch.testing.assert_close(found, total.expand_as(found), rtol=0, atol=1e-15)
+
+
+class Reads(nn.Module):
+    """Reads every frame once, or the first one a second time."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        options = {"batch_first": True, "dtype": F64, "bidirectional": how == "both ways"}
+        self.rnn = nn.RNN(12, 20, 2 if how == "two layers" else 1, **options)
+        self.head = nn.Linear(self.rnn.hidden_size * (2 if how == "both ways" else 1), 4, dtype=F64)
+        self.skip = nn.Linear(12, 4, dtype=F64)
+
+    def forward(self, x):
+        logits = self.head(self.rnn(x)[0][:, -1])
+        if self.how == "a layer beside":
+            logits = logits + self.skip(x[:, 0])
+        if self.how == "itself":
+            logits = logits + x[:, 0, :1]
+        return logits
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@pytest.mark.parametrize("how", ["once", "two layers", "both ways", "a layer beside", "itself"])
+def test_bounds_do_not_depend_on_loops(how, p, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Reads(how), torch.randn(2, 4, 12, dtype=F64)
+    ball, found = LpBall(0.1, p), []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(SWITCH, switch)
+        with torch.no_grad():
+            found.append(torch.stack([*logit_bounds(model, x, ball, method="popqorn")]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("how", "frames"),
+    [("once", 4), ("two layers", 4), ("both ways", 0), ("a layer beside", 0), ("itself", 0)],
+)
+def test_the_input_is_left_out_where_every_frame_is_read_once(how, frames):
+    x = torch.randn(2, 4, 12, dtype=F64)
+    logits = bound(Reads(how)).instance(x).graph(LpBall(0.1))
+    nodes = ancestors(logits)
+    reading = readers_of_input(nodes, [logits])
+    assert len(reading) == frames
+    assert {node.t for node in reading} == set(range(frames))
+    assert readers_of_input(nodes, [logits, nodes[0]]) == ()

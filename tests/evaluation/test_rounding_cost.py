@@ -1,5 +1,7 @@
 """What it costs to certify the model as it computes, as it is told, beside what is measured."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -28,12 +30,16 @@ def told(model, x, y, radii, ball, capped=False):
 
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(
-    ("kind", "ball"), [(nn.RNN, LpBall(0.0, 2)), (nn.GRU, Box(-3.0, 3.0))], ids=["ball", "box"]
+    ("kind", "ball", "dtype"),
+    # A search in float32 loses as much of the radius of a tanh RNN as the rounding of its model.
+    [(nn.RNN, LpBall(0.0, 2), torch.float64), (nn.GRU, Box(-3.0, 3.0), torch.float32)],
+    ids=["ball", "box"],
 )
-def test_the_loss_is_about_what_two_exact_searches_differ_by(kind, ball):
+def test_the_loss_is_about_what_two_exact_searches_differ_by(kind, ball, dtype):
     model, x, y = small(kind)
     moving = {"box": ball} if isinstance(ball, Box) else {"p": 2}
-    real = certified_radius(model, x, y, rtol=1e-6, **moving).double()
+    known = copy.deepcopy(model).to(dtype), x.to(dtype), y
+    real = certified_radius(*known, rtol=1e-6, **moving).double()
     computed = certified_radius(model, x, y, rtol=1e-6, confirm="deployed", **moving).double()
     loss = 1 - computed / real
     measured, at = float(loss.max()), int(loss.argmax())

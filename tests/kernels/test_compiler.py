@@ -126,6 +126,7 @@ def test_a_file_that_is_no_library_is_named(anew, monkeypatch, tmp_path):
         pytest.param("functions.h", "1 / factorial", "1.01 / factorial", marks=pytest.mark.slow),
         pytest.param("lines.h", "low) + room", "low) - room", marks=pytest.mark.slow),
         pytest.param("lines.h", "beyond = x > right", "beyond = x > -2", marks=pytest.mark.slow),
+        pytest.param("inputs.h", "abs(slope[r]) * h", "slope[r] * h", marks=pytest.mark.slow),
         pytest.param("forms.h", "+= errors[b", "+= 0 * errors[b", marks=pytest.mark.slow),
     ],
 )

@@ -1,26 +1,11 @@
 // What Python calls. Every array is contiguous, and n units lie in one.
 #include "bands.h"
+#include "inputs.h"
 #include "lines.h"
 #include "rows.h"
 #include "units.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-
-// The last block is filled up with its last unit.
-template <class V> static V load(const Number<V>* from, int64_t count) {
-  V found;
-  if (count >= lanes<V>) {
-    __builtin_memcpy(&found, from, BYTES);
-    return found;
-  }
-  for (int i = 0; i < lanes<V>; i++) found[i] = from[i < count ? i : count - 1];
-  return found;
-}
-
-template <class V> static void store(V value, Number<V>* to, int64_t count) {
-  if (count >= lanes<V>) __builtin_memcpy(to, &value, BYTES);  // of a known size: one instruction
-  else __builtin_memcpy(to, &value, count * sizeof(Number<V>));
-}
 
 // `planes` are as of units.h, n numbers each.
 template <class V>
@@ -182,6 +167,7 @@ template <class V> static void function_of_all(int64_t which, int64_t n, const N
   EXPORT void function_##suffix(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {                   \
     function_of_all<V>(which, n, x, found);                                                                         \
   }                                                                                                                 \
+  INPUTS(V, suffix)                                                                                                 \
   ROWS(Number<V>, suffix)                                                                                           \
   SUMS(Number<V>, suffix)                                                                                           \
   FORMS(Number<V>, suffix)                                                                                          \

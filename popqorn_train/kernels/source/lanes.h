@@ -102,6 +102,28 @@ template <class W> INLINE bool any(W mask) {
 }
 
 template <class V> INLINE V as_number(Wholes<V> n) { return __builtin_convertvector(n, V); }
+
+// The last block is filled up with its last unit.
+template <class V> INLINE V load(const Number<V>* from, int64_t count) {
+  V found;
+  if (count >= lanes<V>) {
+    __builtin_memcpy(&found, from, BYTES);
+    return found;
+  }
+  for (int i = 0; i < lanes<V>; i++) found[i] = from[i < count ? i : count - 1];
+  return found;
+}
+
+template <class V> INLINE void store(V value, Number<V>* to, int64_t count) {
+  if (count >= lanes<V>) __builtin_memcpy(to, &value, BYTES);  // of a known size: one instruction
+  else __builtin_memcpy(to, &value, count * sizeof(Number<V>));
+}
+
+template <class V> INLINE Number<V> sum_of_lanes(V x) {
+  Number<V> sum = 0;
+  for (int i = 0; i < lanes<V>; i++) sum += x[i];
+  return sum;
+}
 #endif
 
 template <class V> INLINE V all(double x) { return V{} + Number<V>(x); }
