@@ -28,7 +28,6 @@ from popqorn_train.bounds.back_substitution import back_substitute
 from popqorn_train.bounds.concatenation import Projected, readers_of_input
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.roundoff import rounding_error
-from popqorn_train.bounds.slices import NodeSlice
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.bounds.wanted import slopes_alone
 from popqorn_train.kernels.inputs import FEWEST
@@ -80,13 +79,6 @@ def check_defined(found: Enclosure) -> None:
             )
 
 
-def whole(node: Node) -> Node:
-    """The node that a piece, a mirror image or a computed value is taken from."""
-    while isinstance(node, NodeSlice) or node.mirrors or node.drifts:
-        node = node.inputs[0]
-    return node
-
-
 def minimum(node: Node, slope: Tensor, found: Enclosure, *, intervals: bool = False) -> Tensor:
     """Lower bound on ``sum(slope * node)`` over the perturbation.
 
@@ -127,7 +119,8 @@ def lower_bound(
     nodes = [node for node, _ in terms]
     walk = _with_own_lines if _choosing(found) and not intervals else _walk
     reading: Sequence[Linear | Projected] = ()
-    if sizes is None and terms[0][1].shape[1] >= FEWEST:
+    # Torch shares products of matrices among its threads; a loop has one.
+    if sizes is None and terms[0][1].shape[1] >= FEWEST and torch.get_num_threads() == 1:
         before = {node for term in nodes for node in ancestors(term)}
         reading = readers_of_input(before, nodes)
     way = _Way(batch, intervals, sizes, {node: node.least for node in reading})

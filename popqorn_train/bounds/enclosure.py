@@ -18,11 +18,11 @@ from popqorn_train.bounds.backward import (
     ancestors,
     lower_bound,
     minimum,
-    whole,
 )
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxation, Relaxer
 from popqorn_train.bounds.repeated_reads import reread, without_repeats
+from popqorn_train.bounds.slices import whole
 from popqorn_train.nested import map_nested
 from popqorn_train.perturbations.region import Bounds
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear, Sum
-from popqorn_train.bounds.backward import whole
 from popqorn_train.bounds.gated import Blend, Gated
 from popqorn_train.bounds.images import sources
 from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.slices import whole
 
 _ELEMENTWISE = Sum, Gated, Blend, Activation
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.backward import ROWS_AT_ONCE, ancestors, whole
+from popqorn_train.bounds.backward import ROWS_AT_ONCE, ancestors
 from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.slices import whole
 from popqorn_train.errors import is_out_of_memory
 
 _CPU_BYTES = 2**30  # on a CPU, unless the caller says otherwise

@@ -99,3 +99,10 @@ class Span(NodeSlice):
 def split(node: Node, *sizes: int) -> list[Node]:
     """Neighbouring spans of the last axis."""
     return [Span(node, sizes, place) for place in range(len(sizes))]
+
+
+def whole(node: Node) -> Node:
+    """The node that a piece, a mirror image or a computed value is taken from."""
+    while isinstance(node, NodeSlice) or node.mirrors or node.drifts:
+        node = node.inputs[0]
+    return node

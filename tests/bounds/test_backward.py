@@ -16,7 +16,7 @@ from popqorn_train.bounds.methods import TRAINING
 from popqorn_train.bounds.node import Root
 from popqorn_train.bounds.slices import Frame, Span
 from popqorn_train.bounds.tape import Tape
-from popqorn_train.kernels.library import SWITCH
+from popqorn_train.kernels.library import SWITCH, kernels
 from tests.problems import (
     CELLS,
     F64,
@@ -322,6 +322,18 @@ def test_bounds_do_not_depend_on_loops(how, p, monkeypatch):
         with torch.no_grad():
             found.append(torch.stack([*logit_bounds(model, x, ball, method="popqorn")]))
     torch.testing.assert_close(*found, rtol=0, atol=1e-8)
+
+
+@pytest.mark.skipif(kernels().library is None, reason="no compiled loops")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_are_left_to_torch_where_it_has_threads(threads, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(Linear, "least", lambda *args: asked.append(args))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        logit_bounds(Reads("once"), torch.randn(2, 4, 12, dtype=F64), LpBall(0.1), method="popqorn")
+    assert bool(asked) == (threads == 1)
 
 
 @pytest.mark.parametrize(
