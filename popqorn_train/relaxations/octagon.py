@@ -35,19 +35,42 @@ PIECES = 8  # of a diagonal
 _NEAR = 1e-3  # a local maximum this far outside, in half widths, counts as inside
 
 
+class Diagonals(NamedTuple):
+    """From where to where four diagonals go, ``(4, B, H)`` each."""
+
+    x: Tensor
+    y: Tensor
+    to_x: Tensor
+    to_y: Tensor
+
+    def _shares(self) -> Tensor:
+        return torch.linspace(0, 1, PIECES + 1, dtype=self.x.dtype, device=self.x.device)
+
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Points in equal steps, both ends among them: x and y, ``(PIECES + 1, 4, B, H)`` each."""
+        share = self._shares().view(-1, *[1] * self.x.ndim)
+        return torch.lerp(self.x, self.to_x, share), torch.lerp(self.y, self.to_y, share)
+
+    def point(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """One of them for each unit, by its place ``(B, H)`` among all."""
+        share = self._shares()[index // 4]
+        x, y, to_x, to_y = (end.gather(0, index[None] % 4)[0] for end in self)
+        return torch.lerp(x, to_x, share), torch.lerp(y, to_y, share)
+
+
 class Border(NamedTuple):
-    """The border of an octagon, and the product on its diagonals.
+    """The border of an octagon.
 
     Attributes:
         x: corners in turn, ``(8, B, H)``.
         y: likewise.
-        diagonal: x, y and f on the four diagonals, ``(PIECES + 1, 4, B, H)`` each.
+        diagonals: every other side.
         bend: ``(4, B, H)`` the allowance A of each diagonal.
     """
 
     x: Tensor
     y: Tensor
-    diagonal: tuple[Tensor, Tensor, Tensor]
+    diagonals: Diagonals
     bend: Tensor
 
 
@@ -56,13 +79,9 @@ def border(product: Product, octagon: Octagon) -> Border:
     scale = octagon.scale()
     p, q = octagon.vertices()
     x, y = scale.x + scale.half_x * p, scale.y + scale.half_y * q
-    share = torch.linspace(0, 1, PIECES + 1, dtype=x.dtype, device=x.device)
-    share = share.view(-1, 1, *[1] * scale.x.ndim)
-    starts, stops = (x[1::2], y[1::2]), (x[::2].roll(-1, 0), y[::2].roll(-1, 0))
-    along_x, along_y = (torch.lerp(*ends, share) for ends in zip(starts, stops, strict=True))
-    diagonal = along_x, along_y, product.value(along_x, along_y)
-    dx, dy = ((stop - start).detach() / PIECES for start, stop in zip(starts, stops, strict=True))
-    return Border(x, y, diagonal, _bend(product, octagon, dx, dy))
+    ends = Diagonals(x[1::2], y[1::2], x[::2].roll(-1, 0), y[::2].roll(-1, 0))
+    dx, dy = (ends.to_x - ends.x).detach() / PIECES, (ends.to_y - ends.y).detach() / PIECES
+    return Border(x, y, ends, _bend(product, octagon, dx, dy))
 
 
 def _bend(product: Product, octagon: Octagon, dx: Tensor, dy: Tensor) -> Tensor:
@@ -112,6 +131,23 @@ def inside(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> tuple[Po
     return point, (found.room > 0) & in_box & in_sums & in_diffs
 
 
+def _highest(product: Product, a: Tensor, b: Tensor, edge: Border) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest points of the diagonals, and how far these may rise beside: ``(B, H)`` each."""
+    with torch.no_grad():
+        x, y = edge.diagonals.points()
+        gap = product.value(x, y) - a * x - b * y
+        rise = gap.diff(dim=0).abs()
+        part = (1 - rise / (4 * edge.bend).clamp(min=torch.finfo(a.dtype).tiny)).clamp(min=0)
+        peak = edge.bend * part**2
+        peak = torch.maximum(
+            torch.cat([peak, torch.zeros_like(peak[:1])]),
+            torch.cat([torch.zeros_like(peak[:1]), peak]),
+        )  # the greater allowance of the two pieces that meet
+        best = (gap + peak).flatten(0, 1).max(0).indices
+        room = peak.flatten(0, 1).gather(0, best[None])[0]
+    return *edge.diagonals.point(best), room
+
+
 def octagon_intercept(product: Product, a: Tensor, b: Tensor, octagon: Octagon) -> Tensor:
     """``max over the octagon of f - a x - b y``; all of one shape.
 
@@ -122,17 +158,8 @@ def octagon_intercept(product: Product, a: Tensor, b: Tensor, octagon: Octagon) 
         octagon: where.
     """
     edge = border(product, octagon)
-    x, y, f = edge.diagonal
-    gap = f - a * x - b * y
-    with torch.no_grad():
-        rise = gap.diff(dim=0).abs()
-        part = (1 - rise / (4 * edge.bend).clamp(min=torch.finfo(a.dtype).tiny)).clamp(min=0)
-        peak = edge.bend * part**2
-        peak = torch.maximum(
-            torch.cat([peak, torch.zeros_like(peak[:1])]),
-            torch.cat([torch.zeros_like(peak[:1]), peak]),
-        )  # the greater allowance of the two pieces that meet
-    gaps = [(gap + peak).flatten(0, 1)]
+    x, y, room = _highest(product, a, b, edge)
+    gaps = [(product.value(x, y) - a * x - b * y + room)[None]]
     x, y = _sides(product, a, b, edge)
     gaps.append(product.value(x, y) - a * x - b * y)
     if product.curved:

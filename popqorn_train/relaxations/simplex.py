@@ -198,12 +198,12 @@ class _Sampled:
 
     def __init__(self, product: Product, octagon: Octagon, scale: Scale) -> None:
         edge = border(product, octagon)
-        x, y, z = (part.flatten(0, 1) for part in edge.diagonal)
+        x, y = (part.flatten(0, 1) for part in edge.diagonals.points())
         sides = [torch.lerp(v[::2], v[1::2], share) for v in (edge.x, edge.y) for share in _INSIDE]
         half = len(sides) // 2
         side_x, side_y = torch.cat(sides[:half]), torch.cat(sides[half:])
         self.p, self.q = scaled(scale, torch.cat([x, side_x]), torch.cat([y, side_y]))
-        self.z = torch.cat([z, product.value(side_x, side_y)])
+        self.z = torch.cat([product.value(x, y), product.value(side_x, side_y)])
         self.order = _order(self.z, len(self.z))
         self.product, self.octagon, self.scale = product, octagon, scale
 
