@@ -1,6 +1,8 @@
 """The loops are compiled once, and whatever goes wrong leaves torch, with a reason."""
 
 import os
+import platform
+import resource
 import stat
 import subprocess
 import sys
@@ -182,6 +184,29 @@ def test_elsewhere_nothing_is_compiled(monkeypatch):
     monkeypatch.delattr(compiler.os, "getuid")
     with pytest.raises(NotCompiledError, match="Linux and macOS"), folder_for_library():
         pass
+
+
+_FAULTS = """
+import resource, torch
+from popqorn_train.kernels.library import kernels
+kernels()
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**21) for _ in range(4)]
+    del blocks
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_memory_is_kept_between_passes():
+    pages = 4 * 2**23 // resource.getpagesize()
+    told = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", _FAULTS]
+    out = subprocess.run(command, env=told, check=True, capture_output=True, text=True).stdout
+    first, _, *later = (int(line) for line in out.split())
+    assert first > pages / 2
+    assert max(later) < pages / 10
 
 
 def test_every_loop_is_declared():
