@@ -17,6 +17,7 @@ from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.perturbations.region import Bounds
 
 _ROUNDING = 1e4  # units of rounding of a node's scale that are no contradiction
+_TWICE = 100  # squares of that unit, of the largest number of a graph, that are none either
 
 
 def values_at(output: Node, root: Tensor) -> dict[Node, Tensor]:
@@ -52,23 +53,26 @@ def contradiction(
     """
     noise = _noise([*sizes.values()])
     for node, bounds in found.ranges.items():
-        read = [noise, sizes[node], *[sizes[x] for x in node.inputs]]
-        by = _beyond(values[node], *bounds, read)
+        read = [sizes[node], *[sizes[x] for x in node.inputs]]
+        by = _beyond(values[node], *bounds, read, noise)
         if by is not None:
             return f"a {type(node).__name__} node leaves its range {by}"
     for node, relaxation in found.relaxations.items():
         assert isinstance(node, Nonlinear)
         ends = node.at(relaxation, *[values[x] for x in node.inputs])
-        by = _beyond(values[node], *ends, [noise, *[sizes[x] for x in node.inputs]])
+        by = _beyond(values[node], *ends, [sizes[x] for x in node.inputs], noise)
         if by is not None:
             return f"a {type(node).__name__} node leaves its relaxation {by}"
     return None
 
 
-def _noise(sizes: Sequence[Tensor]) -> Tensor:
-    """What numbers that are all 0 may be worth elsewhere: a bound walks back to larger ones."""
+def _noise(sizes: Sequence[Tensor]) -> float:
+    """What a bound of numbers that are all 0 may be off by.
+
+    It walks back to larger ones, by slopes that should be 0 and are a rounding error.
+    """
     largest = torch.stack([size.abs().nan_to_num(0, 0, 0).amax() for size in sizes]).amax()
-    return largest * torch.finfo(largest.dtype).eps ** 2
+    return _TWICE * largest.item() * float(torch.finfo(largest.dtype).eps) ** 2
 
 
 def sizes_of(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
@@ -90,7 +94,9 @@ def sizes_of(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
     return sizes
 
 
-def _beyond(value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor]) -> str | None:
+def _beyond(
+    value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor], noise: float
+) -> str | None:
     """By how much a value is outside, and where, if by more than rounding; NaN bounds nothing.
 
     Args:
@@ -98,10 +104,11 @@ def _beyond(value: Tensor, lower: Tensor, upper: Tensor, read: Sequence[Tensor])
         lower: bound of it.
         upper: likewise.
         read: sizes of what it is computed from.
+        noise: see ``_noise``.
     """
     gap = torch.maximum(lower - value, value - upper).nan_to_num(-1)
     worst = gap.max().item()
-    if worst <= 0:
+    if worst <= noise:
         return None
     # What is added up is seldom larger than the largest of these.
     parts = (value, lower, upper, *read)

@@ -17,7 +17,13 @@ from popqorn_train.certificates.deployed import as_deployed
 from popqorn_train.certificates.inputs import Inputs
 from popqorn_train.certificates.isolation import undisturbed
 from popqorn_train.certificates.kept import kept_of
-from popqorn_train.certificates.margins import check_target, chunked_margins, least, proved
+from popqorn_train.certificates.margins import (
+    check_target,
+    chunked_margins,
+    clean_margins,
+    least,
+    proved,
+)
 from popqorn_train.certificates.module_probe import Claim
 from popqorn_train.certificates.probes import PROBES, Probes, check_probes
 from popqorn_train.certificates.unread import fitted
@@ -228,6 +234,7 @@ def _certified(
             exact = layer.instance(inputs, torch.float64)
             instance = exact._replace(free=instance.free)
             margins[chosen] = chunked_margins(instance, target, ball, method, chunks, chosen)
+    margins = margins.minimum(clean_margins(instance, target).to(margins))
     margin = least(margins)
     probe.certificate(ball, Claim(proved(margin), margins))
     numerics = _DEPLOYED if confirm == "deployed" else _numerics(margins.dtype, layer)

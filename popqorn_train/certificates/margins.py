@@ -161,6 +161,16 @@ def chunked_margins(
     return chunks.map(run, chosen)
 
 
+def clean_margins(instance: Instance, target: Tensor) -> Tensor:
+    """Margins ``(B, C)`` at the inputs, and ``+inf`` at the label.
+
+    Every perturbation set holds the inputs. Where two logits are equal there, rounding of a bound
+    must not decide.
+    """
+    logits, own = instance.logits(instance.center), target.long()[:, None]
+    return (logits.gather(1, own) - logits).scatter(1, own, math.inf)
+
+
 def least(margins: Tensor) -> Tensor:
     """The margin ``(B,)`` that decides; NaN if any is NaN."""
     return margins.amin(1)

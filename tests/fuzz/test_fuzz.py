@@ -33,6 +33,14 @@ def test_nothing_is_false_in_twenty_thousand_checks():
         seed, claims = counts["next seed"], claims + counts["claims"]
 
 
+def test_where_all_logits_are_0_nothing_is_certified_and_nothing_refused():
+    """Bounds of numbers that are all 0 are off by 1e-29 here, squared rounding."""
+    draw = Draw(seed=4200025, cell="gru", layers=2, head="relu", hidden=4, gates="open")
+    counts = Counter()
+    checks.check(draw, counts, ("popqorn-tight",))
+    assert counts["models"] == 1
+
+
 def test_a_margin_that_is_too_high_is_found_and_shrunk(monkeypatch):
     certify = setting.certify
 
