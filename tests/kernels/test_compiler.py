@@ -1,8 +1,8 @@
 """The loops are compiled once, and whatever goes wrong leaves torch, with a reason."""
 
+import mmap
 import os
 import platform
-import resource
 import stat
 import subprocess
 import sys
@@ -200,7 +200,7 @@ for _ in range(4):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
 def test_memory_is_kept_between_passes():
-    pages = 4 * 2**23 // resource.getpagesize()
+    pages = 4 * 2**23 // mmap.PAGESIZE
     told = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-c", _FAULTS]
     out = subprocess.run(command, env=told, check=True, capture_output=True, text=True).stdout
