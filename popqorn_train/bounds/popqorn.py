@@ -16,6 +16,7 @@ from popqorn_train.bounds.forward import ForwardPass, bytes_of_forms
 from popqorn_train.bounds.method import CrownIBP, Method
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.relaxer import Relaxation
+from popqorn_train.kernels.library import is_recorded
 from popqorn_train.relaxations.gap_search import least_gap
 from popqorn_train.relaxations.products import PRODUCTS
 from popqorn_train.relaxations.slopes import POLICIES
@@ -113,7 +114,7 @@ class FastPopqorn(Method):
         if output.region is None:  # nothing moves: no symbols
             return CrownIBP().bounded(output, rows)
         bound, found = self.from_forms(output, rows)
-        return torch.maximum(bound, _of_intervals(output, rows)), found
+        return _with_intervals(bound, output, rows), found
 
     def from_forms(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
         """What the ranges from forms give, see ``Method.bounded``."""
@@ -139,8 +140,21 @@ class _Deciding(FastPopqorn):
         proved = (bound > 0).all(1, keepdim=True)
         if proved.all():
             return bound, found
-        every = torch.maximum(bound, _of_intervals(output, rows))
+        every = _with_intervals(bound, output, rows)
         return torch.where(proved, bound, every), found  # the same in any batch
+
+
+def _with_intervals(bound: Tensor, output: Node, rows: Tensor) -> Tensor:
+    """The larger of a bound and that of intervals.
+
+    Where they are larger nowhere, which is nearly always so, they cost no gradient.
+    """
+    if bound.requires_grad and not is_recorded(bound):
+        with torch.no_grad():
+            interval = _of_intervals(output, rows)
+        if (interval < bound).all():
+            return bound
+    return torch.maximum(bound, _of_intervals(output, rows))
 
 
 def _of_intervals(output: Node, rows: Tensor) -> Tensor:
