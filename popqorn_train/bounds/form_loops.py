@@ -8,7 +8,7 @@ B: batch.
 from collections.abc import Sequence
 
 from popqorn_train.bounds.block_sums import Block
-from popqorn_train.bounds.forms import Form
+from popqorn_train.bounds.forms import Form, mapped
 from popqorn_train.bounds.images import spans
 from popqorn_train.kernels.form_bands import octagon_bands
 from popqorn_train.kernels.form_ranges import form_range
@@ -23,11 +23,14 @@ def ranged(form: Form, rounding: float, widths: Sequence[int]) -> tuple[Bounds, 
     if known is None:
         return None
     bare = form._replace(inputs=None, noise=None, size=known.size)
+    ends = [known.lower, known.upper]
+    if widths:
+        bare, ends = mapped(bare, lambda x: x.flatten(2)), [end.flatten(1) for end in ends]
     found = [
         part._replace(inputs=inputs and Block(*inputs), noise=noise and Block(*noise))
         for part, (inputs, noise) in zip(spans(bare, widths), known.spans, strict=True)
     ]
-    return Bounds(known.lower, known.upper), found
+    return Bounds(*ends), found
 
 
 def banded(

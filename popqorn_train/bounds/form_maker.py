@@ -130,7 +130,13 @@ class FormMaker:
         like = len(self._symbols.center), *node.shape
         terms += [Term(constant_form(constant.expand(like))) for constant in constants[2:]]
         constant = functools.reduce(torch.add, constants[:2]) if constants else None
-        return weighted(terms, constant, error)
+        return weighted(terms, constant, error, self._parted(node))
+
+    def _parted(self, node: Node) -> int:
+        """How many spans of one width a node is cut into when it is measured, else 1."""
+        cut = self._reads.spans(node) if node in self._reads.wanted else []
+        even = bool(cut) and len(set(cut[0].sizes)) == 1 and sum(cut[0].sizes) == node.shape[0]
+        return len(cut[0].sizes) if even and self._symbols.boxed else 1
 
     def _span(self, node: Span, whole: Form) -> Image:
         """The form of a span, made together with all others of the same node."""

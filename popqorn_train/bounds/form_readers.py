@@ -7,7 +7,7 @@ from popqorn_train.bounds.affine import Linear, Sum
 from popqorn_train.bounds.gated import Blend, Gated
 from popqorn_train.bounds.images import sources
 from popqorn_train.bounds.node import Node, Nonlinear
-from popqorn_train.bounds.slices import whole
+from popqorn_train.bounds.slices import Span, whole
 
 _ELEMENTWISE = Sum, Gated, Blend, Activation
 
@@ -64,6 +64,13 @@ class FormReaders:
             if reader in self.products and self.products[reader] in found:
                 found.remove(self.products[reader])  # reads it as the product does
         return len(found) == 1 and isinstance(found[0], _ELEMENTWISE) and node in found[0].inputs
+
+    def spans(self, node: Node) -> list[Span]:
+        """The spans of a node that nobody reads as a whole."""
+        readers = self.readers[node]
+        cut = [reader for reader in readers if isinstance(reader, Span) and len(node.shape) == 1]
+        alike = len({span.sizes for span in cut}) == 1
+        return cut if alike and len(cut) == len(readers) else []
 
     def sources(self, node: Node) -> list[Node]:
         """The nodes whose forms the form of a node is made of."""

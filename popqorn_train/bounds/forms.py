@@ -89,20 +89,26 @@ def unit_of_rounding(terms: int, dtype: torch.dtype) -> float:
     return min(terms + 2.0, 8 * math.sqrt(terms) + 2) * torch.finfo(dtype).eps
 
 
-def weighted(terms: Sequence[Term], constant: Tensor | None, error: Error = NO_ERROR) -> Form:
+def weighted(
+    terms: Sequence[Term], constant: Tensor | None, error: Error = NO_ERROR, spans: int = 1
+) -> Form:
     """Weighted sum of forms and a constant, with the rounding of working it out.
 
     Args:
         terms: at least one.
         constant: broadcastable to the result.
         error: of the nonlinearity that the sum stands for.
+        spans: as many of one width are read later, and nothing else: the form may be
+            ``(B, spans, width)`` then.
     """
     rounding = 0.0
     if error.rounds and not _is_exact(terms, constant):
         count = max(t.weight.shape[1] if t.weight is not None else 1 for t in terms) + len(terms)
         rounding = unit_of_rounding(count, terms[0].form.size.dtype)
     loose = error.gap is not None or any(t.form.loose for t in terms)
-    known = weighted_sum([_plain(t) for t in terms], constant, error.gap, rounding, error.first)
+    known = weighted_sum(
+        [_plain(t) for t in terms], constant, error.gap, rounding, error.first, spans
+    )
     if known is not None:
         center, size, own, *blocks = known
         inputs, noise = (block and Block(*block) for block in blocks)

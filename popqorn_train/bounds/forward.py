@@ -19,7 +19,6 @@ from popqorn_train.bounds.gated import Blend, Gated
 from popqorn_train.bounds.images import Image, Stacked
 from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.bounds.repeated_reads import without_repeats
-from popqorn_train.bounds.slices import Span
 from popqorn_train.perturbations.region import Bounds
 
 _LIVE = 4  # forms as wide as the widest node that live at once, temporary ones included
@@ -86,7 +85,7 @@ class ForwardPass(FormMaker):
         """Range of the form of a node, or of all frames; from now on its size too."""
         form = self._forms[node]
         if isinstance(form, Form):
-            cut = self._spans(node)
+            cut = self._reads.spans(node)
             widths = cut[0].sizes if cut else ()
             bounds, parts = self._symbols.measured_spans(form, widths)
             made: dict[Node, Image] = {span: parts[span.place] for span in cut}
@@ -96,10 +95,3 @@ class ForwardPass(FormMaker):
         self._forms[node] = Stacked(tuple(frame for _, frame in pairs))
         ends = zip(*[bounds for bounds, _ in pairs], strict=True)
         return Bounds(*(torch.stack(end, 1) for end in ends))
-
-    def _spans(self, node: Node) -> list[Span]:
-        """The spans of a node that nobody reads as a whole."""
-        readers = self._reads.readers[node]
-        cut = [reader for reader in readers if isinstance(reader, Span) and len(node.shape) == 1]
-        alike = len({span.sizes for span in cut}) == 1
-        return cut if alike and len(cut) == len(readers) else []

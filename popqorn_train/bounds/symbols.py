@@ -145,12 +145,17 @@ class Symbols:
         return bounds, sized
 
     def measured_spans(self, form: Form, widths: Sequence[int]) -> tuple[Bounds, list[Form]]:
-        """The same of a form that is cut into spans of these widths from now on, if any."""
+        """The same of a form that is cut into spans of these widths from now on, if any.
+
+        Spans of one width may lie apart in it, see ``weighted``.
+        """
         if self.boxed:
             rounding = unit_of_rounding(self.total, form.center.dtype)
             known = ranged(form, rounding, widths)
             if known is not None:
                 return known
+        if widths and form.center.ndim > 2:
+            form = mapped(form, lambda data: data.flatten(-2))
         bounds = self._range(form)
         return bounds, spans(self._sized(form, bounds), widths)
 

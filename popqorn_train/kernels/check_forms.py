@@ -28,7 +28,7 @@ def forms_are_right(loops: Mapping[str, Any], dtype: torch.dtype) -> bool:
 
 def _ranges(loop: Any, data: Tensor, value: Tensor) -> bool:
     found, own = value.new_empty(3, *value.shape), value.abs()
-    sizes = (_Whole * 10)(2, 37, 0, 3, 74, 37, 0, 3, 74, 37)
+    sizes = (_Whole * 14)(2, 37, 1, 37, 0, 3, 74, 37, 0, 0, 3, 74, 37, 0)
     loop(sizes, 0.25, pointers(value, own, data, data), found.data_ptr())
     reach = 1.25 * (2 * data.abs().sum(0) + own)
     return close(found[0], value - reach) and close(found[1], value + reach)

@@ -8,7 +8,7 @@ batch.
 B: batch.
 """
 
-import math
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ class _Range(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rounding: float, widths: Sequence[int], *parts: Tensor | None) -> Any:
-        found = _range(loop("range", _first(parts)), rounding, parts)
+        found = _range(loop("range", _first(parts)), rounding, widths, parts)
         ctx.widths = widths
         ctx.save_for_backward(*parts)
         ctx.mark_non_differentiable(found[2])
@@ -78,35 +78,72 @@ def _first(parts: Sequence[Tensor | None]) -> Tensor:
 
 
 def _cut(data: Tensor | None, widths: Sequence[int]) -> Sequence[Tensor | None]:
-    """Neighbouring spans of the last axis; all of it where there are no widths."""
+    """Spans of coefficients; all of them where there are no widths."""
     if data is None:
         return [None] * max(1, len(widths))
+    if _lie_apart(data, widths):
+        return data.unbind(2)
     return data.split_with_sizes(widths, -1) if widths else [data]
 
 
-def _range(run: Any, rounding: float, parts: Sequence[Tensor | None]) -> Tensor:
+def _lie_apart(data: Tensor, widths: Sequence[int]) -> bool:
+    """Whether spans have an axis of their own: ``(n, B, spans, width)``."""
+    return len(widths) > 0 and data.ndim == 4
+
+
+def _places(start: int, data: Tensor | None, widths: Sequence[int]) -> tuple[int, ...]:
+    """Where rows lie, and where spans begin."""
+    if data is None:
+        return *layout(start, data), *widths
+    if _lie_apart(data, widths):
+        step = data.stride(2)
+        return *layout(start, data), *(step * k for k in range(len(widths)))
+    return *layout(start, data), *itertools.accumulate(widths[:-1], initial=0)
+
+
+def _range(
+    run: Any, rounding: float, widths: Sequence[int], parts: Sequence[Tensor | None]
+) -> Tensor:
     """Lower end, upper end and size, ``(3, B, *shape)``."""
     center = _first(parts)
     values = contiguous(parts[:2])
-    blocks = [None if x is None else rows(x) for x in parts[2:]]
+    blocks = [None if x is None else _rows(x, widths) for x in parts[2:]]
     found = torch.empty(3, *center.shape, dtype=center.dtype)
-    batch, *shape = center.shape
-    sizes = (batch, math.prod(shape), *layout(0, blocks[0]), *layout(0, blocks[1]))
-    run(whole_numbers(*sizes), rounding, pointers(*values, *blocks), found.data_ptr())
+    units = center.shape[1:].numel()
+    cut = widths or (units,)
+    places = [number for x in blocks for number in _places(0, x, cut)]
+    sizes = whole_numbers(len(center), units, len(cut), *cut, *places)
+    run(sizes, rounding, pointers(*values, *blocks), found.data_ptr())
     return found
+
+
+def _rows(data: Tensor, widths: Sequence[int]) -> Tensor:
+    """Coefficients as loops take them."""
+    if not _lie_apart(data, widths):
+        return rows(data)
+    return data if data.stride(3) == 1 else data.contiguous()
 
 
 def _of_coefficients(
     data: Tensor, worth: Tensor, widths: Sequence[int], said: Sequence[Tensor | None]
 ) -> Tensor:
     """``sign(data) worth`` and what spans are worth beside."""
-    run, flat, worth = loop("range_gradient", data), rows(data), worth.contiguous()
-    found, said = torch.empty(data.shape, dtype=data.dtype), contiguous(said)
-    batch, units = flat.shape[1:]
-    widths = widths or (units,)
-    sizes = whole_numbers(batch, units, *layout(0, flat), len(widths), *widths)
+    run, flat, worth = loop("range_gradient", data), _rows(data, widths), worth.contiguous()
+    found, said = _room(flat, widths), contiguous(said)
+    units = flat.shape[2:].numel()
+    cut = widths or (units,)
+    places = *_places(0, flat, cut), *_places(0, found, cut)
+    sizes = whole_numbers(flat.shape[1], units, len(cut), *cut, *places)
     run(sizes, flat.data_ptr(), worth.data_ptr(), pointers(*said), found.data_ptr())
-    return found
+    return found.view(data.shape)
+
+
+def _room(data: Tensor, widths: Sequence[int]) -> Tensor:
+    """What coefficients are worth is written here, spans apart where theirs lie apart."""
+    if not _lie_apart(data, widths):
+        return torch.empty(data.shape, dtype=data.dtype)
+    n, batch, spans, width = data.shape
+    return torch.empty(spans, n, batch, width, dtype=data.dtype).permute(1, 2, 0, 3)
 
 
 def form_range(form: Operand, rounding: float, widths: Sequence[int] = ()) -> Ranged | None:
@@ -129,7 +166,7 @@ def form_range(form: Operand, rounding: float, widths: Sequence[int] = ()) -> Ra
         ends, size, *data = _Range.apply(rounding, widths, *parts)  # type: ignore[no-untyped-call]
         lower, upper = ends.unbind()
     else:
-        lower, upper, size = _range(run, rounding, parts).unbind()
+        lower, upper, size = _range(run, rounding, widths, parts).unbind()
         data = [*_cut(parts[2], widths), *_cut(parts[3], widths)]
     return Ranged(lower, upper, size, _paired(form, data))
 

@@ -68,8 +68,11 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *worth: Tensor | None) -> tuple[Tensor | None, ...]:
         terms, constant, gap = read(ctx.saved_tensors)
-        center, own, columns, blocks = worth[0], worth[2], ctx.plan.columns, worth[3:]
+        columns, blocks = ctx.plan.columns, worth[3:]
+        center, own = worth[0], worth[2]
         assert center is not None
+        if ctx.plan.spans > 1:
+            center, own = center.flatten(1), None if own is None else own.flatten(1)
         if columns[1].errors is not None and blocks[1] is not None:
             own = diagonal(blocks[1], columns[1].errors, center)
         needed, found = iter(ctx.needs_input_grad[1:]), list[Tensor | None]()
@@ -77,7 +80,7 @@ class _Sum(torch.autograd.Function):
             wanted = Term(*(next(needed) for _ in Term._fields))
             starts = [column.starts[k] for column in columns]
             inputs, noise = map(slice_of, blocks, starts, (term.inputs, term.noise))
-            found += of_term(term, wanted, (center, own, inputs, noise))
+            found += of_term(term, wanted, (center, own, inputs, noise), ctx.plan.spans)
         return (None, *found, None if constant is None else center, None if gap is None else own)
 
 
@@ -87,6 +90,7 @@ def weighted_sum(
     gap: Tensor | None,
     rounding: float,
     first: int | None,
+    spans: int = 1,
 ) -> Total | None:
     """Weighted sum of forms.
 
@@ -96,9 +100,11 @@ def weighted_sum(
         gap: error of what the sum stands for, of the shape of the result.
         rounding: of the sum, in units of its size; 0 for none.
         first: place of the first symbol that errors get; None for no names.
+        spans: as many of one width are read later, and nothing else: they may lie apart.
 
     Returns:
-        None without kernels.
+        None without kernels; with values ``(B, spans, width)`` and coefficients of that shape
+        where spans lie apart.
     """
     shape = _shape(terms[0])
     known_error = rounding > 0 or gap is not None or any(term.own is not None for term in terms)
@@ -108,7 +114,8 @@ def weighted_sum(
         constant = constant.expand(shape)
     inputs = column([term.inputs for term in terms], None, 0)
     noise = column([term.noise for term in terms], first, shape[1:].numel())
-    plan, plain = Plan(inputs, noise, rounding), [_plain(term) for term in terms]
+    spans = 1 if first is not None or any(t.scale is not None for t in terms) else spans
+    plan, plain = Plan(inputs, noise, rounding, spans), [_plain(term) for term in terms]
     parts = *itertools.chain(*plain), constant, gap
     tensors = known(parts)
     run = loop_for("terms", tensors) if shape.numel() else None
@@ -119,10 +126,17 @@ def weighted_sum(
     else:
         found = added(run, plan, plain, constant, gap)
     blocks = [
-        whole or (None if data is None else (column.start, data))
+        _apart(whole, spans) or (None if data is None else (column.start, data))
         for whole, column, data in zip(kept, plan.columns, found[3:], strict=True)
     ]
     return Total(*found[:3], *blocks)
+
+
+def _apart(block: Coefficients, spans: int) -> Coefficients:
+    """Coefficients with an axis of spans."""
+    if block is None or spans == 1:
+        return block
+    return block[0], block[1].view(*block[1].shape[:-1], spans, -1)
 
 
 def _shape(term: Weighted) -> torch.Size:

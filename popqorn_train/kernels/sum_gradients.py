@@ -3,7 +3,7 @@
 B: batch, n: symbols of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,21 @@ def slice_of(of: Tensor | None, start: int | None, data: Tensor | None) -> Tenso
 Worth = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def of_term(term: Term, wanted: Any, worth: Worth) -> Iterator[Tensor | None]:
-    """Gradients of the fields of a term, by what center, error and coefficients are worth."""
+def of_term(term: Term, wanted: Any, worth: Worth, spans: int) -> Iterator[Tensor | None]:
+    """Gradients of the fields of a term.
+
+    Args:
+        term: what they are of.
+        wanted: which ones are asked for.
+        worth: what center, error and coefficients are worth.
+        spans: see ``Plan``.
+    """
     if term.scale is not None:
         return _of_scaled(term, worth)
     if term.weight is not None:
-        return _of_product(term, wanted, worth)
-    center, own, inputs, noise = worth
+        return _of_product(term, term.weight, wanted, worth, spans)
+    center, own, *blocks = worth
+    inputs, noise = (of if of is None or spans == 1 else of.flatten(2) for of in blocks)
     return iter((center, None, None if term.own is None else own, inputs, noise, None, None))
 
 
@@ -57,19 +65,34 @@ def _scaled(data: Tensor, worth: Tensor, scale: Tensor, of_scale: Tensor) -> Ten
     return found
 
 
-def _of_product(term: Term, wanted: Any, worth: Worth) -> Iterator[Tensor | None]:
-    weight, values = term.weight, (term.center, term.own, term.inputs, term.noise)
-    assert weight is not None
+def _of_product(
+    term: Term, weight: Tensor, wanted: Any, worth: Worth, spans: int
+) -> Iterator[Tensor | None]:
+    values = (term.center, term.own, term.inputs, term.noise)
     factors = (weight, weight.abs(), weight, weight)
     needed = (wanted.center, wanted.own, wanted.inputs, wanted.noise)
-    of, of_weight = list[Tensor | None](), torch.zeros_like(weight)
-    for value, own, factor, want in zip(values, worth, factors, needed, strict=True):
-        there = value is not None and own is not None
-        of.append(own @ factor if there and want else None)  # type: ignore[operator]
-        if there and wanted.weight:
-            part = own.flatten(0, -2).T @ value.flatten(0, -2)  # type: ignore[union-attr]
-            of_weight += part if factor is weight else part.mul_(weight.sign())
+    of_weight, of_steep = torch.zeros_like(weight), torch.zeros_like(weight)
+    sums, of = (of_weight, of_steep, of_weight, of_weight), list[Tensor | None]()
+    for place, (value, own) in enumerate(zip(values, worth, strict=True)):
+        if value is None or own is None:
+            of.append(None)
+            continue
+        parts = own.unbind(2) if place > 1 and spans > 1 else (own,)
+        of.append(_through(parts, factors[place]) if needed[place] else None)
+        if wanted.weight:
+            for part, to in zip(parts, sums[place].chunk(len(parts)), strict=True):
+                to.addmm_(part.flatten(0, -2).T, value.flatten(0, -2))
+    of_weight.addcmul_(of_steep, weight.sign())
     return iter((of[0], None, *of[1:], None, of_weight if wanted.weight else None))
+
+
+def _through(spans: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Spans times their rows of a matrix."""
+    first, *others = weight.chunk(len(spans))
+    found = spans[0] @ first
+    for own, rows_of in zip(spans[1:], others, strict=True):
+        found.flatten(0, -2).addmm_(own.flatten(0, -2), rows_of)
+    return found
 
 
 def diagonal(of: Tensor, place: int, like: Tensor) -> Tensor:

@@ -68,11 +68,14 @@ class Plan(NamedTuple):
         inputs: where they come from.
         noise: likewise.
         rounding: of the sum, in units of its size.
+        spans: into how many the units are cut; those of coefficients then lie apart in memory,
+            ``(n, B, spans, width)``.
     """
 
     inputs: Column
     noise: Column
     rounding: float
+    spans: int
 
     @property
     def columns(self) -> tuple[Column, Column]:
@@ -95,9 +98,12 @@ def added(
     scales, rest = [term.scale for term in terms], (constant, gap)
     center, size, *owns = _values(run, [_through(term) for term in terms], scales, rest, plan)
     named = owns[0] if plan.noise.errors is not None else None
-    inputs = _coefficients(plan.inputs, terms, [term.inputs for term in terms], center, None)
-    noise = _coefficients(plan.noise, terms, [term.noise for term in terms], center, named)
-    return center, size, owns[0] if owns and named is None else None, inputs, noise
+    inputs = _coefficients(plan, 0, terms, [term.inputs for term in terms], center, None)
+    noise = _coefficients(plan, 1, terms, [term.noise for term in terms], center, named)
+    values = [center, size, owns[0] if owns and named is None else None]
+    if plan.spans > 1:
+        values = [x if x is None else x.view(len(x), plan.spans, -1) for x in values]
+    return *values, inputs, noise
 
 
 def _through(term: Term) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -129,36 +135,63 @@ def _values(
 
 
 def _coefficients(
-    column: Column,
+    plan: Plan,
+    place: int,
     terms: Sequence[Term],
     blocks: Sequence[Tensor | None],
     like: Tensor,
     errors: Tensor | None,
 ) -> Tensor | None:
     """Blocks added up."""
+    column = plan.columns[place]
     if not column.symbols:
         return None
-    shape = like.shape
-    out, done = like.new_empty(column.symbols, *shape), (0, 0)
-    left, products = list[tuple[int, Tensor, Tensor | None]](), list[tuple[int, Tensor, Tensor]]()
+    batch, *shape = like.shape
+    shape[-1:] = [shape[-1] // plan.spans] if plan.spans > 1 else shape[-1:]
+    out, done = like.new_empty(plan.spans, column.symbols, batch, *shape), (0, 0)
+    left, products = list[_Left](), list[tuple[int, Tensor, Tensor]]()
     for term, start, data in zip(terms, column.starts, blocks, strict=True):
         if start is not None and data is not None:
             if term.weight is None:
-                left.append((start, data, term.scale))
+                left.append(_Left(start, rows(data), term.scale))
             else:
-                products.append((start, data, term.weight.T))
+                products.append((start, data, term.weight))
     if products:  # the largest one is written, all others are added
         start, data, weight = products.pop(_largest(products))
         done = start, start + data.shape[0]
-        torch.matmul(data, weight, out=out[start : done[1]])
-        left[:0] = [(start, data @ weight, None) for start, data, weight in products]
-    flat = [(start, rows(data)) for start, data, _ in left]
-    scales = [scale if scale is None else scale.contiguous() for *_, scale in left]
-    places = [number for part in flat for number in layout(*part)]
-    sizes = column.symbols, len(left), *done, column.errors or 0, *places
-    run, ends = loop("blocks", out), pointers(*[data for _, data in flat], *scales, errors)
-    run(whole_numbers(shape[0], shape[1:].numel(), *sizes), ends, out.data_ptr())
-    return out
+        for to, own in zip(out, weight.chunk(plan.spans), strict=True):
+            torch.matmul(data, own.T, out=to[start : done[1]])
+        left[:0] = [_Left(start, rows(data @ weight.T), None) for start, data, weight in products]
+    if left or errors is not None or done != (0, column.symbols):
+        for k, to in enumerate(out):
+            _add(left, k, done, errors, column.errors, to)
+    return out[0] if plan.spans == 1 else out.permute(1, 2, 0, 3)
+
+
+class _Left(NamedTuple):
+    """What is added by the loop: ``(n, B, units)`` through a scale, from a symbol on."""
+
+    start: int
+    data: Tensor
+    scale: Tensor | None
+
+
+def _add(
+    left: Sequence[_Left],
+    span: int,
+    done: tuple[int, int],
+    errors: Tensor | None,
+    first: int | None,
+    out: Tensor,
+) -> None:
+    """Add to one span ``(n, B, *shape)``, of which some symbols are written."""
+    batch, units = out.shape[1], out.shape[2:].numel()
+    parts = [(part.start, part.data[..., span * units :][..., :units]) for part in left]
+    scales = [part.scale if part.scale is None else part.scale.contiguous() for part in left]
+    places = [number for part in parts for number in layout(*part)]
+    sizes = whole_numbers(batch, units, len(out), len(left), *done, first or 0, *places)
+    ends = pointers(*[data for _, data in parts], *scales, errors)
+    loop("blocks", out)(sizes, ends, out.data_ptr())
 
 
 def _largest(products: Sequence[tuple[int, Tensor, Tensor]]) -> int:

@@ -46,13 +46,13 @@ def test_spans_are_cut_while_the_whole_is_measured_where_nobody_else_reads_it():
     spans = [node for node in ancestors(output) if isinstance(node, Span)]
     whole = next(span.inputs[0] for span in reversed(spans) if not span.affine)
     readers = forms._reads.readers[whole]
-    assert sorted(span.place for span in forms._spans(whole)) == [0, 1, 2, 3]
+    assert sorted(span.place for span in forms._reads.spans(whole)) == [0, 1, 2, 3]
     for other in (Span(whole, (5, 7), 0), output):
         readers.append(other)
-        assert forms._spans(whole) == []
+        assert forms._reads.spans(whole) == []
         readers.remove(other)
     readers.clear()
-    assert forms._spans(whole) == []
+    assert forms._reads.spans(whole) == []
 
 
 class Apart(ForwardPass):

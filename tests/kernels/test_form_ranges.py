@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from popqorn_train.bounds.block_sums import Block
-from popqorn_train.bounds.forms import Error, Form, Term, weighted
+from popqorn_train.bounds.forms import Error, Form, Term, mapped, weighted
 from popqorn_train.kernels.library import kernels
 from popqorn_train.relaxations.domain import Rectangle
 from tests.kernels.test_form_kernels import (
@@ -15,6 +15,7 @@ from tests.kernels.test_form_kernels import (
     dtypes,
     kinds,
     leaf_form,
+    numbers,
     symbols,
 )
 
@@ -111,3 +112,53 @@ def test_a_product_of_spans_has_the_gradients_of_torch(kind, dtype, monkeypatch)
         return [*bounds, *bands, *ends, total.center]
 
     check(both(monkeypatch, run, leaves), dtype)
+
+
+APART = {  # forms of 7 units through matrices, or of 6 as they are
+    "one product": ("product",),
+    "two products": ("product", "product"),
+    "a product and a form": ("product", "as it is"),
+    "as it is": ("as it is",),
+}
+
+
+@dtypes
+@kinds
+@pytest.mark.parametrize("read", READ.values(), ids=READ)
+@pytest.mark.parametrize("made", APART.values(), ids=APART)
+def test_a_sum_whose_spans_lie_apart_is_that_of_torch(made, read, kind, dtype, monkeypatch):
+    torch.manual_seed(0)
+    parts = [leaf_form(dtype, **kind), leaf_form(dtype, inputs=(1, 9), noise=(4, 4))][: len(made)]
+    weights = [numbers(6, UNITS, dtype=dtype) for _ in made]
+    constant = numbers(BATCH, 6, dtype=dtype)
+    terms = [
+        Term(form, weight=weight) if how == "product" else Term(mapped(form, lambda x: x[..., :6]))
+        for how, weight, (form, _) in zip(made, weights, parts, strict=True)
+    ]
+
+    def run():
+        total = weighted(terms, constant, Error(), spans=2)
+        bounds, spans = symbols(dtype).measured_spans(total, (3, 3))
+        found = list(bounds) if "range" in read else []
+        for place, span in enumerate(spans):
+            assert span.center.shape == span.size.shape == (BATCH, 3)
+            blocks = [block.data for block in (span.inputs, span.noise) if block]
+            if place in read:
+                own = span.own + 0 * span.center  # has a gradient with loops and without
+                found += [x.sin() for x in (span.center, own, *blocks)]
+        return found
+
+    leaves = [*weights, constant, *[x for _, own in parts for x in own]]
+    check(both(monkeypatch, run, leaves), dtype)
+
+
+@dtypes
+def test_spans_of_a_sum_lie_apart_where_nothing_is_scaled(dtype):
+    (form, _), weight = leaf_form(dtype), numbers(6, UNITS, dtype=dtype)
+    total = weighted([Term(form, weight=weight)], None, spans=3)
+    assert total.center.shape == (BATCH, 3, 2)
+    _, spans = symbols(dtype).measured_spans(total, (2, 2, 2))
+    assert all(span.inputs.data.is_contiguous() for span in spans)
+    named = weighted([Term(form, weight=weight)], None, Error(first=20), spans=3)
+    scaled = weighted([Term(form, torch.ones_like(form.center))], None, spans=7)
+    assert named.center.ndim == scaled.center.ndim == 2

@@ -35,19 +35,28 @@ template <class R> static R sign_of(R x) { return x > 0 ? R(1) : (x < 0 ? R(-1) 
 template <class R> static R greater(R x, R y) { return x > y ? x : y; }
 template <class R> static R lesser(R x, R y) { return x < y ? x : y; }
 
-template <class R> static void add_sizes(int64_t batch, int64_t units, const Block<R>& x, R* sums) {
-  if (x.data) add_absolute<R>(x.count, batch, units, {x.data, x.symbol, x.sample}, sums);
+// Neighbouring spans of the units of a form, and where those of a block begin in a row, or, where spans lie
+// apart, in all of it.
+struct Spans {
+  int64_t count;
+  const int64_t *widths, *places;
+};
+
+template <class R>
+static void add_sizes(int64_t batch, int64_t units, const Block<R>& x, const Spans& spans, R* sums) {
+  for (int64_t j = 0; x.data && j < spans.count; sums += spans.widths[j], j++)
+    add_absolute<R>(x.count, batch, spans.widths[j], {x.data + spans.places[j], x.symbol, x.sample}, sums, units);
 }
 
 // Lower end, upper end and size of forms whose input moves in a box; `own` may be null.
 template <class R>
 static void range(int64_t batch, int64_t units, R rounding, const R* center, const R* own, const Block<R>* blocks,
-                  R* found) {
+                  const Spans* spans, R* found) {
   int64_t n = batch * units;
   R *lower = found, *upper = found + n, *sizes = found + 2 * n;
   for (int64_t i = 0; i < n; i++) upper[i] = own ? own[i] : R(0);
-  add_sizes(batch, units, blocks[1], upper);
-  add_sizes(batch, units, blocks[0], upper);
+  add_sizes(batch, units, blocks[1], spans[1], upper);
+  add_sizes(batch, units, blocks[0], spans[0], upper);
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     R reach = upper[i] + rounding * upper[i], rest = 4 * epsilon<R>() * absolute(center[i]);
@@ -69,17 +78,18 @@ static inline void add_signs(int64_t units, const R* __restrict from, const R* _
   }
 }
 
-// What coefficients are worth where every unit's reach is worth something, and neighbouring spans of
-// their units are worth what `said` has, (count, batch, width) each.
+// What coefficients are worth where every unit's reach is worth something, and spans are worth what `said` has,
+// (count, batch, width) each; it lies in `of` as the coefficients do in x, with gaps or without.
 template <class R>
-static void range_gradient(int64_t batch, int64_t units, const Block<R>& x, const R* worth, int64_t spans,
-                           const int64_t* widths, const R* const* said, R* of_data) {
-  for (int64_t row = 0; row < x.count * batch; row++) {
-    int64_t at = 0, k = row / batch, b = row % batch;
-    const R *from = x.data + k * x.symbol + b * x.sample, *own = worth + b * units;
-    for (int64_t j = 0; j < spans; at += widths[j], j++) {
-      const R* known = said[j] ? said[j] + row * widths[j] : nullptr;
-      add_signs(widths[j], from + at, own + at, known, of_data + row * units + at);
+static void range_gradient(int64_t batch, int64_t units, const Block<R>& x, const Spans& spans, const R* worth,
+                           const R* const* said, const Block<R>& of, const int64_t* places, R* found) {
+  for (int64_t j = 0, at = 0; j < spans.count; at += spans.widths[j], j++) {
+    int64_t width = spans.widths[j];
+    for (int64_t row = 0; row < x.count * batch; row++) {
+      int64_t k = row / batch, b = row % batch;
+      const R *from = x.data + k * x.symbol + b * x.sample + spans.places[j], *known = said[j];
+      R* to = found + k * of.symbol + b * of.sample + places[j];
+      add_signs(width, from, worth + b * units + at, known ? known + row * width : nullptr, to);
     }
   }
 }
@@ -212,12 +222,18 @@ static void scaled_gradient(int64_t batch, int64_t units, const R* worth, const 
 
 #define FORMS(R, suffix)                                                                                             \
   EXPORT void range_##suffix(const int64_t* sizes, double rounding, const R* const* parts, R* found) {               \
-    Block<R> blocks[2] = {block(parts[2], sizes + 2), block(parts[3], sizes + 6)};                                   \
-    range<R>(sizes[0], sizes[1], R(rounding), parts[0], parts[1], blocks, found);                                    \
+    int64_t count = sizes[2];                                                                                        \
+    const int64_t *widths = sizes + 3, *first = widths + count, *second = first + 4 + count;                         \
+    Block<R> blocks[2] = {block(parts[2], first), block(parts[3], second)};                                          \
+    Spans spans[2] = {{count, widths, first + 4}, {count, widths, second + 4}};                                      \
+    range<R>(sizes[0], sizes[1], R(rounding), parts[0], parts[1], blocks, spans, found);                             \
   }                                                                                                                  \
   EXPORT void range_gradient_##suffix(const int64_t* sizes, const R* data, const R* worth, const R* const* said,     \
-                                      R* of_data) {                                                                  \
-    range_gradient<R>(sizes[0], sizes[1], block(data, sizes + 2), worth, sizes[6], sizes + 7, said, of_data);        \
+                                      R* found) {                                                                    \
+    int64_t count = sizes[2];                                                                                        \
+    const int64_t *widths = sizes + 3, *own = widths + count, *to = own + 4 + count;                                 \
+    range_gradient<R>(sizes[0], sizes[1], block(data, own), {count, widths, own + 4}, worth, said,                   \
+                      block((const R*)found, to), to + 4, found);                                                    \
   }                                                                                                                  \
   EXPORT void terms_##suffix(int64_t n, int64_t count, double rounding, const R* const* parts, R* found) {           \
     bool errs = rounding > 0 || parts[4 * count + 1];                                                                \

@@ -36,14 +36,14 @@ static inline void absolute_rows(int64_t units, const R* from, int64_t symbol, R
   }
 }
 
-// sums: (batch, units), which are added to.
+// sums: (batch, units), which are added to; numbers from one row to the next.
 template <class R>
-static void add_absolute(int64_t n, int64_t batch, int64_t units, const Coefficients<R>& x, R* sums) {
+static void add_absolute(int64_t n, int64_t batch, int64_t units, const Coefficients<R>& x, R* sums, int64_t row) {
   int64_t k = 0;
   for (; k + at_once <= n; k += at_once)
-    for (int64_t b = 0; b < batch; b++) absolute_rows<at_once>(units, x.at(k, b), x.symbol, sums + b * units);
+    for (int64_t b = 0; b < batch; b++) absolute_rows<at_once>(units, x.at(k, b), x.symbol, sums + b * row);
   for (; k < n; k++)
-    for (int64_t b = 0; b < batch; b++) absolute_rows<1>(units, x.at(k, b), x.symbol, sums + b * units);
+    for (int64_t b = 0; b < batch; b++) absolute_rows<1>(units, x.at(k, b), x.symbol, sums + b * row);
 }
 
 // The same of |u + v| and |u - v|, with u = s x and v = t y.
@@ -82,7 +82,7 @@ static void add_pairs(int64_t n, int64_t batch, int64_t units, const Coefficient
 #define SUMS(R, suffix)                                                                                             \
   EXPORT void absolute_##suffix(int64_t n, int64_t batch, int64_t units, const R* x, int64_t symbol, int64_t sample, \
                                 R* sums) {                                                                          \
-    add_absolute<R>(n, batch, units, {x, symbol, sample}, sums);                                                    \
+    add_absolute<R>(n, batch, units, {x, symbol, sample}, sums, units);                                                 \
   }                                                                                                                 \
   EXPORT void pairs_##suffix(int64_t n, int64_t batch, int64_t units, const R* x, int64_t symbol_x,                 \
                              int64_t sample_x, const R* y, int64_t symbol_y, int64_t sample_y, const R* on_x,       \
