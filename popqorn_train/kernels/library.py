@@ -16,6 +16,7 @@ from popqorn_train.kernels import cuda
 from popqorn_train.kernels.check import is_right
 from popqorn_train.kernels.check_forms import forms_are_right
 from popqorn_train.kernels.check_lines import inputs_are_right, lines_are_right
+from popqorn_train.kernels.check_octagons import octagons_are_right
 from popqorn_train.kernels.compiler import NotCompiledError, built, folder_for_library
 from popqorn_train.kernels.signatures import ARGUMENTS, NAMES
 
@@ -68,7 +69,7 @@ def _load() -> Kernels:
             own = {name: getattr(library, f"{name}_{suffix}") for name in ARGUMENTS}
             right = is_right(own, dtype, torch.device("cpu"))
             right = right and forms_are_right(own, dtype) and lines_are_right(own, dtype)
-            right = right and inputs_are_right(own, dtype)
+            right = right and inputs_are_right(own, dtype) and octagons_are_right(own, dtype)
             if not right:
                 return Kernels(None, None, f"{file} gives wrong results here")
         _keep_freed_memory()

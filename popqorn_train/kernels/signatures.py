@@ -16,6 +16,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "planes": 5 * [WHOLE] + 3 * [REAL] + 2 * [POINTER],
     "strips": 2 * [WHOLE] + 2 * [POINTER],
     "gradient": 2 * [WHOLE] + [REAL] + 3 * [POINTER],
+    "octagon_gradient": 3 * [WHOLE] + [REAL] + 4 * [POINTER],
     "chords": 2 * [WHOLE] + 2 * [POINTER],
     "chords_gradient": 2 * [WHOLE] + 3 * [POINTER],
     "closest": 4 * [WHOLE] + 3 * [POINTER],

@@ -12,6 +12,7 @@ Both functions are odd in y, so the lower plane is the mirrored upper plane of t
 domain. B: batch, H: units.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from popqorn_train.kernels import enclosing as compiled
 from popqorn_train.kernels.closed_form import planes_with_gradient
+from popqorn_train.kernels.octagons import octagon_planes
 from popqorn_train.relaxations.domain import Domain, Octagon
 from popqorn_train.relaxations.octagon import octagon_intercept
 from popqorn_train.relaxations.products import Product
@@ -75,11 +77,12 @@ def _compiled(product: Product, domain: Domain, policy: Policy) -> Planes | None
     """The same by one compiled loop, where there is one."""
     if policy not in (closed_form, tilted):
         return None
+    found: Tensor | Sequence[Tensor] | None
     options: dict[str, Any] = {"curved": product.curved, "share": product.share}
     if policy is tilted:
         options |= {"shift": REFERENCE, "steps": tilted_steps(product, domain)}
     if isinstance(domain, Octagon):
-        found = compiled.planes((*domain.box, *domain.bands), **options)
+        found = octagon_planes((*domain.box, *domain.bands), **options)
     elif policy is tilted or not (torch.is_grad_enabled() and any(e.requires_grad for e in domain)):
         found = compiled.planes(domain, **options)
     else:

@@ -55,6 +55,11 @@ template <class V, int n> INLINE Dual<V, n> larger(const Dual<V, n>& x, const Du
 FIELDWISE(max(x.value, y.value),
           x.value > y.value ? x.in[k] : (y.value > x.value ? y.in[k] : (x.in[k] + y.in[k]) / 2))
 
+template <class V> INLINE V smaller(V x, V y) { return min(x, y); }
+template <class V, int n> INLINE Dual<V, n> smaller(const Dual<V, n>& x, const Dual<V, n>& y)
+FIELDWISE(min(x.value, y.value),
+          x.value < y.value ? x.in[k] : (y.value < x.value ? y.in[k] : (x.in[k] + y.in[k]) / 2))
+
 template <class N> INLINE N size_of(const N& x) {
   typedef Plain<N> V;
   V value = value_of(x), sign = value > 0 ? V{} + 1 : (value < 0 ? V{} - 1 : V{});

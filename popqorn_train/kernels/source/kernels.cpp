@@ -130,6 +130,22 @@ static void gradient_of_all(int64_t n, bool curved, Number<V> share, const Numbe
   }
 }
 
+// The gradient of planes on octagons in lx to diff_high; a plane's number may be worth nothing (null).
+template <class V>
+static void gradient_on_octagons(int64_t n, bool curved, const Choice<V>& choice, const Number<V>* const* ends,
+                                 const Number<V>* planes, const Number<V>* const* worths, Number<V>* of_ends) {
+  for (int64_t i = 0; i < n; i += lanes<V>) {
+    V own[8], known[6], worth[6], found[8];
+    for (int k = 0; k < 8; k++) own[k] = load<V>(ends[k] + i, n - i);
+    for (int k = 0; k < 6; k++) {
+      known[k] = load<V>(planes + k * n + i, n - i);
+      worth[k] = worths[k] ? load<V>(worths[k] + i, n - i) : V{};
+    }
+    gradient_on_octagon(own, curved, choice, known, worth, found);
+    for (int k = 0; k < 8; k++) store(found[k], of_ends + k * n + i, n - i);
+  }
+}
+
 template <class V> static void function_of_all(int64_t which, int64_t n, const Number<V>* x, Number<V>* found) {
   for (int64_t i = 0; i < n; i += lanes<V>) store(function(which, load<V>(x + i, n - i)), found + i, n - i);
 }
@@ -147,6 +163,12 @@ template <class V> static void function_of_all(int64_t which, int64_t n, const N
   EXPORT void gradient_##suffix(int64_t n, int64_t curved, double share, const Number<V>* const* ends,              \
                                 const Number<V>* planes, Number<V>* of_ends) {                                      \
     gradient_of_all<V>(n, curved, Number<V>(share), ends, planes, of_ends);                                         \
+  }                                                                                                                 \
+  EXPORT void octagon_gradient_##suffix(int64_t n, int64_t curved, int64_t tilted, double share,                    \
+                                        const Number<V>* const* ends, const Number<V>* planes,                      \
+                                        const Number<V>* const* worths, Number<V>* of_ends) {                       \
+    Choice<V> choice = {tilted, 0, Number<V>(share), {}};                                                           \
+    gradient_on_octagons<V>(n, curved, choice, ends, planes, worths, of_ends);                                      \
   }                                                                                                                 \
   EXPORT void chords_##suffix(int64_t which, int64_t n, const Number<V>* const* ends, Number<V>* strips) {          \
     chords_through<V>(which, n, ends, strips);                                                                      \

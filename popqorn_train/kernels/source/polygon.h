@@ -2,6 +2,7 @@
 // octagon.py.
 #pragma once
 #include "box.h"
+#include "dual.h"
 
 constexpr int pieces = 8, inner_points = 3;  // of a diagonal; sampled on a side along x or y
 constexpr int diagonal_points = 4 * (pieces + 1), border_points = diagonal_points + 4 * inner_points;
@@ -37,16 +38,17 @@ template <class V> INLINE void corners(V (&p)[4], V (&q)[4]) {
 }
 
 // How far a coordinate goes, see domain.py.
-template <class V> INLINE V reach(V one, V other) {
-  return at_most(min((one + other) / 2, 1 + min(one, other)), 1);
+template <class N> INLINE N reach(const N& one, const N& other) {
+  typedef Plain<N> V;
+  return kept(smaller(times(one + other, 0.5), smaller(one, other) + (V{} + 1)), -infinity(), 1);
 }
 
-template <class V> static void corners(const Bands<V>& bands, V (&p)[8], V (&q)[8]) {
-  V sum_low = bands.sum_low, sum_high = bands.sum_high, diff_low = bands.diff_low, diff_high = bands.diff_high;
-  V p_high = reach(sum_high, diff_high), p_low = -reach<V>(-sum_low, -diff_low);
-  V q_high = reach<V>(sum_high, -diff_low), q_low = -reach<V>(-sum_low, diff_high);
-  sum_high = min(sum_high, p_high + q_high), sum_low = max(sum_low, p_low + q_low);
-  diff_high = min(diff_high, p_high - q_low), diff_low = max(diff_low, p_low - q_high);
+template <class N> static void corners(const Bands<N>& bands, N (&p)[8], N (&q)[8]) {
+  N sum_low = bands.sum_low, sum_high = bands.sum_high, diff_low = bands.diff_low, diff_high = bands.diff_high;
+  N p_high = reach<N>(sum_high, diff_high), p_low = -reach<N>(-sum_low, -diff_low);
+  N q_high = reach<N>(sum_high, -diff_low), q_low = -reach<N>(-sum_low, diff_high);
+  sum_high = smaller(sum_high, p_high + q_high), sum_low = larger(sum_low, p_low + q_low);
+  diff_high = smaller(diff_high, p_high - q_low), diff_low = larger(diff_low, p_low - q_high);
   p[0] = p_high, q[0] = p_high - diff_high;
   p[1] = p_high, q[1] = sum_high - p_high;
   p[2] = sum_high - q_high, q[2] = q_high;
@@ -55,7 +57,7 @@ template <class V> static void corners(const Bands<V>& bands, V (&p)[8], V (&q)[
   p[5] = p_low, q[5] = sum_low - p_low;
   p[6] = sum_low - q_low, q[6] = q_low;
   p[7] = diff_high + q_low, q[7] = q_low;
-  ROLLED for (int i = 0; i < 8; i++) p[i] = within(p[i], -1, 1), q[i] = within(q[i], -1, 1);
+  ROLLED for (int i = 0; i < 8; i++) p[i] = kept(p[i], -1, 1), q[i] = kept(q[i], -1, 1);
 }
 
 // Corners of an octagon and points of its border: first 9 of each diagonal, from corner to corner,
@@ -160,47 +162,80 @@ static Held<V> inside(const Box<V>& box, const Bands<V>& bands, const Scale<V>& 
   return held;
 }
 
-// The greatest value of the sides along x or y.
-template <bool curved, class V> INLINE V sides_top(const Border<V>& on, Slopes<V> slopes) {
-  V best = all<V>(-infinity());
-  ROLLED for (int side = 0; side < 8; side += 2) {
-    V x = on.corner_x[side], y = on.corner_y[side], to_x = on.corner_x[side + 1], to_y = on.corner_y[side + 1];
-    V gate = on.gate[side], value = on.value[side], to_gate = on.gate[side + 1], to_value = on.value[side + 1];
-    if (side % 4 == 0) {  // x stays
-      V low = min(y, to_y), high = max(y, to_y), at_low = min(value, to_value), at_high = max(value, to_value);
-      auto rises = gate > slopes.b;
-      Peak<V> best_y = {rises ? high : low, rises ? at_high : at_low};
-      if (curved) best_y = argmax_tanh(gate, slopes.b, low, high, at_low, at_high);
-      y = best_y.at, value = best_y.value;
-    } else {
-      V at_low = min(gate, to_gate), at_high = max(gate, to_gate);
-      Peak<V> best_x = argmax_sigmoid(value, slopes.a, min(x, to_x), max(x, to_x), at_low, at_high);
-      x = best_x.at, gate = best_x.value;
-    }
-    best = max(best, gap(gate * value, slopes, x, y));
-  }
-  return best;
+// Where the gap is highest: `share` of the way along the side after a corner. A coordinate moves with the
+// corners of the side (1) or is free (0).
+template <class V> struct Spot {
+  V height, x, y, side, share, moves_x, moves_y;
+};
+
+template <class V> INLINE Spot<V> higher(const Spot<V>& one, const Spot<V>& other) {
+  auto mask = other.height > one.height;
+  return {max(one.height, other.height),  mask ? other.x : one.x,
+          mask ? other.y : one.y,         mask ? other.side : one.side,
+          mask ? other.share : one.share, mask ? other.moves_x : one.moves_x,
+          mask ? other.moves_y : one.moves_y};
 }
 
-// Bounds max sigmoid(x) g(y) - a x - b y over an octagon, see octagon.py.
-template <bool curved, class V>
-static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, const Border<V>& on, Slopes<V> slopes) {
-  Box<V> wider = covered(box, scale);
-  V best = sides_top<curved>(on, slopes), last[4], steep[4];
+// Of a side along x or y.
+template <bool curved, class V> INLINE Spot<V> on_side(const Border<V>& on, Slopes<V> slopes, int side) {
+  V x = on.corner_x[side], y = on.corner_y[side], to_x = on.corner_x[side + 1], to_y = on.corner_y[side + 1];
+  V gate = on.gate[side], value = on.value[side], to_gate = on.gate[side + 1], to_value = on.value[side + 1];
+  V from = side % 4 ? x : y, to = side % 4 ? to_x : to_y, one = V{} + 1;
+  if (side % 4 == 0) {  // x stays
+    V low = min(y, to_y), high = max(y, to_y), at_low = min(value, to_value), at_high = max(value, to_value);
+    auto rises = gate > slopes.b;
+    Peak<V> best_y = {rises ? high : low, rises ? at_high : at_low};
+    if (curved) best_y = argmax_tanh(gate, slopes.b, low, high, at_low, at_high);
+    y = best_y.at, value = best_y.value;
+  } else {
+    V at_low = min(gate, to_gate), at_high = max(gate, to_gate);
+    Peak<V> best_x = argmax_sigmoid(value, slopes.a, min(x, to_x), max(x, to_x), at_low, at_high);
+    x = best_x.at, gate = best_x.value;
+  }
+  V at = side % 4 ? x : y, starts = at == from ? one : V{}, moves = at == to ? one : starts;
+  return {gap(gate * value, slopes, x, y), x, y, all<V>(side), 1 - starts, side % 4 ? moves : one, side % 4 ? one : moves};
+}
+
+// Of the diagonals, with what a piece may rise above its higher end.
+template <class V> INLINE Spot<V> on_diagonals(const Border<V>& on, Slopes<V> slopes) {
+  V last[4], steep[4], one = V{} + 1;
+  Spot<V> best = {all<V>(-infinity()), V{}, V{}, V{}, V{}, V{}, V{}};
   ROLLED for (int side = 0; side < 4; side++) steep[side] = 1 / at_least(4 * on.bend[side], Of<V>::tiny);
   ROLLED for (int i = 0; i < diagonal_points; i++) {
     int side = i % 4;
     V here = gap(on.z[i], slopes, on.x[i], on.y[i]);
     if (i >= 4) {
       V share = at_least(1 - abs(here - last[side]) * steep[side], 0);
-      best = max(best, max(here, last[side]) + on.bend[side] * share * share);
+      V height = max(here, last[side]) + on.bend[side] * share * share, place = all<V>(i / 4);
+      auto ahead = here > last[side];
+      V x = ahead ? on.x[i] : on.x[i - 4], y = ahead ? on.y[i] : on.y[i - 4];
+      best = higher(best, Spot<V>{height, x, y, all<V>(2 * side + 1), (ahead ? place : place - 1) / pieces, one, one});
     }
     last[side] = here;
   }
+  return best;
+}
+
+// The greatest sigmoid(x) g(y) - a x - b y over an octagon, as a bound (see octagon.py), and where it is.
+template <bool curved, class V>
+INLINE Spot<V> octagon_spot(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, const Border<V>& on,
+                            Slopes<V> slopes) {
+  Box<V> wider = covered(box, scale);
+  Spot<V> best = on_diagonals(on, slopes);
+  ROLLED for (int side = 0; side < 8; side += 2) best = higher(best, on_side<curved>(on, slopes, side));
   if (curved) {
     Held<V> held = inside<false>(wider, bands, scale, slopes);
     V height = gap(product<true>(held.x, held.y), slopes, held.x, held.y) + held.miss;
-    best = max(best, held.there ? height : best);
+    Spot<V> inner = {held.there ? height : best.height, held.x, held.y, V{}, V{}, V{}, V{}};
+    best = higher(best, inner);
   }
-  return best + 2 * (on.room + slack(V{}, slopes.a * largest(wider.lx, wider.ux), slopes.b * largest(wider.ly, wider.uy)));
+  V in_x = slopes.a * largest(wider.lx, wider.ux), in_y = slopes.b * largest(wider.ly, wider.uy);
+  best.height = best.height + 2 * (on.room + slack(V{}, in_x, in_y));
+  return best;
+}
+
+template <bool curved, class V>
+static V octagon_top(const Box<V>& box, const Bands<V>& bands, const Scale<V>& scale, const Border<V>& on,
+                     Slopes<V> slopes) {
+  return octagon_spot<curved>(box, bands, scale, on, slopes).height;
 }

@@ -1,7 +1,7 @@
 // What is asked of one vector of units. `ends` are lx, ux, ly, uy and, of octagons, sum_low, sum_high,
 // diff_low, diff_high.
 #pragma once
-#include "gradients.h"
+#include "octagon_gradients.h"
 #include "strips.h"
 
 // 0 where all ends are numbers that can be reckoned with, else NaN.
@@ -94,6 +94,16 @@ static void gradient(const V (&ends)[4], bool curved, Number<V> share, const V (
   }
   of_ends[0] = upper.lx + lower.lx, of_ends[1] = upper.ux + lower.ux;
   of_ends[2] = upper.ly - lower.uy, of_ends[3] = upper.uy - lower.ly;
+}
+
+// The gradient of planes on octagons, found by the same choice, in all ends; NaN where the planes are.
+template <class V>
+static void gradient_on_octagon(const V (&ends)[8], bool curved, const Choice<V>& choice, const V (&planes)[6],
+                                const V (&worth)[6], V (&of_ends)[8]) {
+  Box<V> box = {ends[0], ends[1], ends[2], ends[3]};
+  Bands<V> bands = {ends[4], ends[5], ends[6], ends[7]};
+  if (curved) of_both<true>(box, bands, choice, planes, worth, of_ends);
+  else of_both<false>(box, bands, choice, planes, worth, of_ends);
 }
 
 template <class V> static V function(int64_t which, V x) {
