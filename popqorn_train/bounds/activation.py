@@ -131,7 +131,7 @@ class Activation(Nonlinear):
 
 def _of_rows(x: Tensor, slope: Tensor) -> Tensor:
     """What holds for all rows, or for each, cut to the frames of a slope ``(B, K, ...)``."""
-    x = x[:, None] if x.ndim < slope.ndim else x
+    x = x.unsqueeze(1) if x.ndim < slope.ndim else x
     return x[:, :, : slope.shape[2]] if slope.ndim > 3 else x
 
 

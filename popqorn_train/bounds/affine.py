@@ -138,7 +138,7 @@ class Linear(Node):
 
 def _passed(slope: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     constant = slope @ bias
-    return slope @ weight, constant.reshape(*slope.shape[:2], -1).sum(-1)
+    return slope @ weight, constant if constant.ndim < 3 else constant.flatten(2).sum(-1)
 
 
 class _Through(torch.autograd.Function):

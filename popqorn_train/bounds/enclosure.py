@@ -23,8 +23,8 @@ from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.relaxer import Relaxation, Relaxer
 from popqorn_train.bounds.repeated_reads import reread, without_repeats
 from popqorn_train.bounds.slices import whole
-from popqorn_train.nested import map_nested
-from popqorn_train.perturbations.region import Bounds
+from popqorn_train.nested import cut_nested
+from popqorn_train.perturbations.region import Bounds, for_batch
 
 _TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster
 
@@ -108,24 +108,16 @@ def _together(
     inputs = [[ranges[parent] for parent in node.inputs] for node in nodes]
     if len(nodes) == 1:
         return [nodes[0].relax(relaxer, *inputs[0])]
-    batch = max(len(bounds.lower) for column in inputs for bounds in column)
+    batch = max([bounds.lower.shape[0] for column in inputs for bounds in column])
     joined = [_put_together(column, batch) for column in zip(*inputs, strict=True)]
     found = nodes[0].relax(relaxer, *joined)
-    parts: list[Sequence[Tensor]] = []
-    map_nested(found, Tensor, lambda x: parts.append(x.split(batch)))
-
-    def of(place: int) -> Any:
-        queue = iter(parts)
-        return map_nested(found, Tensor, lambda _: next(queue)[place])
-
-    return [of(place) for place in range(len(nodes))]
+    return cut_nested(found, Tensor, lambda x: x.split(batch))
 
 
 def _put_together(ranges: Sequence[Bounds], batch: int) -> Bounds:
     """One range of many batches."""
     lower, upper = (
-        torch.cat([end.expand(batch, *end.shape[1:]) for end in ends])
-        for ends in zip(*ranges, strict=True)
+        torch.cat([for_batch(end, batch) for end in ends]) for ends in zip(*ranges, strict=True)
     )
     return Bounds(lower, upper)
 

@@ -23,7 +23,7 @@ from popqorn_train.bounds.enclosure import backward_range, intersect, relaxed
 from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped, weighted
 from popqorn_train.bounds.frame_tangents import tangent_forms
-from popqorn_train.bounds.gated import Blend, Gated
+from popqorn_train.bounds.gated import PRODUCTS, Blend, Gated
 from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.mixing import Mixing, mapped_by
@@ -40,6 +40,7 @@ from popqorn_train.relaxations.domain import Domain, Octagon, Rectangle
 from popqorn_train.relaxations.products import Product
 from popqorn_train.relaxations.strips import PlaneStrip
 
+_REDUCTIONS = Maximum, Reduction
 _MOST = 2**24  # numbers in a form of one sample; what would be larger is left to its range
 
 Plane = Callable[[Product, Domain], PlaneStrip]
@@ -82,7 +83,7 @@ class FormMaker:
 
     def _made(self, node: Node) -> Image:
         """The form of a node that is not affine."""
-        if isinstance(node, Gated | Blend):
+        if isinstance(node, PRODUCTS):
             return self._product(node)
         if isinstance(node, Quadratic):
             errors = functools.partial(self._error, node)
@@ -98,7 +99,7 @@ class FormMaker:
             return self._span(node, images[0])
         if isinstance(node, Activation):
             return self._activation(node, images[0])
-        if isinstance(node, Maximum | Reduction):
+        if isinstance(node, _REDUCTIONS):
             return self._reduction(node, images[0])
         if isinstance(node, Mixing):
             return self._mixing(node, [joined(part) for part in images])
@@ -116,7 +117,7 @@ class FormMaker:
         terms, gaps = list[Term](), list[Tensor]()
         constants = [] if node.constant is None else [node.constant]
         for parent in node.inputs:
-            if isinstance(parent, Gated | Blend) and parent in self._reads.products:
+            if isinstance(parent, PRODUCTS) and parent in self._reads.products:
                 scaled, middle, gap = self._planes(parent)
                 terms, gaps, constants = terms + scaled, [*gaps, gap], [*constants, middle]
             elif isinstance(parent, Linear) and parent in self._reads.fused:
@@ -179,7 +180,7 @@ class FormMaker:
         for (_, *arguments), strip in zip(factors, strips, strict=True):
             for argument, slope in zip(arguments, strip[:2], strict=True):
                 before = scales.get(argument.node)
-                slope = argument.sign * slope
+                slope = slope if argument.sign == 1 else argument.sign * slope
                 scales[argument.node] = slope if before is None else before + slope
         terms = [Term(joined(self._form(read)), scale) for read, scale in scales.items()]
         middle, gap = (

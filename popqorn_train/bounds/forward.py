@@ -15,7 +15,7 @@ from popqorn_train.bounds.concatenation import Stack
 from popqorn_train.bounds.enclosure import from_ball, intersect, read
 from popqorn_train.bounds.form_maker import FormMaker
 from popqorn_train.bounds.forms import Form
-from popqorn_train.bounds.gated import Blend, Gated
+from popqorn_train.bounds.gated import PRODUCTS
 from popqorn_train.bounds.images import Image, Stacked
 from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.bounds.repeated_reads import without_repeats
@@ -69,7 +69,7 @@ class ForwardPass(FormMaker):
     def _visit(self, node: Node) -> None:
         """Make the form of a node that moves, and forget those that nobody reads any more."""
         wanted = node in self._reads.wanted
-        if isinstance(node, Gated | Blend):
+        if isinstance(node, PRODUCTS):
             self._domains[node] = list(self._octagons(node))
         if (wanted or self._left[node]) and node not in self._forms:
             self._forms[node] = self._made(node)
