@@ -28,11 +28,11 @@ from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined,
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.mixing import Mixing, mapped_by
 from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.outline import Outline
 from popqorn_train.bounds.peak import Peak
 from popqorn_train.bounds.quadratic import Quadratic
 from popqorn_train.bounds.reductions import Reduction
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
-from popqorn_train.bounds.repeated_reads import reread
 from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbols import Symbols
 from popqorn_train.perturbations.region import Bounds
@@ -53,6 +53,7 @@ class FormMaker:
         output: the node to be bounded in the end.
         plane: one plane through a product (strips.py).
         relaxation: of the backward bounds that are made from it.
+        outline: of the graph; None works it out.
 
     Attributes:
         found: ranges of every node that is read, and relaxations of the nonlinear ones.
@@ -60,17 +61,19 @@ class FormMaker:
 
     _takes_products: ClassVar[bool] = True  # whether sums work out products in their place
 
-    def __init__(self, output: Node, plane: Plane, relaxation: Relaxation) -> None:
+    def __init__(
+        self, output: Node, plane: Plane, relaxation: Relaxation, outline: Outline | None = None
+    ) -> None:
         assert output.region is not None
-        self._nodes, self._plane, self._relaxation = ancestors(output), plane, relaxation
+        self._outline = outline or Outline(output)
+        self._plane, self._relaxation = plane, relaxation
         self._symbols = Symbols(output.region)
         self.found = Enclosure({}, {})
         self._domains: dict[Node, list[Octagon]] = {}
         self._strips: dict[Node, Any] = {}
         self._forms: dict[Node, Image] = {}
-        self._nonlinear = [node for node in self._nodes if isinstance(node, Nonlinear)]
-        self._reads = FormReaders(self._nodes, products=self._takes_products)
-        self._repeated = reread(self._nodes)
+        self._nonlinear = self._outline.nonlinear
+        self._reads = FormReaders(self._outline.nodes, products=self._takes_products)
         self._left = {node: len(readers) for node, readers in self._reads.readers.items()}
 
     def _form(self, node: Node) -> Image:

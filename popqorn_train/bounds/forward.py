@@ -9,10 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.affine_matrix import affine_ranges
 from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.concatenation import Stack
-from popqorn_train.bounds.enclosure import from_ball, intersect, read
+from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.form_maker import FormMaker
 from popqorn_train.bounds.forms import Form
 from popqorn_train.bounds.gated import PRODUCTS
@@ -50,10 +49,8 @@ class ForwardPass(FormMaker):
 
     def run(self) -> Enclosure:
         """Visit every node once, first to last."""
-        visited = read(self._nodes)
-        affine = affine_ranges([node for node in visited if from_ball(node)])
-        for node in visited:
-            self.found.ranges[node] = affine.get(node) or self._range(node)
+        for node in self._outline.read:
+            self.found.ranges[node] = self._outline.affine.get(node) or self._range(node)
             if not node.affine:
                 self._visit(node)
         self._relax(self._nonlinear)
@@ -62,7 +59,7 @@ class ForwardPass(FormMaker):
     def _range(self, node: Node) -> Bounds:
         """Range of a node before its form is known."""
         bounds = node.range(*[self.found.ranges[parent] for parent in node.inputs])
-        if node not in self._repeated:
+        if node not in self._outline.repeated:
             return bounds
         return without_repeats(node, bounds, self.found.ranges)
 

@@ -46,6 +46,8 @@ def reread(nodes: Sequence[Node]) -> set[Node]:
 def _origin(node: Node, inputs: Sequence[_Origin]) -> _Origin:
     if isinstance(node, _SOURCES):
         return _Origin(frozenset([node]))
+    if node.moves and len(inputs) == 1:
+        return inputs[0]
     sources = inputs[0].sources if inputs else frozenset[Node]()
     for origin in inputs[1:]:
         sources = sources | origin.sources

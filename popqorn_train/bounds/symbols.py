@@ -69,9 +69,8 @@ class Symbols:
             return constant_form(_still(node).expand(len(self.center), *node.shape))
         if isinstance(node, Projected) and isinstance(node.layer.inputs[0], Root):
             layer, t = node.layer, node.t
-            slope, constant = layer.weight.T[:, None], layer.bias
-            center = linear(self.center[:, t], layer.weight, constant)
-            return self._of_input(slope[None], center, t, constant)
+            center = linear(self.center[:, t], layer.weight, layer.bias)
+            return self._of_input(layer.matrix.turned[None, :, None], center, t, layer.bias)
         if isinstance(node, Span):
             return self._span(node)
         if isinstance(node, Sum):

@@ -209,7 +209,7 @@ def around(center: Tensor, radius: Tensor) -> Bounds:
 
 
 def for_batch(x: Tensor, batch: int) -> Tensor:
-    """A value ``(B or 1, *shape)`` for a batch; itself where it has one already: views cost time."""
+    """A value ``(B or 1, *shape)`` for a batch; itself if it has one: views cost time."""
     return x if x.shape[0] == batch else x.expand(batch, *x.shape[1:])
 
 
