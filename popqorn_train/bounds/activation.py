@@ -123,7 +123,9 @@ class Activation(Nonlinear):
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Lines) -> Tensor:
         """Replace the function by the line on the side that matters."""
-        fields = [_of_rows(field, slope) for field in relaxation]
+        fields: Sequence[Tensor] = relaxation
+        if slope.ndim > 3:
+            fields = [_of_rows(field, slope) for field in fields]
         (on_input,), constant = back_substitute(slope, fields[:2], fields[2:])
         tape.add(self.inputs[0], on_input)
         return constant

@@ -249,7 +249,7 @@ def sizes_of(output: Node, found: Enclosure) -> dict[Node, Tensor]:
 def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
     lower, upper = (part if part.ndim < 3 else part[:, : slope.shape[2]] for part in box)
     if len(slope) > 1:
-        return back_substitute(slope, [lower[:, None]], [upper[:, None]])[1]
+        return back_substitute(slope, [lower], [upper])[1]
     # The same rows for all samples: a product of matrices.
     flat = slope.reshape(slope.shape[1], -1)
     positive = flat.relu()

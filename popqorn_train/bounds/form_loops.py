@@ -22,11 +22,11 @@ def ranged(form: Form, rounding: float, widths: Sequence[int]) -> tuple[Bounds, 
     known = form_range(_operand(form), rounding, widths)
     if known is None:
         return None
-    bare = form._replace(inputs=None, noise=None, size=known.size)
-    found = [
-        part._replace(inputs=inputs and Block(*inputs), noise=noise and Block(*noise))
-        for part, (inputs, noise) in zip(spans(bare, widths), known.spans, strict=True)
-    ]
+    bare = Form(form.center, None, None, form.own, known.size, form.loose)
+    found = []
+    for part, blocks in zip(spans(bare, widths), known.spans, strict=True):
+        inputs, noise = (block and Block(*block) for block in blocks)
+        found.append(Form(part.center, inputs, noise, part.own, part.size, part.loose))
     return Bounds(known.lower, known.upper), found
 
 

@@ -54,8 +54,7 @@ def _relaxed(
     Returns:
         The constant ``(B, K)``.
     """
-    below, above = ([field.unsqueeze(1) for field in side] for side in (lower, upper))
-    slopes, constant = back_substitute(slope, below, above)
+    slopes, constant = back_substitute(slope, lower, upper)
     for argument, on_argument in zip(node.inputs, slopes, strict=True):
         tape.add(argument, on_argument)
     return constant
