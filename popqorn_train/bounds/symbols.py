@@ -52,11 +52,12 @@ class Symbols:
         self._spans: tuple[Any, list[Form]] | None = None  # of the newest node
         self._even = self.boxed or (isinstance(region, Region) and not region.clipped)
         self.reach = torch.maximum(upper - self.center, self.center - lower)  # (B, T, N)
+        self._coordinates = self.reach.shape[1:].numel()
 
     @property
     def total(self) -> int:
         """All symbols so far, coordinates of the input included."""
-        return self.count + self.reach[0].numel()
+        return self.count + self._coordinates
 
     def name(self, units: int) -> int:
         """The first of as many new symbols."""

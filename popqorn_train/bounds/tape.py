@@ -83,10 +83,12 @@ def _gathered(slopes: Iterable[tuple[Any, Tensor]]) -> dict[Any, Tensor]:
 
 def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
     """Stack slopes on frames, zeros where there is none, up to the last one present."""
-    batch = max(len(slope) for slope in slopes.values())
-    some = next(iter(slopes.values()))
-    empty = some.new_zeros(()).expand_as(some)
-    parts = [slopes.get(t, empty) for t in range(max(slopes) + 1)]
+    batch = max([slope.shape[0] for slope in slopes.values()])
+    places, some = range(max(slopes) + 1), next(iter(slopes.values()))
+    if len(slopes) < len(places):
+        empty = some.new_zeros(()).expand_as(some)
+        slopes = {t: slopes.get(t, empty) for t in places}
+    parts = [slopes[t] for t in places]
     return torch.stack([for_batch(part, batch) for part in parts], 2)
 
 

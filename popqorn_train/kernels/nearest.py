@@ -70,8 +70,8 @@ def closest(
     fits = [x.shape[1:] == shape[1:] and x.shape[0] in (1, shape[0]) for x in (lower, upper)]
     if loop is None or not all(fits) or wants_gradient(point):
         return None
-    ends = [end if end.shape == shape else end.expand(shape) for end in (lower, upper)]
-    if not wants_gradient(*ends):
-        return _lines(loop, curved, *ends, point).unbind()
-    found: Tensor = _Closest.apply(curved, *ends, point)  # type: ignore[no-untyped-call]
+    lower, upper = (x if x.shape == shape else x.expand(shape) for x in (lower, upper))
+    if not wants_gradient(lower, upper):
+        return _lines(loop, curved, lower, upper, point).unbind()
+    found: Tensor = _Closest.apply(curved, lower, upper, point)  # type: ignore[no-untyped-call]
     return found.unbind()
