@@ -30,8 +30,8 @@ def substitute(
         without kernels.
     """
     loop = function("substitute", slope, *lower, *upper)
-    layout = _layout(slope, [*lower, *upper])
-    if loop is None or layout is None:
+    layout = None if loop is None else _layout(slope, [*lower, *upper])
+    if layout is None:
         return None
     slope, below, above = slope.contiguous(), _contiguous(lower), _contiguous(upper)
     found = [slope.new_empty(layout.batch, *slope.shape[1:]) for _ in lower[1:]]
