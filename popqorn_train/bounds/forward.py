@@ -73,9 +73,10 @@ class ForwardPass(FormMaker):
         if wanted:
             tighter = self._measured(node)
             self.found.ranges[node] = intersect(self.found.ranges[node], tighter)
-        for source in self._reads.sources(node):
+        sources = self._reads.sources(node)
+        for source in sources:
             self._left[source] -= node in self._reads.readers[source]
-        for done in (node, *self._reads.sources(node)):
+        for done in (node, *sources):
             if not self._left[done]:
                 self._forms.pop(done, None)
 
