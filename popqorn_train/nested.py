@@ -1,7 +1,17 @@
 """Tuples, lists, dicts and slices inside each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+
+def cut_nested(value: Any, kind: type, cut: Callable[[Any], Sequence[Any]]) -> list[Any]:
+    """Cut every ``kind`` in nested tuples into as many pieces, for one such nest of each piece."""
+    if isinstance(value, kind):
+        return list(cut(value))
+    columns = zip(*[cut_nested(item, kind, cut) for item in value], strict=True)
+    if hasattr(value, "_fields"):
+        return [type(value)(*column) for column in columns]
+    return list(columns)
 
 
 def map_nested(value: Any, kind: type | tuple[type, ...], replace: Callable[[Any], Any]) -> Any:

@@ -123,7 +123,9 @@ class Activation(Nonlinear):
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Lines) -> Tensor:
         """Replace the function by the line on the side that matters."""
-        fields = [_of_rows(field, slope) for field in relaxation]
+        fields: Sequence[Tensor] = relaxation
+        if slope.ndim > 3:
+            fields = [_of_rows(field, slope) for field in fields]
         (on_input,), constant = back_substitute(slope, fields[:2], fields[2:])
         tape.add(self.inputs[0], on_input)
         return constant
@@ -131,7 +133,7 @@ class Activation(Nonlinear):
 
 def _of_rows(x: Tensor, slope: Tensor) -> Tensor:
     """What holds for all rows, or for each, cut to the frames of a slope ``(B, K, ...)``."""
-    x = x[:, None] if x.ndim < slope.ndim else x
+    x = x.unsqueeze(1) if x.ndim < slope.ndim else x
     return x[:, :, : slope.shape[2]] if slope.ndim > 3 else x
 
 

@@ -30,6 +30,7 @@ class Matrix:
     def __init__(self, value: Tensor) -> None:
         self.value = value
         self._halves: tuple[Tensor, Tensor] | None = None
+        self._turned: Tensor | None = None
         self._filled: Filled | None = None
         # What must stay positive, as sums of powers before a logarithm, is not left to rounding.
         self.rises = not value.requires_grad and bool((value >= 0).all())
@@ -42,6 +43,14 @@ class Matrix:
             half = self.value / 2
             self._halves = half, half.abs()
         return self._halves
+
+    @property
+    def turned(self) -> Tensor:
+        """The weight by columns, ``(F, O)``, each without gaps."""
+        tracked = self.value.requires_grad and torch.is_grad_enabled()
+        if self._turned is None or self._turned.requires_grad != tracked:
+            self._turned = self.value.T.contiguous()
+        return self._turned
 
     @property
     def filled(self) -> Filled:
@@ -138,7 +147,7 @@ class Linear(Node):
 
 def _passed(slope: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     constant = slope @ bias
-    return slope @ weight, constant.reshape(*slope.shape[:2], -1).sum(-1)
+    return slope @ weight, constant if constant.ndim < 3 else constant.flatten(2).sum(-1)
 
 
 class _Through(torch.autograd.Function):

@@ -32,18 +32,18 @@ class _BackSubstitution(torch.autograd.Function):
         if known is not None:
             return (*known[0], known[1])
         positive, negative = _signs(slope)
-        pairs = zip(*_halves(sides), strict=True)
+        pairs = zip(*_halves(_for_rows(sides, slope)), strict=True)
         *slopes, constant = [(positive * low).addcmul_(negative, high) for low, high in pairs]
         return (*slopes, constant.reshape(*constant.shape[:2], -1).sum(-1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         slope, *sides = ctx.saved_tensors
-        lower, upper = _halves(sides)
         needed = any(ctx.needs_input_grad[1:]) and not only_slopes()
-        known = rows.substitute_gradient(slope, lower, upper, gradients, sides=needed)
+        known = rows.substitute_gradient(slope, *_halves(sides), gradients, sides=needed)
         if known is not None:
             return known
+        lower, upper = _halves(_for_rows(sides, slope))
         positive, half = slope.relu(), len(lower)
         gaps = [low - high for low, high in zip(lower, upper, strict=True)]
         worths = [*gradients[:-1], _as_last(gradients[-1], slope)]
@@ -51,7 +51,8 @@ class _BackSubstitution(torch.autograd.Function):
         if needed:
             for index, (worth, side) in enumerate(zip(worths, lower, strict=True)):
                 below, both = (_summed(part, worth, side.shape) for part in (positive, slope))
-                of_sides[index], of_sides[index + half] = below, both - below
+                pair = below, both - below
+                of_sides[index], of_sides[index + half] = (x.view_as(sides[index]) for x in pair)
         if not ctx.needs_input_grad[0]:
             return (None, *of_sides)
         # Below and above differ where the slope is positive.
@@ -68,6 +69,11 @@ def _signs(slope: Tensor) -> tuple[Tensor, Tensor]:
     """Positive and negative part."""
     positive = slope.relu()
     return positive, slope - positive
+
+
+def _for_rows(sides: Sequence[Tensor], slope: Tensor) -> list[Tensor]:
+    """Sides with an axis of rows."""
+    return [side if side.ndim == slope.ndim else side.unsqueeze(1) for side in sides]
 
 
 def _halves(sides: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -98,7 +104,8 @@ def back_substitute(
 
     Args:
         slope: ``(B or 1, K, *shape)``.
-        lower: below f, the slope on every argument, then the intercept; ``(B, 1 or K, *shape)``.
+        lower: below f, the slope on every argument, then the intercept; ``(B, 1 or K, *shape)``,
+            or ``(B, *shape)`` for all rows.
         upper: above f, likewise.
 
     Returns:

@@ -31,7 +31,7 @@ from popqorn_train.bounds.roundoff import rounding_error
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.bounds.wanted import slopes_alone
 from popqorn_train.kernels.inputs import FEWEST
-from popqorn_train.perturbations.region import Bounds, dot
+from popqorn_train.perturbations.region import Bounds, dot, for_batch
 
 ROWS_AT_ONCE = 2048  # rows of one backward pass; more are bounded in blocks
 BLOCK = 2**23  # bytes of slopes on the input at once; what fits a cache is faster
@@ -115,7 +115,6 @@ def lower_bound(
         return sum(parts[1:], parts[0])
     value = moving[0].value
     batch, rows = len(value), _rows_at_once(terms, value)
-    blocks = zip(*[torch.split(slope, rows, 1) for _, slope in terms], strict=True)
     nodes = [node for node, _ in terms]
     walk = _with_own_lines if _choosing(found) and not intervals else _walk
     reading: Sequence[Linear | Projected] = ()
@@ -124,6 +123,9 @@ def lower_bound(
         before = {node for term in nodes for node in ancestors(term)}
         reading = readers_of_input(before, nodes)
     way = _Way(batch, intervals, sizes, {node: node.least for node in reading})
+    if terms[0][1].shape[1] <= rows:
+        return walk(terms, found, way)
+    blocks = zip(*[torch.split(slope, rows, 1) for _, slope in terms], strict=True)
     bounds = [walk(list(zip(nodes, block, strict=True)), found, way) for block in blocks]
     return torch.cat(bounds, 1)
 
@@ -212,7 +214,7 @@ def _walk(
     total = terms[0][1].new_zeros(())
     for node, weight, tape in visits(terms, way.batch):
         if slopes is not None and node in slopes:
-            weight = weight.expand(way.batch, *weight.shape[1:])
+            weight = for_batch(weight, way.batch)
             weight = weight if weight.requires_grad else weight.detach().requires_grad_()
             slopes[node] = weight
         if way.intervals and isinstance(node, Nonlinear) and not node.drifts:
@@ -247,7 +249,7 @@ def sizes_of(output: Node, found: Enclosure) -> dict[Node, Tensor]:
 def _box_minimum(slope: Tensor, box: Bounds) -> Tensor:
     lower, upper = (part if part.ndim < 3 else part[:, : slope.shape[2]] for part in box)
     if len(slope) > 1:
-        return back_substitute(slope, [lower[:, None]], [upper[:, None]])[1]
+        return back_substitute(slope, [lower], [upper])[1]
     # The same rows for all samples: a product of matrices.
     flat = slope.reshape(slope.shape[1], -1)
     positive = flat.relu()

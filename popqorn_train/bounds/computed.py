@@ -28,8 +28,8 @@ from popqorn_train.bounds.affine import Linear, Negative
 from popqorn_train.bounds.arithmetic_error import FLOAT32, Arithmetic, Seen, inexact, rule_of
 from popqorn_train.bounds.backward import ancestors
 from popqorn_train.bounds.concatenation import Concat, Projected, Select, Stack
-from popqorn_train.bounds.enclosure import from_ball
 from popqorn_train.bounds.node import Logits, Node, Nonlinear, Root
+from popqorn_train.bounds.outline import from_ball
 from popqorn_train.bounds.slices import Frame, NodeSlice, whole
 from popqorn_train.bounds.tape import Tape
 from popqorn_train.errors import UnsupportedModelError

@@ -13,7 +13,7 @@ from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.node import Node, Root
 from popqorn_train.bounds.slices import Frame
 from popqorn_train.bounds.tape import Tape
-from popqorn_train.perturbations.region import Bounds
+from popqorn_train.perturbations.region import Bounds, for_batch
 
 
 class Stack(Node):
@@ -37,7 +37,7 @@ class Stack(Node):
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
         """Stack the sizes."""
         batch = max(len(x) for x in inputs)
-        return torch.stack([x.expand(batch, *x.shape[1:]) for x in inputs], 1)
+        return torch.stack([for_batch(x, batch) for x in inputs], 1)
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """Every frame gets its part."""
@@ -66,7 +66,7 @@ class Concat(Node):
     def size(self, relaxation: Any, *inputs: Tensor) -> Tensor:
         """Join the sizes."""
         batch = max(len(x) for x in inputs)
-        return torch.cat([x.expand(batch, *x.shape[1:]) for x in inputs], -1)
+        return torch.cat([for_batch(x, batch) for x in inputs], -1)
 
     def backward(self, slope: Tensor, tape: Tape, relaxation: Any) -> None:
         """Every part gets its columns."""

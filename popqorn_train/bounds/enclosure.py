@@ -15,16 +15,16 @@ from popqorn_train.bounds.affine_matrix import affine_range, affine_ranges
 from popqorn_train.bounds.backward import (
     ROWS_AT_ONCE,
     Enclosure,
-    ancestors,
     lower_bound,
     minimum,
 )
 from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.outline import Outline, from_ball
 from popqorn_train.bounds.relaxer import Relaxation, Relaxer
-from popqorn_train.bounds.repeated_reads import reread, without_repeats
+from popqorn_train.bounds.repeated_reads import without_repeats
 from popqorn_train.bounds.slices import whole
-from popqorn_train.nested import map_nested
-from popqorn_train.perturbations.region import Bounds
+from popqorn_train.nested import cut_nested
+from popqorn_train.perturbations.region import Bounds, for_batch
 
 _TOGETHER = 2**17  # entries that are enclosed in one go; what fits a cache is faster
 
@@ -35,6 +35,7 @@ def enclose(
     relax: Relaxation | None = None,
     backward: bool = False,
     chosen: bool = False,
+    outline: Outline | None = None,
 ) -> Enclosure:
     """Bound every quantity that a nonlinearity reads, first to last.
 
@@ -43,27 +44,26 @@ def enclose(
         relax: how to enclose every nonlinear node between linear functions; None leaves it out.
         backward: refine the intervals by a backward bound each (POPQORN); else intervals alone.
         chosen: let every row of these bounds, and of those made from them, choose its own lines.
+        outline: of the graph; None works it out.
     """
+    outline = outline or Outline(output)
     # The range of an affine node comes from the ball itself: a box around an l2 ball, or around
     # an earlier layer, would be looser.
-    nodes = ancestors(output)
-    wanted = {
-        whole(parent) for node in nodes if isinstance(node, Nonlinear) for parent in node.inputs
-    }
+    wanted = {whole(parent) for node in outline.nonlinear for parent in node.inputs}
     # The last state too: in a batch, it may not be the last one of every sample.
-    wanted.update(node for node in nodes if isinstance(node, Nonlinear) and node.kept)
+    wanted.update(node for node in outline.nonlinear if node.kept)
     found = Enclosure({}, {}, chosen)
     relaxer = relax and Relaxer(relax, functools.partial(lower_bound, found=found))
-    visited = nodes if backward else read(nodes)
-    affine = affine_ranges([node for node in visited if from_ball(node)])
-    repeated = reread(nodes)
-    for node in visited:
+    affine = outline.affine
+    if backward:
+        affine = affine_ranges([node for node in outline.nodes if from_ball(node)])
+    for node in outline.nodes if backward else outline.read:
         parents = [found.ranges[parent] for parent in node.inputs if not from_ball(node)]
         if from_ball(node):
             found.ranges[node] = affine[node]
         else:
             found.ranges[node] = node.range(*parents)
-        if node in repeated:
+        if node in outline.repeated:
             found.ranges[node] = without_repeats(node, found.ranges[node], found.ranges)
         if relaxer and backward and isinstance(node, Nonlinear):
             found.relaxations[node] = node.relax(relaxer, *parents)
@@ -71,8 +71,7 @@ def enclose(
             tighter = backward_range(node, found)
             found.ranges[node] = intersect(found.ranges[node], tighter)
     if relaxer and not backward:
-        nonlinear = [node for node in nodes if isinstance(node, Nonlinear)]
-        found.relaxations.update(relaxed(nonlinear, found.ranges, lambda _: relaxer))
+        found.relaxations.update(relaxed(outline.nonlinear, found.ranges, lambda _: relaxer))
     return found
 
 
@@ -108,42 +107,18 @@ def _together(
     inputs = [[ranges[parent] for parent in node.inputs] for node in nodes]
     if len(nodes) == 1:
         return [nodes[0].relax(relaxer, *inputs[0])]
-    batch = max(len(bounds.lower) for column in inputs for bounds in column)
+    batch = max([bounds.lower.shape[0] for column in inputs for bounds in column])
     joined = [_put_together(column, batch) for column in zip(*inputs, strict=True)]
     found = nodes[0].relax(relaxer, *joined)
-    parts: list[Sequence[Tensor]] = []
-    map_nested(found, Tensor, lambda x: parts.append(x.split(batch)))
-
-    def of(place: int) -> Any:
-        queue = iter(parts)
-        return map_nested(found, Tensor, lambda _: next(queue)[place])
-
-    return [of(place) for place in range(len(nodes))]
+    return cut_nested(found, Tensor, lambda x: x.split(batch))
 
 
 def _put_together(ranges: Sequence[Bounds], batch: int) -> Bounds:
     """One range of many batches."""
     lower, upper = (
-        torch.cat([end.expand(batch, *end.shape[1:]) for end in ends])
-        for ends in zip(*ranges, strict=True)
+        torch.cat([for_batch(end, batch) for end in ends]) for ends in zip(*ranges, strict=True)
     )
     return Bounds(lower, upper)
-
-
-def from_ball(node: Node) -> bool:
-    """Whether the range of a node is that of a linear function of the input."""
-    return node.affine and not node.exact and node.region is not None
-
-
-def read(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes whose ranges something reads, of all nodes in order."""
-    read: set[Node] = set()
-    for node in reversed(nodes):
-        if isinstance(node, Nonlinear) or node.state is not None:
-            read.add(node)
-        if node in read and not from_ball(node):
-            read.update(node.inputs)
-    return [node for node in nodes if node in read]
 
 
 def intersect(one: Bounds, two: Bounds) -> Bounds:

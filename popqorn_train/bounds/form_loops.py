@@ -22,14 +22,14 @@ def ranged(form: Form, rounding: float, widths: Sequence[int]) -> tuple[Bounds, 
     known = form_range(_operand(form), rounding, widths)
     if known is None:
         return None
-    bare = form._replace(inputs=None, noise=None, size=known.size)
+    bare = Form(form.center, None, None, form.own, known.size, form.loose)
     ends = [known.lower, known.upper]
     if widths:
         bare, ends = mapped(bare, lambda x: x.flatten(2)), [end.flatten(1) for end in ends]
-    found = [
-        part._replace(inputs=inputs and Block(*inputs), noise=noise and Block(*noise))
-        for part, (inputs, noise) in zip(spans(bare, widths), known.spans, strict=True)
-    ]
+    found = []
+    for part, blocks in zip(spans(bare, widths), known.spans, strict=True):
+        inputs, noise = (block and Block(*block) for block in blocks)
+        found.append(Form(part.center, inputs, noise, part.own, part.size, part.loose))
     return Bounds(*ends), found
 
 

@@ -23,16 +23,16 @@ from popqorn_train.bounds.enclosure import backward_range, intersect, relaxed
 from popqorn_train.bounds.form_readers import FormReaders
 from popqorn_train.bounds.forms import Error, Form, Term, constant_form, mapped, weighted
 from popqorn_train.bounds.frame_tangents import tangent_forms
-from popqorn_train.bounds.gated import Blend, Gated
+from popqorn_train.bounds.gated import PRODUCTS, Blend, Gated
 from popqorn_train.bounds.images import Image, Stacked, frame_of, image, joined, spans
 from popqorn_train.bounds.maximum import Maximum
 from popqorn_train.bounds.mixing import Mixing, mapped_by
 from popqorn_train.bounds.node import Node, Nonlinear
+from popqorn_train.bounds.outline import Outline
 from popqorn_train.bounds.peak import Peak
 from popqorn_train.bounds.quadratic import Quadratic
 from popqorn_train.bounds.reductions import Reduction
 from popqorn_train.bounds.relaxer import KnownDomains, Relaxation
-from popqorn_train.bounds.repeated_reads import reread
 from popqorn_train.bounds.slices import Span
 from popqorn_train.bounds.symbols import Symbols
 from popqorn_train.perturbations.region import Bounds
@@ -40,6 +40,7 @@ from popqorn_train.relaxations.domain import Domain, Octagon, Rectangle
 from popqorn_train.relaxations.products import Product
 from popqorn_train.relaxations.strips import PlaneStrip
 
+_REDUCTIONS = Maximum, Reduction
 _MOST = 2**24  # numbers in a form of one sample; what would be larger is left to its range
 
 Plane = Callable[[Product, Domain], PlaneStrip]
@@ -52,6 +53,7 @@ class FormMaker:
         output: the node to be bounded in the end.
         plane: one plane through a product (strips.py).
         relaxation: of the backward bounds that are made from it.
+        outline: of the graph; None works it out.
 
     Attributes:
         found: ranges of every node that is read, and relaxations of the nonlinear ones.
@@ -59,17 +61,19 @@ class FormMaker:
 
     _takes_products: ClassVar[bool] = True  # whether sums work out products in their place
 
-    def __init__(self, output: Node, plane: Plane, relaxation: Relaxation) -> None:
+    def __init__(
+        self, output: Node, plane: Plane, relaxation: Relaxation, outline: Outline | None = None
+    ) -> None:
         assert output.region is not None
-        self._nodes, self._plane, self._relaxation = ancestors(output), plane, relaxation
+        self._outline = outline or Outline(output)
+        self._plane, self._relaxation = plane, relaxation
         self._symbols = Symbols(output.region)
         self.found = Enclosure({}, {})
         self._domains: dict[Node, list[Octagon]] = {}
         self._strips: dict[Node, Any] = {}
         self._forms: dict[Node, Image] = {}
-        self._nonlinear = [node for node in self._nodes if isinstance(node, Nonlinear)]
-        self._reads = FormReaders(self._nodes, products=self._takes_products)
-        self._repeated = reread(self._nodes)
+        self._nonlinear = self._outline.nonlinear
+        self._reads = FormReaders(self._outline.nodes, products=self._takes_products)
         self._left = {node: len(readers) for node, readers in self._reads.readers.items()}
 
     def _form(self, node: Node) -> Image:
@@ -82,7 +86,7 @@ class FormMaker:
 
     def _made(self, node: Node) -> Image:
         """The form of a node that is not affine."""
-        if isinstance(node, Gated | Blend):
+        if isinstance(node, PRODUCTS):
             return self._product(node)
         if isinstance(node, Quadratic):
             errors = functools.partial(self._error, node)
@@ -98,7 +102,7 @@ class FormMaker:
             return self._span(node, images[0])
         if isinstance(node, Activation):
             return self._activation(node, images[0])
-        if isinstance(node, Maximum | Reduction):
+        if isinstance(node, _REDUCTIONS):
             return self._reduction(node, images[0])
         if isinstance(node, Mixing):
             return self._mixing(node, [joined(part) for part in images])
@@ -116,7 +120,7 @@ class FormMaker:
         terms, gaps = list[Term](), list[Tensor]()
         constants = [] if node.constant is None else [node.constant]
         for parent in node.inputs:
-            if isinstance(parent, Gated | Blend) and parent in self._reads.products:
+            if isinstance(parent, PRODUCTS) and parent in self._reads.products:
                 scaled, middle, gap = self._planes(parent)
                 terms, gaps, constants = terms + scaled, [*gaps, gap], [*constants, middle]
             elif isinstance(parent, Linear) and parent in self._reads.fused:
@@ -185,7 +189,7 @@ class FormMaker:
         for (_, *arguments), strip in zip(factors, strips, strict=True):
             for argument, slope in zip(arguments, strip[:2], strict=True):
                 before = scales.get(argument.node)
-                slope = argument.sign * slope
+                slope = slope if argument.sign == 1 else argument.sign * slope
                 scales[argument.node] = slope if before is None else before + slope
         terms = [Term(joined(self._form(read)), scale) for read, scale in scales.items()]
         middle, gap = (

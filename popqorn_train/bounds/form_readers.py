@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear, Sum
-from popqorn_train.bounds.gated import Blend, Gated
+from popqorn_train.bounds.gated import PRODUCTS
 from popqorn_train.bounds.images import sources
 from popqorn_train.bounds.node import Node, Nonlinear
 from popqorn_train.bounds.slices import Span, whole
 
-_ELEMENTWISE = Sum, Gated, Blend, Activation
+_ELEMENTWISE = Sum, Activation, *PRODUCTS
 
 
 class FormReaders:
@@ -53,7 +53,7 @@ class FormReaders:
                 continue
             if type(node) is Linear:
                 linear.add(node)
-            elif isinstance(node, Gated | Blend):
+            elif isinstance(node, PRODUCTS):
                 products[node] = only
         return linear, products
 

@@ -9,13 +9,12 @@ import math
 import torch
 from torch import Tensor
 
-from popqorn_train.bounds.affine_matrix import affine_ranges
 from popqorn_train.bounds.backward import Enclosure, ancestors
 from popqorn_train.bounds.concatenation import Stack
-from popqorn_train.bounds.enclosure import from_ball, intersect, read
+from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.form_maker import FormMaker
 from popqorn_train.bounds.forms import Form
-from popqorn_train.bounds.gated import Blend, Gated
+from popqorn_train.bounds.gated import PRODUCTS
 from popqorn_train.bounds.images import Image, Stacked
 from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.bounds.repeated_reads import without_repeats
@@ -49,10 +48,8 @@ class ForwardPass(FormMaker):
 
     def run(self) -> Enclosure:
         """Visit every node once, first to last."""
-        visited = read(self._nodes)
-        affine = affine_ranges([node for node in visited if from_ball(node)])
-        for node in visited:
-            self.found.ranges[node] = affine.get(node) or self._range(node)
+        for node in self._outline.read:
+            self.found.ranges[node] = self._outline.affine.get(node) or self._range(node)
             if not node.affine:
                 self._visit(node)
         self._relax(self._nonlinear)
@@ -61,23 +58,24 @@ class ForwardPass(FormMaker):
     def _range(self, node: Node) -> Bounds:
         """Range of a node before its form is known."""
         bounds = node.range(*[self.found.ranges[parent] for parent in node.inputs])
-        if node not in self._repeated:
+        if node not in self._outline.repeated:
             return bounds
         return without_repeats(node, bounds, self.found.ranges)
 
     def _visit(self, node: Node) -> None:
         """Make the form of a node that moves, and forget those that nobody reads any more."""
         wanted = node in self._reads.wanted
-        if isinstance(node, Gated | Blend):
+        if isinstance(node, PRODUCTS):
             self._domains[node] = list(self._octagons(node))
         if (wanted or self._left[node]) and node not in self._forms:
             self._forms[node] = self._made(node)
         if wanted:
             tighter = self._measured(node)
             self.found.ranges[node] = intersect(self.found.ranges[node], tighter)
-        for source in self._reads.sources(node):
+        sources = self._reads.sources(node)
+        for source in sources:
             self._left[source] -= node in self._reads.readers[source]
-        for done in (node, *self._reads.sources(node)):
+        for done in (node, *sources):
             if not self._left[done]:
                 self._forms.pop(done, None)
 

@@ -31,6 +31,7 @@ _FRESH: Sequence[tuple[type, str, Callable[[], Any]]] = (
     (Logits, "pick", lambda: None),
     (Logits, "anew", lambda: None),
     (Matrix, "_halves", lambda: None),
+    (Matrix, "_turned", lambda: None),
 )
 
 

@@ -15,12 +15,13 @@ from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Sum
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.ellipses import Ellipse
-from popqorn_train.bounds.enclosure import from_ball, intersect
+from popqorn_train.bounds.enclosure import intersect
 from popqorn_train.bounds.forms import Error, Form
 from popqorn_train.bounds.forward import ForwardPass
 from popqorn_train.bounds.gated import Blend, Gated, blended
 from popqorn_train.bounds.images import Image, joined
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.outline import from_ball
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.bounds.symbols import Symbols
 from popqorn_train.perturbations.region import Bounds

@@ -15,6 +15,7 @@ from popqorn_train.bounds.enclosure import enclose
 from popqorn_train.bounds.forward import ForwardPass, bytes_of_forms
 from popqorn_train.bounds.method import CrownIBP, Method
 from popqorn_train.bounds.node import Node
+from popqorn_train.bounds.outline import Outline
 from popqorn_train.bounds.relaxer import Relaxation
 from popqorn_train.kernels.library import is_recorded
 from popqorn_train.relaxations.gap_search import least_gap
@@ -113,13 +114,14 @@ class FastPopqorn(Method):
         """See ``Method``."""
         if output.region is None:  # nothing moves: no symbols
             return CrownIBP().bounded(output, rows)
-        bound, found = self.from_forms(output, rows)
-        return _with_intervals(bound, output, rows), found
+        outline = Outline(output)
+        bound, found = self.from_forms(output, rows, outline)
+        return _with_intervals(bound, output, rows, outline), found
 
-    def from_forms(self, output: Node, rows: Tensor) -> tuple[Tensor, Enclosure]:
+    def from_forms(self, output: Node, rows: Tensor, outline: Outline) -> tuple[Tensor, Enclosure]:
         """What the ranges from forms give, see ``Method.bounded``."""
         relaxation = Relaxation(self.slopes, self.octagons)
-        found = ForwardPass(output, STRIPS[self.strips], relaxation).run()
+        found = ForwardPass(output, STRIPS[self.strips], relaxation, outline).run()
         found = found._replace(chosen=self.own_lines)
         interval = minimum(output, rows, found, intervals=True)
         return torch.maximum(minimum(output, rows, found), interval), found
@@ -136,30 +138,31 @@ class _Deciding(FastPopqorn):
         """See ``Method``."""
         if output.region is None:
             return super().bounded(output, rows)
-        bound, found = self.from_forms(output, rows)
+        outline = Outline(output)
+        bound, found = self.from_forms(output, rows, outline)
         proved = (bound > 0).all(1, keepdim=True)
         if proved.all():
             return bound, found
-        every = _with_intervals(bound, output, rows)
+        every = _with_intervals(bound, output, rows, outline)
         return torch.where(proved, bound, every), found  # the same in any batch
 
 
-def _with_intervals(bound: Tensor, output: Node, rows: Tensor) -> Tensor:
+def _with_intervals(bound: Tensor, output: Node, rows: Tensor, outline: Outline) -> Tensor:
     """The larger of a bound and that of intervals.
 
     Where they are larger nowhere, which is nearly always so, they cost no gradient.
     """
     if bound.requires_grad and not is_recorded(bound):
         with torch.no_grad():
-            interval = _of_intervals(output, rows)
+            interval = _of_intervals(output, rows, outline)
         if (interval < bound).all():
             return bound
-    return torch.maximum(bound, _of_intervals(output, rows))
+    return torch.maximum(bound, _of_intervals(output, rows, outline))
 
 
-def _of_intervals(output: Node, rows: Tensor) -> Tensor:
-    """Bounds of ``CrownIBP``; its intervals are no closer than those of ``FastPopqorn``."""
-    return CrownIBP(1).lower(output, rows)
+def _of_intervals(output: Node, rows: Tensor, outline: Outline) -> Tensor:
+    """Bounds of ``CrownIBP(1)``; its intervals are no closer than those of ``FastPopqorn``."""
+    return minimum(output, rows, enclose(output, relax=Relaxation(), outline=outline))
 
 
 def _check_slopes(slopes: str, known: tuple[str, ...]) -> None:

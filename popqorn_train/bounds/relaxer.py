@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.bounds.node import Node
-from popqorn_train.perturbations.region import Bounds
+from popqorn_train.perturbations.region import Bounds, for_batch
 from popqorn_train.relaxations.domain import Bands, Octagon, Rectangle, Scale
 from popqorn_train.relaxations.extremum import largest
 from popqorn_train.relaxations.planes import Planes, enclosing
@@ -107,9 +107,9 @@ def _no_bounds(terms: Rows) -> Tensor:
 
 def _joined(domains: Sequence[Octagon]) -> Octagon:
     """One domain of many batches."""
-    batch = max(len(domain.box.ly) for domain in domains)
+    batch = max([domain.box.ly.shape[0] for domain in domains])
     columns = zip(*[(*domain.box, *domain.bands) for domain in domains], strict=True)
-    ends = [torch.cat([end.expand(batch, *end.shape[1:]) for end in column]) for column in columns]
+    ends = [torch.cat([for_batch(end, batch) for end in column]) for column in columns]
     return Octagon(Rectangle(*ends[:4]), Bands(*ends[4:]))
 
 

@@ -16,6 +16,7 @@ from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.bounds.total import Total
 from popqorn_train.perturbations.region import Bounds
 
+_SOURCES = Root, Nonlinear
 _MOST = 2**22  # numbers of the matrix from the nonlinear nodes to one that is walked back
 
 
@@ -43,8 +44,10 @@ def reread(nodes: Sequence[Node]) -> set[Node]:
 
 
 def _origin(node: Node, inputs: Sequence[_Origin]) -> _Origin:
-    if isinstance(node, Root | Nonlinear):
+    if isinstance(node, _SOURCES):
         return _Origin(frozenset([node]))
+    if node.moves and len(inputs) == 1:
+        return inputs[0]
     sources = inputs[0].sources if inputs else frozenset[Node]()
     for origin in inputs[1:]:
         sources = sources | origin.sources

@@ -52,11 +52,12 @@ class Symbols:
         self._spans: tuple[Any, list[Form]] | None = None  # of the newest node
         self._even = self.boxed or (isinstance(region, Region) and not region.clipped)
         self.reach = torch.maximum(upper - self.center, self.center - lower)  # (B, T, N)
+        self._coordinates = self.reach.shape[1:].numel()
 
     @property
     def total(self) -> int:
         """All symbols so far, coordinates of the input included."""
-        return self.count + self.reach[0].numel()
+        return self.count + self._coordinates
 
     def name(self, units: int) -> int:
         """The first of as many new symbols."""
@@ -69,9 +70,8 @@ class Symbols:
             return constant_form(_still(node).expand(len(self.center), *node.shape))
         if isinstance(node, Projected) and isinstance(node.layer.inputs[0], Root):
             layer, t = node.layer, node.t
-            slope, constant = layer.weight.T[:, None], layer.bias
-            center = linear(self.center[:, t], layer.weight, constant)
-            return self._of_input(slope[None], center, t, constant)
+            center = linear(self.center[:, t], layer.weight, layer.bias)
+            return self._of_input(layer.matrix.turned[None, :, None], center, t, layer.bias)
         if isinstance(node, Span):
             return self._span(node)
         if isinstance(node, Sum):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from popqorn_train.bounds.node import Node
 from popqorn_train.bounds.slices import Frame, NodeSlice, Span
+from popqorn_train.perturbations.region import for_batch
 
 
 class Tape:
@@ -82,11 +83,13 @@ def _gathered(slopes: Iterable[tuple[Any, Tensor]]) -> dict[Any, Tensor]:
 
 def _join_frames(slopes: dict[int, Tensor]) -> Tensor:
     """Stack slopes on frames, zeros where there is none, up to the last one present."""
-    batch = max(len(slope) for slope in slopes.values())
-    some = next(iter(slopes.values()))
-    empty = some.new_zeros(()).expand_as(some)
-    parts = [slopes.get(t, empty) for t in range(max(slopes) + 1)]
-    return torch.stack([part.expand(batch, *part.shape[1:]) for part in parts], 2)
+    batch = max([slope.shape[0] for slope in slopes.values()])
+    places, some = range(max(slopes) + 1), next(iter(slopes.values()))
+    if len(slopes) < len(places):
+        empty = some.new_zeros(()).expand_as(some)
+        slopes = {t: slopes.get(t, empty) for t in places}
+    parts = [slopes[t] for t in places]
+    return torch.stack([for_batch(part, batch) for part in parts], 2)
 
 
 def _join_spans(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
@@ -99,7 +102,7 @@ def _join_spans(slopes: dict[tuple[int, int], Tensor], size: int) -> Tensor:
     for (start, stop), slope in sorted(slopes.items(), key=lambda item: item[0]):
         if start > at:
             parts.append(slope.new_zeros(batch, *slope.shape[1:-1], start - at))
-        parts.append(slope.expand(batch, *slope.shape[1:]))
+        parts.append(for_batch(slope, batch))
         at = stop
     if at < size:
         parts.append(parts[-1].new_zeros(*parts[-1].shape[:-1], size - at))

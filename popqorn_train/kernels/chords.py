@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from popqorn_train.kernels.library import function, wants_gradient
+from popqorn_train.kernels.library import function, loop_for, wants_gradient
 from popqorn_train.kernels.signatures import pointers
 
 MEMORY, CURVED, TANH, SIGMOID, TANH_LINES, SIGMOID_LINES = range(6)
@@ -25,7 +25,7 @@ class _Chords(torch.autograd.Function):
     def forward(ctx: Any, kind: int, *ends: Tensor) -> Tensor:
         ctx.kind = kind
         ctx.save_for_backward(*ends)
-        return _strips(kind, ends)
+        return _strips(function("chords", *ends), kind, ends)
 
     @staticmethod
     @once_differentiable
@@ -37,8 +37,8 @@ class _Chords(torch.autograd.Function):
         return (None, *found.unbind())
 
 
-def _strips(kind: int, ends: Sequence[Tensor]) -> Tensor:
-    loop, ends = function("chords", *ends), [end.contiguous() for end in ends]
+def _strips(loop: Any, kind: int, ends: Sequence[Tensor]) -> Tensor:
+    ends = [end.contiguous() for end in ends]
     found = torch.empty(_PARTS[kind], *ends[0].shape, dtype=ends[0].dtype)
     loop(kind, ends[0].numel(), pointers(*ends), found.data_ptr())
     return found
@@ -58,11 +58,10 @@ def strips_with_gradient(kind: int, ends: Sequence[Tensor]) -> Sequence[Tensor] 
         below, then above, NaN where an end is or is beyond 1e37 (float32) or 1e307. None without
         kernels.
     """
-    with torch.no_grad():
-        fits = function("chords", *ends) is not None
-    if not fits or any(end.shape != ends[0].shape for end in ends):
+    loop = loop_for("chords", ends)
+    if loop is None or any(end.shape != ends[0].shape for end in ends):
         return None
     if not wants_gradient(*ends):
-        return _strips(kind, ends).unbind()
+        return _strips(loop, kind, ends).unbind()
     found: Tensor = _Chords.apply(kind, *ends)  # type: ignore[no-untyped-call]
     return found.unbind()

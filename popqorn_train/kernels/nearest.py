@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from popqorn_train.kernels.library import function, wants_gradient
+from popqorn_train.kernels.library import function, loop_for, wants_gradient
 from popqorn_train.kernels.signatures import pointers
 
 
@@ -23,7 +23,8 @@ class _Closest(torch.autograd.Function):
     def forward(ctx: Any, curved: bool, lower: Tensor, upper: Tensor, point: Tensor) -> Tensor:
         ctx.curved = curved
         ctx.save_for_backward(lower, upper, point)
-        return _lines(curved, lower, upper, point)
+        loop = function("closest", lower, upper, point)
+        return _lines(loop, curved, lower, upper, point)
 
     @staticmethod
     @once_differentiable
@@ -42,8 +43,7 @@ def _sizes(point: Tensor) -> tuple[int, int, int]:
     return len(point), point.shape[1], point.shape[2:].numel()
 
 
-def _lines(curved: bool, lower: Tensor, upper: Tensor, point: Tensor) -> Tensor:
-    loop = function("closest", lower, upper, point)
+def _lines(loop: Any, curved: bool, lower: Tensor, upper: Tensor, point: Tensor) -> Tensor:
     lower, upper, point = (part.contiguous() for part in (lower, upper, point))
     found = point.new_empty(4, *point.shape)
     ends = pointers(lower, upper)
@@ -66,16 +66,12 @@ def closest(
         Slope and intercept below, then above, each ``(B, K, *shape)``; NaN where an end is, or is
         beyond 1e37 (float32) or 1e307. None without kernels.
     """
-    with torch.no_grad():
-        fits = function("closest", lower, upper, point) is not None
-    shape = (len(point), 1, *point.shape[2:])
-    fits = fits and all(len(end) in (1, shape[0]) for end in (lower, upper))
-    if not fits or any(end.shape[1:] != shape[1:] for end in (lower, upper)):
+    loop, shape = loop_for("closest", (lower, upper, point)), (len(point), 1, *point.shape[2:])
+    fits = [x.shape[1:] == shape[1:] and x.shape[0] in (1, shape[0]) for x in (lower, upper)]
+    if loop is None or not all(fits) or wants_gradient(point):
         return None
-    if wants_gradient(point):
-        return None
-    ends = lower.expand(shape), upper.expand(shape)
-    if not wants_gradient(*ends):
-        return _lines(curved, *ends, point).unbind()
-    found: Tensor = _Closest.apply(curved, *ends, point)  # type: ignore[no-untyped-call]
+    lower, upper = (x if x.shape == shape else x.expand(shape) for x in (lower, upper))
+    if not wants_gradient(lower, upper):
+        return _lines(loop, curved, lower, upper, point).unbind()
+    found: Tensor = _Closest.apply(curved, lower, upper, point)  # type: ignore[no-untyped-call]
     return found.unbind()

@@ -21,7 +21,8 @@ def substitute(
 
     Args:
         slope: ``(B or 1, K, *shape)``.
-        lower: for every argument, then the intercept: ``(B or 1, 1 or K, *shape)``.
+        lower: for every argument, then the intercept: ``(B or 1, 1 or K, *shape)``, or
+            ``(B or 1, *shape)`` for all rows.
         upper: likewise.
 
     Returns:
@@ -29,8 +30,8 @@ def substitute(
         without kernels.
     """
     loop = function("substitute", slope, *lower, *upper)
-    layout = _layout(slope, [*lower, *upper])
-    if loop is None or layout is None:
+    layout = None if loop is None else _layout(slope, [*lower, *upper])
+    if layout is None:
         return None
     slope, below, above = slope.contiguous(), _contiguous(lower), _contiguous(upper)
     found = [slope.new_empty(layout.batch, *slope.shape[1:]) for _ in lower[1:]]
@@ -56,12 +57,13 @@ class _Layout(NamedTuple):
 def _layout(slope: Tensor, sides: Sequence[Tensor]) -> _Layout | None:
     """How slopes and sides lie, if they do as ``substitute`` says."""
     shape, first = slope.shape, sides[0].shape
-    fits = first[1] in (1, shape[1]) and first[2:] == shape[2:] and _alike(shape[0], first[0])
-    if not fits or any(side.shape != first for side in sides):
+    own, units = (first[1], first[2:]) if len(first) == len(shape) else (1, first[1:])
+    fits = own in (1, shape[1]) and units == shape[2:] and _alike(shape[0], first[0])
+    if not fits or any([side.shape != first for side in sides]):
         return None
-    size = shape[2:].numel()
-    step, sample = shape[1] * size if shape[0] > 1 else 0, first[1] * size if first[0] > 1 else 0
-    row = size if first[1] > 1 else 0
+    size = units.numel()
+    step, sample = shape[1] * size if shape[0] > 1 else 0, own * size if first[0] > 1 else 0
+    row = size if own > 1 else 0
     return _Layout(_broadcast(shape[0], first[0]), shape[1], size, step, sample, row)
 
 
@@ -105,13 +107,14 @@ def substitute_gradient(
         return None
     flat, below, above, own = slope.contiguous(), *map(_contiguous, (lower, upper, worths))
     of_slope = slope.new_zeros(layout.batch, *slope.shape[1:])
-    of_sides = [torch.zeros_like(side) for side in (*below, *above)] if sides else []
+    count = len(below) + len(above)
+    of_sides = below[0].new_zeros(count, *below[0].shape).unbind() if sides else ()
     loop(
         *layout[:3], len(worths) - 1, flat.data_ptr(), layout.step, pointers(*below),
         pointers(*above), layout.sample, layout.row, pointers(*own[:-1]), own[-1].data_ptr(),
         of_slope.data_ptr(), pointers(*of_sides),
     )  # fmt: skip
-    missing = [None] * (0 if sides else len(below) + len(above))
+    missing = [None] * (0 if sides else count)
     return (of_slope.sum_to_size(slope.shape), *of_sides, *missing)
 
 

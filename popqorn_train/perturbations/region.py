@@ -208,6 +208,11 @@ def around(center: Tensor, radius: Tensor) -> Bounds:
     return Bounds(center - radius, center + radius)
 
 
+def for_batch(x: Tensor, batch: int) -> Tensor:
+    """A value ``(B or 1, *shape)`` for a batch; itself if it has one: views cost time."""
+    return x if x.shape[0] == batch else x.expand(batch, *x.shape[1:])
+
+
 def dot(slope: Tensor, x: Tensor) -> Tensor:
     """Inner product of ``(B, K, ...)`` slopes with ``(B, ...)`` values: ``(B, K)``."""
     if len(slope) == 1 < len(x):  # the same for all samples: a product of matrices

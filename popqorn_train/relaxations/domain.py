@@ -101,6 +101,12 @@ class Octagon(NamedTuple):
     box: Rectangle
     bands: Bands
 
+    def ends(self) -> list[Tensor]:
+        """Those of the box and of the bands, all as often as those in y."""
+        shape = self.box.ly.shape
+        ends = (*self.box, *self.bands)
+        return [end if end.shape == shape else end.expand(shape) for end in ends]
+
     def with_mirror(self) -> "Octagon":
         """This octagon and its mirror image in y: sums become differences."""
         sums, diffs = self.bands[:2], self.bands[2:]

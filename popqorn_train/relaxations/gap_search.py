@@ -89,9 +89,8 @@ def _range(product: Product, box: Rectangle) -> tuple[Tensor, Tensor]:
 def least_gap(product: Product, domain: Domain) -> PlaneStrip:
     """The plane whose greatest distance from f is smallest, nearly; slopes without gradient."""
     octagon = domain if isinstance(domain, Octagon) else _uncut(domain)
-    ends = [end.expand_as(octagon.box.ly) for end in (*octagon.box, *octagon.bands)]
-    found = compiled.strips(ends, curved=product.curved)
-    return _least_gap(product, octagon) if found is None else PlaneStrip(*found)
+    found = compiled.strips(octagon.ends(), curved=product.curved)
+    return _least_gap(product, octagon) if found is None else PlaneStrip(*found.unbind())
 
 
 def _least_gap(product: Product, octagon: Octagon) -> PlaneStrip:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from popqorn_train.kernels.chords import CURVED, MEMORY, SIGMOID, TANH, strips_with_gradient
-from popqorn_train.relaxations.domain import Domain, Rectangle
+from popqorn_train.relaxations.domain import Bands, Domain, Octagon, Rectangle
 from popqorn_train.relaxations.extremum import (
     argmax_sigmoid,
     argmax_tanh,
@@ -143,8 +143,8 @@ def chords(product: Product, domain: Domain) -> PlaneStrip:
 
     The bands bound dx dy / (half_x half_y) = ((p + q)^2 - (p - q)^2) / 4.
     """
-    ends = [end.expand_as(domain.box.ly) for end in (*domain.box, *_bands_of(domain))]
-    known = strips_with_gradient(CURVED if product.curved else MEMORY, ends)
+    octagon = Octagon(domain.box, Bands(*_bands_of(domain)))
+    known = strips_with_gradient(CURVED if product.curved else MEMORY, octagon.ends())
     return _chords(product, domain) if known is None else PlaneStrip(*known)
 
 

@@ -17,6 +17,8 @@ SHAPES = {
     "frames": ((2, 3, 5, 4), (2, 1, 5, 4)),
     "a side for all samples": ((2, 3, 4), (1, 1, 4)),
     "single numbers": ((2, 3), (2, 1)),
+    "sides without an axis of rows": ((2, 3, 4), (2, 4)),
+    "sides of frames, for all samples and rows": ((2, 3, 5, 4), (1, 5, 4)),
 }
 shapes = pytest.mark.parametrize(("on", "of"), SHAPES.values(), ids=SHAPES)
 counts = pytest.mark.parametrize("arguments", [0, 1, 2, 3])
@@ -40,6 +42,7 @@ def test_positive_slopes_take_the_lower_side_and_negative_ones_the_upper(on, of,
     slope, *sides = problem(on, of, arguments)
     half = len(sides) // 2
     *slopes, constant = carried(slope, *sides)
+    sides = [side if side.ndim == slope.ndim else side[:, None] for side in sides]
     terms = [
         torch.where(slope > 0, slope * low, slope * high)
         for low, high in zip(sides[:half], sides[half:], strict=True)

@@ -6,6 +6,7 @@ import torch
 from popqorn_train import LpBall, bound
 from popqorn_train.bounds.method import CrownIBP
 from popqorn_train.bounds.methods import TRAINING
+from popqorn_train.bounds.outline import Outline
 from popqorn_train.certificates.margins import margin_rows, other_classes
 from tests.problems import build, predicted, sequences
 
@@ -16,7 +17,7 @@ def both(model, x, y, epsilon):
     """The margin, and what it is the larger of."""
     graph = bound(model).instance(x).graph(LpBall(epsilon))
     rows = margin_rows(y, 3, x, other_classes(y, 3))
-    forms, _ = FAST.from_forms(graph, rows)
+    forms, _ = FAST.from_forms(graph, rows, Outline(graph))
     return FAST.bounded(graph, rows)[0], forms, CrownIBP(1).lower(graph, rows)
 
 

@@ -95,7 +95,7 @@ def excess(model, x, ball, steps, strip="least_gap"):
         run.run()
         worst, count = -math.inf, 0
         for step in steps:
-            values = values_at(run._nodes[-1], case.value + step)
+            values = values_at(run._outline.nodes[-1], case.value + step)
             for node, (lower, upper) in run.measured.items():
                 value = values[node]
                 off = torch.maximum(lower - value, value - upper).max().item()
@@ -233,7 +233,7 @@ def test_float32_forms_allow_for_their_rounding():
             run.run()
         exact = bound(model.double()).instance(x.float().double())
         nodes = exact.graph(ball)
-        twins = dict(zip(run._nodes, ancestors(nodes), strict=True))
+        twins = dict(zip(run._outline.nodes, ancestors(nodes), strict=True))
         widths = []
         with torch.no_grad():
             for step in steps:

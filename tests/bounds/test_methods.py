@@ -177,8 +177,10 @@ def test_what_decides_proves_what_the_method_proves(cell, epsilon):
 def test_intervals_are_asked_of_samples_that_forms_do_not_prove(monkeypatch):
     method = METHODS["popqorn-fast"]
     bound = torch.tensor([[0.1, 0.2], [-0.1, 0.3]])
-    monkeypatch.setattr(popqorn, "_of_intervals", lambda output, rows: torch.ones(len(rows), 2))
-    monkeypatch.setattr(FastPopqorn, "from_forms", lambda self, output, rows: (bound[rows], None))
+    monkeypatch.setattr(popqorn, "_of_intervals", lambda output, rows, _: torch.ones(len(rows), 2))
+    monkeypatch.setattr(
+        FastPopqorn, "from_forms", lambda self, output, rows, _: (bound[rows], None)
+    )
     output = SimpleNamespace(region="moves")
     for rows, expected in (
         ([0, 1], [[0.1, 0.2], [1.0, 1.0]]),
