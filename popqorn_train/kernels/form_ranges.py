@@ -94,7 +94,7 @@ def _lie_apart(data: Tensor, widths: Sequence[int]) -> bool:
 def _places(start: int, data: Tensor | None, widths: Sequence[int]) -> tuple[int, ...]:
     """Where rows lie, and where spans begin."""
     if data is None:
-        return *layout(start, data), *widths
+        return *layout(start, data), *(0 for _ in widths)
     if _lie_apart(data, widths):
         step = data.stride(2)
         return *layout(start, data), *(step * k for k in range(len(widths)))
