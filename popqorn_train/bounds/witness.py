@@ -17,6 +17,7 @@ from popqorn_train.bounds.node import Node, Nonlinear, Root
 from popqorn_train.perturbations.region import Bounds
 
 _ROUNDING = 1e4  # units of rounding of a node's scale that are no contradiction
+_LEFT = 1e-2  # of the numbers that cancelled out counts behind a nonlinearity
 _TWICE = 100  # squares of that unit, of the largest number of a graph, that are none either
 
 
@@ -79,19 +80,30 @@ def sizes_of(values: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
     """How large the numbers are that every node was made of, since the last nonlinearity.
 
     What is added up may cancel out, and what cancelled out may be read by further affine nodes:
-    their rounding is that of the numbers before.
+    their rounding is that of the numbers before. Where nothing else is left, as of a state whose
+    gate rounds to 1, a nonlinearity passes it on.
     """
     sizes: dict[Node, Tensor] = {}
     for node, value in values.items():  # from the root on
         own = value.abs().nan_to_num(0, 0, 0)
         if isinstance(node, Nonlinear):
-            read = [values[x].abs().nan_to_num(0, 0, 0).amax() for x in node.inputs]
-            sizes[node] = torch.stack([own.amax(), *read]).amax().expand_as(value)
+            sizes[node] = _behind(own, node, values, sizes).expand_as(value)
         elif isinstance(node, Root) or not node.inputs:
             sizes[node] = own
         else:
             sizes[node] = node.size(None, *[sizes[x] for x in node.inputs])
     return sizes
+
+
+def _behind(
+    own: Tensor, node: Nonlinear, values: Mapping[Node, Tensor], sizes: Mapping[Node, Tensor]
+) -> Tensor:
+    """How large the numbers behind a nonlinearity are."""
+    read = [values[x].abs().nan_to_num(0, 0, 0).amax() for x in node.inputs]
+    size = torch.stack([own.amax(), *read]).amax()
+    before = torch.stack([sizes[x].nan_to_num(0, 0, 0).amax() for x in node.inputs]).amax()
+    rounds = size <= _ROUNDING * torch.finfo(size.dtype).eps * before
+    return torch.where(rounds, _LEFT * before, size)
 
 
 def _beyond(

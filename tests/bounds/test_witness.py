@@ -1,8 +1,10 @@
 """What is a contradiction, and what is rounding."""
 
+import pytest
 import torch
 
 from popqorn_train import LpBall
+from popqorn_train.bounds.activation import Activation
 from popqorn_train.bounds.affine import Linear
 from popqorn_train.bounds.backward import Enclosure
 from popqorn_train.bounds.gated import Blend
@@ -40,14 +42,39 @@ def test_a_node_that_is_0_is_rounded_as_what_it_comes_from():
     assert "leaves its range" in moved(node, values, 1e-32)
 
 
-def test_what_cancels_out_in_a_nonlinearity_is_rounded_so_in_whatever_reads_it():
+def nearly_open():
     """A blend of 1 and 0 by a gate that is nearly open: 4e-21, or 0 by rounding."""
     x = torch.tensor([[[60.0, 47.0]]], dtype=F64)
     root = Root(LpBall(0.0).around(x))
     rows = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.0))
     gate, one, state = (Linear(root, torch.tensor([row], dtype=F64)) for row in rows)
-    node = Linear(Blend(gate, one, state), torch.ones(1, 1, dtype=F64))
+    return Linear(Blend(gate, one, state), torch.ones(1, 1, dtype=F64)), x
+
+
+def test_what_cancels_out_in_a_nonlinearity_is_rounded_so_in_whatever_reads_it():
+    node, x = nearly_open()
     values = values_at(node, x)
     assert values[node].abs().max() < 1e-15
     assert moved(node, values, 4e-21) is None
     assert "leaves its range" in moved(node, values, 1e-9)
+
+
+@pytest.mark.parametrize("curves", [("relu",), ("tanh",), ("relu", "tanh")])
+def test_what_is_left_of_it_behind_nonlinearities_is_rounding_too(curves):
+    node, x = nearly_open()
+    for curve in curves:
+        node = Linear(Activation(curve, node), torch.ones(1, 1, dtype=F64))
+    values = values_at(node, x)
+    assert moved(node, values, 4e-21) is None
+    assert "leaves its range" in moved(node, values, 1e-9)
+
+
+def test_what_stands_beside_other_numbers_behind_a_nonlinearity_is_no_rounding():
+    """Numbers of 60 that do not cancel out do not make 1e-6 into their rounding."""
+    x = torch.tensor([[[60.0, 1e-3]]], dtype=F64)
+    root = Root(LpBall(0.0).around(x))
+    row = torch.tensor([[1.0, 1.0], [-1.0, 0.0]], dtype=F64)
+    shifted = Linear(root, row, torch.tensor([-60.0, 60.0], dtype=F64))
+    node = Linear(Activation("tanh", shifted), torch.ones(1, 2, dtype=F64))
+    values = values_at(node, x)
+    assert "leaves its range" in moved(node, values, 1e-13)
