@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from popqorn_train import LpBall, bound
+from popqorn_train.bounds import popqorn
 from popqorn_train.bounds.method import CrownIBP
 from popqorn_train.bounds.methods import TRAINING
 from popqorn_train.bounds.outline import Outline
@@ -35,3 +36,17 @@ def test_the_gradient_is_that_of_the_larger_margin(epsilon, wins):
     )
     for found, wanted in zip(one, other, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("epsilon", "wins"), [(0.01, False), (1.0, True)])
+def test_intervals_get_a_gradient_only_where_they_are_larger_somewhere(epsilon, wins, monkeypatch):
+    asked, intervals = [], popqorn._of_intervals
+
+    def recorded(*args):
+        asked.append(torch.is_grad_enabled())
+        return intervals(*args)
+
+    model, x = build("tanh"), sequences(16, 5)
+    monkeypatch.setattr(popqorn, "_of_intervals", recorded)
+    both(model, x, predicted(model, x), epsilon)
+    assert asked == ([False, True] if wins else [False])
