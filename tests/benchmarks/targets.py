@@ -1,6 +1,6 @@
 """Print what the certifying methods must reach, and what they reach.
 
-python tests/benchmarks/targets.py [methods] [popqorn] [planes] [cost]
+python tests/benchmarks/targets.py [methods] [radii] [popqorn] [planes] [cost]
 
 Without a name, everything. Reads the folder named by POPQORN_GOLDEN like peers.py. One CPU thread;
 seconds are process time. The first line times a matrix product, so that seconds measured on
@@ -87,13 +87,8 @@ def _seconds(run: Callable[[], Any]) -> tuple[Any, float]:
 
 def certified_counts() -> None:
     """Certified images, l_inf clipped to [0, 1]."""
-    for title, (epsilons, wanted, peers) in TARGETS.items():
-        file, cell, name, head = LIRPA[title]
-        golden = load(file, cell, name, head)
-        net, x, y, _ = golden
-        domain = {"low": 0.0, "high": 1.0}
-        shown = " ".join(f"{epsilon:g}" for epsilon in epsilons)
-        print(f"\n{title}: certified of 20 at {shown}; {peers}")
+    for title, (epsilons, wanted, _) in TARGETS.items():
+        net, x, y, domain = _announced(title)
         for method in METHOD_ROWS:
             certify(net, x, y, LpBall(epsilons[0], **domain), method=method)
             found = [
@@ -103,7 +98,13 @@ def certified_counts() -> None:
             counts = "/".join(str(int(proof.certified.sum())) for proof, _ in found)
             seconds = sum(seconds for _, seconds in found) / len(found) / len(x)
             asked = wanted.get(method, "-")
-            print(f"  {method:<18}{counts:>14}  asked {asked:<12}{seconds:.3f} s/image")
+            print(f"  {method:<18}{counts:>14}  asked {asked:<12}{seconds:.3f} s/image", flush=True)
+
+
+def radii() -> None:
+    """The same counted from radii, and what a search takes."""
+    for title, (epsilons, *_) in TARGETS.items():
+        net, x, y, domain = _announced(title)
         reach = empirical_radius(net, x, y, **domain)
         for method in METHOD_ROWS:
             ball = LpBall(0.0, **domain)
@@ -119,6 +120,15 @@ def certified_counts() -> None:
                 f"  {method:<18}{counts:>14}  of radii, median {median:.5f}, of the attacked one "
                 f"{share.median():.3f}, {evaluations:.1f} margins, {seconds / len(x):.2f} s/image"
             )
+
+
+def _announced(title: str) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
+    """A network with its images and the domain of their pixels, under its title."""
+    epsilons, _, peers = TARGETS[title]
+    net, x, y, _ = load(*LIRPA[title])
+    shown = " ".join(f"{epsilon:g}" for epsilon in epsilons)
+    print(f"\n{title}: certified of {len(x)} at {shown}; {peers}", flush=True)
+    return net, x, y, {"low": 0.0, "high": 1.0}
 
 
 def _counts(radius: Tensor, epsilons: tuple[float, ...]) -> str:
@@ -234,7 +244,13 @@ def _one(*, T: int, H: int, B: int) -> float:
     return _seconds(lambda: certify(net, x, y, ball))[1] / B
 
 
-PARTS = {"methods": certified_counts, "popqorn": popqorn_radii, "planes": plane_gaps, "cost": cost}
+PARTS = {
+    "methods": certified_counts,
+    "radii": radii,
+    "popqorn": popqorn_radii,
+    "planes": plane_gaps,
+    "cost": cost,
+}
 
 
 def main() -> None:
